@@ -1,0 +1,1 @@
+"""Configuration groups in YAML, shipped with the package."""

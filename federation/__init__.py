@@ -1,0 +1,1 @@
+"""Federations that exchange prototype memories."""

@@ -1,0 +1,33 @@
+"""Errors that a user can cause, each with what was expected and what to do about it."""
+
+
+class ProtoclError(Exception):
+    """Base of the errors that the command line reports without a traceback.
+
+    Attributes:
+        exit_code: status with which the command ``protocl`` ends.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(ProtoclError):
+    """A configuration key, value or name that does not exist or does not fit."""
+
+    exit_code = 2
+
+
+class DataError(ProtoclError):
+    """Data or weights that are absent or unreadable."""
+
+    exit_code = 3
+
+
+class FingerprintError(ProtoclError, ValueError):
+    """Statistics of one feature extractor met those of another."""
+
+    exit_code = 4
+
+
+class NotFittedError(ProtoclError, RuntimeError):
+    """A head was asked for predictions before it was fitted."""

@@ -1,0 +1,75 @@
+"""Named parts (strategies, heads, backbones, benchmarks), found through entry points.
+
+A third party's package registers a part by declaring, in its own ``pyproject.toml``::
+
+    [project.entry-points."protocl.strategies"]
+    my_method = "my_package.my_module:MyConfig"
+
+protocl's own parts are declared in the same way, so there is one path for both.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from protocl.errors import ConfigError
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among ``known``; it names the nearest one.
+
+    Args:
+        kind: what the name should have been, as a singular noun ("strategy").
+        name: what was asked for.
+        known: the names that exist.
+    """
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return ConfigError(f"unknown {kind} '{name}': {hint}choose from {', '.join(choices) or '(none)'}")
+
+
+class Registry:
+    """The parts that installed packages declare under one entry-point group.
+
+    Args:
+        group: entry-point group, such as ``"protocl.strategies"``.
+        kind: singular noun used in messages.
+    """
+
+    def __init__(self, group: str, kind: str) -> None:
+        self.group = group
+        self.kind = kind
+
+    def _entries(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """Registered names in alphabetical order."""
+        return sorted(self._entries())
+
+    def get(self, name: str) -> Any:
+        """Import and return the part called ``name``.
+
+        Raises:
+            ConfigError: nothing is registered under ``name``, or its package fails to import.
+        """
+        entries = self._entries()
+        if name not in entries:
+            raise unknown_name(self.kind, name, entries)
+        try:
+            return entries[name].load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.kind} '{name}' is registered as {entries[name].value}, "
+                f"which cannot be imported: {error}"
+            ) from error
+
+
+STRATEGIES = Registry("protocl.strategies", "strategy")
+HEADS = Registry("protocl.heads", "head")
+BACKBONES = Registry("protocl.backbones", "backbone")
+BENCHMARKS = Registry("protocl.benchmarks", "benchmark")
