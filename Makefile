@@ -1,0 +1,72 @@
+# `make demo` shows the library at work, `make test` checks all of it. Both install what they need.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+INSTALLED := $(VENV)/.installed
+NOTEBOOKS_INSTALLED := $(VENV)/.installed-notebooks
+TYPECHECK := build/typecheck
+CODE := protocl strategies federation configs tests
+
+.PHONY: help setup demo test test-slow lint format typecheck notebooks bench clean
+
+help:  ## Show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+setup: $(INSTALLED)  ## Create .venv and install protocl into it
+
+# The stamp is written last: an installation that was cut short is taken up again.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing protocl and its dependencies into $(VENV) (minutes on a first call)"
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint $(CONSTRAINTS)
+	@touch $@
+
+$(NOTEBOOKS_INSTALLED): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --editable '.[notebooks]' --constraint $(CONSTRAINTS)
+	@touch $@
+
+demo: setup  ## Run the benchmark on digits: five strategies, three seeds
+	@$(BIN)/protocl run experiment=demo
+
+test: setup lint typecheck  ## Lint, check types, run the tests
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-slow: setup  ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+lint: setup
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+
+format: setup  ## Apply the formatter and the safe lint fixes
+	@$(BIN)/ruff check --fix $(CODE)
+	@$(BIN)/ruff format $(CODE)
+
+# Folder and import name differ for the mapped packages (strategies/ is protocl.strategies), so
+# the checker reads an installed copy. The last command gives the messages their source paths.
+typecheck: setup
+	@rm -rf build/lib build/bdist.* $(TYPECHECK)
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(TYPECHECK) .
+	@MYPYPATH=$(TYPECHECK) $(BIN)/mypy --package protocl \
+		| sed -E 's#^$(TYPECHECK)/protocl/(strategies|federation|configs)/#\1/#; s#^$(TYPECHECK)/##'
+
+notebooks: $(NOTEBOOKS_INSTALLED)  ## Execute every notebook; fails on the first error in one
+	@shopt -s nullglob; for notebook in notebooks/*.ipynb; do \
+		echo "$$notebook"; $(BIN)/jupyter execute "$$notebook"; \
+	done
+
+bench: setup  ## Measure speed against Avalanche, side by side
+	@$(BIN)/protocl bench $(BENCH_FLAGS)
+
+clean:  ## Remove build results and caches; keeps .venv and runs
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
