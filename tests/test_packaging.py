@@ -1,0 +1,164 @@
+"""What the package ships, what importing it costs, and which way its dependencies point."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "protocl",
+    "strategies",
+    "federation",
+    "configs",
+)
+# Folder in the repository -> folder in the wheel.
+ROOMS = {
+    "protocl": "protocl",
+    "strategies": "protocl/strategies",
+    "federation": "protocl/federation",
+    "configs": "protocl/configs",
+}
+# Each costs a fraction of a second up to several seconds to import.
+HEAVY = (
+    "avalanche",
+    "flwr",
+    "timm",
+    "matplotlib",
+    "torchvision",
+    "sklearn",
+    "tensorboard",
+    "wandb",
+)
+
+
+def copy_sources(target: Path) -> Path:
+    """The files a build reads, apart from the work tree so that building leaves no trace in it."""
+    target.mkdir()
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target / name)
+    return target
+
+
+def build(source: Path, hook: str) -> Path:
+    """Run a PEP 517 hook of setuptools in ``source``; the path of what it built."""
+    script = f"from setuptools import build_meta; print(build_meta.{hook}('dist'))"
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return source / "dist" / run.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(copy_sources(tmp_path_factory.mktemp("wheel") / "source"), "build_wheel")
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(copy_sources(tmp_path_factory.mktemp("sdist") / "source"), "build_sdist")
+
+
+def shipped(wheel: Path) -> set[str]:
+    """Names in a wheel, its metadata folder left out."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def test_wheel_ships_every_module_and_config(wheel: Path) -> None:
+    expected = {"protocl/py.typed"}
+    for folder, target in ROOMS.items():
+        for suffix in ("py", "yaml"):
+            expected |= {
+                f"{target}/{path.relative_to(ROOT / folder).as_posix()}"
+                for path in (ROOT / folder).rglob(f"*.{suffix}")
+            }
+    assert any(name.startswith("protocl/configs/") and name.endswith(".yaml") for name in expected)
+    assert shipped(wheel) == expected
+
+
+def test_wheel_has_the_command_and_the_entry_points(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+        text = archive.read(name).decode()
+    assert "protocl = protocl.cli:main" in text
+    assert "[protocl.heads]" in text
+
+
+def test_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    assert shipped(build(source, "build_wheel")) == shipped(wheel)
+
+
+def declared_entry_points() -> list[EntryPoint]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"console_scripts": project["scripts"], **project["entry-points"]}
+    return [
+        EntryPoint(name=name, value=value, group=group)
+        for group, entries in groups.items()
+        for name, value in entries.items()
+    ]
+
+
+@pytest.mark.parametrize("entry", declared_entry_points(), ids=lambda e: f"{e.group}:{e.name}")
+def test_entry_point_loads(entry: EntryPoint) -> None:
+    assert callable(entry.load())
+
+
+@pytest.mark.parametrize("module", ["protocl", "protocl.heads", "protocl.config", "protocl.cli"])
+def test_import_loads_nothing_heavy(module: str) -> None:
+    script = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    loaded = set(json.loads(run.stdout))
+    assert "torch" in loaded, "the list of modules does not look like one"
+    assert not loaded & set(HEAVY)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Full names of everything that a file of the core imports, at its top or inside functions."""
+    package = ("protocl", *path.relative_to(ROOT / "protocl").parent.parts)
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_core_imports_neither_strategies_nor_federation() -> None:
+    files = sorted((ROOT / "protocl").rglob("*.py"))
+    assert len(files) > 5
+    outer = ("protocl.strategies", "protocl.federation", "strategies", "federation")
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in files
+        for name in imported_modules(path)
+        if any(name == room or name.startswith(f"{room}.") for room in outer)
+    }
+    assert not found
