@@ -49,6 +49,8 @@ class Setup:
         seed: seed of the run, for strategies with a random state of their own.
         plugins: Avalanche plugins of the runner, to be placed after the strategy's own.
         evaluator: Avalanche ``EvaluationPlugin`` that logs to TensorBoard.
+        fingerprint: of the backbone that makes the features, also when they were encoded before
+            the run; a prototype memory carries it.
     """
 
     model: nn.Module
@@ -58,6 +60,7 @@ class Setup:
     seed: int
     plugins: list[Any]
     evaluator: Any
+    fingerprint: str | None = None
 
 
 @dataclass

@@ -1,0 +1,287 @@
+"""From ``key=value`` arguments and YAML files to checked experiment configurations.
+
+Three sources, the later wins: the YAML file of each picked group (``strategy=slda`` reads
+``configs/strategy/slda.yaml``), the preset (``experiment=NAME``), the command line. A comma
+outside brackets and quotes makes a sweep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from protocl.config import ExperimentConfig, StrategyConfig
+from protocl.errors import ConfigError
+from protocl.registry import BACKBONES, BENCHMARKS, STRATEGIES, Registry, unknown_name
+
+GROUPS: dict[str, Registry] = {
+    "benchmark": BENCHMARKS,
+    "backbone": BACKBONES,
+    "strategy": STRATEGIES,
+}
+_NOT_SWEPT = {"experiment", "jobs", "resume", "output", "cache"}
+_PRESET_DEFAULTS = {"benchmark": "digits", "backbone": "identity"}
+
+Settings = dict[str, Any]
+"""Keys as typed on the command line (``strategy``, ``strategy.lr``), each with one value."""
+
+
+def load(arguments: Sequence[str]) -> list[ExperimentConfig]:
+    """The configurations of all runs that ``arguments`` ask for; the first key varies slowest.
+
+    Args:
+        arguments: ``key=value`` texts as typed on the command line.
+
+    Raises:
+        ConfigError: an unknown key or name, or a value that does not fit its key.
+    """
+    return [compose(settings) for settings in expand(parse(arguments))]
+
+
+def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each key: those of the preset, overruled by those of ``arguments``.
+
+    Picking a group anew drops what the preset says about the old pick's own keys.
+    """
+    typed: dict[str, list[Any]] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"'{argument}' is not of the form key=value, such as seed=1")
+        typed[key] = [_value(key, part) for part in split_commas(text)]
+        if key in _NOT_SWEPT and len(typed[key]) > 1:
+            raise ConfigError(f"{argument}: '{key}' takes one value; it cannot be swept")
+    preset = typed.pop("experiment", None)
+    if preset is None:
+        return typed
+    kept = {
+        key: values
+        for key, values in _read_preset(str(preset[0])).items()
+        if key.partition(".")[0] not in typed
+    }
+    return {**kept, **typed}
+
+
+def expand(values: Mapping[str, Sequence[Any]]) -> list[Settings]:
+    """Every combination of the values of all keys."""
+    return [
+        dict(zip(values, combination, strict=True))
+        for combination in itertools.product(*values.values())
+    ]
+
+
+def split_commas(text: str) -> list[str]:
+    """Split at commas that stand outside brackets, braces and quotes.
+
+    >>> split_commas("1,2,[3,4],'a,b'")
+    ['1', '2', '[3,4]', "'a,b'"]
+    """
+    parts = [""]
+    depth, quote = 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def compose(settings: Settings) -> ExperimentConfig:
+    """The configuration of one run, every key and value checked against the schema."""
+    settings = dict(settings)
+    config: DictConfig = OmegaConf.structured(ExperimentConfig)
+    schemas: dict[str, type] = {"": ExperimentConfig}
+    for group in GROUPS:
+        picked = _pick(group, settings)
+        if group == "strategy":
+            config.strategy = OmegaConf.structured(_strategy_schema(picked["name"]))
+        schemas[group] = OmegaConf.get_type(config, group)
+        for key, value in picked.items():
+            _assign(config, schemas, f"{group}.{key}", value)
+    for key, value in settings.items():
+        _assign(config, schemas, key, value)
+    try:
+        composed = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration does not resolve: {_first_line(error)}") from error
+    assert isinstance(composed, ExperimentConfig)
+    _validate(composed)
+    return composed
+
+
+def to_yaml(config: ExperimentConfig) -> str:
+    """The resolved configuration as YAML; ``experiment=that_file.yaml`` runs it again."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def group_names(group: str) -> list[str]:
+    """Every name that ``group=NAME`` accepts: shipped YAML files and registered parts."""
+    folder = files("protocl.configs") / group
+    shipped = {
+        entry.name.removesuffix(".yaml")
+        for entry in (folder.iterdir() if folder.is_dir() else ())
+        if entry.name.endswith(".yaml")
+    }
+    registered = GROUPS[group].names() if group in GROUPS else []
+    return sorted(shipped.union(registered))
+
+
+def _pick(group: str, settings: Settings) -> dict[str, Any]:
+    """Take ``group`` (or the ``group.name`` of a saved configuration) out of ``settings``.
+
+    Returns:
+        The values that this pick gives to the keys of the group, ``name`` among them.
+    """
+    name_key = f"{group}.name"
+    if group not in settings and name_key in settings:
+        return {"name": str(settings.pop(name_key))}
+    if name_key in settings:
+        raise ConfigError(f"{name_key}={settings[name_key]}: write {group}={settings[name_key]}")
+    picked = settings.pop(group, _PRESET_DEFAULTS.get(group))
+    if picked is None:
+        raise ConfigError(
+            f"{group} is not set: add {group}=NAME with one of {', '.join(group_names(group))}"
+        )
+    name = str(picked)
+    source = _group_file(group, name)
+    if source is None:
+        if name not in GROUPS[group].names():
+            raise unknown_name(group, name, group_names(group))
+        return {"name": name}
+    return {"name": name, **_read_mapping(source)}
+
+
+def _strategy_schema(name: str) -> type[StrategyConfig]:
+    schema = STRATEGIES.get(name)
+    if not (isinstance(schema, type) and issubclass(schema, StrategyConfig)):
+        raise ConfigError(
+            f"strategy '{name}' is registered as {schema!r}; expected a subclass of "
+            "protocl.config.StrategyConfig"
+        )
+    return schema
+
+
+def _group_file(group: str, name: str) -> Traversable | None:
+    """The YAML file of ``group=name``: a path of the user's, or a file that protocl ships."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"{group}={name}: there is no such file")
+        return path
+    shipped = files("protocl.configs") / group / f"{name}.yaml"
+    return shipped if shipped.is_file() else None
+
+
+def _read_preset(name: str) -> dict[str, list[Any]]:
+    """A preset as keys with their values; ``sweep:`` holds the keys with more than one."""
+    source = _group_file("experiment", name)
+    if source is None:
+        raise unknown_name("experiment", name, group_names("experiment"))
+    content = _read_mapping(source)
+    sweep = content.pop("sweep", None) or {}
+    values: dict[str, list[Any]] = {}
+    for key, value in content.items():
+        if key in GROUPS and isinstance(value, dict):
+            values.update({f"{key}.{inner}": [given] for inner, given in value.items()})
+        else:
+            values[key] = [value]
+    for key, choices in sweep.items():
+        if not isinstance(choices, list) or not choices:
+            raise ConfigError(f"{source}: sweep.{key} is {choices!r}; expected a list of values")
+        values[key] = choices
+    return values
+
+
+def _read_mapping(source: Traversable) -> dict[str, Any]:
+    try:
+        content = OmegaConf.create(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} is not readable as YAML: {error}") from error
+    mapping = OmegaConf.to_container(content)
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{source} holds {type(mapping).__name__}; expected 'key: value' lines")
+    return {str(key): value for key, value in mapping.items()}
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[call-overload,index]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key}={text}: the value is not readable: {error}") from error
+
+
+def _assign(config: DictConfig, schemas: Mapping[str, type], key: str, value: Any) -> None:
+    group, _, name = key.rpartition(".")
+    fields = (
+        {field.name: field for field in dataclasses.fields(schemas.get(group, object))}
+        if group in schemas
+        else {}
+    )
+    if name not in fields:
+        raise ConfigError(_unknown_key(key, schemas))
+    expected = fields[name].type
+    annotation = expected if isinstance(expected, str) else getattr(expected, "__name__", expected)
+    if isinstance(value, int) and not isinstance(value, bool) and _float_only(str(annotation)):
+        value = float(value)
+    try:
+        OmegaConf.update(config, key, value)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}={value}: expected {annotation}") from error
+
+
+def _float_only(annotation: str) -> bool:
+    """OmegaConf refuses ``1`` for ``float | str``, though it takes it for ``float``."""
+    kinds = {kind.strip() for kind in annotation.split("|")}
+    return "float" in kinds and "int" not in kinds
+
+
+def _unknown_key(key: str, schemas: Mapping[str, type]) -> str:
+    known = [
+        f"{group}.{field.name}" if group else field.name
+        for group, schema in schemas.items()
+        for field in dataclasses.fields(schema)
+    ]
+    last = key.rpartition(".")[2]
+    near = [name for name in known if name.rpartition(".")[2] == last]
+    near += difflib.get_close_matches(key, known, n=1)
+    near += [name for name in known if name.endswith("." + (_closest(last, known) or " "))]
+    if near:
+        return f"unknown key {key}: did you mean {near[0]}?"
+    return f"unknown key {key}: choose from {', '.join(known)}"
+
+
+def _closest(last: str, known: Sequence[str]) -> str | None:
+    matches = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in known], n=1)
+    return matches[0] if matches else None
+
+
+def _validate(config: ExperimentConfig) -> None:
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed={config.seed}: expected 0 <= seed < 2**32")
+    if config.jobs < 1:
+        raise ConfigError(f"jobs={config.jobs}: expected at least 1")
+    parts = Path(config.name).parts
+    if not parts or Path(config.name).is_absolute() or ".." in parts:
+        raise ConfigError(
+            f"name={config.name!r}: expected a folder name below output, such as digits-slda"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
