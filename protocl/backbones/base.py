@@ -1,0 +1,110 @@
+"""What every backbone has: preprocessing, a network, a width, an identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (torch's own convention)
+
+from protocl.data.arrays import tensor_hash
+
+
+class Backbone(nn.Module):
+    """A network behind its own preprocessing.
+
+    Args:
+        network: maps preprocessed input to features ``(N, feature_dim)``.
+        feature_dim: width of the features.
+        architecture: says, with the class and weights, what the network computes: name, width,
+            stem. Part of the fingerprint.
+        image_size: side in pixels to which images are resized (bilinear, antialiased); None leaves
+            them as they are.
+        mean: per channel, subtracted after resizing; in units of [0, 1].
+        std: per channel, divided by after that.
+        channels: channels that the network takes; grey images are repeated to fill them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        feature_dim: int,
+        *,
+        architecture: str,
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.feature_dim = feature_dim
+        self.architecture = architecture
+        self.image_size = image_size
+        self.channels = channels
+        self.normalized = mean is not None or std is not None
+        if self.normalized:
+            for name, values in (("mean", mean or (0.0,)), ("std", std or (1.0,))):
+                value = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+                self.register_buffer(name, value, persistent=False)
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Resize, repeat grey channels and normalise images ``(N, C, H, W)``."""
+        if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+        if self.channels is not None and x.shape[1] == 1 and self.channels > 1:
+            x = x.expand(-1, self.channels, -1, -1)
+        return (x - self.mean) / self.std if self.normalized else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(N, feature_dim)`` of images ``(N, C, H, W)`` in [0, 1] or of vectors."""
+        features: Tensor = self.network(self.preprocess(x))
+        return features
+
+    def describe(self) -> str:
+        """Architecture and preprocessing in one line."""
+        size = "native size" if self.image_size is None else f"resized to {self.image_size}"
+        if not self.normalized:
+            return f"{self.architecture}, {size}"
+        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return f"{self.architecture}, {size}, mean {mean}, std {std}"
+
+
+class Classifier(nn.Module):
+    """A backbone and the layer that classifies its features.
+
+    Args:
+        backbone: gives features ``(N, D)``.
+        classifier: gives logits ``(N, C)`` from them.
+    """
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(N, C)``."""
+        logits: Tensor = self.classifier(self.backbone(x))
+        return logits
+
+
+def fingerprint(backbone: nn.Module) -> str:
+    """SHA-256 (hexadecimal) of what a backbone computes.
+
+    It covers the classes of all its modules, the architecture and preprocessing of a
+    :class:`Backbone`, and every parameter and buffer by name, type, shape and content. Device and
+    train/eval mode do not count.
+    """
+    digest = hashlib.sha256()
+    for name, module in backbone.named_modules():
+        kind = type(module)
+        digest.update(f"{name}:{kind.__module__}.{kind.__qualname__}\n".encode())
+        if isinstance(module, Backbone):
+            digest.update(f"{module.describe()}\n".encode())
+    for name, tensor in sorted(backbone.state_dict().items()):
+        digest.update(f"{name}:{tensor_hash(tensor)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""The configuration of a backbone, and the way from its name to the module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from protocl.backbones.base import Backbone
+from protocl.backbones.weights import load_weights
+from protocl.errors import ConfigError
+from protocl.registry import BACKBONES
+
+
+@dataclass
+class BackboneConfig:
+    """Which feature extractor (configuration group ``backbone``).
+
+    Attributes:
+        name: registered backbone (``protocl list backbones``), or ``timm/NAME`` for a model of
+            the library timm.
+        checkpoint: local file of weights (``.safetensors``, or a ``state_dict`` saved by
+            ``torch.save``) loaded into it.
+        pretrained: start from the published weights, where there are any.
+        width: channels of the first stage, for backbones that come in several.
+        image_size: side in pixels to which images are resized inside the module; None for the
+            backbone's own choice.
+        seed: seed of the initial weights; None takes the seed of the run.
+    """
+
+    name: str = "identity"
+    checkpoint: str | None = None
+    pretrained: bool = False
+    width: int | None = None
+    image_size: int | None = None
+    seed: int | None = None
+
+
+def build_backbone(config: BackboneConfig, input_shape: tuple[int, ...], seed: int) -> Backbone:
+    """Build the backbone that ``config`` names, on the CPU and in training mode.
+
+    Initial weights are drawn from a fork of the global random state, which stays as it was.
+
+    Args:
+        config: name and options.
+        input_shape: one sample: ``(C, H, W)`` or ``(D,)``.
+        seed: seed of the run, used when ``config.seed`` is None.
+
+    Raises:
+        ConfigError: unknown name, an option that this backbone does not have, or samples that it
+            does not take.
+        DataError: an extra that is not installed, or weights that are absent or do not fit.
+    """
+    for key in ("width", "image_size"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"backbone.{key}={value}: expected a number of at least 1")
+    builder = BACKBONES.get(config.name.split("/")[0])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed if config.seed is None else config.seed)
+        backbone: Backbone = builder(config, input_shape)
+    if config.checkpoint is not None:
+        load_weights(backbone, config.checkpoint)
+    return backbone
+
+
+def require_images(config: BackboneConfig, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width of the images that the network sees.
+
+    Raises:
+        ConfigError: the samples are vectors, or have neither 1 nor 3 channels.
+    """
+    if len(input_shape) != 3 or input_shape[0] not in (1, 3):
+        raise ConfigError(
+            f"backbone '{config.name}' takes images (C, H, W) with 1 or 3 channels; a sample here "
+            f"is {tuple(input_shape)}; for vectors use backbone=identity"
+        )
+    channels, height, width = input_shape
+    if config.image_size is not None:
+        return channels, config.image_size, config.image_size
+    return channels, height, width
+
+
+def refuse(config: BackboneConfig, *keys: str) -> None:
+    """Refuse options that a backbone does not have, instead of ignoring them.
+
+    Raises:
+        ConfigError: one of ``keys`` is set.
+    """
+    for key in keys:
+        value = getattr(config, key)
+        if value:
+            raise ConfigError(f"backbone.{key}={value}: backbone '{config.name}' has no such option")

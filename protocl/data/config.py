@@ -1,0 +1,124 @@
+"""The configuration of a benchmark, and the way from its name to its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from protocl.errors import ConfigError, DataError
+from protocl.registry import BENCHMARKS
+
+if TYPE_CHECKING:
+    from protocl.data.arrays import ArrayData
+
+
+@dataclass
+class BenchmarkConfig:
+    """Which data, and how its classes arrive (configuration group ``benchmark``).
+
+    How the classes are cut into experiences: ``protocol`` if given, else ``increment`` (with
+    ``base_classes``) if given, else ``n_experiences`` equal parts.
+
+    Attributes:
+        name: registered data set (``protocl list benchmarks``).
+        root: folder in which downloaded data sets live.
+        path: file or folder of data brought by the user: an ``.npz`` archive, a folder of idx
+            files (MNIST, Fashion-MNIST), or an image folder with ``train/`` and ``test/``.
+        download: fetch a torchvision data set that is absent.
+        n_experiences: number of experiences of equal size.
+        base_classes: classes in the first experience; 0 or None for no base session.
+        increment: classes in each (further) experience.
+        protocol: base session and increment in one field: ``B50-Inc10``, ``B0-Inc10``.
+        classes: use only the class ids below this number.
+        class_order: class ids in the order of arrival; may leave classes out.
+        shuffle_classes: without ``class_order``: seeded order (true) or by id (false).
+        order_seed: seed of the class order; None takes the seed of the run. The order is
+            ``numpy.random.RandomState(seed).permutation``, so 1993 gives the order that is usual
+            in the literature.
+        task_labels: number the experiences as tasks; otherwise all are task 0.
+        validation: share of each class's training data, in [0, 1), that is held out and used *in
+            place of* the test data, for choosing hyperparameters.
+        train_per_class: keep only the first so many training samples of each class.
+        test_per_class: the same for test samples.
+        split: part of a data set that has parts: Omniglot's ``background`` or ``evaluation``.
+        image_size: side in pixels to which images are resized when they are read (image folders,
+            Omniglot's own files); a backbone's ``image_size`` is separate.
+    """
+
+    name: str = "digits"
+    root: str = "~/.cache/protocl/data"
+    path: str | None = None
+    download: bool = False
+    n_experiences: int | None = 5
+    base_classes: int | None = None
+    increment: int | None = None
+    protocol: str | None = None
+    classes: int | None = None
+    class_order: list[int] | None = None
+    shuffle_classes: bool = True
+    order_seed: int | None = None
+    task_labels: bool = False
+    validation: float = 0.0
+    train_per_class: int | None = None
+    test_per_class: int | None = None
+    split: str | None = None
+    image_size: int | None = None
+
+
+def load_data(config: BenchmarkConfig) -> ArrayData:
+    """Load the data set that ``config`` names, restricted as it asks.
+
+    Raises:
+        ConfigError: unknown name, or a value out of range.
+        DataError: files are absent or damaged; the message says where they are expected.
+    """
+    for key in ("classes", "train_per_class", "test_per_class", "image_size"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"benchmark.{key}={value}: expected a number of at least 1")
+    data: ArrayData = BENCHMARKS.get(config.name)(config)
+    return _restrict(data, config)
+
+
+def _restrict(data: ArrayData, config: BenchmarkConfig) -> ArrayData:
+    """Keep ``config.classes`` classes and ``..._per_class`` samples of each."""
+    if config.classes is not None and config.classes > data.n_classes:
+        raise ConfigError(
+            f"benchmark.classes={config.classes}: {data.name} has {data.n_classes} classes"
+        )
+    n_classes = config.classes or data.n_classes
+    train = _first_of_each(data, data.y_train, n_classes, config.train_per_class, "train_per_class")
+    test = _first_of_each(data, data.y_test, n_classes, config.test_per_class, "test_per_class")
+    if len(train) == len(data.y_train) and len(test) == len(data.y_test):
+        return data
+    return type(data)(
+        data.x_train[train],
+        data.y_train[train],
+        data.x_test[test],
+        data.y_test[test],
+        data.class_names[:n_classes],
+        data.name,
+    )
+
+
+def _first_of_each(
+    data: ArrayData, y: torch.Tensor, n_classes: int, limit: int | None, key: str
+) -> torch.Tensor:
+    """Rows ``(K,)`` of the first ``limit`` samples of each class below ``n_classes``, in order."""
+    wanted = (y < n_classes).nonzero().flatten()
+    if limit is None:
+        return wanted
+    counts = torch.bincount(y[wanted], minlength=n_classes)
+    present = counts[counts > 0]
+    if len(present) and int(present.min()) < limit:
+        scarce = int(torch.where(counts > 0, counts, counts.max() + 1).argmin())
+        raise DataError(
+            f"benchmark.{key}={limit}: class {scarce} ('{data.class_names[scarce]}') of "
+            f"{data.name} has {int(counts[scarce])} samples; ask for at most that many"
+        )
+    by_class = wanted[y[wanted].argsort(stable=True)]
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(len(by_class)) - starts[y[by_class]]
+    return by_class[rank < limit].sort().values

@@ -1,0 +1,191 @@
+"""Data sets in NumPy's ``.npz`` archives."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.npyio import NpzFile
+from torch import Tensor
+
+from protocl.data.arrays import ArrayData
+from protocl.data.config import BenchmarkConfig
+from protocl.errors import ConfigError, DataError
+
+SPLITS = ("evaluation", "background")
+DEFAULT_TRAIN, DEFAULT_TEST = 15, 5
+
+
+def load_npz(config: BenchmarkConfig) -> ArrayData:
+    """Read the archive at ``config.path``.
+
+    It holds either ``x_train, y_train, x_test, y_test`` and optionally ``classes`` (names), or,
+    as Omniglot does, for each of the splits ``background`` and ``evaluation``
+    ``x_<split>, y_<split>`` and optionally ``classes_<split>``: of such a split the first
+    ``train_per_class`` (15) samples of each class are training data and the next
+    ``test_per_class`` (5) are test data.
+
+    Images are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``, ``uint8`` or floating point in
+    [0, 1]; features are ``(N, D)``.
+
+    Raises:
+        ConfigError: no path, or an unknown split.
+        DataError: the file is absent or unreadable, lacks keys, or holds arrays that do not fit.
+    """
+    if config.path is None:
+        raise ConfigError(f"benchmark '{config.name}' reads an archive: give benchmark.path=FILE.npz")
+    path = Path(config.path).expanduser()
+    with _open(path) as archive:
+        keys = set(archive.files)
+        if {"x_train", "y_train", "x_test", "y_test"} <= keys:
+            if config.split is not None:
+                raise ConfigError(
+                    f"benchmark.split={config.split}: {path} has a training and a test part and no "
+                    "such splits; leave benchmark.split out"
+                )
+            return _given_split(archive, path, config.name)
+        if any(f"x_{split}" in keys for split in SPLITS):
+            return _pooled_split(archive, path, config)
+    raise DataError(
+        f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; expected x_train, y_train, x_test, "
+        "y_test (and classes), or x_background, y_background, x_evaluation, y_evaluation"
+    )
+
+
+def _open(path: Path) -> NpzFile:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; give the archive with benchmark.path=FILE.npz")
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as an .npz archive: {error}") from error
+    if not isinstance(archive, NpzFile):
+        raise DataError(f"{path} is a single array; expected an .npz archive of several")
+    return archive
+
+
+def _read(archive: NpzFile, key: str, path: Path) -> np.ndarray:
+    if key not in archive.files:
+        raise DataError(f"{path} lacks '{key}'; it holds {', '.join(sorted(archive.files))}")
+    try:
+        return np.asarray(archive[key])
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: '{key}' cannot be read: {error}") from error
+
+
+def _given_split(archive: NpzFile, path: Path, name: str) -> ArrayData:
+    y_train = to_labels(_read(archive, "y_train", path), f"{path}: y_train")
+    y_test = to_labels(_read(archive, "y_test", path), f"{path}: y_test")
+    return ArrayData(
+        to_samples(_read(archive, "x_train", path), f"{path}: x_train"),
+        y_train,
+        to_samples(_read(archive, "x_test", path), f"{path}: x_test"),
+        y_test,
+        _names(archive, "classes", path, torch.cat([y_train, y_test])),
+        name,
+    )
+
+
+def _pooled_split(archive: NpzFile, path: Path, config: BenchmarkConfig) -> ArrayData:
+    split = check_split(config)
+    x = to_samples(_read(archive, f"x_{split}", path), f"{path}: x_{split}")
+    y = to_labels(_read(archive, f"y_{split}", path), f"{path}: y_{split}")
+    return split_each_class(x, y, _names(archive, f"classes_{split}", path, y), config)
+
+
+def _names(archive: NpzFile, key: str, path: Path, y: Tensor) -> list[str]:
+    if key in archive.files:
+        return [str(name) for name in _read(archive, key, path)]
+    return [str(label) for label in range(int(y.max()) + 1 if len(y) else 0)]
+
+
+def check_split(config: BenchmarkConfig) -> str:
+    """``config.split``, or ``evaluation`` where it is not given.
+
+    Raises:
+        ConfigError: it is neither of the two splits.
+    """
+    split = config.split or "evaluation"
+    if split not in SPLITS:
+        raise ConfigError(f"benchmark.split={split}: expected one of {', '.join(SPLITS)}")
+    return split
+
+
+def split_each_class(x: Tensor, y: Tensor, names: list[str], config: BenchmarkConfig) -> ArrayData:
+    """Cut a set without a split of its own: the first samples of each class train, the next test.
+
+    Args:
+        x: samples ``(N, ...)``.
+        y: class ids ``(N,)``.
+        names: one per class id.
+        config: ``train_per_class`` (15 if None) and ``test_per_class`` (5 if None).
+
+    Raises:
+        DataError: a class has fewer samples than the two together.
+    """
+    n_train = config.train_per_class or DEFAULT_TRAIN
+    n_test = config.test_per_class or DEFAULT_TEST
+    counts = torch.bincount(y, minlength=len(names))
+    if int(counts.min()) < n_train + n_test:
+        scarce = int(counts.argmin())
+        raise DataError(
+            f"{config.name}: class {scarce} ('{names[scarce]}') has {int(counts[scarce])} samples; "
+            f"train_per_class={n_train} and test_per_class={n_test} need {n_train + n_test}"
+        )
+    by_class = y.argsort(stable=True)
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(len(y)) - starts[y[by_class]]
+    train = by_class[rank < n_train]
+    test = by_class[(rank >= n_train) & (rank < n_train + n_test)]
+    return ArrayData(x[train], y[train], x[test], y[test], names, config.name)
+
+
+def to_samples(array: np.ndarray, what: str) -> Tensor:
+    """An array of images or features as a tensor ``(N, C, H, W)`` or ``(N, D)``.
+
+    Args:
+        array: see :func:`load_npz` for the shapes and types that are understood.
+        what: where the array comes from, for messages.
+
+    Raises:
+        DataError: another shape or type, or floating-point pixels outside [0, 1].
+    """
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise DataError(f"{what} is {array.dtype}; expected uint8 or floating point")
+    if array.ndim == 2:
+        return torch.from_numpy(array.astype(np.float32))
+    tensor = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
+    if tensor.ndim == 3:
+        tensor = tensor.unsqueeze(1)
+    elif tensor.ndim == 4 and tensor.shape[-1] in (1, 3):
+        tensor = tensor.permute(0, 3, 1, 2)
+    elif tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
+        raise DataError(
+            f"{what} has shape {tuple(array.shape)}; expected (N, H, W), (N, H, W, C) or "
+            "(N, C, H, W) with 1 or 3 channels, or features (N, D)"
+        )
+    if tensor.is_floating_point() and len(tensor):
+        low, high = (float(v) for v in tensor.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"{what} has values in {low:g}..{high:g}; expected floating-point pixels in [0, 1] "
+                "(or uint8 in 0..255)"
+            )
+    return tensor.contiguous()
+
+
+def to_labels(array: np.ndarray, what: str) -> Tensor:
+    """Labels ``(N,)`` as int64.
+
+    Raises:
+        DataError: not one-dimensional, not integers, or negative.
+    """
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise DataError(
+            f"{what} is {array.dtype} of shape {array.shape}; expected integers of shape (N,)"
+        )
+    if len(array) and array.min() < 0:
+        raise DataError(f"{what} holds the label {array.min()}; expected labels of at least 0")
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,0 +1,199 @@
+"""Class-incremental streams: the order of the classes, their cut into experiences."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocl.data.arrays import ArrayData, TensorData
+from protocl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from protocl.data.config import BenchmarkConfig
+
+_PROTOCOL = re.compile(r"B(\d+)-Inc(\d+)", re.IGNORECASE)
+
+
+def build_benchmark(config: BenchmarkConfig, data: ArrayData, seed: int) -> Any:
+    """An Avalanche class-incremental benchmark over ``data``.
+
+    It is built with ``nc_benchmark``, so that batches are ``(x, y, t)`` as LwF, iCaRL and others
+    need; every class of the order and every sample of it is in exactly one experience, and class
+    ids are those of the data set. The global random state is neither read nor changed.
+
+    Args:
+        config: how to order and cut the classes.
+        data: images or features.
+        seed: seed of the run: held-out samples, and the class order unless ``order_seed`` is set.
+
+    Returns:
+        An Avalanche ``NCScenario`` with ``train_stream`` and ``test_stream``; the data set at the
+        root of both is :class:`TensorData`.
+
+    Raises:
+        ConfigError: the order or the cut does not fit the classes.
+        DataError: a class has no test samples, or too few to hold some out.
+    """
+    if config.validation:
+        data = hold_out(data, config.validation, seed)
+    order = class_order(config, data.y_train, seed)
+    sizes = experience_sizes(config, len(order))
+    absent = sorted(set(order) - set(data.y_test.unique().tolist()))
+    if absent:
+        raise DataError(
+            f"{data.name}: class {absent[0]} ('{data.class_names[absent[0]]}') has training but no "
+            "test samples; add some, leave it out of benchmark.class_order, or use "
+            "benchmark.validation"
+        )
+    from avalanche.benchmarks import nc_benchmark
+
+    return nc_benchmark(
+        TensorData(data.x_train, data.y_train),
+        TensorData(data.x_test, data.y_test),
+        n_experiences=len(sizes),
+        task_labels=config.task_labels,
+        shuffle=False,
+        fixed_class_order=order,
+        per_exp_classes=dict(enumerate(sizes)),
+    )
+
+
+def class_order(config: BenchmarkConfig, labels: Tensor, seed: int) -> list[int]:
+    """Class ids in their order of arrival.
+
+    Args:
+        config: ``class_order``, ``shuffle_classes`` and ``order_seed`` are read.
+        labels: training labels ``(N,)``; their distinct values are the classes there are.
+        seed: used when ``config.order_seed`` is None.
+
+    Raises:
+        ConfigError: a given order repeats a class or names one that does not exist.
+    """
+    classes: list[int] = labels.unique().tolist()
+    if config.class_order is not None:
+        return _given_order(list(config.class_order), classes)
+    if not config.shuffle_classes:
+        return classes
+    order_seed = seed if config.order_seed is None else config.order_seed
+    permutation = np.random.RandomState(order_seed).permutation(len(classes))
+    return [classes[i] for i in permutation]
+
+
+def _given_order(order: list[int], classes: list[int]) -> list[int]:
+    unknown = sorted(set(order) - set(classes))
+    repeated = sorted({c for c in order if order.count(c) > 1})
+    if unknown or repeated or not order:
+        problem = (
+            f"class {unknown[0]} does not exist"
+            if unknown
+            else f"class {repeated[0]} appears twice"
+            if repeated
+            else "the list is empty"
+        )
+        raise ConfigError(
+            f"benchmark.class_order: {problem}; expected distinct ids out of the "
+            f"{len(classes)} classes {classes[0]}..{classes[-1]}"
+        )
+    return order
+
+
+def experience_sizes(config: BenchmarkConfig, n_classes: int) -> list[int]:
+    """Number of classes in each experience; they add up to ``n_classes``.
+
+    There is no remainder: a cut that does not come out even is an error that names those that do.
+
+    Raises:
+        ConfigError: malformed protocol, conflicting fields, or an uneven cut.
+    """
+    base, increment = _base_and_increment(config)
+    if increment is None:
+        return _equal_parts(config.n_experiences, n_classes)
+    rest = n_classes - base
+    if not 0 <= base < n_classes or not 1 <= increment <= rest or rest % increment:
+        valid = _divisors(rest) if 0 <= base < n_classes else "none: the base session is too large"
+        raise ConfigError(
+            f"benchmark protocol B{base}-Inc{increment} does not fit {n_classes} classes: the "
+            f"increment must divide the {rest} classes after the base session; valid: {valid}"
+        )
+    return ([base] if base else []) + [increment] * (rest // increment)
+
+
+def _base_and_increment(config: BenchmarkConfig) -> tuple[int, int | None]:
+    if config.protocol is None:
+        if config.increment is None and config.base_classes:
+            raise ConfigError(
+                f"benchmark.base_classes={config.base_classes} needs benchmark.increment as well, "
+                f"or benchmark.protocol=B{config.base_classes}-Inc10"
+            )
+        return config.base_classes or 0, config.increment
+    if config.base_classes is not None or config.increment is not None:
+        raise ConfigError(
+            f"benchmark.protocol={config.protocol} and benchmark.base_classes / increment say the "
+            "same thing twice; give one of the two"
+        )
+    match = _PROTOCOL.fullmatch(config.protocol.strip())
+    if match is None:
+        raise ConfigError(
+            f"benchmark.protocol={config.protocol}: expected B<base classes>-Inc<increment>, "
+            "such as B50-Inc10 or B0-Inc10"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _equal_parts(n_experiences: int | None, n_classes: int) -> list[int]:
+    if n_experiences is None:
+        raise ConfigError(
+            "benchmark: nothing says how to cut the stream; give n_experiences, or increment, or "
+            "protocol=B0-Inc10"
+        )
+    if not 1 <= n_experiences <= n_classes or n_classes % n_experiences:
+        raise ConfigError(
+            f"benchmark.n_experiences={n_experiences} does not divide {n_classes} classes; "
+            f"valid: {_divisors(n_classes)}"
+        )
+    return [n_classes // n_experiences] * n_experiences
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+
+
+def hold_out(data: ArrayData, share: float, seed: int) -> ArrayData:
+    """Replace the test data by a share of the training data, held out from it.
+
+    The share is taken from each class (at least one sample, and at least one stays), drawn with a
+    generator of its own.
+
+    Args:
+        data: its test data is left aside.
+        share: held-out share of each class, in (0, 1).
+        seed: decides which samples are held out.
+
+    Raises:
+        ConfigError: ``share`` is outside (0, 1).
+        DataError: a class has a single training sample.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"benchmark.validation={share}: expected a share of at least 0, below 1")
+    y = data.y_train
+    counts = torch.bincount(y, minlength=data.n_classes)
+    if bool((counts == 1).any()):
+        single = int((counts == 1).nonzero()[0])
+        raise DataError(
+            f"{data.name}: class {single} ('{data.class_names[single]}') has one training sample; "
+            "benchmark.validation needs at least two in each class"
+        )
+    shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[y[shuffled].argsort(stable=True)]
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(len(y)) - starts[y[by_class]]
+    take = (counts * share).round().long().clamp(min=1).minimum((counts - 1).clamp(min=0))
+    held = torch.zeros(len(y), dtype=torch.bool)
+    held[by_class[rank < take[y[by_class]]]] = True
+    return ArrayData(
+        data.x_train[~held], y[~held], data.x_train[held], y[held], data.class_names, data.name
+    )
