@@ -27,11 +27,11 @@ setup: $(INSTALLED)  ## Create .venv and install protocl into it
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing protocl and its dependencies into $(VENV) (minutes on a first call)"
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint $(CONSTRAINTS)
+	@$(BIN)/python -m pip install --editable '.[dev]' --constraint $(CONSTRAINTS)
 	@touch $@
 
 $(NOTEBOOKS_INSTALLED): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --editable '.[notebooks]' --constraint $(CONSTRAINTS)
+	@$(BIN)/python -m pip install --editable '.[notebooks]' --constraint $(CONSTRAINTS)
 	@touch $@
 
 demo: setup  ## Run the benchmark on digits: five strategies, three seeds
