@@ -1,0 +1,275 @@
+"""One experiment, from its configuration to its result."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from protocl import provenance
+from protocl.backbones import save_weights
+from protocl.checkpoint import CheckpointFolder
+from protocl.config import ExperimentConfig, Setup
+from protocl.errors import ConfigError, DataError
+from protocl.evaluation import History
+from protocl.phases import PhaseLog
+from protocl.preparation import prepare
+from protocl.recorder import EvaluationRecorder
+from protocl.result import backbone_of, build_result, memory_of
+from protocl.runs import RESULT_FILE, exclusive, is_complete, read_result
+from protocl.storage import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        phase: ``"data"``, ``"features"``, ``"train"``, ``"eval"`` or ``"report"``.
+        experience: index of the experience, from 0; None before the first.
+        n_experiences: number of experiences; None before the stream is built.
+        epoch: index of the epoch, from 0, while training.
+        n_epochs: epochs of this experience.
+    """
+
+    phase: str
+    experience: int | None = None
+    n_experiences: int | None = None
+    epoch: int | None = None
+    n_epochs: int | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    run_dir: Path,
+    *,
+    on_progress: ProgressCallback | None = None,
+    feature_progress: bool = False,
+) -> dict[str, Any]:
+    """Run one experiment, or the rest of one that was interrupted.
+
+    After each experience a checkpoint of everything is written to ``run_dir/checkpoint``. Called
+    again with the same configuration and folder, it continues there and ends with the numbers
+    that an undisturbed run ends with; on the CPU bit for bit.
+
+    Args:
+        config: what to run.
+        run_dir: existing folder of the run (:func:`protocl.runs.open_run`).
+        on_progress: called at the start of each part.
+        feature_progress: show a progress bar on standard error while features are computed.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        ProtoclError: the configuration, the data or a checkpoint does not allow the run.
+    """
+    with exclusive(run_dir):
+        finished = read_result(run_dir)
+        if finished is not None and is_complete(finished):
+            return finished
+        return _Run(config, run_dir, on_progress or _ignore, feature_progress).finish()
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``device=name`` means; ``"auto"`` is CUDA where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device={name}: not available here ({str(error).splitlines()[0]}); "
+            "use auto, cpu or cuda"
+        ) from error
+    return device
+
+
+class EpochProgress:
+    """Avalanche plugin that reports the start of each training epoch.
+
+    Args:
+        report: called with index and number of the epoch.
+    """
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self._report = report
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Report where the training stands."""
+        self._report(strategy.clock.train_exp_epochs, strategy.train_epochs)
+
+
+class _Run:
+    """The state of one run; :meth:`finish` takes it from wherever it stands to its end."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        on_progress: ProgressCallback,
+        feature_progress: bool,
+    ) -> None:
+        from avalanche.training.determinism.rng_manager import RNGManager
+
+        from protocl.tensorboard import EventLogger
+
+        self.config = config
+        self.run_dir = run_dir
+        self.on_progress = on_progress
+        self.random = RNGManager
+        self.checkpoints = CheckpointFolder(run_dir / "checkpoint")
+        self.phases = PhaseLog()
+        device = resolve_device(config.device)
+        self.random.set_random_seeds(config.seed)
+        self.prepared = prepare(config, device, self.phases, self._tell, feature_progress)
+        self.events = EventLogger(run_dir)
+        self.epochs = EpochProgress(lambda epoch, n: self._tell("train", epoch, n))
+        self.shared = {
+            **self.prepared.shared_objects(),
+            "events": self.events,
+            "epochs": self.epochs,
+        }
+        if not self._continue(device):
+            self._begin(device)
+
+    @property
+    def n_experiences(self) -> int:
+        return len(self.prepared.benchmark.train_stream)
+
+    def finish(self) -> dict[str, Any]:
+        """Train and evaluate on the experiences that remain, then write the results."""
+        try:
+            for t in range(len(self.history.evaluations), self.n_experiences):
+                self._learn(t)
+                self._save()
+            return self._conclude()
+        finally:
+            self.events.close()
+
+    def _begin(self, device: torch.device) -> None:
+        """Build the strategy for the first experience."""
+        from protocl.tensorboard import evaluation_plugin
+
+        self.history = History()
+        self.recorder = EvaluationRecorder()
+        setup = Setup(
+            model=self.prepared.model,
+            feature_dim=self.prepared.feature_dim,
+            n_classes=self.prepared.n_classes,
+            device=device,
+            seed=self.config.seed,
+            plugins=[self.recorder, self.epochs],
+            evaluator=evaluation_plugin(self.events),
+            fingerprint=self.prepared.fingerprint,
+        )
+        try:
+            self.strategy = self.config.strategy.build(setup)
+        except ValueError as error:
+            raise ConfigError(f"strategy={self.config.strategy.name}: {error}") from error
+
+    def _continue(self, device: torch.device) -> bool:
+        """Take up the newest checkpoint that is whole; False where there is none."""
+        state = self.checkpoints.load_newest(self.shared, device, _warn)
+        if state is None:
+            return False
+        self._check_origin(state)
+        self.strategy, self.recorder = state["strategy"], state["recorder"]
+        self.history = History.from_dict(state["history"])
+        self.phases = PhaseLog(state["phases"] + self.phases.entries)
+        torch.set_num_threads(state["threads"])  # sums depend on it in the last bit
+        self.random.__setstate__(state["random"])
+        self.events.purge(self.strategy.clock.train_iterations + 1)
+        return True
+
+    def _check_origin(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose continuation would not be the same run."""
+        if state["data_hash"] != self.prepared.data_hash:
+            raise DataError(
+                f"{self.run_dir}: the data of benchmark '{self.config.benchmark.name}' changed "
+                "since the run began; restore it, or start anew without resume=true"
+            )
+        present = provenance.versions()
+        if state["versions"] != present:
+            changed = sorted(dict(state["versions"].items() ^ present.items()))
+            raise ConfigError(
+                f"{self.run_dir}: {', '.join(changed)} changed version since the run began; "
+                "install those named in its result.json, or start anew without resume=true"
+            )
+
+    def _learn(self, t: int) -> None:
+        """Train on experience ``t`` and evaluate on the test stream up to it."""
+        benchmark = self.prepared.benchmark
+        self._tell("train")
+        with self.phases.phase("train", t):
+            self.strategy.train(benchmark.train_stream[t])
+        self._tell("eval")
+        with self.phases.phase("eval", t):
+            self.strategy.eval(benchmark.test_stream[: t + 1])
+        self.history.append(self.recorder.last)
+
+    def _save(self) -> None:
+        """Write the result so far, then the checkpoint from which the run can continue."""
+        self.events.flush()
+        self._write_result()
+        state = {
+            "strategy": self.strategy,
+            "recorder": self.recorder,
+            "history": self.history.to_dict(),
+            "phases": self.phases.entries,
+            "random": self.random.__getstate__(),
+            "threads": torch.get_num_threads(),
+            "data_hash": self.prepared.data_hash,
+            "versions": provenance.versions(),
+        }
+        self.checkpoints.save(len(self.history.evaluations) - 1, state, self.shared)
+
+    def _conclude(self) -> dict[str, Any]:
+        """Write memory, weights and plots, last of all the complete result."""
+        from protocl.report import plot_run
+
+        self._tell("report")
+        memory, backbone = memory_of(self.strategy), backbone_of(self.strategy)
+        if memory is not None:
+            memory.save(self.run_dir / "memory.safetensors")
+        if self.config.strategy.trains_backbone and backbone is not None:
+            save_weights(backbone, self.run_dir / "backbone.safetensors")
+        result = self._write_result()
+        plot_run(result, self.run_dir / "plots")
+        self.checkpoints.clear()
+        return result
+
+    def _write_result(self) -> dict[str, Any]:
+        result = build_result(self.config, self.prepared, self.strategy, self.history, self.phases)
+        atomic_write(self.run_dir / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
+        return result
+
+    def _tell(self, phase: str, epoch: int | None = None, n_epochs: int | None = None) -> None:
+        if phase in ("data", "features"):
+            self.on_progress(Progress(phase))
+            return
+        t = len(self.history.evaluations)
+        self.on_progress(Progress(phase, t, self.n_experiences, epoch, n_epochs))
+
+
+def _warn(error: DataError) -> None:
+    logger.warning("%s; continuing from the one before it", error)
+
+
+def _ignore(progress: Progress) -> None:
+    """Report to nobody."""

@@ -1,0 +1,106 @@
+"""From a configuration to what a strategy learns from and on: stream and model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from protocl.backbones import BackboneConfig, Classifier, build_backbone, fingerprint
+from protocl.config import ExperimentConfig
+from protocl.data import build_benchmark, load_data
+from protocl.features import FeatureCache
+from protocl.phases import PhaseLog
+
+
+@dataclass
+class Prepared:
+    """What one run works on.
+
+    Attributes:
+        benchmark: Avalanche benchmark, over images or over features computed beforehand.
+        model: classifier on the device of the run; its backbone is the identity where the
+            features were computed beforehand.
+        feature_dim: width ``D`` of the features.
+        n_classes: number of class ids, the width of the model's logits.
+        class_names: one name per class id.
+        data_hash: SHA-256 of the data set as loaded.
+        fingerprint: of the backbone before the first experience.
+    """
+
+    benchmark: Any
+    model: Classifier
+    feature_dim: int
+    n_classes: int
+    class_names: list[str]
+    data_hash: str
+    fingerprint: str
+
+    def shared_objects(self) -> dict[str, object]:
+        """The objects, by name, that a checkpoint refers to instead of holding them."""
+        shared: dict[str, object] = {
+            "benchmark": self.benchmark,
+            "train_stream": self.benchmark.train_stream,
+            "test_stream": self.benchmark.test_stream,
+        }
+        for part in ("train", "test"):
+            dataset = getattr(self.benchmark, f"original_{part}_dataset")
+            shared[f"{part}_dataset"] = dataset
+            for number, leaf in enumerate(_leaves(dataset._flat_data)):
+                shared[f"{part}_data_{number}"] = leaf
+        return shared
+
+
+def prepare(
+    config: ExperimentConfig,
+    device: torch.device,
+    phases: PhaseLog,
+    on_phase: Callable[[str], None],
+    feature_progress: bool,
+) -> Prepared:
+    """Load the data, encode it once if the backbone stays frozen, and build stream and model.
+
+    The initial weights come from the global random state, which the caller has seeded.
+
+    Args:
+        config: what to run.
+        device: where the model is placed.
+        phases: receives the entries ``"data"`` and ``"features"``.
+        on_phase: called with the name of each phase as it starts.
+        feature_progress: show a progress bar while features are computed.
+    """
+    on_phase("data")
+    with phases.phase("data"):
+        data = load_data(config.benchmark)
+        data_hash = data.content_hash
+    backbone = build_backbone(config.backbone, data.input_shape, config.seed)
+    identity = fingerprint(backbone)
+    if not config.strategy.trains_backbone and config.backbone.name != "identity":
+        on_phase("features")
+        with phases.phase("features"):
+            cache = FeatureCache(config.cache)
+            data = cache.encode(data, backbone, device=device, progress=feature_progress)
+        backbone = build_backbone(BackboneConfig(name="identity"), data.input_shape, config.seed)
+    classifier = nn.Linear(backbone.feature_dim, data.n_classes)
+    return Prepared(
+        benchmark=build_benchmark(config.benchmark, data, config.seed),
+        model=Classifier(backbone, classifier).to(device),
+        feature_dim=backbone.feature_dim,
+        n_classes=data.n_classes,
+        class_names=data.class_names,
+        data_hash=data_hash,
+        fingerprint=identity,
+    )
+
+
+def _leaves(node: Any) -> Iterator[Any]:
+    """The data sets at the bottom of Avalanche's tree of subsets and concatenations."""
+    children = getattr(node, "_datasets", None)
+    if children is None:
+        yield node
+        return
+    for child in children:
+        yield from _leaves(child)

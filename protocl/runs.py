@@ -1,0 +1,115 @@
+"""The folders of runs: where a run writes, and which one a resumed run continues."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from protocl.config import ExperimentConfig
+from protocl.errors import ConfigError
+from protocl.settings import to_yaml
+from protocl.storage import atomic_write
+
+CONFIG_FILE = "config.yaml"
+RESULT_FILE = "result.json"
+_LOCK_FILE = ".lock"
+# Keys that say how a run is carried out, not what it computes.
+_INCIDENTAL = ("resume", "jobs", "output", "cache")
+
+
+def open_run(config: ExperimentConfig) -> Path:
+    """The folder for a run: a new one, or with ``resume`` the newest of the same configuration.
+
+    The same configuration means equal values of all keys but ``resume``, ``jobs``, ``output`` and
+    ``cache``. The folder may hold a finished run: see :func:`read_result`.
+    """
+    if config.resume:
+        found = find_run(config)
+        if found is not None:
+            return found
+    return create_run(config)
+
+
+def create_run(config: ExperimentConfig) -> Path:
+    """Make ``<output>/<name>/<time>-<seed>`` with the resolved configuration in it."""
+    parent = Path(config.output).expanduser() / config.name
+    parent.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{config.seed}"
+    attempt = 1
+    while True:
+        folder = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another run of the same second
+            attempt += 1
+            continue
+        atomic_write(folder / CONFIG_FILE, to_yaml(config))
+        return folder
+
+
+def find_run(config: ExperimentConfig) -> Path | None:
+    """The newest folder of a run with this configuration, finished or not."""
+    parent = Path(config.output).expanduser() / config.name
+    wanted = _identity(asdict(config))
+    for file in sorted(parent.glob(f"*/{CONFIG_FILE}"), reverse=True):
+        try:
+            saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{file} is not readable as YAML: {error}; restore it, or delete its folder"
+            ) from error
+        if isinstance(saved, dict) and _identity(saved) == wanted:
+            return file.parent
+    return None
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The content of ``result.json``, or None where a run has not written it yet."""
+    file = folder / RESULT_FILE
+    if not file.is_file():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is damaged ({error}); delete it to continue the run") from error
+    return result
+
+
+def is_complete(result: dict[str, Any] | None) -> bool:
+    """Whether a result is that of a run which went to its end."""
+    return result is not None and result.get("status") == "complete"
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into ``folder``; the system frees it if we are killed.
+
+    Raises:
+        ConfigError: another process is at work there.
+    """
+    lock = FileLock(folder / _LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder} is in use by another process; wait for it, or run without resume=true"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _identity(config: dict[str, Any]) -> Any:
+    # Through JSON, so that tuples and lists, which YAML does not tell apart, compare equal.
+    return json.loads(
+        json.dumps({key: value for key, value in config.items() if key not in _INCIDENTAL})
+    )
