@@ -26,6 +26,8 @@ from protocl.storage import atomic_write
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoint"
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -77,6 +79,7 @@ def run_experiment(
     with exclusive(run_dir):
         finished = read_result(run_dir)
         if finished is not None and is_complete(finished):
+            CheckpointFolder(run_dir / CHECKPOINTS).clear()
             return finished
         return _Run(config, run_dir, on_progress or _ignore, feature_progress).finish()
 
@@ -133,7 +136,7 @@ class _Run:
         self.run_dir = run_dir
         self.on_progress = on_progress
         self.random = RNGManager
-        self.checkpoints = CheckpointFolder(run_dir / "checkpoint")
+        self.checkpoints = CheckpointFolder(run_dir / CHECKPOINTS)
         self.phases = PhaseLog()
         device = resolve_device(config.device)
         self.random.set_random_seeds(config.seed)
@@ -226,7 +229,7 @@ class _Run:
     def _save(self) -> None:
         """Write the result so far, then the checkpoint from which the run can continue."""
         self.events.flush()
-        self._write_result()
+        self._write(self._result(complete=False))
         state = {
             "strategy": self.strategy,
             "recorder": self.recorder,
@@ -249,15 +252,24 @@ class _Run:
             memory.save(self.run_dir / "memory.safetensors")
         if self.config.strategy.trains_backbone and backbone is not None:
             save_weights(backbone, self.run_dir / "backbone.safetensors")
-        result = self._write_result()
+        result = self._result(complete=True)
         plot_run(result, self.run_dir / "plots")
+        self._write(result)
         self.checkpoints.clear()
         return result
 
-    def _write_result(self) -> dict[str, Any]:
-        result = build_result(self.config, self.prepared, self.strategy, self.history, self.phases)
+    def _result(self, *, complete: bool) -> dict[str, Any]:
+        return build_result(
+            self.config,
+            self.prepared,
+            self.strategy,
+            self.history,
+            self.phases,
+            complete=complete,
+        )
+
+    def _write(self, result: dict[str, Any]) -> None:
         atomic_write(self.run_dir / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
-        return result
 
     def _tell(self, phase: str, epoch: int | None = None, n_epochs: int | None = None) -> None:
         if phase in ("data", "features"):

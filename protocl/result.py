@@ -23,11 +23,10 @@ def build_result(
     strategy: Any,
     history: History,
     phases: PhaseLog,
+    *,
+    complete: bool,
 ) -> dict[str, Any]:
     """All that is known about a run after at least one evaluation, in the form of JSON.
-
-    ``status`` is ``"complete"`` when every experience of the stream was evaluated, else
-    ``"running"``.
 
     Args:
         config: what is run.
@@ -35,16 +34,16 @@ def build_result(
         strategy: the Avalanche strategy in its present state.
         history: the evaluations so far.
         phases: times and memory so far.
+        complete: whether nothing of the run remains to be done.
     """
     info = config.strategy.info
     memory = memory_of(strategy)
     device = str(strategy.device)
-    done = len(history.evaluations) == len(prepared.benchmark.train_stream)
     return {
         "format": FORMAT,
         "name": config.name,
         "seed": config.seed,
-        "status": "complete" if done else "running",
+        "status": "complete" if complete else "running",
         "benchmark": _describe_benchmark(config, prepared),
         "strategy": {
             "name": config.strategy.name,

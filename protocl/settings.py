@@ -110,6 +110,7 @@ def compose(settings: Settings) -> ExperimentConfig:
     for group in GROUPS:
         picked = _pick(group, settings)
         if group == "strategy":
+            # The base class has no fields of the strategy's own; its subclass takes its place.
             config.strategy = OmegaConf.structured(_strategy_schema(picked["name"]))
         schemas[group] = OmegaConf.get_type(config, group)
         for key, value in picked.items():
@@ -128,6 +129,11 @@ def compose(settings: Settings) -> ExperimentConfig:
 def to_yaml(config: ExperimentConfig) -> str:
     """The resolved configuration as YAML; ``experiment=that_file.yaml`` runs it again."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def from_yaml(text: str) -> ExperimentConfig:
+    """The configuration that :func:`to_yaml` wrote."""
+    return compose(_flat(_read_mapping(text.encode(), "the configuration")))
 
 
 def group_names(group: str) -> list[str]:
@@ -161,10 +167,11 @@ def _pick(group: str, settings: Settings) -> dict[str, Any]:
     name = str(picked)
     source = _group_file(group, name)
     if source is None:
-        if name not in GROUPS[group].names():
+        # A family such as timm/NAME is registered under its first part.
+        if group in GROUPS and name.partition("/")[0] not in GROUPS[group].names():
             raise unknown_name(group, name, group_names(group))
         return {"name": name}
-    return {"name": name, **_read_mapping(source)}
+    return {"name": name, **_read_mapping(source.read_bytes(), str(source))}
 
 
 def _strategy_schema(name: str) -> type[StrategyConfig]:
@@ -193,14 +200,9 @@ def _read_preset(name: str) -> dict[str, list[Any]]:
     source = _group_file("experiment", name)
     if source is None:
         raise unknown_name("experiment", name, group_names("experiment"))
-    content = _read_mapping(source)
+    content = _read_mapping(source.read_bytes(), str(source))
     sweep = content.pop("sweep", None) or {}
-    values: dict[str, list[Any]] = {}
-    for key, value in content.items():
-        if key in GROUPS and isinstance(value, dict):
-            values.update({f"{key}.{inner}": [given] for inner, given in value.items()})
-        else:
-            values[key] = [value]
+    values = {key: [value] for key, value in _flat(content).items()}
     for key, choices in sweep.items():
         if not isinstance(choices, list) or not choices:
             raise ConfigError(f"{source}: sweep.{key} is {choices!r}; expected a list of values")
@@ -208,12 +210,22 @@ def _read_preset(name: str) -> dict[str, list[Any]]:
     return values
 
 
-def _read_mapping(source: Traversable) -> dict[str, Any]:
+def _flat(content: Mapping[str, Any]) -> Settings:
+    """``{"strategy": {"lr": 1}}`` as ``{"strategy.lr": 1}``."""
+    flat: Settings = {}
+    for key, value in content.items():
+        if key in GROUPS and isinstance(value, dict):
+            flat.update({f"{key}.{inner}": given for inner, given in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _read_mapping(text: bytes, source: str) -> dict[str, Any]:
     try:
-        content = OmegaConf.create(source.read_text(encoding="utf-8"))
+        mapping = OmegaConf.to_container(OmegaConf.create(text.decode()))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{source} is not readable as YAML: {error}") from error
-    mapping = OmegaConf.to_container(content)
     if not isinstance(mapping, dict):
         raise ConfigError(f"{source} holds {type(mapping).__name__}; expected 'key: value' lines")
     return {str(key): value for key, value in mapping.items()}

@@ -1,0 +1,8 @@
+"""``python -m protocl`` is the command ``protocl``."""
+
+import sys
+
+from protocl.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The command ``protocl``.
+
+Exit codes: 0 done; 1 a run failed; 2 wrong arguments or configuration; 3 data or weights absent;
+4 statistics of another backbone; 130 interrupted. Each subcommand imports what it needs when it is
+called, so that ``--help``, ``list`` and ``doctor`` do not wait for Avalanche.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protocl import __version__
+from protocl.errors import ProtoclError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from protocl.sweep import Outcome
+
+_EXAMPLES = """\
+examples:
+  protocl run experiment=demo
+  protocl run benchmark=digits strategy=slda,ranpac seed=1,2,3 jobs=2
+  protocl list strategies
+  protocl compare runs/demo --output runs/demo
+  protocl doctor
+"""
+
+_RUN_HELP = """\
+Train and evaluate a strategy on a class-incremental benchmark.
+
+Settings are KEY=VALUE. Three groups pick a file of values and a registered part:
+  benchmark=NAME  strategy=NAME  backbone=NAME     (names: protocl list)
+Keys inside them:  strategy.lr=0.01  benchmark.protocol=B50-Inc10
+Other keys:        seed=1  name=NAME  device=auto|cpu|cuda  output=runs  jobs=2  resume=true
+A whole preset:    experiment=NAME, or experiment=FILE.yaml, such as a run's own config.yaml
+A comma makes a sweep; brackets protect lists: benchmark.class_order=[3,1,2,0]
+"""
+
+_RUN_EXAMPLES = """\
+examples:
+  protocl run strategy=nearest_mean
+  protocl run benchmark=digits strategy=replay strategy.mem_size=100,200 seed=1,2,3 jobs=2
+  protocl run strategy=slda strategy.shrinkage=0.1 --show    all keys with their values
+  protocl run experiment=demo resume=true                    continue after an interruption
+  protocl run experiment=runs/digits-slda/20260131-120000-1/config.yaml
+
+Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
+prototype memory, and a checkpoint after each experience until it is finished.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments`` (those of the process by default); the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    args = _parser(words).parse_args(words)
+    try:
+        code: int = args.command(args)
+        sys.stdout.flush()
+    except ProtoclError as error:
+        if args.debug:
+            raise
+        print(f"protocl: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        print("protocl: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "protocl",
+        description="Continual and federated learning on prototype memories.",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    parser.add_argument("--version", action="version", version=f"protocl {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser(
+        "run",
+        parents=[common],
+        help="run one experiment, or a sweep of them",
+        description=_RUN_HELP,
+        epilog=_RUN_EXAMPLES,
+        formatter_class=raw,
+    )
+    run.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="see above")
+    run.add_argument("--show", action="store_true", help="print the configuration; do not run it")
+    run.set_defaults(command=_run)
+
+    catalogue = commands.add_parser(
+        "list", parents=[common], help="list strategies, benchmarks, backbones and heads"
+    )
+    catalogue.add_argument(
+        "what",
+        nargs="?",
+        choices=("strategies", "benchmarks", "backbones", "heads", "experiments"),
+        help="one list only",
+    )
+    catalogue.set_defaults(command=_list)
+
+    compare = commands.add_parser(
+        "compare",
+        parents=[common],
+        help="compare runs: mean and spread over seeds, plots, one HTML page",
+        epilog="example:\n  protocl compare runs/digits-* --output comparison",
+        formatter_class=raw,
+    )
+    compare.add_argument("paths", nargs="+", type=Path, metavar="RUNS", help="run folders")
+    compare.add_argument(
+        "--output",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="where report.html, table.md and table.csv go (default: the first RUNS folder)",
+    )
+    compare.set_defaults(command=_compare)
+
+    doctor = commands.add_parser(
+        "doctor", parents=[common], help="check versions, devices and data; say what is missing"
+    )
+    doctor.add_argument("--root", metavar="FOLDER", help="where the data sets are looked for")
+    doctor.set_defaults(command=_doctor)
+
+    bench = commands.add_parser(
+        "bench", parents=[common], help="measure speed beside Avalanche's own code"
+    )
+    if words[:1] == ["bench"]:
+        _add_bench(bench)
+    return parser
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from protocl.bench.command import add_arguments
+    from protocl.bench.command import main as measure
+
+    add_arguments(parser)
+    parser.set_defaults(command=measure)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from protocl.settings import load, to_yaml
+
+    configs = load(args.settings)
+    if args.show:
+        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
+        return 0
+    from protocl.display import SweepDisplay
+    from protocl.sweep import run_sweep
+
+    with SweepDisplay(configs, Console(stderr=True)) as display:
+        outcomes = run_sweep(configs, display, jobs=configs[0].jobs, debug=args.debug)
+    good = [outcome for outcome in outcomes if outcome.failure is None]
+    if good:
+        _report(good, Console())
+    if len(outcomes) == 1:
+        return outcomes[0].exit_code
+    return int(len(good) < len(outcomes))
+
+
+def _report(outcomes: Sequence[Outcome], console: Console) -> None:
+    """Print the table of the runs; write it with plots where there are several."""
+    from protocl.report import compare
+
+    folders = [outcome.folder for outcome in outcomes]
+    several = len(folders) > 1
+    compare(folders, _report_folder(outcomes) if several else None, console=console)
+
+
+def _report_folder(outcomes: Sequence[Outcome]) -> Path:
+    """The folder common to all runs of a sweep, or a new one if that is the whole output."""
+    common = Path(os.path.commonpath([outcome.folder.parent for outcome in outcomes]))
+    output = Path(outcomes[0].config.output).expanduser()
+    if common != output:
+        return common
+    return output / f"comparison-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _list(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from protocl.catalogue import tables
+
+    console = Console()
+    for table in tables(args.what):
+        console.print(table)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from protocl.report import compare
+
+    first: Path = args.paths[0]
+    output = args.output or (first if first.is_dir() else first.parent)
+    compare(args.paths, output, console=Console())
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from protocl.doctor import examine
+
+    return examine(Console(), args.root)
