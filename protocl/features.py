@@ -29,7 +29,7 @@ def extract(
     backbone: nn.Module,
     x: Tensor,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Tensor:
@@ -41,7 +41,7 @@ def extract(
     Args:
         backbone: maps ``(B, ...)`` float32 to features ``(B, D)``.
         x: samples ``(N, ...)``, ``uint8`` images in 0..255 or float32, on any device.
-        batch_size: samples per forward pass.
+        batch_size: samples per forward pass; None for a size that suits images and device.
         device: where to compute; None for where the backbone is.
         progress: show a bar if the pass takes longer than two seconds.
 
@@ -52,7 +52,22 @@ def extract(
         frozen(backbone, device) as target,
         ProgressBar("encoding", len(x), enabled=progress) as bar,
     ):
-        return _encode(backbone, x, batch_size, target, bar.advance)
+        size = batch_size or default_batch_size(backbone, x, target)
+        return _encode(backbone, x, size, target, bar.advance)
+
+
+def default_batch_size(backbone: nn.Module, x: Tensor, device: torch.device) -> int:
+    """Samples per forward pass.
+
+    On a CPU some 260,000 pixels at a time (5 images of 224x224, at most 256 images): there the
+    activations stay near the processor, and EfficientNet-Lite0 encodes more than twice as many
+    images a second as in batches of 32. Elsewhere 256.
+    """
+    if device.type != "cpu" or x.ndim != 4:
+        return 256
+    side = getattr(backbone, "image_size", None)
+    pixels = side**2 if side else x.shape[-2] * x.shape[-1]
+    return max(1, min(256, (1 << 18) // pixels))
 
 
 @contextmanager
@@ -114,7 +129,7 @@ class FeatureCache:
         data: ArrayData,
         backbone: nn.Module,
         *,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         device: torch.device | str | None = None,
         progress: bool = True,
     ) -> ArrayData:
@@ -133,8 +148,9 @@ class FeatureCache:
                 return torch.cat([shard(part) for part in x.split(SHARD)])
 
             def shard(x: Tensor) -> Tensor:
+                size = batch_size or default_batch_size(backbone, x, target)
                 return self._shard(
-                    key, x, lambda: _encode(backbone, x, batch_size, target, bar.advance), bar
+                    key, x, lambda: _encode(backbone, x, size, target, bar.advance), bar
                 )
 
             return data.with_samples(features(data.x_train), features(data.x_test))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ class Backbone(nn.Module):
         feature_dim: width of the features.
         architecture: says, with the class and weights, what the network computes: name, width,
             stem. Part of the fingerprint.
-        image_size: side in pixels to which images are resized (bilinear, antialiased); None leaves
-            them as they are.
+        image_size: side in pixels to which images are resized, with antialiasing; None leaves them
+            as they are.
+        interpolation: how; bicubic overshoot is cut back to [0, 1].
         mean: per channel, subtracted after resizing; in units of [0, 1].
         std: per channel, divided by after that.
         channels: channels that the network takes; grey images are repeated to fill them.
@@ -34,6 +36,7 @@ class Backbone(nn.Module):
         *,
         architecture: str,
         image_size: int | None = None,
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         channels: int | None = None,
@@ -43,6 +46,7 @@ class Backbone(nn.Module):
         self.feature_dim = feature_dim
         self.architecture = architecture
         self.image_size = image_size
+        self.interpolation = interpolation
         self.channels = channels
         self.normalized = mean is not None or std is not None
         if self.normalized:
@@ -54,7 +58,8 @@ class Backbone(nn.Module):
         """Resize, repeat grey channels and normalise images ``(N, C, H, W)``."""
         if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
-            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+            x = F.interpolate(x, size, mode=self.interpolation, antialias=True, align_corners=False)
+            x = x.clamp(0, 1) if self.interpolation == "bicubic" else x
         if self.channels is not None and x.shape[1] == 1 and self.channels > 1:
             x = x.expand(-1, self.channels, -1, -1)
         return (x - self.mean) / self.std if self.normalized else x
@@ -67,6 +72,7 @@ class Backbone(nn.Module):
     def describe(self) -> str:
         """Architecture and preprocessing in one line."""
         size = "native size" if self.image_size is None else f"resized to {self.image_size}"
+        size += " (bicubic)" if self.interpolation == "bicubic" else ""
         if not self.normalized:
             return f"{self.architecture}, {size}"
         mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()

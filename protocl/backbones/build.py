@@ -90,4 +90,6 @@ def refuse(config: BackboneConfig, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
         if value:
-            raise ConfigError(f"backbone.{key}={value}: backbone '{config.name}' has no such option")
+            raise ConfigError(
+                f"backbone.{key}={value}: backbone '{config.name}' has no such option"
+            )

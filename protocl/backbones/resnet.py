@@ -51,7 +51,9 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
             nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
             nn.BatchNorm2d(outputs),
         )
-    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs))
+    return nn.Sequential(
+        BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs)
+    )
 
 
 def build_resnet18(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone:

@@ -35,7 +35,9 @@ def load_npz(config: BenchmarkConfig) -> ArrayData:
         DataError: the file is absent or unreadable, lacks keys, or holds arrays that do not fit.
     """
     if config.path is None:
-        raise ConfigError(f"benchmark '{config.name}' reads an archive: give benchmark.path=FILE.npz")
+        raise ConfigError(
+            f"benchmark '{config.name}' reads an archive: give benchmark.path=FILE.npz"
+        )
     path = Path(config.path).expanduser()
     with _open(path) as archive:
         keys = set(archive.files)

@@ -1,0 +1,48 @@
+"""CIFAR-10 and CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels in colour.
+
+Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protocl.data.arrays import ArrayData
+from protocl.data.config import BenchmarkConfig
+from protocl.data.npz import load_npz, to_samples
+from protocl.data.torchvision_sets import is_archive, open_set, root_of
+
+
+def load_cifar10(config: BenchmarkConfig) -> ArrayData:
+    """CIFAR-10, through torchvision or from an ``.npz`` archive at ``config.path``."""
+    from torchvision.datasets import CIFAR10
+
+    return load_npz(config) if is_archive(config) else _load(CIFAR10, config)
+
+
+def load_cifar100(config: BenchmarkConfig) -> ArrayData:
+    """CIFAR-100 with its 100 fine classes, through torchvision or from an ``.npz`` archive."""
+    from torchvision.datasets import CIFAR100
+
+    return load_npz(config) if is_archive(config) else _load(CIFAR100, config)
+
+
+def _load(kind: Any, config: BenchmarkConfig) -> ArrayData:
+    root = root_of(config)
+    parts = [
+        open_set(
+            lambda train=train: kind(str(root), train=train, download=config.download),
+            config,
+            root / kind.base_folder,
+        )
+        for train in (True, False)
+    ]
+    (x_train, y_train), (x_test, y_test) = (_tensors(part) for part in parts)
+    return ArrayData(x_train, y_train, x_test, y_test, list(parts[0].classes), config.name)
+
+
+def _tensors(part: Any) -> tuple[Tensor, Tensor]:
+    return to_samples(part.data, "images"), torch.tensor(part.targets, dtype=torch.int64)

@@ -1,0 +1,78 @@
+"""Omniglot: 1,623 handwritten characters, each drawn by the same 20 people.
+
+Source: Lake et al., Human-level Concept Learning through Probabilistic Program Induction, 2015.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from protocl.data.arrays import ArrayData
+from protocl.data.config import BenchmarkConfig
+from protocl.data.npz import check_split, load_npz, split_each_class, to_samples
+from protocl.data.torchvision_sets import is_archive, open_set, root_of
+from protocl.errors import ConfigError
+from protocl.progress import ProgressBar
+
+IMAGE_SIZE = 28
+
+
+def load_omniglot(config: BenchmarkConfig) -> ArrayData:
+    """One split of Omniglot, ``evaluation`` (659 characters, the default) or ``background`` (964).
+
+    Of each character's 20 drawings, in the order of the drawers, the first ``train_per_class``
+    (15) are training data and the next ``test_per_class`` (5) are test data. Images are
+    ``(N, 1, 28, 28)`` uint8 with ink 255 on 0: from an ``.npz`` archive at ``config.path`` as they
+    are, from torchvision's 105x105 files resized to ``image_size`` with a Lanczos filter.
+
+    Raises:
+        ConfigError: unknown split, or ``image_size`` together with an archive.
+        DataError: the files are absent.
+    """
+    if is_archive(config):
+        if config.image_size is not None:
+            raise ConfigError(
+                f"benchmark.image_size={config.image_size}: an archive is read as it is; leave "
+                "image_size out, or set backbone.image_size"
+            )
+        return load_npz(config)
+    split = check_split(config)
+    folder = root_of(config) / "omniglot-py" / f"images_{split}"
+    open_set(lambda: _through_torchvision(split, config), config, folder)
+    return _read_tree(folder, config)
+
+
+def _through_torchvision(split: str, config: BenchmarkConfig) -> Any:
+    from torchvision.datasets import Omniglot
+
+    background = split == "background"
+    return Omniglot(str(root_of(config)), background=background, download=config.download)
+
+
+def _read_tree(folder: Path, config: BenchmarkConfig) -> ArrayData:
+    """Read ``alphabet/character/drawing.png`` in sorted order.
+
+    torchvision lists folders in the order of the file system, which differs between machines and
+    with it the class ids; hence our own walk.
+    """
+    from PIL import Image
+
+    side = config.image_size or IMAGE_SIZE
+    characters = sorted(path for path in folder.glob("*/*") if path.is_dir())
+    drawings = [
+        (c, file) for c, path in enumerate(characters) for file in sorted(path.glob("*.png"))
+    ]
+    images = np.empty((len(drawings), side, side), dtype=np.uint8)
+    with ProgressBar(f"reading {config.name}", len(drawings)) as bar:
+        for row, (_, file) in enumerate(drawings):
+            with Image.open(file) as image:
+                small = image.convert("L").resize((side, side), Image.Resampling.LANCZOS)
+            images[row] = 255 - np.asarray(small)
+            bar.advance()
+    labels = torch.tensor([character for character, _ in drawings], dtype=torch.int64)
+    names = [f"{path.parent.name}/{path.name}" for path in characters]
+    return split_each_class(to_samples(images, str(folder)), labels, names, config)
