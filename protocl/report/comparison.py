@@ -1,0 +1,112 @@
+"""The command ``protocl compare``: read runs, group them, write and show the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protocl.errors import ConfigError, DataError
+from protocl.registry import unknown_name
+from protocl.report import table
+from protocl.report.groups import Benchmark, group_runs
+from protocl.report.runs import Skipped, load_runs
+from protocl.storage import atomic_write
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMATS = {"html": "report.html", "markdown": "table.md", "csv": "table.csv"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs, grouped and ready to be shown.
+
+    Attributes:
+        benchmarks: groups of runs, by the stream they were measured on.
+        skipped: runs that are in no group, each with the reason.
+        written: files that were written.
+    """
+
+    benchmarks: list[Benchmark]
+    skipped: list[Skipped]
+    written: list[Path]
+
+
+def compare(
+    paths: Iterable[Path | str],
+    output: Path | None = None,
+    *,
+    formats: Sequence[str] = tuple(FORMATS),
+    console: Console | None = None,
+) -> Comparison:
+    """Compare runs: mean and spread over seeds of every configuration found.
+
+    Args:
+        paths: run directories, folders that hold them at any depth, result files, or globs.
+        output: folder for ``report.html``, ``table.md`` and ``table.csv``; None writes nothing.
+        formats: which of ``"html"``, ``"markdown"`` and ``"csv"`` to write.
+        console: where to print the tables and the runs left out; None prints nothing.
+
+    Raises:
+        ConfigError: an unknown format.
+        DataError: no complete run was found; the message lists what was, and why it is not one.
+    """
+    _check_formats(formats)
+    runs, skipped = load_runs(paths)
+    if not runs:
+        raise DataError("no complete run to compare" + _listed(skipped))
+    benchmarks, repeated = group_runs(runs)
+    skipped += repeated
+    written = [] if output is None else _write(Path(output), formats, benchmarks, skipped)
+    comparison = Comparison(benchmarks, skipped, written)
+    if console is not None:
+        _show(comparison, console)
+    return comparison
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
+    if not formats:
+        raise ConfigError(f"no format given: choose from {', '.join(FORMATS)}")
+
+
+def _write(
+    output: Path, formats: Sequence[str], benchmarks: list[Benchmark], skipped: list[Skipped]
+) -> list[Path]:
+    content = {}
+    if "html" in formats:
+        from protocl.report.page import render
+
+        content["html"] = render(benchmarks, skipped)
+    if "markdown" in formats:
+        content["markdown"] = table.markdown(benchmarks, skipped)
+    if "csv" in formats:
+        content["csv"] = table.comma_separated(benchmarks)
+    written = []
+    for name, text in content.items():
+        atomic_write(output / FORMATS[name], text)
+        written.append(output / FORMATS[name])
+    return written
+
+
+def _show(comparison: Comparison, console: Console) -> None:
+    from rich.text import Text
+
+    for benchmark in comparison.benchmarks:
+        console.print(table.terminal(benchmark))
+        for group in benchmark.groups:
+            for note in group.notes:
+                console.print(Text(f"{group.label}: {note}", "yellow"))
+    if comparison.skipped:
+        console.print(Text("Runs left out" + _listed(comparison.skipped), "yellow"), soft_wrap=True)
+    for path in comparison.written:
+        console.print(Text(f"wrote {path}"), soft_wrap=True)
+
+
+def _listed(skipped: Sequence[Skipped]) -> str:
+    return ":" + "".join(f"\n  {one.path}: {one.reason}" for one in skipped)

@@ -1,0 +1,212 @@
+"""Which runs belong together: the same configuration, another seed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocl import metrics
+from protocl.metrics import MeanAndSpread
+from protocl.report.runs import Run, Skipped
+
+# Where data lie on a machine says nothing about what was learnt.
+_LOCATION_KEYS = frozenset({"benchmark.root", "benchmark.path", "benchmark.download"})
+_SECTIONS = ("benchmark", "backbone", "strategy")
+
+
+@dataclass
+class Group:
+    """Runs that differ by their seed alone.
+
+    Attributes:
+        runs: in the order of their seeds; at least one.
+        label: short name, distinct within the benchmark.
+        notes: what a reader of the mean must know (different data under one configuration).
+    """
+
+    runs: list[Run]
+    label: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def first(self) -> Run:
+        """The run with the smallest seed."""
+        return self.runs[0]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds in ascending order."""
+        return [run.seed for run in self.runs]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Dotted keys of the configuration sections that decide what was learnt."""
+        return _settings(self.first)
+
+    def spread(self, measure: Callable[[Run], float | None]) -> MeanAndSpread | None:
+        """Mean and spread of ``measure`` over the runs; None unless every run has a value."""
+        values = [value for run in self.runs if (value := measure(run)) is not None]
+        return metrics.mean_and_spread(values) if len(values) == len(self.runs) else None
+
+    def curve(self) -> list[MeanAndSpread]:
+        """Stream accuracy after each experience."""
+        columns = zip(*(run.stream_accuracy for run in self.runs), strict=True)
+        return [metrics.mean_and_spread(column) for column in columns]
+
+    def mean_accuracy_matrix(self) -> list[list[float]]:
+        """Lower-triangular accuracy matrix, averaged over the runs."""
+        rows = zip(*(run.accuracy_matrix for run in self.runs), strict=True)
+        return [
+            [metrics.mean_and_spread(cell).mean for cell in zip(*row, strict=True)] for row in rows
+        ]
+
+    def command(self) -> str:
+        """The command that makes these runs again."""
+        seeds = ",".join(str(seed) for seed in self.seeds)
+        if not self.first.config:
+            parts = [self.first.benchmark, self.first.strategy, self.first.backbone]
+            return "protocl run benchmark={} strategy={} backbone={} seed={}".format(*parts, seeds)
+        return f"protocl run experiment={self.first.path / 'config.yaml'} seed={seeds}"
+
+
+@dataclass
+class Benchmark:
+    """Groups that were measured on the same stream and may be compared.
+
+    Attributes:
+        label: name and split, distinct among the benchmarks compared.
+        groups: the best average incremental accuracy first.
+    """
+
+    label: str
+    groups: list[Group]
+
+    @property
+    def first(self) -> Run:
+        """Any run, for what all have in common."""
+        return self.groups[0].first
+
+
+def group_runs(runs: Iterable[Run]) -> tuple[list[Benchmark], list[Skipped]]:
+    """Sort runs into benchmarks and, within each, into groups over seeds.
+
+    Returns:
+        The benchmarks, and the runs left out because a newer one repeats them.
+    """
+    by_benchmark: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        groups = by_benchmark.setdefault(_benchmark_key(run), {})
+        groups.setdefault(_learner_key(run), []).append(run)
+    repeated: list[Skipped] = []
+    benchmarks = []
+    for grouped in by_benchmark.values():
+        groups_here = [_group(members, repeated) for members in grouped.values()]
+        groups_here.sort(key=_average_accuracy, reverse=True)
+        _set_labels(groups_here)
+        benchmarks.append(Benchmark(_stream_label(groups_here[0].first), groups_here))
+    benchmarks.sort(key=lambda benchmark: benchmark.label)
+    _make_distinct(benchmarks)
+    return benchmarks, repeated
+
+
+def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Dotted configuration keys whose values differ, with one value a group (None: absent)."""
+    settings = [group.settings for group in groups]
+    keys = sorted({key for one in settings for key in one})
+    table = {key: [one.get(key) for one in settings] for key in keys}
+    return {
+        key: values
+        for key, values in table.items()
+        if any(value != values[0] for value in values[1:])
+    }
+
+
+def _average_accuracy(group: Group) -> float:
+    values = [metrics.average_incremental_accuracy(run.stream_accuracy) for run in group.runs]
+    return metrics.mean_and_spread(values).mean
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section in _SECTIONS:
+        fallback = {"name": getattr(run, section)}
+        flat.update(_flatten(run.config.get(section) or fallback, section))
+    return {key: value for key, value in flat.items() if key not in _LOCATION_KEYS}
+
+
+def _flatten(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat.update(_flatten(inner, f"{key}.{name}"))
+    return flat
+
+
+def _benchmark_key(run: Run) -> str:
+    settings = {k: v for k, v in _settings(run).items() if k.startswith("benchmark.")}
+    sizes = [len(classes) for classes in run.experiences]
+    return json.dumps([settings, sizes], sort_keys=True, default=str)
+
+
+def _learner_key(run: Run) -> str:
+    settings = {k: v for k, v in _settings(run).items() if not k.startswith("benchmark.")}
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _group(members: list[Run], repeated: list[Skipped]) -> Group:
+    """One run a seed: the newest, by the time in its directory's name."""
+    newest: dict[int, Run] = {}
+    for run in sorted(members, key=lambda run: (run.path.name, str(run.path))):
+        older = newest.get(run.seed)
+        if older is not None:
+            reason = f"same configuration and seed {run.seed} as the newer {run.path}"
+            repeated.append(Skipped(older.path, reason))
+        newest[run.seed] = run
+    group = Group([newest[seed] for seed in sorted(newest)])
+    if len({run.data_hash for run in group.runs}) > 1:
+        group.notes.append("the seeds of this group saw different data (benchmark.data_hash)")
+    if any(not run.config for run in group.runs):
+        group.notes.append("config.yaml is missing: grouped by names alone")
+    return group
+
+
+def _stream_label(run: Run) -> str:
+    """Name and split as the field writes it: B50-Inc10 is a base of 50 and steps of 10."""
+    sizes = [len(classes) for classes in run.experiences]
+    if len(set(sizes)) <= 1:
+        split = f"B0-Inc{sizes[0]}" if sizes else "no experience"
+    elif len(set(sizes[1:])) == 1:
+        split = f"B{sizes[0]}-Inc{sizes[1]}"
+    else:
+        split = f"{len(sizes)} unequal experiences"
+    return f"{run.benchmark} {split}"
+
+
+def _set_labels(groups: Sequence[Group]) -> None:
+    """The strategy's title; then the backbone, then the settings that tell equal ones apart."""
+    several_backbones = len({group.first.backbone for group in groups}) > 1
+    for group in groups:
+        group.label = group.first.title
+        if several_backbones:
+            group.label += f" · {group.first.backbone}"
+    for label, count in Counter(group.label for group in groups).items():
+        same = [group for group in groups if group.label == label]
+        if count > 1:
+            for key, values in differences(same).items():
+                for group, value in zip(same, values, strict=True):
+                    group.label += f", {key.rpartition('.')[2]}={value}"
+
+
+def _make_distinct(benchmarks: Sequence[Benchmark]) -> None:
+    for label, count in Counter(benchmark.label for benchmark in benchmarks).items():
+        same = [benchmark for benchmark in benchmarks if benchmark.label == label]
+        if count > 1:
+            settings = differences([benchmark.groups[0] for benchmark in same])
+            for key, values in settings.items():
+                if key.startswith("benchmark."):
+                    for benchmark, value in zip(same, values, strict=True):
+                        benchmark.label += f", {key.removeprefix('benchmark.')}={value}"

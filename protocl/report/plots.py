@@ -1,0 +1,65 @@
+"""Figures as files (PNG) and as pictures inside a page (SVG)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from protocl.metrics import mean_and_spread
+from protocl.report import figures
+from protocl.report.runs import Run
+from protocl.storage import atomic_write
+
+_DPI = 160
+_DARK_INK = "#dfe6ee"
+_DARK_GRID = "#46515e"
+_THEME = (
+    f"<style>:root{{--ink:{figures.INK};--grid:{figures.GRID}}}"
+    f"@media(prefers-color-scheme:dark){{:root{{--ink:{_DARK_INK};--grid:{_DARK_GRID}}}}}</style>"
+)
+
+
+def write_plots(run: Run, out_dir: Path) -> list[Path]:
+    """Write the plots of one run; a run without any evaluation yet has none."""
+    if not run.stream_accuracy:
+        return []
+    points = [mean_and_spread([value]) for value in run.stream_accuracy]
+    curve = figures.Curve(run.title, run.classes_seen, points)
+    drawn = {
+        "accuracy_curve.png": figures.accuracy_curves([curve], width=6.5),
+        "accuracy_matrix.png": figures.accuracy_matrix(run.accuracy_matrix),
+        "confusion_matrix.png": figures.confusion_matrix(run, width=6.5, most_cells=300),
+    }
+    written = []
+    for name, figure in drawn.items():
+        figures.set_title(figure, f"{run.title} on {run.benchmark}, seed {run.seed}")
+        atomic_write(out_dir / name, png(figure))
+        written.append(out_dir / name)
+    return written
+
+
+def png(figure: Figure) -> bytes:
+    """The figure on white, at 160 dots per inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def svg_data_uri(figure: Figure) -> str:
+    """The figure as a ``data:`` address whose ink follows the reader's light or dark theme."""
+    buffer = io.StringIO()
+    # Text stays text (small, searchable); fixed salt and date: equal input, equal bytes.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "protocl"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    picture = buffer.getvalue()
+    picture = picture[picture.index("<svg") :]
+    end_of_tag = picture.index(">") + 1
+    head, body = picture[:end_of_tag], picture[end_of_tag:]
+    body = body.replace(figures.INK, "var(--ink)").replace(figures.GRID, "var(--grid)")
+    body = body.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
+    encoded = base64.b64encode((head + _THEME + body).encode()).decode()
+    return f"data:image/svg+xml;base64,{encoded}"
