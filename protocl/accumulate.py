@@ -90,8 +90,9 @@ def rows_per_exact_product(whole: Tensor, step: float) -> int:
     rows = 2**EXACT_INTEGER_BITS // max(int(largest) ** 2, 1)
     if rows < 1:
         raise OverflowError(
-            f"the square of a feature of magnitude {largest * step:g} is not exact in fixed point "
-            f"with step {step:g}: at most {2 ** (EXACT_INTEGER_BITS / 2) * step:g}; use a larger step"
+            f"the square of a feature of magnitude {largest * step:g} is not exact in fixed "
+            f"point with step {step:g}: at most {2 ** (EXACT_INTEGER_BITS / 2) * step:g}; "
+            "use a larger step"
         )
     return rows
 

@@ -117,12 +117,13 @@ class BatchStatistics:
         """Per-class second moments, a few classes at a time; call :meth:`sums` first.
 
         Yields:
-            positions ``(G,)`` among ``class_ids`` and their moments ``(G, W, W)``.
+            ascending positions ``(G,)`` among ``class_ids`` and their moments ``(G, W, W)``.
         """
         order = torch.argsort(self._rows, stable=True)
         starts = self.counts.cumsum(0) - self.counts
         # Classes of like size go together, so that padding to the largest of them is short.
         for positions in torch.argsort(self.counts).split(max(1, _PIECE // self._width**2)):
+            positions = positions.sort().values
             counts = self.counts[positions]
             moments = self._zeros(len(positions), self._width, self._width)
             length = max(1, _PIECE // (self._width * len(positions)))
@@ -195,8 +196,9 @@ class BatchStatistics:
         power = 1 if self._level == "mean" else 2
         if self._largest**power * len(self._rows) >= 2**63:
             raise OverflowError(
-                f"{len(self._rows)} features of magnitude up to {self._largest * (self._step or 1):g} "
-                f"do not fit 64-bit fixed point with step {self._step:g}; use a larger step"
+                f"{len(self._rows)} features of magnitude up to "
+                f"{self._largest * (self._step or 1):g} do not fit 64-bit fixed point "
+                f"with step {self._step:g}; use a larger step"
             )
 
     def _refuse_not_finite(self) -> None:

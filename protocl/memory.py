@@ -398,7 +398,7 @@ class PrototypeMemory(FollowsDevice):
         return rows
 
     def _add(self, name: str, rows: Tensor, term: Tensor, term_low: Tensor | None) -> None:
-        """Add ``term`` to the rows of one sum (to all of it, when classes share it)."""
+        """Add ``term`` to ascending rows of one sum (to all of it, when classes share it)."""
         total = self.get_buffer(name)
         whole = self._is_shared(name) or len(rows) == len(total)
         if self.exact:
@@ -487,7 +487,7 @@ class PrototypeMemory(FollowsDevice):
         ):
             raise FingerprintError(
                 f"cannot combine memories of different backbones: {self.fingerprint} here, "
-                f"{other.fingerprint} in the other; statistics add up under one feature extractor only"
+                f"{other.fingerprint} in the other; statistics add up under one backbone only"
             )
 
     def _require_contains(self, other: PrototypeMemory) -> None:

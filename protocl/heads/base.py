@@ -1,0 +1,161 @@
+"""What every head has in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from protocl.batch import Level
+from protocl.device import FollowsDevice
+from protocl.errors import NotFittedError
+from protocl.maps import FeatureMap
+from protocl.memory import PrototypeMemory
+
+
+class Head(FollowsDevice):
+    """A classifier that follows from a memory's statistics in closed form.
+
+    A subclass states the statistics that it needs (``required_level``, :meth:`feature_map`) and
+    implements :meth:`_fit` and :meth:`_logits`. What it derives is kept in buffers outside the
+    ``state_dict``: the memory is the state, the head follows from it.
+
+    Args:
+        dtype: precision of the fitted parameters and of the logits. Fitting is done in float64.
+    """
+
+    required_level: ClassVar[Level] = "mean"
+    raw_means: ClassVar[bool] = False
+
+    def __init__(self, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.register_buffer("_classes", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self._revision: str | None = None
+
+    # -- for users --------------------------------------------------------------------------
+
+    @property
+    def classes(self) -> Tensor:
+        """``(C,)`` int64 ids of the classes that the columns of the logits stand for."""
+        return self.get_buffer("_classes").clone()
+
+    def feature_map(self, feature_dim: int) -> FeatureMap:
+        """The map under which the memory must be summed, and through which queries go."""
+        return FeatureMap()
+
+    def new_memory(
+        self,
+        feature_dim: int,
+        *,
+        level: Level | None = None,
+        exact: bool = False,
+        step: float = 2.0**-16,
+        fingerprint: str | None = None,
+    ) -> PrototypeMemory:
+        """An empty memory that keeps what this head needs.
+
+        Args:
+            feature_dim: width ``D`` of the backbone's features.
+            level: keep more than the head needs (to compare heads on one memory).
+            exact, step, fingerprint: as for :class:`protocl.PrototypeMemory`.
+        """
+        return PrototypeMemory(
+            feature_dim, level or self.required_level, feature_map=self.feature_map(feature_dim),
+            raw_means=self.raw_means, exact=exact, step=step, fingerprint=fingerprint,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def fit(self, memory: PrototypeMemory) -> Self:
+        """Derive the classifier from ``memory``; does nothing if the memory has not changed.
+
+        Raises:
+            ValueError: the memory is empty or lacks statistics that this head needs.
+        """
+        if memory.revision != self._revision:
+            self._require(memory)
+            self._fit(memory)
+            self._set(_classes=memory.classes)
+            self._revision = memory.revision
+        return self
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``(N, C)`` of ``features`` ``(N, D)``; column ``c`` stands for ``classes[c]``.
+
+        Raises:
+            NotFittedError: :meth:`fit` has not been called.
+            ValueError: a feature is NaN or infinite, or the width does not fit.
+        """
+        self._require_fitted()
+        # Under autocast a matrix product would run in half precision whatever its inputs.
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self._logits(features.to(self.dtype))
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError(
+                "features hold NaN or infinite values, or are too large for this head: "
+                "expected finite numbers"
+            )
+        return logits
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Class ids ``(N,)`` of ``features`` ``(N, D)``."""
+        return self.get_buffer("_classes")[self(features).argmax(dim=1)]
+
+    def dense_logits(
+        self, features: Tensor, width: int = 0, floor: float = float("-inf")
+    ) -> Tensor:
+        """Logits with one column for each class id, as losses and metrics expect them.
+
+        Args:
+            features: ``(N, D)``.
+            width: least number of columns; there are always enough for the largest class id.
+            floor: value in the columns of classes never seen, so that they cannot win.
+
+        Returns:
+            ``(N, max(width, largest class id + 1))``.
+        """
+        logits = self(features)
+        columns = max(width, int(self._classes[-1]) + 1)  # type: ignore[index]
+        dense = logits.new_full((len(logits), columns), floor)
+        return dense.index_copy_(1, self.get_buffer("_classes"), logits)
+
+    # -- for heads --------------------------------------------------------------------------
+
+    @abstractmethod
+    def _fit(self, memory: PrototypeMemory) -> None:
+        """Set the buffers that :meth:`_logits` reads."""
+
+    @abstractmethod
+    def _logits(self, features: Tensor) -> Tensor:
+        """Logits ``(N, C)`` of features in ``self.dtype``."""
+
+    def _set(self, **buffers: Tensor) -> None:
+        """Keep derived tensors; floating point ones in the head's precision."""
+        for name, value in buffers.items():
+            value = value.to(self.dtype) if value.is_floating_point() else value
+            self.register_buffer(name, value.contiguous(), persistent=False)
+
+    def _require_fitted(self) -> None:
+        if self._revision is None:
+            raise NotFittedError(
+                f"{type(self).__name__} has no prototypes yet: call fit(memory) first"
+            )
+
+    def _require(self, memory: PrototypeMemory) -> None:
+        name = type(self).__name__
+        if len(memory) == 0:
+            raise ValueError(f"{name}.fit: the memory is empty; update it with features first")
+        if not memory.provides(self.required_level):
+            raise ValueError(
+                f"{name}.fit needs a memory of level '{self.required_level}', got "
+                f"'{memory.level}'; make it with head.new_memory(feature_dim)"
+            )
+        wanted = self.feature_map(memory.feature_dim).spec
+        if memory.feature_map.spec != wanted:
+            raise ValueError(
+                f"{name}.fit needs statistics summed under the map '{wanted}', got "
+                f"'{memory.feature_map.spec}'; make the memory with head.new_memory(feature_dim)"
+            )

@@ -1,0 +1,96 @@
+"""Shrinkage and inversion of covariance matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def shrink_towards_identity(covariance: Tensor, weight: float, *, scaled: bool) -> Tensor:
+    """``(1 - weight) S + weight T`` for ``S`` ``(W, W)``; ``T`` is ``I`` or ``tr(S) / W * I``."""
+    size = float(covariance.diagonal().mean()) if scaled else 1.0
+    shrunk = covariance * (1 - weight)
+    shrunk.diagonal().add_(weight * size)
+    return shrunk
+
+
+def oas_shrinkage(covariance: Tensor, samples: int) -> float:
+    """Oracle approximating shrinkage weight towards the scaled identity.
+
+    Args:
+        covariance: ``(W, W)`` with divisor ``samples``.
+        samples: number of samples behind it.
+
+    Source: Chen, Wiesel, Eldar & Hero 2010, "Shrinkage algorithms for MMSE covariance estimation",
+    in the form that scikit-learn computes, so that both give the same weight.
+    """
+    width = len(covariance)
+    mean_square = float(covariance.square().mean())
+    squared_mean = float(covariance.diagonal().mean()) ** 2
+    numerator = mean_square + squared_mean
+    denominator = (samples + 1) * (mean_square - squared_mean / width)
+    return 1.0 if denominator <= 0 else min(numerator / denominator, 1.0)
+
+
+def shrink_diagonals(covariances: Tensor, diagonal: float, off_diagonal: float) -> Tensor:
+    """FeCAM's shrinkage: add multiples of the mean variance and of the mean covariance.
+
+    ``S + a1 * mean(diag S) * I + a2 * mean(non-zero off-diagonals of S) * (1 - I)``
+
+    Args:
+        covariances: ``(C, W, W)``, changed in place.
+        diagonal: ``a1``.
+        off_diagonal: ``a2``.
+
+    Source: Goswami et al. 2023 (FeCAM), eq. 4, and the authors' code.
+    """
+    variances = covariances.diagonal(dim1=1, dim2=2)
+    variance_sum = variances.sum(1)
+    counts = (covariances != 0).sum((1, 2)) - (variances != 0).sum(1)
+    covariance_means = (covariances.sum((1, 2)) - variance_sum) / counts.clamp(min=1)
+    variance_means = variance_sum / covariances.shape[1]
+    covariances += (off_diagonal * covariance_means)[:, None, None]
+    variances += (diagonal * variance_means - off_diagonal * covariance_means)[:, None]
+    return covariances
+
+
+def to_correlations(covariances: Tensor) -> Tensor:
+    """Correlation matrices of ``(C, W, W)`` covariances, in place.
+
+    A feature without variance is uncorrelated with all others and has correlation 1 with itself,
+    so a class of one sample gets the identity and its distance is Euclidean.
+    """
+    deviations = covariances.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    scale = torch.where(deviations > 0, 1 / deviations, 0.0)
+    covariances *= scale[:, :, None]
+    covariances *= scale[:, None, :]
+    covariances.diagonal(dim1=1, dim2=2).fill_(1.0)
+    return covariances
+
+
+def whitening(matrices: Tensor) -> Tensor:
+    """``A`` with ``A^T A`` equal to the inverse of each symmetric ``(C, W, W)`` matrix.
+
+    Where a matrix is not positive definite ``A^T A`` is its pseudo-inverse.
+    """
+    factors, info = torch.linalg.cholesky_ex(matrices)
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    inverses = torch.linalg.solve_triangular(factors, identity, upper=False)
+    usable = (info == 0) & torch.isfinite(inverses).all(-1).all(-1)
+    if not bool(usable.all()):
+        inverses[~usable] = _pseudo_whitening(matrices[~usable])
+    return inverses
+
+
+def solve_symmetric(matrix: Tensor, right: Tensor) -> Tensor:
+    """``matrix^+ right`` for a symmetric positive semi-definite ``(W, W)`` and ``(W, K)``."""
+    half = whitening(matrix[None])[0]
+    return half.T @ (half @ right)
+
+
+def _pseudo_whitening(matrices: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrices)
+    # The cut-off of numpy's and torch's pinv for symmetric matrices.
+    cut = values.abs().amax(-1, keepdim=True) * matrices.shape[-1] * torch.finfo(values.dtype).eps
+    scale = torch.where(values > cut, values, torch.inf).rsqrt()
+    return scale[..., :, None] * vectors.mT

@@ -1,0 +1,112 @@
+"""Linear discriminant analysis from additive statistics."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from protocl.batch import Level
+from protocl.heads.base import Head
+from protocl.heads.covariance import (
+    oas_shrinkage,
+    shrink_towards_identity,
+    solve_symmetric,
+)
+from protocl.heads.streaming import StreamingMemory
+from protocl.memory import PrototypeMemory
+
+
+class LinearDiscriminant(Head):
+    """Gaussian classes with one covariance: ``w_c . f + b_c``.
+
+    ``w_c = S^-1 mu_c`` and ``b_c = -mu_c . w_c / 2 (+ log prior)``, with the within-class
+    covariance ``S`` shrunk towards the identity. Exact for any order of the samples, unlike the
+    running estimate of Deep SLDA (Hayes & Kanan 2020), which ``streaming=True`` reproduces for
+    comparison.
+
+    Args:
+        shrinkage: weight ``e`` of the target in ``(1 - e) S + e T``, or ``"auto"`` for the oracle
+            approximating shrinkage estimator (Chen et al. 2010, eq. 23), a function of ``S``.
+        target: ``"identity"`` for ``T = I`` (Deep SLDA) or ``"scaled"`` for
+            ``T = tr(S) / W * I``, free of the features' unit; ``"auto"`` implies ``"scaled"``.
+        priors: ``"uniform"`` or ``"empirical"`` (class frequencies).
+        ddof: the scatter is divided by ``N`` for ``"n"``, by ``N - C`` for ``"n-c"``.
+        streaming: estimate means and covariance one sample at a time as Deep SLDA does. The result
+            depends on the order of the samples and cannot be merged.
+        dtype: precision of the parameters and logits.
+    """
+
+    required_level: ClassVar[Level] = "shared"
+
+    def __init__(
+        self,
+        shrinkage: float | Literal["auto"] = 1e-4,
+        *,
+        target: Literal["identity", "scaled"] = "identity",
+        priors: Literal["uniform", "empirical"] = "uniform",
+        ddof: Literal["n", "n-c"] = "n",
+        streaming: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(dtype=dtype)
+        if shrinkage != "auto" and not 0 <= shrinkage <= 1:
+            raise ValueError(f"shrinkage={shrinkage}: expected 'auto' or a number between 0 and 1")
+        for name, value, allowed in (
+            ("target", target, ("identity", "scaled")),
+            ("priors", priors, ("uniform", "empirical")),
+            ("ddof", ddof, ("n", "n-c")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}='{value}': expected one of {', '.join(allowed)}")
+        self.shrinkage = shrinkage
+        self.target = target
+        self.priors = priors
+        self.ddof = ddof
+        self.streaming = streaming
+
+    def new_memory(self, feature_dim: int, **options: object) -> PrototypeMemory:
+        if self.streaming:
+            return StreamingMemory(feature_dim)
+        return super().new_memory(feature_dim, **options)  # type: ignore[arg-type]
+
+    def _require(self, memory: PrototypeMemory) -> None:
+        super()._require(memory)
+        if self.streaming != isinstance(memory, StreamingMemory):
+            kind = "a StreamingMemory" if self.streaming else "an additive memory"
+            raise ValueError(
+                f"LinearDiscriminant(streaming={self.streaming}) needs {kind}; "
+                "make it with head.new_memory(feature_dim)"
+            )
+
+    def covariance(self, memory: PrototypeMemory) -> Tensor:
+        """Within-class covariance ``(W, W)`` after shrinkage, float64."""
+        covariance, samples = self._estimate(memory)
+        if self.shrinkage == "auto":
+            weight = oas_shrinkage(covariance, samples)
+            return shrink_towards_identity(covariance, weight, scaled=True)
+        return shrink_towards_identity(covariance, self.shrinkage, scaled=self.target == "scaled")
+
+    def _estimate(self, memory: PrototypeMemory) -> tuple[Tensor, int]:
+        """Within-class covariance before shrinkage, and the degrees of freedom behind it."""
+        freedom = memory.total - len(memory) if self.ddof == "n-c" else memory.total
+        if freedom < 1:
+            raise ValueError(
+                f"LinearDiscriminant.fit: {memory.total} samples of {len(memory)} classes leave no "
+                "degree of freedom for a covariance; use ddof='n' or more samples"
+            )
+        shared = memory if memory.level == "shared" else memory.at_level("shared")
+        return shared.scatter() / freedom, freedom
+
+    def _fit(self, memory: PrototypeMemory) -> None:
+        means = memory.means
+        # The pseudo-inverse is exact for a singular covariance (shrinkage 0, constant features).
+        weights = solve_symmetric(self.covariance(memory), means.T).T
+        biases = -0.5 * (means * weights).sum(1)
+        if self.priors == "empirical":
+            biases = biases + (memory.counts / memory.total).log()
+        self._set(_weights=weights, _biases=biases)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return torch.addmm(self.get_buffer("_biases"), features, self.get_buffer("_weights").T)

@@ -1,0 +1,168 @@
+"""Ridge regression onto one-hot labels, with or without random features: RanPAC."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from protocl.batch import Level
+from protocl.heads.base import Head
+from protocl.maps import FeatureMap, ReluProjection
+from protocl.memory import PrototypeMemory
+
+GRID = tuple(10.0**exponent for exponent in range(-8, 9))
+"""Regularisation strengths among which ``"auto"`` chooses (RanPAC's grid)."""
+
+
+class Spectrum(NamedTuple):
+    """``G = V diag(e) V^T`` and the class sums in its basis.
+
+    Attributes:
+        values: ``(W,)`` eigenvalues ``e``, none negative.
+        vectors: ``(W, W)`` eigenvectors ``V`` in columns.
+        rotated: ``(W, C)``, ``V^T C``.
+        classes: ``(C,)`` class ids.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    rotated: Tensor
+    classes: Tensor
+
+    def weights(self, regularization: float) -> Tensor:
+        """``(G + lambda I)^-1 C``, ``(W, C)``."""
+        return self.vectors @ (self.rotated / (self.values + regularization)[:, None])
+
+
+def decompose(memory: PrototypeMemory) -> Spectrum:
+    """One decomposition that serves every ``lambda``."""
+    shared = memory if memory.level == "shared" else memory.at_level("shared")
+    values, vectors = torch.linalg.eigh(shared.second_moment)
+    return Spectrum(values.clamp(min=0), vectors, vectors.T @ memory.sums.T, memory.classes)
+
+
+def cross_validation_errors(spectrum: Spectrum, samples: int) -> Tensor:
+    """Generalised cross-validation score for each ``lambda`` of :data:`GRID`, ``(17,)``.
+
+    ``(RSS / N) / (1 - sum_i e_i / (e_i + lambda) / N)^2`` with
+    ``RSS = N - 2 tr(W^T C) + tr(W^T G W)``, infinite where the fit uses up every sample.
+
+    Source: Golub, Heath & Wahba 1979, written for one-hot targets.
+    """
+    values = spectrum.values
+    grid = torch.tensor(GRID, dtype=values.dtype, device=values.device)[:, None]
+    energy = spectrum.rotated.square().sum(1)
+    shrunk = values + grid
+    residual = samples + (energy * (values / shrunk - 2) / shrunk).sum(1)
+    free = 1 - (values / shrunk).sum(1) / samples
+    score = residual.clamp(min=0) / samples / free.square()
+    return torch.where(free > 1e-6, score, torch.inf)
+
+
+def heldout_errors(spectrum: Spectrum, heldout: PrototypeMemory) -> Tensor:
+    """Mean squared error on held-out samples for each ``lambda`` of :data:`GRID`, ``(17,)``.
+
+    ``[tr(W^T G1 W) - 2 tr(W^T C1) + n1] / (n1 C)`` with ``W`` fitted on the rest: the same numbers
+    as predicting the held-out samples one by one (RanPAC, algorithm 1), from their sums alone.
+
+    Args:
+        spectrum: of the samples that are not held out.
+        heldout: their statistics, over classes that the others know.
+    """
+    shared = heldout if heldout.level == "shared" else heldout.at_level("shared")
+    gram = spectrum.vectors.T @ shared.second_moment @ spectrum.vectors
+    sums = torch.zeros_like(spectrum.rotated)
+    places = torch.searchsorted(spectrum.classes, heldout.classes)
+    sums[:, places] = spectrum.vectors.T @ heldout.sums.T
+    errors = []
+    for regularization in GRID:
+        weights = spectrum.rotated / (spectrum.values + regularization)[:, None]
+        errors.append((weights * (gram @ weights - 2 * sums)).sum() + heldout.total)
+    return torch.stack(errors) / (heldout.total * len(spectrum.classes))
+
+
+class Ridge(Head):
+    """``logits = h (G + lambda I)^-1 C`` with ``G = sum h h^T`` and ``C = sum h y^T``.
+
+    ``h`` is the feature itself, or ``relu(f W)`` with a fixed random ``W`` (RanPAC). ``G`` is the
+    memory's pooled second moment and ``C`` its class sums, so the head, and the choice of
+    ``lambda`` with it, follow from additive statistics.
+
+    Args:
+        projection: number ``M`` of random features, or None for the features as they are. A
+            :class:`protocl.maps.ReluProjection` with given weights is taken as it is.
+        seed: seed of the projection.
+        regularization: ``lambda``, or ``"auto"`` to choose it from :data:`GRID`: by the error on
+            ``heldout`` where :meth:`fit` is given one, else by generalised cross-validation.
+        dtype: precision of the weights and logits.
+
+    Attributes:
+        chosen: the ``lambda`` in use after :meth:`fit`.
+
+    Source: McDonnell et al. 2023, "RanPAC: random projections and pre-trained models for continual
+    learning", section 4 and algorithm 1.
+    """
+
+    required_level: ClassVar[Level] = "shared"
+
+    def __init__(
+        self,
+        projection: int | ReluProjection | None = None,
+        *,
+        seed: int = 0,
+        regularization: float | Literal["auto"] = "auto",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(dtype=dtype)
+        if regularization != "auto" and not regularization > 0:
+            raise ValueError(f"regularization={regularization}: expected 'auto' or a number > 0")
+        self.projection = projection
+        self.seed = seed
+        self.regularization = regularization
+        self.chosen: float | None = None
+        self._heldout: PrototypeMemory | None = None
+        self._drawn: ReluProjection | None = None
+
+    def feature_map(self, feature_dim: int) -> FeatureMap:
+        if self.projection is None:
+            return FeatureMap()
+        if isinstance(self.projection, ReluProjection):
+            return self.projection
+        if self._drawn is None or len(self._drawn.weight) != feature_dim:
+            self._drawn = ReluProjection(feature_dim, self.projection, seed=self.seed)
+        return self._drawn
+
+    @torch.no_grad()
+    def fit(self, memory: PrototypeMemory, heldout: PrototypeMemory | None = None) -> Self:
+        """Derive the weights from ``memory``; does nothing if the memory has not changed.
+
+        Args:
+            memory: statistics of all samples.
+            heldout: statistics of some of these samples, on which ``lambda`` is chosen. The fit
+                behind the choice uses ``memory - heldout``, the final weights use all of it.
+        """
+        self._heldout = heldout
+        try:
+            return super().fit(memory)
+        finally:
+            self._heldout = None
+
+    def _fit(self, memory: PrototypeMemory) -> None:
+        spectrum = decompose(memory)
+        if self.regularization == "auto":
+            self.chosen = self._choose(memory, spectrum)
+        else:
+            self.chosen = self.regularization
+        self._set(_weights=spectrum.weights(self.chosen))
+
+    def _choose(self, memory: PrototypeMemory, spectrum: Spectrum) -> float:
+        if self._heldout is None:
+            errors = cross_validation_errors(spectrum, memory.total)
+        else:
+            errors = heldout_errors(decompose(memory - self._heldout), self._heldout)
+        return GRID[int(errors.argmin())]
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return self.feature_map(features.shape[1])(features) @ self.get_buffer("_weights")

@@ -1,0 +1,1 @@
+"""Golden values: numbers that other implementations gave, with the inputs that give them."""
