@@ -112,7 +112,7 @@ def compose(settings: Settings) -> ExperimentConfig:
         if group == "strategy":
             # The base class has no fields of the strategy's own; its subclass takes its place.
             config.strategy = OmegaConf.structured(_strategy_schema(picked["name"]))
-        schemas[group] = OmegaConf.get_type(config, group)
+        schemas[group] = _schema_of(config, group)
         for key, value in picked.items():
             _assign(config, schemas, f"{group}.{key}", value)
     for key, value in settings.items():
@@ -172,6 +172,12 @@ def _pick(group: str, settings: Settings) -> dict[str, Any]:
             raise unknown_name(group, name, group_names(group))
         return {"name": name}
     return {"name": name, **_read_mapping(source.read_bytes(), str(source))}
+
+
+def _schema_of(config: DictConfig, group: str) -> type:
+    schema = OmegaConf.get_type(config, group)
+    assert schema is not None
+    return schema
 
 
 def _strategy_schema(name: str) -> type[StrategyConfig]:
