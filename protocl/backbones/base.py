@@ -29,6 +29,9 @@ class Backbone(nn.Module):
         channels: channels that the network takes; grey images are repeated to fill them.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         network: nn.Module,

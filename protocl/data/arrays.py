@@ -19,7 +19,7 @@ def tensor_hash(tensor: Tensor) -> str:
     array = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{array.dtype}{tuple(array.shape)}".encode())
     if array.numel():
-        digest.update(memoryview(array.flatten().view(torch.uint8).numpy()))
+        digest.update(array.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig
 from protocl.data.npz import load_npz, to_samples
-from protocl.data.torchvision_sets import is_archive, open_set, root_of
+from protocl.data.torchvision_sets import is_archive, open_both, root_of
 
 
 def load_cifar10(config: BenchmarkConfig) -> ArrayData:
@@ -31,17 +31,8 @@ def load_cifar100(config: BenchmarkConfig) -> ArrayData:
 
 
 def _load(kind: Any, config: BenchmarkConfig) -> ArrayData:
-    root = root_of(config)
-    parts = [
-        open_set(
-            lambda train=train: kind(str(root), train=train, download=config.download),
-            config,
-            root / kind.base_folder,
-        )
-        for train in (True, False)
-    ]
-    (x_train, y_train), (x_test, y_test) = (_tensors(part) for part in parts)
-    return ArrayData(x_train, y_train, x_test, y_test, list(parts[0].classes), config.name)
+    train, test = open_both(kind, config, root_of(config) / kind.base_folder)
+    return ArrayData(*_tensors(train), *_tensors(test), list(train.classes), config.name)
 
 
 def _tensors(part: Any) -> tuple[Tensor, Tensor]:

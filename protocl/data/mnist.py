@@ -18,7 +18,7 @@ import torch
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig
 from protocl.data.npz import load_npz, to_labels, to_samples
-from protocl.data.torchvision_sets import is_archive, open_set, root_of
+from protocl.data.torchvision_sets import is_archive, open_both, root_of
 from protocl.errors import DataError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -50,14 +50,7 @@ def _load(kind: Any, config: BenchmarkConfig, installed: Path | None = None) -> 
     expected = root_of(config) / kind.__name__ / "raw"
     if installed is not None and installed.is_dir() and not expected.is_dir():
         return _from_idx(installed, names, config)
-    train, test = (
-        open_set(
-            lambda part=part: kind(str(root_of(config)), train=part, download=config.download),
-            config,
-            expected,
-        )
-        for part in (True, False)
-    )
+    train, test = open_both(kind, config, expected)
     return ArrayData(
         train.data.unsqueeze(1),
         train.targets.to(torch.int64),

@@ -20,6 +20,22 @@ def is_archive(config: BenchmarkConfig) -> bool:
     return config.path is not None and Path(config.path).suffix == ".npz"
 
 
+def open_both(kind: Any, config: BenchmarkConfig, expected: Path) -> tuple[Any, Any]:
+    """The training and the test part of a torchvision data set of class ``kind``.
+
+    Arguments and errors are those of :func:`open_set`.
+    """
+
+    def part(train: bool) -> Any:
+        return open_set(
+            lambda: kind(str(root_of(config)), train=train, download=config.download),
+            config,
+            expected,
+        )
+
+    return part(True), part(False)
+
+
 def open_set(factory: Callable[[], Any], config: BenchmarkConfig, expected: Path) -> Any:
     """Make a data set of torchvision, or say what is missing.
 
