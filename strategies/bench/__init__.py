@@ -1,0 +1,1 @@
+"""Speed of protocl beside Avalanche's own code, for ``protocl bench``."""

@@ -1,0 +1,49 @@
+"""Prediction with one covariance a class: ours beside Avalanche's FeCAM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from avalanche.models import FeCAMClassifier
+from avalanche.training.plugins import CurrentDataFeCAMUpdate
+
+from protocl.bench import Comparison, Size
+from protocl.bench.comparison import require_equal
+from protocl.bench.synthetic import features
+from protocl.bench.timing import interleaved
+from protocl.heads.mahalanobis import Mahalanobis
+from protocl.strategies.bench.peers import experience, frozen_features
+
+TARGET = 80.0
+
+
+def measure(size: Size) -> Iterator[Comparison]:
+    """One mini-batch through a head fitted on all samples.
+
+    The fit is not part of it on either side: ours factorises the covariances there, once;
+    Avalanche inverts all of them again in each forward pass.
+    """
+    x, y = features(size)
+    queries = x[: size.batch]
+    peer = FeCAMClassifier()
+    data = experience(x, y)
+    CurrentDataFeCAMUpdate().after_training_exp(frozen_features(peer, data, size.batch))
+    head = Mahalanobis.avalanche()
+    head.fit(head.new_memory(size.width).update(x, y))
+    # Our first call would pay for what the peer's fit has already warmed up.
+    head(queries)
+    repeats = min(size.repeats, 3)
+    ours, theirs = interleaved(lambda: head(queries), lambda: peer(queries), repeats=repeats)
+    case = f"Mahalanobis prediction, {len(queries)} x {size.width}, {size.classes} classes"
+    difference = float((ours.result - theirs.result).abs().max())
+    yield Comparison(
+        case=case,
+        peer_name="Avalanche FeCAM forward",
+        ours=ours.seconds,
+        peer=theirs.seconds,
+        kind="speedup",
+        target=TARGET,
+        threads=torch.get_num_threads(),
+        difference=require_equal(case, difference, tolerance=1e-3),
+    )

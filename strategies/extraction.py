@@ -1,0 +1,60 @@
+"""One pass over a dataset through a strategy's model, of which the strategy notices nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from avalanche.models import avalanche_forward
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, undisturbed
+from protocl.strategies.tensor_rows import NotInMemory, tensor_rows
+
+
+def features_of(
+    strategy: Any, dataset: Any, layer: str | None = None, num_workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Features of ``dataset`` under its evaluation transforms, batch by batch.
+
+    Runs on the strategy's device in batches of its ``eval_mb_size``, in evaluation mode. Draws
+    nothing from the caller's random state; the model's modes and BatchNorm statistics stay.
+
+    Args:
+        strategy: an Avalanche strategy.
+        dataset: an ``AvalancheDataset``.
+        layer: name of the classification layer, found by itself if None.
+        num_workers: processes that load data which is not in memory.
+
+    Yields:
+        Inputs ``(B, ...)``, features ``(B, D)``, labels ``(B,)`` and task labels ``(B,)`` or None.
+    """
+    model = strategy.model
+    classifier, tap = find_classifier(model, layer), FeatureTap()
+    for batch in _batches(dataset.eval(), strategy.eval_mb_size, num_workers):
+        x, y, *rest = (part.to(strategy.device, non_blocking=True) for part in batch)
+        tasks = rest[-1] if rest else None
+        with undisturbed(model):
+            tap.open(classifier)
+            try:
+                avalanche_forward(model, x, tasks)
+            finally:
+                seen = tap.close()
+        yield x, joined(seen, tasks), y, tasks
+
+
+def _batches(dataset: Any, size: int, num_workers: int) -> Iterator[Any]:
+    """Mini-batches in order."""
+    try:
+        yield from tensor_rows(dataset).split(size)
+    except NotInMemory:
+        # A DataLoader takes a seed from the global generator even when it does not shuffle.
+        yield from DataLoader(
+            dataset,
+            size,
+            num_workers=num_workers,
+            collate_fn=dataset.collate_fn,
+            generator=torch.Generator(),
+        )

@@ -1,0 +1,283 @@
+"""Prototype memory for any Avalanche strategy, attached in one line.
+
+``Naive(model, optimizer, ..., plugins=[PrototypePlugin()])`` trains as before, to the last bit of
+its weights. Beside it the plugin keeps the statistics of each class's features, and at evaluation
+it answers through a head that follows from them, in place of the model's own classifier.
+
+Stored between experiences: the statistics of :class:`protocl.PrototypeMemory`; no samples.
+
+Which prototypes a moving backbone leaves behind: those of old classes stay as they were computed,
+so they age as the backbone trains on. With a frozen or slowly moving backbone that costs little;
+otherwise call :meth:`PrototypePlugin.refresh` with data of the old classes (a replay buffer).
+
+Avalanche 0.6.0 has faults that no plugin can mend. What to do about them:
+
+* ``avalanche.training.checkpoint.save_checkpoint`` fails with every torch optimizer
+  (``PicklingError``): save ``strategy.model.state_dict()``, ``strategy.optimizer.state_dict()`` and
+  ``plugin.state_dict()`` with ``torch.save``, or run by ``protocl run``, which resumes by itself.
+* ``class_incremental_benchmark`` drops classes that do not divide evenly (10 classes in 3
+  experiences lose one), and LwF, iCaRL, FeCAM and SCR fail on it: use ``nc_benchmark``.
+* ``Replay`` with ``persistent_workers=True`` and no workers fails: leave the argument out.
+* ``Replay(..., plugins=mine)`` and its like may append to ``mine``: give each strategy a new list.
+* The first ``train`` puts every parameter of the model in the optimizer, whatever you gave it:
+  freeze a backbone by ``requires_grad_(False)``.
+* Unknown keywords of ``train`` and ``eval`` are ignored: ``num_workrs=2`` does nothing.
+* Stream accuracy with task labels is logged under the last task's name only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor, nn
+
+from protocl.batch import Level
+from protocl.errors import NotFittedError
+from protocl.heads import NearestMean
+from protocl.heads.base import Head
+from protocl.memory import PrototypeMemory
+from protocl.strategies.extraction import features_of
+from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, refuse_compiled
+from protocl.strategies.task_classes import TaskClasses
+
+FLUSH_AT = 1024
+"""Samples that wait for one update of the memory, which costs little more for 1024 than for 64."""
+
+
+class PrototypePlugin(SupervisedPlugin[Any]):
+    """Maintains a prototype memory during training and answers from it at evaluation.
+
+    Args:
+        head: turns the memory into logits; ``NearestMean()`` by default.
+        layer: name of the model's classification layer, whose input are the features; by default
+            what ``timm`` names it, or ``classifier``, ``fc``, ``head`` or ``linear``.
+        collect: ``"extra_pass"`` reads the experience once more after it was trained on, in
+            evaluation mode; training on the same experience again straight away replaces what it
+            contributed, so that nothing counts twice.
+            ``"training"`` takes the features of the last training epoch as they come by, at almost
+            no cost, but they were computed before the epoch's remaining steps, in training mode
+            and with augmentation; replayed samples of classes that are not in the experience are
+            left out.
+        memory: statistics to start from, such as a loaded or merged memory.
+        level: keep more than the head needs, for instance to fit another head later.
+        num_workers: processes that load data in the extra pass; by default those of ``train``.
+        floor: logit of classes never seen. Cross-entropy on samples of such a class is infinite
+            for ``-inf``; a finite floor is lowered where a seen class scores less.
+        mask_tasks: where samples carry task labels, let only classes seen under that label win.
+        per_task: keep a prototype for each pair of task and class, for benchmarks whose class ids
+            start at zero in each task.
+        fingerprint: identity of a frozen backbone, kept in the memory.
+
+    Attributes:
+        memory: the statistics, or None until the first features were seen.
+        head: fitted to the memory whenever it is asked.
+    """
+
+    def __init__(
+        self,
+        head: Head | None = None,
+        *,
+        layer: str | None = None,
+        collect: Literal["extra_pass", "training"] = "extra_pass",
+        memory: PrototypeMemory | None = None,
+        level: Level | None = None,
+        num_workers: int | None = None,
+        floor: float = float("-inf"),
+        mask_tasks: bool = True,
+        per_task: bool = False,
+        fingerprint: str | None = None,
+    ) -> None:
+        super().__init__()
+        if collect not in ("extra_pass", "training"):
+            raise ValueError(f"collect='{collect}': expected 'extra_pass' or 'training'")
+        self.head = NearestMean() if head is None else head
+        self.layer = layer
+        self.collect = collect
+        self.memory = memory
+        self.level = level
+        self.num_workers = num_workers
+        self.floor = floor
+        self.fingerprint = fingerprint
+        self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
+        self._tap = FeatureTap()
+        self._classifier: nn.Module | None = None
+        self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._collected = False
+        self._last: tuple[Tensor, PrototypeMemory, str] | None = None
+
+    # -- learning ---------------------------------------------------------------------------
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_compiled(strategy.model)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._waiting.clear()
+        self._collected = False
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        last = strategy.clock.train_exp_epochs == strategy.train_epochs - 1
+        collects = last and self.collect == "training"
+        self._classifier = find_classifier(strategy.model, self.layer) if collects else None
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        if self._classifier is not None:
+            self._tap.open(self._classifier)
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        seen = self._tap.close()
+        if not seen:
+            return
+        labels, tasks = strategy.mb_y, _task_labels(strategy)
+        features = joined(seen, tasks)
+        if len(features) != len(labels):
+            raise RuntimeError(
+                f"{len(features)} features but {len(labels)} labels in a training mini-batch: "
+                "another plugin changed the batch; use PrototypePlugin(collect='extra_pass')"
+            )
+        self._collected = True
+        self._waiting.append((features, labels, tasks))
+        if sum(len(waiting) for _, waiting, _ in self._waiting) >= FLUSH_AT:
+            self._flush(strategy)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self._classifier = None
+
+    def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        # Early stopping ends an experience before the epoch that collects.
+        if self._collected:
+            self._flush(strategy)
+        else:
+            self._extra_pass(strategy, num_workers)
+
+    def refresh(self, strategy: Any, datasets: Iterable[Any]) -> None:
+        """Compute the whole memory anew, with the model as it is now.
+
+        Args:
+            strategy: the strategy that the plugin is attached to.
+            datasets: Avalanche datasets with samples of every class to be kept, such as
+                ``[replay.storage_policy.buffer]``; classes without samples are forgotten.
+        """
+        fresh: PrototypeMemory | None = None
+        for dataset in datasets:
+            for _, features, labels, tasks in features_of(strategy, dataset, self.layer):
+                fresh = fresh or self._new_memory(features)
+                fresh.update(features, self.tasks.note(labels, tasks))
+        self.memory, self._last = fresh, None
+
+    def _flush(self, strategy: Any) -> None:
+        """Update the memory with what waits, leaving out replayed samples of other classes."""
+        if not self._waiting:
+            return
+        features, labels = (torch.cat([w[i] for w in self._waiting]) for i in (0, 1))
+        tasks = None
+        if self._waiting[0][2] is not None:
+            tasks = torch.cat([w[2] for w in self._waiting if w[2] is not None])
+        self._waiting.clear()
+        classes = torch.tensor(sorted(strategy.experience.dataset.targets.uniques))
+        mine = torch.isin(labels, classes.to(labels.device))
+        ids = self.tasks.note(labels[mine], None if tasks is None else tasks[mine])
+        self.memory = self.memory or self._new_memory(features)
+        self.memory.update(features[mine], ids)
+
+    def _extra_pass(self, strategy: Any, num_workers: int) -> None:
+        """Add the statistics of the current experience, or replace those it added just before."""
+        workers = num_workers if self.num_workers is None else self.num_workers
+        part: PrototypeMemory | None = None
+        sums = []
+        dataset = strategy.experience.dataset
+        for x, features, labels, tasks in features_of(strategy, dataset, self.layer, workers):
+            part = part or self._new_memory(features)
+            part.update(features, self.tasks.note(labels, tasks))
+            sums.append(torch.stack([x.sum(dtype=torch.float64), labels.sum().double()]))
+        if part is None:
+            return
+        self.memory = self.memory or part.empty_like()
+        signature = torch.stack(sums).cpu()
+        if self._last is not None:
+            before, contribution, revision = self._last
+            if revision == self.memory.revision and torch.equal(before, signature):
+                self.memory -= contribution
+        self.memory += part
+        self._last = (signature, part, self.memory.revision)
+
+    def _new_memory(self, features: Tensor) -> PrototypeMemory:
+        memory = self.head.new_memory(
+            features.shape[1], level=self.level, fingerprint=self.fingerprint
+        )
+        return memory.to(features.device)
+
+    # -- answering --------------------------------------------------------------------------
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_compiled(strategy.model)
+        if self.memory is not None:
+            self.memory.to(strategy.device)
+            self.head.to(strategy.device)
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        knows_something = self.memory is not None and len(self.memory) > 0
+        self._classifier = find_classifier(strategy.model, self.layer) if knows_something else None
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        if self._classifier is not None:
+            self._tap.open(self._classifier)
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        seen = self._tap.close()
+        if not seen:
+            return
+        tasks = _task_labels(strategy)
+        width = max(strategy.mb_output.shape[1], int(strategy.mb_y.max()) + 1)
+        strategy.mb_output = self.logits(joined(seen, tasks), tasks, width)
+
+    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._classifier = None
+
+    def logits(self, features: Tensor, tasks: Tensor | None = None, width: int = 0) -> Tensor:
+        """Logits ``(N, width or more)`` with one column for each class id.
+
+        Args:
+            features: ``(N, D)``.
+            tasks: task labels ``(N,)``, if the samples carry any.
+            width: least number of columns.
+
+        Raises:
+            NotFittedError: no features have been seen.
+        """
+        if self.memory is None:
+            raise NotFittedError("PrototypePlugin has no prototypes yet: train an experience first")
+        logits = self.head.fit(self.memory)(features)
+        return self.tasks.dense(logits, self.head.classes, tasks, width, self.floor)
+
+    # -- state ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only, so that ``torch.load`` needs no pickled code.
+
+        What the last experience contributed is not part of it: after loading, training on that
+        same experience again adds to what it contributed before.
+        """
+        return {
+            "feature_dim": None if self.memory is None else self.memory.feature_dim,
+            "memory": None if self.memory is None else self.memory.state_dict(),
+            "tasks": {task: sorted(classes) for task, classes in self.tasks.seen.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
+        self._last = None
+        self.tasks.seen = {task: set(classes) for task, classes in state["tasks"].items()}
+        if state["memory"] is None:
+            self.memory = None
+            return
+        if self.memory is None:
+            self.memory = self._new_memory(torch.empty(0, state["feature_dim"]))
+        self.memory.load_state_dict(state["memory"])
+
+
+def _task_labels(strategy: Any) -> Tensor | None:
+    """Task labels ``(B,)`` of the current mini-batch, which new-style benchmarks do not have."""
+    return strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None

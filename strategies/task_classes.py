@@ -1,0 +1,100 @@
+"""Which classes belong to which task, where samples carry task labels."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+STRIDE = 2**32
+"""Distance between the memory's ids of one class in successive tasks, above any class id."""
+
+
+class TaskClasses:
+    """Turns task labels into constraints on the answer.
+
+    Args:
+        mask: let only the classes of a sample's task win.
+        per_task: the same class id means another class in each task.
+
+    Attributes:
+        seen: classes seen under each task label.
+    """
+
+    def __init__(self, mask: bool, per_task: bool) -> None:
+        self.mask = mask
+        self.per_task = per_task
+        self.seen: dict[int, set[int]] = {}
+
+    def note(self, labels: Tensor, tasks: Tensor | None) -> Tensor:
+        """Remember which classes came under which task.
+
+        Args:
+            labels: class ids ``(N,)``.
+            tasks: task labels ``(N,)``, if there are any.
+
+        Returns:
+            The memory's ids ``(N,)`` of the samples' classes.
+        """
+        if tasks is None:
+            return labels
+        for task, label in torch.stack([tasks, labels], 1).unique(dim=0).tolist():
+            self._note_one(task, label)
+        return labels + STRIDE * tasks if self.per_task else labels
+
+    def _note_one(self, task: int, label: int) -> None:
+        elsewhere = [other for other, seen in self.seen.items() if other != task and label in seen]
+        if elsewhere and self.mask and not self.per_task and label not in self.seen.get(task, ()):
+            warnings.warn(
+                f"class {label} of task {task} was seen under task {elsewhere[0]} too and shares "
+                "its prototype; if class ids start at zero in each task, give per_task=True",
+                stacklevel=2,
+            )
+        self.seen.setdefault(task, set()).add(label)
+
+    def dense(
+        self, logits: Tensor, classes: Tensor, tasks: Tensor | None, width: int, floor: float
+    ) -> Tensor:
+        """Logits with one column for each class id.
+
+        Args:
+            logits: ``(N, C)``.
+            classes: the memory's ids ``(C,)`` of the columns.
+            tasks: task labels ``(N,)``, if there are any.
+            width: least number of columns.
+            floor: value of classes that were not seen, or not under the sample's task; lowered
+                for samples all of whose logits are below it, so that such classes never win.
+
+        Returns:
+            ``(N, max(width, largest class id + 1))``.
+        """
+        allowed = self._allowed(classes, tasks)
+        classes = classes % STRIDE if self.per_task else classes
+        size = max(width, int(classes.max()) + 1)
+        lowest = logits.amin(1, keepdim=True)
+        below = torch.nextafter(lowest, torch.full_like(lowest, float("-inf")))
+        low = below.clamp(max=floor)
+        dense = low.expand(-1, size).clone()
+        if allowed is not None:
+            logits = torch.where(allowed, logits, low)
+        return dense.scatter_reduce_(1, classes.expand_as(logits), logits, "amax")
+
+    def _allowed(self, classes: Tensor, tasks: Tensor | None) -> Tensor | None:
+        """Which columns ``(N, C)`` may win for each sample; None for all."""
+        if tasks is None or not (self.mask or self.per_task) or len(self.seen) < 2:
+            return None
+        allowed = torch.ones((len(tasks), len(classes)), dtype=torch.bool, device=classes.device)
+        for task in tasks.unique().tolist():
+            if task in self.seen:
+                allowed[tasks == task] = self._columns(task, classes)
+        return allowed
+
+    def _columns(self, task: int, classes: Tensor) -> Tensor:
+        """Which columns ``(C,)`` are classes of ``task``."""
+        if self.per_task:
+            return classes // STRIDE == task
+        here = torch.tensor(sorted(self.seen[task]), device=classes.device)
+        anywhere = torch.tensor(sorted(set().union(*self.seen.values())), device=classes.device)
+        # Classes merged in from elsewhere came under no task label.
+        return torch.isin(classes, here) | ~torch.isin(classes, anywhere)
