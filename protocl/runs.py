@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from protocl.storage import atomic_write
 
 CONFIG_FILE = "config.yaml"
 RESULT_FILE = "result.json"
+LOG_FILE = "log.txt"
 _LOCK_FILE = ".lock"
 # Keys that say how a run is carried out, not what it computes.
 _INCIDENTAL = ("resume", "jobs", "output", "cache")
@@ -106,6 +108,12 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def discard_if_empty(folder: Path) -> None:
+    """Remove a folder whose run stopped before its first result and left no log to read."""
+    if not (folder / RESULT_FILE).exists() and not (folder / LOG_FILE).exists():
+        shutil.rmtree(folder)
 
 
 def _identity(config: dict[str, Any]) -> Any:

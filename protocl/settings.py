@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -246,21 +246,21 @@ def _value(key: str, text: str) -> Any:
 
 def _assign(config: DictConfig, schemas: Mapping[str, type], key: str, value: Any) -> None:
     group, _, name = key.rpartition(".")
-    fields = (
-        {field.name: field for field in dataclasses.fields(schemas.get(group, object))}
-        if group in schemas
-        else {}
-    )
-    if name not in fields:
+    fields = dataclasses.fields(schemas[group]) if group in schemas else ()
+    expected = next((_annotation(field.type) for field in fields if field.name == name), None)
+    if expected is None:
         raise ConfigError(_unknown_key(key, schemas))
-    expected = fields[name].type
-    annotation = expected if isinstance(expected, str) else getattr(expected, "__name__", expected)
-    if isinstance(value, int) and not isinstance(value, bool) and _float_only(str(annotation)):
+    if isinstance(value, int) and not isinstance(value, bool) and _float_only(expected):
         value = float(value)
     try:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}={value}: expected {annotation}") from error
+        raise ConfigError(f"{key}={value}: expected {expected}") from error
+
+
+def _annotation(kind: Any) -> str:
+    """A field's type as it is written in the source."""
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def _float_only(annotation: str) -> bool:

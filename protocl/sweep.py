@@ -21,10 +21,9 @@ from protocl.errors import ProtoclError
 from protocl.experiment import Progress, run_experiment
 from protocl.host_notices import hidden_host_notices
 from protocl.provenance import available_cores
-from protocl.runs import is_complete, open_run, read_result
+from protocl.runs import LOG_FILE, discard_if_empty, is_complete, open_run, read_result
 from protocl.settings import to_yaml
 from protocl.storage import atomic_write
-from protocl.worker import LOG_FILE
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _CarryOut = Callable[[int, ExperimentConfig, Path], "Outcome"]
@@ -36,7 +35,7 @@ class Outcome:
 
     Attributes:
         config: what was run.
-        folder: where it wrote.
+        folder: where it wrote; gone if it failed before it had a result or a log.
         skipped: whether a finished run of this configuration was found and left as it is.
         failure: what went wrong, or None.
         exit_code: 0, or that of the failure.
@@ -95,6 +94,8 @@ def run_sweep(
         for index in _drain(todo):
             observer.started(index, folders[index])
             outcomes[index] = carry_out(index, configs[index], folders[index])
+            if outcomes[index].failure is not None:
+                discard_if_empty(folders[index])
             observer.ended(index, outcomes[index])
 
     jobs = min(jobs, todo.qsize())
@@ -174,8 +175,9 @@ class _Worker:
             if "progress" in answer:
                 self._observer.progressed(index, Progress(**answer["progress"]))
             elif "failed" in answer:
-                failure = f"{answer['failed']} (see {folder / LOG_FILE})"
-                return Outcome(config, folder, failure=failure, exit_code=answer["exit_code"])
+                return Outcome(
+                    config, folder, failure=answer["failed"], exit_code=answer["exit_code"]
+                )
             else:
                 return Outcome(config, folder)
         return self._died(process, config, folder)

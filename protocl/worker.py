@@ -22,9 +22,8 @@ from typing import IO, Any
 from protocl.errors import ProtoclError
 from protocl.experiment import Progress, run_experiment
 from protocl.host_notices import hidden_host_notices
+from protocl.runs import LOG_FILE
 from protocl.settings import from_yaml
-
-LOG_FILE = "log.txt"
 
 
 def main() -> None:
@@ -39,6 +38,8 @@ def main() -> None:
         with hidden_host_notices():
             _redirect_output(folder / LOG_FILE)
             answer = _carry_out(order["config"], folder, answers)
+        if (folder / LOG_FILE).stat().st_size == 0:
+            (folder / LOG_FILE).unlink()
         _say(answers, answer)
 
 
@@ -55,11 +56,13 @@ def _carry_out(config: str, folder: Path, answers: IO[str]) -> dict[str, Any]:
     try:
         run_experiment(from_yaml(config), folder, on_progress=report)
     except ProtoclError as error:
-        traceback.print_exc()
         return {"failed": str(error), "exit_code": error.exit_code}
     except Exception as error:  # the other runs of the sweep go on; the log has the traceback
         traceback.print_exc()
-        return {"failed": f"{type(error).__name__}: {error}", "exit_code": 1}
+        return {
+            "failed": f"{type(error).__name__}: {error} (see {folder / LOG_FILE})",
+            "exit_code": 1,
+        }
     return {"done": True}
 
 
