@@ -1,6 +1,10 @@
 """Continual learning strategies on prototype memories, as Avalanche plugins."""
 
+from protocl.strategies.fecam import FeCAM
 from protocl.strategies.in_memory import InMemory
+from protocl.strategies.nearest_mean import NearestMean
 from protocl.strategies.prototype_plugin import PrototypePlugin
+from protocl.strategies.ranpac import RanPAC
+from protocl.strategies.slda import SLDA
 
-__all__ = ["InMemory", "PrototypePlugin"]
+__all__ = ["SLDA", "FeCAM", "InMemory", "NearestMean", "PrototypePlugin", "RanPAC"]

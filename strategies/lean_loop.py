@@ -9,7 +9,7 @@ called as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -104,18 +104,46 @@ def _calls(strategy: Any, kwargs: dict[str, Any], event: str) -> Calls:
     trigger = f"_{event}"
     if getattr(type(strategy), trigger) is not getattr(SupervisedTemplate, trigger):
         return [partial(getattr(strategy, trigger), **kwargs)]
-    return [
-        partial(getattr(plugin, event), strategy, **kwargs)
-        for plugin in strategy.plugins
-        if _answers(plugin, event)
-    ]
+    calls: Calls = []
+    for plugin in strategy.plugins:
+        if type(plugin) is EvaluationPlugin:
+            calls += _evaluation(plugin, strategy, event)
+        elif _implements(plugin, event, SupervisedPlugin):
+            calls.append(partial(getattr(plugin, event), strategy, **kwargs))
+    return calls
 
 
-def _answers(plugin: Any, event: str) -> bool:
-    """Whether a plugin does anything at ``event``."""
-    if isinstance(plugin, EvaluationPlugin):
-        return any(_acts(listener, event) for listener in [*plugin.metrics, *plugin.loggers])
-    return _implements(plugin, event, SupervisedPlugin)
+def _evaluation(plugin: EvaluationPlugin, strategy: Any, event: str) -> Calls:
+    """``EvaluationPlugin._update_metrics_and_loggers`` for those that act at ``event``.
+
+    The copy of the experience that metrics see is made once, not for every event.
+    """
+    metrics = [getattr(m, event) for m in plugin.metrics if _acts(m, event)]
+    loggers = [getattr(logger, event) for logger in plugin.loggers if _acts(logger, event)]
+    if not metrics and not loggers:
+        return []
+    seen_by_metrics = strategy.experience.logging()
+
+    def call() -> None:
+        if not plugin._active:
+            return
+        experience, strategy.experience = strategy.experience, seen_by_metrics
+        try:
+            for metric in metrics:
+                result = metric(strategy)
+                for value in result if isinstance(result, Sequence) else [result]:
+                    if value is not None:
+                        plugin.publish_metric_value(value)
+            if plugin._metric_values:
+                for logger in plugin.loggers:
+                    logger.log_metrics(plugin._metric_values)
+            for logger in loggers:
+                logger(strategy, plugin._metric_values)
+            plugin._metric_values = []
+        finally:
+            strategy.experience = experience
+
+    return [call]
 
 
 def _acts(listener: Any, event: str) -> bool:

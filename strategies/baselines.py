@@ -1,0 +1,223 @@
+"""Avalanche's own strategies, unchanged, for comparison.
+
+They learn by gradient descent on the whole model, or, with ``freeze_backbone``, on its classifier
+over fixed features. :class:`Joint` is the one exception, for Avalanche's takes the whole stream in
+one call and so cannot be evaluated after each experience.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from avalanche.training import EWC, Cumulative, ICaRL, LwF, Naive, Replay
+from torch import nn
+
+from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.strategies.in_memory import InMemory
+from protocl.strategies.optimizers import build_optimizer
+
+
+@dataclass
+class BaselineConfig(StrategyConfig):
+    """Settings that the baselines share.
+
+    Attributes:
+        freeze_backbone: train only a classifier over the features of the backbone as given.
+    """
+
+    freeze_backbone: bool = False
+
+    @property
+    def trains_backbone(self) -> bool:
+        return not self.freeze_backbone
+
+    def _build(self, kind: Callable[..., Any], setup: Setup, **settings: Any) -> Any:
+        """An Avalanche strategy of class ``kind`` on the model of ``setup``."""
+        return self._build_around(
+            kind, setup, model=setup.model, criterion=nn.CrossEntropyLoss(), **settings
+        )
+
+    def _build_around(self, kind: Callable[..., Any], setup: Setup, **settings: Any) -> Any:
+        """The same for strategies that put model and loss together themselves."""
+        setup.model.backbone.requires_grad_(self.trains_backbone)  # type: ignore[union-attr]
+        return kind(
+            optimizer=build_optimizer(self, setup.model),
+            train_epochs=self.train_epochs,
+            train_mb_size=self.train_mb_size,
+            eval_mb_size=self.eval_mb_size,
+            device=setup.device,
+            plugins=[InMemory(), *setup.plugins],
+            evaluator=setup.evaluator,
+            **settings,
+        )
+
+
+@dataclass
+class NaiveConfig(BaselineConfig):
+    """Gradient descent on each experience in turn, with nothing against forgetting."""
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="Naive", paper="-", stored_between_experiences="nothing", keeps_data=False
+    )
+
+    name: str = "naive"
+
+    def build(self, setup: Setup) -> Naive:
+        return self._build(Naive, setup)
+
+
+@dataclass
+class ReplayConfig(BaselineConfig):
+    """Experience replay: batches of new samples beside batches from a buffer of old ones.
+
+    Attributes:
+        mem_size: samples in the buffer.
+    """
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="Replay",
+        paper="Chaudhry et al., 2019",
+        stored_between_experiences="samples, at most mem_size",
+        keeps_data=True,
+    )
+
+    name: str = "replay"
+    mem_size: int = 200
+
+    def build(self, setup: Setup) -> Replay:
+        return self._build(Replay, setup, mem_size=self.mem_size)
+
+
+@dataclass
+class LwFConfig(BaselineConfig):
+    """Learning without forgetting: distil the outputs of the model before the experience.
+
+    Attributes:
+        alpha: weight of the distillation.
+        temperature: of the softmax that is distilled.
+    """
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="LwF",
+        paper="Li & Hoiem, ECCV 2016",
+        stored_between_experiences="the model before the experience",
+        keeps_data=False,
+    )
+
+    name: str = "lwf"
+    alpha: float = 1.0
+    temperature: float = 2.0
+
+    def build(self, setup: Setup) -> LwF:
+        return self._build(LwF, setup, alpha=self.alpha, temperature=self.temperature)
+
+
+@dataclass
+class EWCConfig(BaselineConfig):
+    """Elastic weight consolidation: hold on to weights that mattered to earlier experiences.
+
+    Attributes:
+        ewc_lambda: weight of the penalty.
+        mode: ``"separate"`` for one penalty for each experience, ``"online"`` for a decaying one.
+        decay_factor: of the online penalty.
+    """
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="EWC",
+        paper="Kirkpatrick et al., PNAS 2017",
+        stored_between_experiences="weights and their importance, for each experience",
+        keeps_data=False,
+    )
+
+    name: str = "ewc"
+    ewc_lambda: float = 1.0
+    mode: str = "separate"
+    decay_factor: float | None = None
+
+    def build(self, setup: Setup) -> EWC:
+        return self._build(
+            EWC,
+            setup,
+            ewc_lambda=self.ewc_lambda,
+            mode=self.mode,
+            decay_factor=self.decay_factor,
+        )
+
+
+@dataclass
+class ICaRLConfig(BaselineConfig):
+    """iCaRL: distillation and replay of exemplars, classification by their mean features.
+
+    Attributes:
+        mem_size: exemplars of all classes together.
+    """
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="iCaRL",
+        paper="Rebuffi et al., CVPR 2017",
+        stored_between_experiences="samples, at most mem_size, and the model before",
+        keeps_data=True,
+    )
+
+    name: str = "icarl"
+    mem_size: int = 200
+
+    def build(self, setup: Setup) -> ICaRL:
+        return self._build_around(
+            ICaRL,
+            setup,
+            feature_extractor=setup.model.backbone,
+            classifier=setup.model.classifier,
+            memory_size=self.mem_size,
+            buffer_transform=None,
+            fixed_memory=True,
+        )
+
+
+@dataclass
+class CumulativeConfig(BaselineConfig):
+    """Train on, in each experience, with all data so far."""
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="Cumulative", paper="-", stored_between_experiences="all samples", keeps_data=True
+    )
+
+    name: str = "cumulative"
+
+    def build(self, setup: Setup) -> Cumulative:
+        return self._build(Cumulative, setup)
+
+
+class Joint(Cumulative):
+    """Joint training, so that it can be evaluated after each experience.
+
+    Each experience begins again from the initial weights and trains on all data so far. After the
+    last one this is ``avalanche.training.JointTraining`` on the whole stream: the upper bound.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._initial = copy.deepcopy(self.model)
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """Start anew, then adapt model and optimizer as Avalanche does."""
+        self.model = copy.deepcopy(self._initial).to(self.device).train()
+        self.optimized_param_id = None
+        super().check_model_and_optimizer(**kwargs)
+
+
+@dataclass
+class JointConfig(BaselineConfig):
+    """Train from scratch, in each experience, on all data so far: the upper bound."""
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="Joint", paper="-", stored_between_experiences="all samples", keeps_data=True
+    )
+
+    name: str = "joint"
+
+    def build(self, setup: Setup) -> Joint:
+        return self._build(Joint, setup)

@@ -1,0 +1,166 @@
+"""What strategies on a frozen backbone share: freeze it, pass over each experience once.
+
+The backbone is used as given, or trained on the first experience alone ("first session
+adaptation", Panos et al., ICCV 2023) and then frozen, BatchNorm statistics included. From then on
+there is no gradient step: an experience adds its statistics to the memory, and the head follows.
+With a backbone that never moves, merged statistics equal those of joint training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn, optim
+
+from protocl.config import Setup, StrategyConfig
+from protocl.errors import ConfigError
+from protocl.heads.base import Head
+from protocl.memory import PrototypeMemory
+from protocl.strategies.in_memory import InMemory
+from protocl.strategies.optimizers import build_optimizer
+from protocl.strategies.prototype_plugin import PrototypePlugin
+
+
+class FrozenBackbone(SupervisedTemplate):
+    """A strategy that answers through ``head`` over a frozen backbone.
+
+    Args:
+        model: any model whose classification layer can be found (see ``layer``). Its own
+            classifier is trained along in the first experience and not used at evaluation.
+        head: turns statistics into logits.
+        first_experience_epochs: epochs of gradient descent on the first experience; 0 for none.
+        optimizer: for those epochs.
+        criterion: loss for those epochs; also what Avalanche's loss metrics report.
+        layer: name of the classification layer; found by itself if it has a common name.
+        fingerprint: identity of the backbone, kept in the memory.
+        train_mb_size: samples in a mini-batch of gradient descent.
+        eval_mb_size: samples in a mini-batch of feature extraction and evaluation.
+        device: where to compute.
+        plugins: further Avalanche plugins.
+        evaluator: Avalanche's metrics and loggers.
+        eval_every: as in Avalanche; only the first experience has epochs.
+
+    Raises:
+        ValueError: epochs are asked for without an optimizer, or are negative.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        head: Head,
+        first_experience_epochs: int = 0,
+        optimizer: optim.Optimizer | None = None,
+        criterion: Any = None,
+        layer: str | None = None,
+        fingerprint: str | None = None,
+        train_mb_size: int = 64,
+        eval_mb_size: int = 256,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[Any] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
+        eval_every: int = -1,
+    ) -> None:
+        if first_experience_epochs < 0:
+            raise ValueError(
+                f"first_experience_epochs={first_experience_epochs}: expected 0 or more"
+            )
+        if first_experience_epochs and optimizer is None:
+            raise ValueError(
+                f"first_experience_epochs={first_experience_epochs} needs an optimizer: give "
+                "optimizer=torch.optim.SGD(model.parameters(), lr=...)"
+            )
+        self.prototypes = PrototypePlugin(head, layer=layer, fingerprint=fingerprint)
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
+            train_mb_size=train_mb_size,
+            train_epochs=first_experience_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=[self.prototypes, *(plugins or [])],
+            evaluator=evaluator,
+            eval_every=eval_every,
+        )
+        self.frozen = False
+        if not first_experience_epochs:
+            self.freeze()
+
+    @property
+    def memory(self) -> PrototypeMemory | None:
+        """The statistics, or None before the first experience."""
+        return self.prototypes.memory
+
+    @property
+    def head(self) -> Head:
+        """The head, fitted to the memory at evaluation."""
+        return self.prototypes.head
+
+    def freeze(self) -> None:
+        """End gradient descent: later experiences are passed over once, in evaluation mode."""
+        self.frozen = True
+        self.train_epochs = 0
+        self.model.requires_grad_(False)
+
+    def _before_training(self, **kwargs: Any) -> None:
+        if self.frozen:
+            self.model.eval()
+        super()._before_training(**kwargs)
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        # Before the plugins, which then see the backbone as it will stay.
+        if not self.frozen:
+            self.freeze()
+            self.model.eval()
+        super()._after_training_exp(**kwargs)
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        """As in Avalanche, while there is anything to optimize."""
+        if not self.frozen:
+            super().make_optimizer(**kwargs)
+
+
+@dataclass
+class FrozenBackboneConfig(StrategyConfig):
+    """Settings of strategies on a frozen backbone.
+
+    Attributes:
+        first_experience_epochs: epochs in which the backbone is trained on the first experience
+            before it is frozen; 0 uses it as given. ``train_epochs`` has no meaning here.
+    """
+
+    first_experience_epochs: int = 0
+
+    @property
+    def trains_backbone(self) -> bool:
+        return self.first_experience_epochs > 0
+
+    def _build(
+        self, kind: Callable[..., FrozenBackbone], setup: Setup, **settings: Any
+    ) -> FrozenBackbone:
+        """A strategy of class ``kind`` with ``settings`` of its own."""
+        if self.first_experience_epochs < 0:
+            raise ConfigError(
+                f"strategy.first_experience_epochs={self.first_experience_epochs}: expected 0 or more"
+            )
+        trains = self.trains_backbone
+        return kind(
+            model=setup.model,
+            first_experience_epochs=self.first_experience_epochs,
+            optimizer=build_optimizer(self, setup.model) if trains else None,
+            # A backbone that is trained is another one afterwards.
+            fingerprint=None if trains else setup.fingerprint,
+            train_mb_size=self.train_mb_size,
+            eval_mb_size=self.eval_mb_size,
+            device=setup.device,
+            plugins=[InMemory(), *setup.plugins],
+            evaluator=setup.evaluator,
+            **settings,
+        )
