@@ -1,0 +1,80 @@
+"""Grouping over seeds, and the names that groups get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocl.report.groups import differences, group_runs
+from protocl.report.runs import load_runs
+from tests.report.results import make_result, write_run
+
+
+def test_seeds_of_one_configuration_form_a_group(tmp_path: Path) -> None:
+    for seed in (3, 1, 2):
+        write_run(tmp_path, make_result("slda", seed))
+    write_run(tmp_path, make_result("naive", 1, skill=0.3))
+    benchmarks, repeated = group_runs(load_runs([tmp_path])[0])
+    assert [benchmark.label for benchmark in benchmarks] == ["digits B0-Inc2"]
+    slda, naive = benchmarks[0].groups
+    assert (slda.label, slda.seeds) == ("SLDA", [1, 2, 3])
+    assert (naive.label, naive.seeds) == ("NAIVE", [1])
+    assert repeated == []
+    path = slda.first.path / "config.yaml"
+    assert slda.command() == f"protocl run experiment={path} seed=1,2,3"
+
+
+def test_means_are_over_seeds(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(tmp_path, make_result("slda", seed))
+    runs, _ = load_runs([tmp_path])
+    (group,) = group_runs(runs)[0][0].groups
+    values = [run.stream_accuracy[1] for run in runs]
+    assert group.curve()[1].mean == pytest.approx(sum(values) / 3)
+    cells = [run.accuracy_matrix[2][1] for run in runs]
+    assert group.mean_accuracy_matrix()[2][1] == pytest.approx(sum(cells) / 3)
+
+
+def test_another_setting_makes_another_group_named_by_it(tmp_path: Path) -> None:
+    write_run(tmp_path, make_result("slda", 1), shrinkage=0.1)
+    write_run(tmp_path, make_result("slda", 1), time="20260101-000001", shrinkage=0.2)
+    groups = group_runs(load_runs([tmp_path])[0])[0][0].groups
+    assert sorted(group.label for group in groups) == ["SLDA, shrinkage=0.1", "SLDA, shrinkage=0.2"]
+    assert set(differences(groups)) == {"strategy.shrinkage"}
+
+
+def test_another_split_is_another_benchmark(tmp_path: Path) -> None:
+    write_run(tmp_path, make_result("slda", 1))
+    write_run(tmp_path, make_result("slda", 2, sizes=(4, 1, 1)))
+    write_run(tmp_path, make_result("slda", 3, sizes=(1, 2, 3)))
+    labels = [benchmark.label for benchmark in group_runs(load_runs([tmp_path])[0])[0]]
+    assert labels == ["digits 3 unequal experiences", "digits B0-Inc2", "digits B4-Inc1"]
+
+
+def test_of_two_runs_of_one_seed_the_newer_counts(tmp_path: Path) -> None:
+    old = write_run(tmp_path, make_result("slda", 1), time="20260101-000000")
+    new = write_run(tmp_path, make_result("slda", 1), time="20260102-000000")
+    benchmarks, repeated = group_runs(load_runs([tmp_path])[0])
+    assert [run.path for run in benchmarks[0].groups[0].runs] == [new]
+    assert [one.path for one in repeated] == [old]
+    assert f"same configuration and seed 1 as the newer {new}" in repeated[0].reason
+
+
+def test_different_data_under_one_configuration_are_noted(tmp_path: Path) -> None:
+    write_run(tmp_path, make_result("slda", 1))
+    other = make_result("slda", 2)
+    other["benchmark"]["data_hash"] = "something else"
+    write_run(tmp_path, other)
+    (group,) = group_runs(load_runs([tmp_path])[0])[0][0].groups
+    assert group.notes == ["the seeds of this group saw different data (benchmark.data_hash)"]
+
+
+def test_runs_without_a_config_are_grouped_by_their_names(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        (write_run(tmp_path, make_result("slda", seed)) / "config.yaml").unlink()
+    (group,) = group_runs(load_runs([tmp_path])[0])[0][0].groups
+    assert group.seeds == [1, 2]
+    assert "config.yaml is missing" in group.notes[0]
+    expected = "protocl run benchmark=digits strategy=slda backbone=identity seed=1,2"
+    assert group.command() == expected
