@@ -34,6 +34,7 @@ class Head(FollowsDevice):
         self.dtype = dtype
         self.register_buffer("_classes", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._revision: str | None = None
+        self._feature_dim = 0
 
     # -- for users --------------------------------------------------------------------------
 
@@ -78,6 +79,7 @@ class Head(FollowsDevice):
             self._require(memory)
             self._fit(memory)
             self._set(_classes=memory.classes)
+            self._feature_dim = memory.feature_dim
             self._revision = memory.revision
         return self
 
@@ -89,7 +91,7 @@ class Head(FollowsDevice):
             NotFittedError: :meth:`fit` has not been called.
             ValueError: a feature is NaN or infinite, or the width does not fit.
         """
-        self._require_fitted()
+        self._require_fitted(features)
         # Under autocast a matrix product would run in half precision whatever its inputs.
         with torch.autocast(features.device.type, enabled=False):
             logits = self._logits(features.to(self.dtype))
@@ -138,10 +140,15 @@ class Head(FollowsDevice):
             value = value.to(self.dtype) if value.is_floating_point() else value
             self.register_buffer(name, value.contiguous(), persistent=False)
 
-    def _require_fitted(self) -> None:
+    def _require_fitted(self, features: Tensor) -> None:
         if self._revision is None:
             raise NotFittedError(
                 f"{type(self).__name__} has no prototypes yet: call fit(memory) first"
+            )
+        if features.ndim != 2 or features.shape[1] != self._feature_dim:
+            raise ValueError(
+                f"features have shape {tuple(features.shape)}: expected (N, {self._feature_dim}), "
+                "as in the memory that the head was fitted to"
             )
 
     def _require(self, memory: PrototypeMemory) -> None:

@@ -68,6 +68,16 @@ def to_correlations(covariances: Tensor) -> Tensor:
     return covariances
 
 
+def fill_flat(covariances: Tensor, variance: float) -> Tensor:
+    """Give ``variance`` to each feature that has none, in place.
+
+    Without it a class of one sample would have distance zero to everything.
+    """
+    variances = covariances.diagonal(dim1=1, dim2=2)
+    variances.masked_fill_(variances <= 0, variance)
+    return covariances
+
+
 def whitening(matrices: Tensor) -> Tensor:
     """``A`` with ``A^T A`` equal to the inverse of each symmetric ``(C, W, W)`` matrix.
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from protocl.batch import Level
 from protocl.heads.base import Head
-from protocl.heads.covariance import shrink_diagonals, to_correlations, whitening
+from protocl.heads.covariance import fill_flat, shrink_diagonals, to_correlations, whitening
 from protocl.maps import FeatureMap, Tukey, UnitNorm
 from protocl.memory import PrototypeMemory
 
@@ -45,7 +45,7 @@ class Mahalanobis(Head):
         dtype: precision of the factors and logits. The factors take ``C * W^2`` numbers.
 
     A class with one sample, or a feature without variance, falls back on the Euclidean distance
-    in what it lacks (see :func:`protocl.heads.covariance.to_correlations`).
+    in what it lacks: correlation 1 with itself, or the average variance of all classes.
 
     Source: Goswami et al. 2023, "FeCAM: exploiting the heterogeneity of class distributions in
     exemplar-free continual learning", section 4 and the authors' code.
@@ -111,13 +111,17 @@ class Mahalanobis(Head):
     def _matrices(self, memory: PrototypeMemory) -> Iterator[Tensor]:
         """Shrunk covariance or correlation matrices in float64, a few classes at a time."""
         group = max(1, _PIECE // memory.width**2)
+        spread = float(memory.at_level("diagonal").scatter().mean(1).sum()) / memory.total
         for ids in memory.classes.split(group):
             part = memory.subset(ids)
             freedom = (part.counts - 1).clamp(min=1)
             matrices = part.scatter() / freedom[:, None, None]
             for _ in range(self.shrink_passes if self.shrinkage else 0):
                 shrink_diagonals(matrices, *self.shrinkage)  # type: ignore[misc]
-            yield to_correlations(matrices) if self.correlation else matrices
+            if self.correlation:
+                yield to_correlations(matrices)
+            else:
+                yield fill_flat(matrices, spread or 1.0)
 
     def _logits(self, features: Tensor) -> Tensor:
         features = self.feature_map(features.shape[1])(features)

@@ -85,6 +85,9 @@ class StreamingMemory(PrototypeMemory):
         sums = torch.zeros_like(self.sums[places]).index_add_(0, rows, features)
         self._add_all(ids, counts, {"sum": sums, "second": second}, None, sign=1)
 
+    def empty_like(self, level: Level | None = None) -> StreamingMemory:
+        return StreamingMemory(self.feature_dim).to(self.device)
+
     def scatter(self) -> Tensor:
         """Deep SLDA's ``t S``, ``(D, D)`` float64."""
         return self._value("second")
