@@ -157,16 +157,21 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from protocl.settings import load, to_yaml
+    from protocl.settings import compose, expand, labels, parse, to_yaml
 
-    configs = load(args.settings)
+    values = parse(args.settings)
+    configs = [compose(settings) for settings in expand(values)]
     if args.show:
         sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
         return 0
     from protocl.display import SweepDisplay
     from protocl.sweep import run_sweep
 
-    with SweepDisplay(configs, Console(stderr=True)) as display:
+    names = [
+        label or f"{config.name} seed={config.seed}"
+        for label, config in zip(labels(values), configs, strict=True)
+    ]
+    with SweepDisplay(names, Console(stderr=True)) as display:
         outcomes = run_sweep(configs, display, jobs=configs[0].jobs, debug=args.debug)
     good = [outcome for outcome in outcomes if outcome.failure is None]
     if good:

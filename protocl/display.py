@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from protocl.config import ExperimentConfig
 from protocl.experiment import Progress as RunProgress
 from protocl.sweep import Outcome
 
@@ -23,12 +22,12 @@ class SweepDisplay:
     """A bar for each run under way and one for all; a line for each run that ended.
 
     Args:
-        configs: the runs of the sweep.
+        labels: what each run is called.
         console: where it is drawn; lines are written there also when it is not a terminal.
     """
 
-    def __init__(self, configs: Sequence[ExperimentConfig], console: Console) -> None:
-        self._configs = configs
+    def __init__(self, labels: Sequence[str], console: Console) -> None:
+        self._labels = labels
         self._lock = Lock()
         self._tasks: dict[int, TaskID] = {}
         self._progress = Progress(
@@ -40,7 +39,7 @@ class SweepDisplay:
             transient=True,
         )
         self._all = self._progress.add_task(
-            "all runs", total=len(configs), status=f"0/{len(configs)}", visible=len(configs) > 1
+            "all runs", total=len(labels), status=f"0/{len(labels)}", visible=len(labels) > 1
         )
 
     def __enter__(self) -> Self:
@@ -59,7 +58,7 @@ class SweepDisplay:
         """Show a bar for the run."""
         with self._lock:
             self._tasks[index] = self._progress.add_task(
-                _label(self._configs[index]), total=_STEPS, status="starting"
+                self._labels[index], total=_STEPS, status="starting"
             )
 
     def progressed(self, index: int, progress: RunProgress) -> None:
@@ -80,12 +79,8 @@ class SweepDisplay:
             if task is not None:
                 self._progress.remove_task(task)
             done = int(self._progress.tasks[0].completed) + 1
-            self._progress.update(self._all, completed=done, status=f"{done}/{len(self._configs)}")
-            self._progress.console.print(_ending(outcome), soft_wrap=True)
-
-
-def _label(config: ExperimentConfig) -> str:
-    return f"{config.name} seed {config.seed}"
+            self._progress.update(self._all, completed=done, status=f"{done}/{len(self._labels)}")
+            self._progress.console.print(_ending(self._labels[index], outcome), soft_wrap=True)
 
 
 def _share(progress: RunProgress) -> float:
@@ -111,8 +106,7 @@ def _status(progress: RunProgress) -> str:
     return status
 
 
-def _ending(outcome: Outcome) -> Text:
-    label = _label(outcome.config)
+def _ending(label: str, outcome: Outcome) -> Text:
     if outcome.failure is not None:
         return Text(f"failed  {label}: {outcome.failure}", "red")
     if outcome.skipped:

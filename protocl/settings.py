@@ -80,6 +80,15 @@ def expand(values: Mapping[str, Sequence[Any]]) -> list[Settings]:
     ]
 
 
+def labels(values: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What sets the runs of :func:`expand` apart, as typed: ``"strategy=slda seed=1"``.
+
+    Empty where there is only one run.
+    """
+    swept = [key for key, choices in values.items() if len(choices) > 1]
+    return [" ".join(f"{key}={run[key]}" for key in swept) for run in expand(values)]
+
+
 def split_commas(text: str) -> list[str]:
     """Split at commas that stand outside brackets, braces and quotes.
 
