@@ -7,18 +7,16 @@ memory and has another memory subtracted from it, and all three are one operatio
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from protocl.accumulate import add_compensated_, overflows
-from protocl.batch import LEVELS, BatchStatistics, Level
-from protocl.device import FollowsDevice
-from protocl.errors import FingerprintError
+from protocl.batch import BatchStatistics, Level
 from protocl.maps import FeatureMap
+from protocl.statistics import AdditiveStatistics
 
 _REDUCES_TO: dict[Level, tuple[Level, ...]] = {
     "mean": ("mean",),
@@ -28,7 +26,7 @@ _REDUCES_TO: dict[Level, tuple[Level, ...]] = {
 }
 
 
-class PrototypeMemory(FollowsDevice):
+class PrototypeMemory(AdditiveStatistics):
     """Count, sum and (by level) second moment of every class seen.
 
     =========== ======================================== ================================
@@ -59,73 +57,6 @@ class PrototypeMemory(FollowsDevice):
         >>> memory.classes.tolist(), memory.means.tolist()
         ([3, 7], [[1.0, 1.0], [0.0, 3.0]])
     """
-
-    def __init__(
-        self,
-        feature_dim: int,
-        level: Level = "mean",
-        *,
-        feature_map: FeatureMap | None = None,
-        raw_means: bool = False,
-        exact: bool = False,
-        step: float = 2.0**-16,
-        fingerprint: str | None = None,
-    ) -> None:
-        super().__init__()
-        if feature_dim < 1:
-            raise ValueError(f"feature_dim={feature_dim}: expected a positive number of features")
-        if level not in LEVELS:
-            raise ValueError(f"level='{level}': expected one of {', '.join(LEVELS)}")
-        if step <= 0:
-            raise ValueError(f"step={step}: expected a positive quantisation step")
-        self.feature_dim = feature_dim
-        self.level: Level = level
-        self.feature_map = feature_map or FeatureMap()
-        self.width = self.feature_map.width(feature_dim)
-        self.raw_means = raw_means
-        self.exact = exact
-        self.step = step
-        self.fingerprint = fingerprint
-        for name, value in self._empty(0).items():
-            self.register_buffer(name, value)
-        self._touch()
-
-    # -- what is stored ---------------------------------------------------------------------
-
-    @property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each sum, with -1 for the number of classes."""
-        shapes: dict[str, tuple[int, ...]] = {"sum": (-1, self.width)}
-        if self.raw_means:
-            shapes["raw"] = (-1, self.feature_dim)
-        second = LEVELS[self.level](self.width)
-        return shapes if second is None else shapes | {"second": second}
-
-    def _empty(self, classes: int, device: torch.device | None = None) -> dict[str, Tensor]:
-        """Zero buffers for ``classes`` classes."""
-        values = {
-            "class_ids": torch.zeros(classes, dtype=torch.int64, device=device),
-            "count": torch.zeros(classes, dtype=torch.int64, device=device),
-        }
-        kind = torch.int64 if self.exact else torch.float64
-        for name, shape in self._shapes.items():
-            size = [classes if n == -1 else n for n in shape]
-            values[name] = torch.zeros(size, dtype=kind, device=device)
-            if not self.exact:
-                values[f"{name}_low"] = torch.zeros(size, dtype=kind, device=device)
-        return values
-
-    def _touch(self) -> None:
-        self.revision = uuid.uuid4().hex
-        """Changes whenever the statistics do; equal revisions mean equal statistics."""
-
-    def _value(self, name: str) -> Tensor:
-        """A sum in float64: both halves of the pair, or the fixed-point value in feature units."""
-        buffer = self.get_buffer(name)
-        if not self.exact:
-            return buffer + self.get_buffer(f"{name}_low")
-        unit = self.step**2 if name == "second" else self.step
-        return buffer.to(torch.float64) * unit
 
     # -- what users read --------------------------------------------------------------------
 
@@ -282,6 +213,26 @@ class PrototypeMemory(FollowsDevice):
         self._keep(self.get_buffer("count") > 0)
         return self
 
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> Self:
+        """Replace the statistics of every process by their sum, in the order of ranks.
+
+        Keep the memory outside a module wrapped in ``DistributedDataParallel``, which would
+        overwrite the buffers of all ranks by those of rank 0.
+
+        Args:
+            group: the processes that take part; all by default.
+        """
+        states: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size(group))]
+        dist.all_gather_object(states, self.state_dict(), group)
+        total = self.empty_like()
+        for state in states:
+            part = self.empty_like()
+            part.load_state_dict(state)
+            total.merge(part)
+        self._take_over(total)
+        self._touch()
+        return self
+
     def __add__(self, other: PrototypeMemory) -> PrototypeMemory:
         return self.copy().merge(other)
 
@@ -305,8 +256,7 @@ class PrototypeMemory(FollowsDevice):
     def copy(self) -> PrototypeMemory:
         """An independent memory with the same statistics."""
         twin = self.empty_like()
-        for name, buffer in self.named_buffers(recurse=False):
-            setattr(twin, name, buffer.clone())
+        twin._take_over(self)
         twin.revision = self.revision
         return twin
 
@@ -365,8 +315,6 @@ class PrototypeMemory(FollowsDevice):
             setattr(reduced, name, source.clone())
         return reduced
 
-    # -- the one operation ------------------------------------------------------------------
-
     def _combine(self, other: PrototypeMemory, sign: int) -> None:
         self._require_compatible(other)
         terms = {
@@ -377,118 +325,6 @@ class PrototypeMemory(FollowsDevice):
         self._add_all(terms["class_ids"], terms["count"], sums, lows, sign)
         self.fingerprint = self.fingerprint or other.fingerprint
         self._touch()
-
-    def _add_all(
-        self,
-        ids: Tensor,
-        counts: Tensor,
-        sums: Mapping[str, Tensor],
-        lows: Mapping[str, Tensor] | None,
-        sign: int,
-    ) -> Tensor:
-        """Add counts and sums of the classes ``ids`` and return their rows."""
-        if self.exact:
-            known = torch.isin(ids, self.get_buffer("class_ids"))
-            for name, term in sums.items():
-                self._require_room(name, ids, term, known)
-        rows = self._rows_for(ids)
-        self.get_buffer("count").index_add_(0, rows, counts * sign)
-        for name, term in sums.items():
-            self._add(name, rows, term, None if lows is None else lows[name])
-        return rows
-
-    def _add(self, name: str, rows: Tensor, term: Tensor, term_low: Tensor | None) -> None:
-        """Add ``term`` to ascending rows of one sum (to all of it, when classes share it)."""
-        total = self.get_buffer(name)
-        whole = self._is_shared(name) or len(rows) == len(total)
-        if self.exact:
-            total.add_(term) if whole else total.index_add_(0, rows, term)
-            return
-        low = self.get_buffer(f"{name}_low")
-        if whole:
-            add_compensated_(total, low, term, term_low)
-            return
-        picked, picked_low = total[rows], low[rows]
-        add_compensated_(picked, picked_low, term, term_low)
-        total[rows], low[rows] = picked, picked_low
-
-    def _is_shared(self, name: str) -> bool:
-        return name == "second" and self.level == "shared"
-
-    def _require_room(self, name: str, ids: Tensor, term: Tensor, known: Tensor) -> None:
-        total = self.get_buffer(name)
-        if not self._is_shared(name):
-            total = total[torch.searchsorted(self.get_buffer("class_ids"), ids[known])]
-            term = term[known]
-        if overflows(total, term):
-            self._refuse_overflow()
-
-    def _require_bound(self, bound: int) -> None:
-        second = self.get_buffer("second")
-        largest = int(second.abs().max()) if second.numel() else 0
-        if largest + bound >= 2**63:
-            self._refuse_overflow()
-
-    def _refuse_overflow(self) -> None:
-        raise OverflowError(
-            f"a fixed-point sum exceeds 64 bits with step {self.step:g}; use a larger step"
-        )
-
-    def _rows_for(self, ids: Tensor) -> Tensor:
-        """Rows of the classes ``ids`` (ascending), with rows made for those not seen before."""
-        known = self.get_buffer("class_ids")
-        merged = torch.unique(torch.cat([known, ids]))
-        if len(merged) > len(known):
-            places = torch.searchsorted(merged, known)
-            for name, buffer in self.named_buffers(recurse=False):
-                if not self._is_shared(name.removesuffix("_low")):
-                    grown = buffer.new_zeros(len(merged), *buffer.shape[1:])
-                    grown[places] = buffer
-                    setattr(self, name, grown)
-            self.class_ids = merged
-        return torch.searchsorted(merged, ids)
-
-    def _keep(self, mask: Tensor) -> None:
-        """Drop the rows of all classes outside ``mask``."""
-        if bool(mask.all()):
-            return
-        for name, buffer in self.named_buffers(recurse=False):
-            if not self._is_shared(name.removesuffix("_low")):
-                setattr(self, name, buffer[mask])
-            elif not bool(mask.any()):
-                # No samples are left, so what remains of the pooled moment is rounding.
-                buffer.zero_()
-
-    # -- what fits together -----------------------------------------------------------------
-
-    def describe(self) -> dict[str, str]:
-        """What must agree before two memories are added, as text (also the header of a file)."""
-        return {
-            "feature_dim": str(self.feature_dim),
-            "level": self.level,
-            "feature_map": self.feature_map.spec,
-            "raw_means": str(self.raw_means),
-            "exact": str(self.exact),
-            "step": repr(self.step),
-        }
-
-    def _require_compatible(self, other: PrototypeMemory) -> None:
-        mine, theirs = self.describe(), other.describe()
-        if not self.exact and not other.exact:
-            mine["step"] = theirs["step"]
-        for name, value in mine.items():
-            if theirs[name] != value:
-                raise ValueError(
-                    f"cannot combine memories: {name} is {value} here, {theirs[name]} in the other"
-                )
-        if (
-            None not in (self.fingerprint, other.fingerprint)
-            and self.fingerprint != other.fingerprint
-        ):
-            raise FingerprintError(
-                f"cannot combine memories of different backbones: {self.fingerprint} here, "
-                f"{other.fingerprint} in the other; statistics add up under one backbone only"
-            )
 
     def _require_contains(self, other: PrototypeMemory) -> None:
         self._require_compatible(other)
@@ -547,30 +383,3 @@ class PrototypeMemory(FollowsDevice):
         from protocl.memory_file import load_memory
 
         return load_memory(path, fingerprint=fingerprint, feature_map=feature_map)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What ``state_dict`` holds besides the buffers."""
-        return {**self.describe(), "fingerprint": self.fingerprint}
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Adopt the fingerprint of loaded statistics."""
-        self.fingerprint = state["fingerprint"]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        saved = state_dict.get(f"{prefix}_extra_state", self.describe())
-        for name, value in self.describe().items():
-            if saved[name] != value:
-                raise ValueError(
-                    f"cannot load statistics: {name} is {value} in this memory, "
-                    f"{saved[name]} in the saved one"
-                )
-        for name, buffer in self.named_buffers(recurse=False):
-            if f"{prefix}{name}" in state_dict:
-                # The number of classes is part of the state, so buffers take the saved shape.
-                setattr(
-                    self,
-                    name,
-                    torch.empty_like(state_dict[f"{prefix}{name}"], device=buffer.device),
-                )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._touch()
