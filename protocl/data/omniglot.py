@@ -42,7 +42,8 @@ def load_omniglot(config: BenchmarkConfig) -> ArrayData:
         return load_npz(config)
     split = check_split(config)
     folder = root_of(config) / "omniglot-py" / f"images_{split}"
-    open_set(lambda: _through_torchvision(split, config), config, folder)
+    if not folder.is_dir():
+        open_set(lambda: _through_torchvision(split, config), config, folder)
     return _read_tree(folder, config)
 
 
