@@ -207,6 +207,20 @@ def test_classes_and_samples_per_class_are_restricted(tmp_path: Path) -> None:
         load_data(BenchmarkConfig(test_per_class=46))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "digits", "path": "x.npz"}, r"benchmark\.path=x\.npz: 'digits' has no such"),
+        ({"name": "cifar10", "split": "test"}, "'cifar10' has no such setting"),
+        ({"name": "mnist", "image_size": 32}, r"set backbone\.image_size"),
+        ({"name": "npz", "path": "x.npz", "image_size": 32}, r"set backbone\.image_size"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_data(BenchmarkConfig(**settings))  # type: ignore[arg-type]
+
+
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'cifar100'"):
         load_data(BenchmarkConfig(name="cifar1000"))
