@@ -16,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
-from avalanche.benchmarks.utils.classification_dataset import lookup
+from avalanche.benchmarks.utils.classification_dataset import (
+    _TensorClassificationDataset,
+    lookup,
+)
 from avalanche.benchmarks.utils.data import _FlatDataWithTransform
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData, LazyIndices, LazyRange
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
@@ -203,7 +206,7 @@ def _through_indices(indices: Any, rows: Rows) -> Rows:
 def _leaf(data: Any) -> Leaf:
     if isinstance(data, TensorData):
         return Leaf(data.x, data.y, scaled=True)
-    if type(data) is TensorDataset and len(data.tensors) == 2:
+    if type(data) in (TensorDataset, _TensorClassificationDataset) and len(data.tensors) == 2:
         x, y = data.tensors
         if y.ndim == 1 and y.dtype == torch.int64:
             return Leaf(x, y, scaled=False)
