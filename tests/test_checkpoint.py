@@ -48,6 +48,14 @@ class TestFile:
         with pytest.raises(DataError, match="needs the shared object 'train_data'"):
             checkpoint.load(tmp_path / "s")
 
+    def test_an_absent_accelerator_is_replaced_and_the_cpu_stays(self, tmp_path: Path):
+        state = {"on": torch.device("cuda:1"), "at": torch.device("cpu"), "rng": torch.arange(3)}
+        checkpoint.save(tmp_path / "s", state)
+        assert checkpoint.load(tmp_path / "s")["on"] == torch.device("cuda:1")
+        moved = checkpoint.load(tmp_path / "s", device="meta")
+        assert (moved["on"], moved["at"]) == (torch.device("meta"), torch.device("cpu"))
+        assert moved["rng"].device.type == "cpu"
+
     @pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
     def test_damage_is_noticed(self, tmp_path: Path, damage: str):
         file = tmp_path / "state.ckpt"
