@@ -92,7 +92,7 @@ def load(
         )
     target = None if device is None else torch.device(device)
 
-    def place(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+    def place(storage: Any, location: str) -> Any:
         return default_restore_location(storage, str(_placed(torch.device(location), target)))
 
     module = _reading_module(shared or {}, path, target)

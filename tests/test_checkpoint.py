@@ -209,7 +209,7 @@ def kill_later(process: Any, folder: Path, moments: random.Random) -> bool:
     while progress(folder) == before and process.is_alive():
         time.sleep(0.001)
     process.join(moments.choice([0.0, 0.01, 0.03, 0.1]) * moments.random())
-    os.kill(process.pid, signal.SIGKILL)  # a process that has ended is kept until it is joined
+    process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
 
