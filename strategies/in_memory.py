@@ -27,13 +27,19 @@ from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, Multi
 from avalanche.core import SupervisedPlugin
 from avalanche.distributed.distributed_helper import DistributedHelper
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from protocl.strategies.lean_loop import use_lean_evaluation, use_lean_training, use_own_loop
 from protocl.strategies.tensor_rows import NotInMemory, TensorRows, tensor_rows
 
 
-class InMemory(SupervisedPlugin[Any], supports_distributed=True):
+class InMemory(SupervisedPlugin[Any]):
     """Serve training and evaluation batches from tensors, with identical results.
 
     Args:

@@ -171,10 +171,10 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         """Update the memory with what waits, leaving out replayed samples of other classes."""
         if not self._waiting:
             return
-        features, labels = (torch.cat([w[i] for w in self._waiting]) for i in (0, 1))
-        tasks = None
-        if self._waiting[0][2] is not None:
-            tasks = torch.cat([w[2] for w in self._waiting if w[2] is not None])
+        features = torch.cat([features for features, _, _ in self._waiting])
+        labels = torch.cat([labels for _, labels, _ in self._waiting])
+        some = [tasks for _, _, tasks in self._waiting if tasks is not None]
+        tasks = torch.cat(some) if some else None
         self._waiting.clear()
         classes = torch.tensor(sorted(strategy.experience.dataset.targets.uniques))
         mine = torch.isin(labels, classes.to(labels.device))

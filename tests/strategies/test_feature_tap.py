@@ -138,10 +138,14 @@ class TestUndisturbed:
         net = build_net().train()
         net.features[2].eval()  # a BatchNorm that the user froze
         modes = [module.training for module in net.modules()]
-        with pytest.raises(KeyError), undisturbed(net):
+        with undisturbed(net):
             assert not any(module.training for module in net.modules())
             assert not torch.is_grad_enabled()
-            raise KeyError
+        assert [module.training for module in net.modules()] == modes
+        context = undisturbed(net)
+        context.__enter__()
+        with pytest.raises(KeyError):
+            context.__exit__(KeyError, KeyError(), None)
         assert [module.training for module in net.modules()] == modes
 
     def test_random_numbers_drawn_inside_were_never_drawn(self) -> None:
@@ -149,4 +153,3 @@ class TestUndisturbed:
         with undisturbed(nn.Identity()):
             torch.rand(3)
         assert torch.equal(torch.get_rng_state(), before)
-

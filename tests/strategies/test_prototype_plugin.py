@@ -32,7 +32,8 @@ def reference(model: Any, data: TensorData) -> PrototypeMemory:
 
 
 @pytest.mark.parametrize(
-    "head", [NearestMean(metric="cosine"), LinearDiscriminant(), Mahalanobis(), Ridge(projection=40)]
+    "head",
+    [NearestMean(metric="cosine"), LinearDiscriminant(), Mahalanobis(), Ridge(projection=40)],
 )
 def test_the_answer_is_that_of_the_head_on_the_memory(
     benchmark: Any, test_data: TensorData, head: Any
@@ -70,7 +71,11 @@ def test_on_frozen_features_it_remembers_what_the_models_own_head_forgets(benchm
     for plugins in ([], [PrototypePlugin()]):
         net = freeze(build_net(features=64))
         strategy = build_strategy(
-            "naive", plugins, net, train_epochs=5, evaluator=quiet_evaluator(accuracy_metrics(stream=True))
+            "naive",
+            plugins,
+            net,
+            train_epochs=5,
+            evaluator=quiet_evaluator(accuracy_metrics(stream=True)),
         )
         train_on(strategy, benchmark.train_stream)
         accuracies += strategy.eval(benchmark.test_stream).values()
