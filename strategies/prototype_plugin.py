@@ -186,17 +186,17 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         """Add the statistics of the current experience, or replace those it added just before."""
         workers = num_workers if self.num_workers is None else self.num_workers
         part: PrototypeMemory | None = None
-        sums = []
+        signatures = []
         dataset = strategy.experience.dataset
         for x, features, labels, tasks in features_of(strategy, dataset, self.layer, workers):
             part = part or self._new_memory(features)
             part.update(features, self.tasks.note(labels, tasks))
-            sums.append(torch.stack([x.sum(dtype=torch.float64), labels.sum().double()]))
+            signatures.append(_signature(x, labels))
         if part is None:
             return
         self.memory = self.memory or part.empty_like()
         moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
-        signature = torch.stack(sums).cpu()
+        signature = torch.cat(signatures).cpu()
         if self._last is not None:
             before, contribution, revision = self._last
             if revision == self.memory.revision and torch.equal(before, signature):
@@ -279,6 +279,13 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if self.memory is None:
             self.memory = self._new_memory(torch.empty(0, state["feature_dim"]))
         self.memory.load_state_dict(state["memory"])
+
+
+def _signature(x: Tensor, labels: Tensor) -> Tensor:
+    """What tells samples from other samples: label and one projection of each, ``(B, 2)``."""
+    flat = x.flatten(1).float()
+    direction = torch.sin(torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device))
+    return torch.stack([labels.to(flat.dtype), flat @ direction], dim=1)
 
 
 def _task_labels(strategy: Any) -> Tensor | None:

@@ -138,14 +138,16 @@ class TestUndisturbed:
         net = build_net().train()
         net.features[2].eval()  # a BatchNorm that the user froze
         modes = [module.training for module in net.modules()]
-        with undisturbed(net):
-            assert not any(module.training for module in net.modules())
-            assert not torch.is_grad_enabled()
-        assert [module.training for module in net.modules()] == modes
-        context = undisturbed(net)
-        context.__enter__()
+
+        def fail() -> None:
+            with undisturbed(net):
+                assert not any(module.training for module in net.modules())
+                assert not torch.is_grad_enabled()
+                raise KeyError
+
         with pytest.raises(KeyError):
-            context.__exit__(KeyError, KeyError(), None)
+            fail()
+        assert torch.is_grad_enabled()
         assert [module.training for module in net.modules()] == modes
 
     def test_random_numbers_drawn_inside_were_never_drawn(self) -> None:

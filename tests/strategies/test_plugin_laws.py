@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_extra_pass_through_a_data_loader_draws_nothing(
     plugin = PrototypePlugin()
     strategy = build_strategy("naive", [plugin])
     dataset = benchmark.train_stream[0].dataset.replace_current_transform_group(nn.Identity())
-    strategy.experience = type("Experience", (), {"dataset": dataset})()
+    strategy.experience = SimpleNamespace(dataset=dataset)
     before = torch.get_rng_state()
     plugin.after_training_exp(strategy, num_workers=num_workers)
     assert plugin.memory is not None
