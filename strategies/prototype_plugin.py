@@ -43,8 +43,8 @@ from protocl.strategies.extraction import features_of
 from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, refuse_compiled
 from protocl.strategies.task_classes import TaskClasses
 
-FLUSH_AT = 1024
-"""Samples that wait for one update of the memory, which costs little more for 1024 than for 64."""
+FLUSH_AT = 256
+"""Samples that wait for one update of the memory: a third of the time per sample that 64 take."""
 
 
 class PrototypePlugin(SupervisedPlugin[Any]):
@@ -70,6 +70,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         per_task: keep a prototype for each pair of task and class, for benchmarks whose class ids
             start at zero in each task.
         fingerprint: identity of a frozen backbone, kept in the memory.
+        exact: sum in fixed point, as :class:`protocl.PrototypeMemory` explains.
+        step: quantisation step of ``exact``.
 
     Attributes:
         memory: the statistics, or None until the first features were seen.
@@ -89,6 +91,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         mask_tasks: bool = True,
         per_task: bool = False,
         fingerprint: str | None = None,
+        exact: bool = False,
+        step: float = 2.0**-16,
     ) -> None:
         super().__init__()
         if collect not in ("extra_pass", "training"):
@@ -101,6 +105,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self.num_workers = num_workers
         self.floor = floor
         self.fingerprint = fingerprint
+        self.exact = exact
+        self.step = step
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
         self._tap = FeatureTap()
         self._classifier: nn.Module | None = None
@@ -208,7 +214,11 @@ class PrototypePlugin(SupervisedPlugin[Any]):
 
     def _new_memory(self, features: Tensor) -> PrototypeMemory:
         memory = self.head.new_memory(
-            features.shape[1], level=self.level, fingerprint=self.fingerprint
+            features.shape[1],
+            level=self.level,
+            exact=self.exact,
+            step=self.step,
+            fingerprint=self.fingerprint,
         )
         return memory.to(features.device)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from protocl import PrototypeMemory
 from protocl.backbones import BackboneConfig, Classifier, build_backbone
+from protocl.checks import assert_same
 from protocl.config import Setup
 from protocl.data import TensorData
 from protocl.errors import ConfigError
@@ -255,3 +256,21 @@ def test_impossible_configurations_are_errors(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         configured("slda", *settings).build(setup_of(train_data))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_in_fixed_point_every_cut_of_the_stream_gives_the_same_bits(
+    name: str, benchmark: Any
+) -> None:
+    net = build_net()
+    memories = []
+    for stream in (
+        benchmark.train_stream,
+        split_online_stream(benchmark.train_stream, experience_size=37),
+    ):
+        strategy = build(name, net, exact=True, step=2.0**-8, eval_mb_size=240)
+        train_on(strategy, stream)
+        memories.append(strategy.memory)
+    assert memories[0].exact
+    assert memories[0].step == 2.0**-8
+    assert_same(memories[1], memories[0], "another cut of the stream", bits=True)
