@@ -39,9 +39,10 @@ class TaskClasses:
         """
         if tasks is None:
             return labels
-        for task, label in torch.stack([tasks, labels], 1).unique(dim=0).tolist():
-            self._note_one(task, label)
-        return labels + STRIDE * tasks if self.per_task else labels
+        ids = labels + STRIDE * tasks
+        for class_id in ids.unique().tolist():
+            self._note_one(*divmod(class_id, STRIDE))
+        return ids if self.per_task else labels
 
     def _note_one(self, task: int, label: int) -> None:
         elsewhere = [other for other, seen in self.seen.items() if other != task and label in seen]
