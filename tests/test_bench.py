@@ -94,7 +94,12 @@ def test_thread_count_is_restored_after_an_error() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_peak_meter_sees_memory_that_is_gone_again() -> None:
+@pytest.mark.parametrize("kernel", [True, False])
+def test_peak_meter_sees_memory_that_is_gone_again(
+    kernel: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not kernel:
+        monkeypatch.setattr("protocl.bench.peak_memory._CLEAR", tmp_path / "absent")
     with PeakMeter() as meter:
         block = torch.ones(64 * MIB // 4)
         block += 1

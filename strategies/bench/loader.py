@@ -100,5 +100,6 @@ def plain_loop(task: Workload) -> nn.Module:
 
 def _order(samples: int) -> Tensor:
     """The order in which torch's ``DataLoader`` visits samples after the same seed."""
-    loader: Any = torch.utils.data.DataLoader(range(samples), batch_size=None, shuffle=True)  # type: ignore[arg-type]
-    return torch.tensor(list(loader))
+    # The loader draws a seed for worker processes, then its sampler draws one for the order.
+    _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
