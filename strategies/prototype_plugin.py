@@ -112,6 +112,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._classifier: nn.Module | None = None
         self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._collected = False
+        self._current: Tensor | None = None
         self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
 
     # -- learning ---------------------------------------------------------------------------
@@ -122,6 +123,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._waiting.clear()
         self._collected = False
+        self._current = None  # its classes; Avalanche visits every sample to list them
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         last = strategy.clock.train_exp_epochs == strategy.train_epochs - 1
@@ -182,8 +184,10 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         some = [tasks for _, _, tasks in self._waiting if tasks is not None]
         tasks = torch.cat(some) if some else None
         self._waiting.clear()
-        classes = torch.tensor(sorted(strategy.experience.dataset.targets.uniques))
-        mine = torch.isin(labels, classes.to(labels.device))
+        if self._current is None:
+            classes = sorted(strategy.experience.dataset.targets.uniques)
+            self._current = torch.tensor(classes, device=labels.device)
+        mine = torch.isin(labels, self._current)
         ids = self.tasks.note(labels[mine], None if tasks is None else tasks[mine])
         self.memory = self.memory or self._new_memory(features)
         self.memory.update(features[mine], ids)
