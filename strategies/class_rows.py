@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from protocl.class_rows import find_rows
+
 
 class ClassRows(nn.Module):
     """Gives each class the next free row; rows never move, so tables grow at their end.
@@ -49,17 +51,9 @@ class ClassRows(nn.Module):
         """Rows ``(N,)`` of class ids ``(N,)``.
 
         Raises:
-            ValueError: a class has no row.
+            ValueError: a class has no row (on an accelerator: a device-side assertion).
         """
-        ids, order = self.get_buffer("_ids").to(labels.device).sort()
-        places = torch.searchsorted(ids, labels).clamp(max=max(len(ids) - 1, 0))
-        unknown = ids[places] != labels if len(ids) else torch.ones_like(labels, dtype=torch.bool)
-        if bool(unknown.any()):
-            raise ValueError(
-                f"classes {labels[unknown].unique().tolist()} have no row: expected classes that "
-                "were in this or an earlier experience"
-            )
-        return order[places]
+        return find_rows(self.get_buffer("_ids").to(labels.device), labels)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         stored = state_dict.get(f"{prefix}_ids")

@@ -41,7 +41,11 @@ class TaskClasses:
             return labels
         for task, label in torch.stack([tasks, labels], 1).unique(dim=0).tolist():
             self._note_one(task, label)
-        return labels + STRIDE * tasks if self.per_task else labels
+        return self.ids(labels, tasks)
+
+    def ids(self, labels: Tensor, tasks: Tensor | None) -> Tensor:
+        """The memory's ids ``(N,)`` of classes ``(N,)`` under task labels ``(N,)``."""
+        return labels + STRIDE * tasks if self.per_task and tasks is not None else labels
 
     def _note_one(self, task: int, label: int) -> None:
         elsewhere = [other for other, seen in self.seen.items() if other != task and label in seen]

@@ -9,13 +9,17 @@ from torch import Tensor
 
 from protocl.batch import Level
 from protocl.heads.base import Head
-from protocl.heads.conjugate import Predictive, log_evidence, log_joint, posterior, predictive
+from protocl.heads.conjugate import (
+    Predictive,
+    log_evidence,
+    log_joint_in_pieces,
+    posterior,
+    predictive,
+    unknown_probability,
+)
 from protocl.heads.empirical import estimate_noise, estimate_prior, noise_of
-from protocl.heads.priors import Covariance, Prior, is_flat
+from protocl.heads.priors import Covariance, Prior
 from protocl.memory import PrototypeMemory
-
-_PIECE = 1 << 22
-"""Elements of the differences ``(N, C, D)`` that are held at once."""
 
 _LEVELS: dict[Covariance, Level] = {"iso": "diagonal", "diag": "diagonal", "full": "shared"}
 
@@ -89,15 +93,9 @@ class BayesianPrototypes(Head):
         """
         known = self.log_density(features)
         assert self._fitted_prior is not None  # log_density refuses a head that is not fitted
-        noise = self.get_buffer("_noise")
-        belief = self._fitted_prior.unseen(features.shape[1], self.covariance)
-        concentration, mean, precision = (part.to(noise) for part in belief)
-        if is_flat(belief):
-            raise ValueError("a flat prior gives no density to unseen classes: use precision > 0")
-        distribution = predictive(belief._replace(mean=mean, precision=precision), noise)
-        weight = (concentration / self.get_buffer("_total")).log()
-        unseen = log_joint(features.to(self.dtype), distribution).squeeze(1)
-        return torch.sigmoid(unseen + weight - known)
+        unseen = self._fitted_prior.unseen(features.shape[1], self.covariance)
+        noise, total = self.get_buffer("_noise"), self.get_buffer("_total")
+        return unknown_probability(features.to(self.dtype), known, unseen, noise, total)
 
     @torch.no_grad()
     def log_evidence(self, memory: PrototypeMemory) -> float:
@@ -141,6 +139,4 @@ class BayesianPrototypes(Head):
 
     def _logits(self, features: Tensor) -> Tensor:
         distribution = Predictive(*(self.get_buffer(f"_{name}") for name in Predictive._fields))
-        rows = max(1, _PIECE // max(1, distribution.means.numel()))
-        pieces = [log_joint(piece, distribution) for piece in features.split(rows)]
-        return torch.cat(pieces)
+        return log_joint_in_pieces(features, distribution)

@@ -18,8 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from protocl.heads.priors import Beliefs
+from protocl.heads.priors import Beliefs, is_flat
 from protocl.precision import in_full_precision
+
+_PIECE = 1 << 22
+"""Elements of the differences ``(N, C, D)`` that are held at once."""
 
 
 class Predictive(NamedTuple):
@@ -96,6 +99,36 @@ def log_joint(features: Tensor, distribution: Predictive) -> Tensor:
     else:
         whitened = differences * scales
     return weights - whitened.square().sum(2) / 2
+
+
+@torch.no_grad()
+def log_joint_in_pieces(features: Tensor, distribution: Predictive) -> Tensor:
+    """As :func:`log_joint`, without gradients and with bounded memory for any ``N``."""
+    rows = max(1, _PIECE // max(1, distribution.means.numel()))
+    return torch.cat([log_joint(piece, distribution) for piece in features.split(rows)])
+
+
+@torch.no_grad()
+def unknown_probability(
+    features: Tensor, log_density: Tensor, unseen: Beliefs, noise: Tensor, total: Tensor
+) -> Tensor:
+    """Probability ``(N,)`` that a sample belongs to one more class, of which nothing was seen.
+
+    Args:
+        features: ``(N, D)``.
+        log_density: ``(N,)``, ``log p(z)`` under the known classes.
+        unseen: belief about the further class, one row.
+        noise: as everywhere.
+        total: sum of the concentrations of the known classes.
+
+    Raises:
+        ValueError: the prior is flat, so that it gives no density.
+    """
+    if is_flat(unseen):
+        raise ValueError("a flat prior gives no density to unseen classes: use precision > 0")
+    belief = Beliefs(*(part.to(noise) for part in unseen))
+    joint = log_joint_in_pieces(features, predictive(belief, noise)).squeeze(1)
+    return torch.sigmoid(joint + (belief.concentration / total).log() - log_density)
 
 
 def log_evidence(

@@ -10,8 +10,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from protocl.batch import check_batch
+from protocl.class_rows import find_rows
 from protocl.device import FollowsDevice
-from protocl.heads.conjugate import Predictive, log_joint, posterior, predictive
+from protocl.heads.conjugate import (
+    Predictive,
+    log_joint,
+    log_joint_in_pieces,
+    posterior,
+    predictive,
+    unknown_probability,
+)
 from protocl.heads.empirical import noise_of
 from protocl.heads.priors import Beliefs, Covariance, Prior
 from protocl.memory import PrototypeMemory
@@ -63,6 +71,10 @@ class ConjugatePosterior(FollowsDevice):
     def __len__(self) -> int:
         return len(self.class_ids)
 
+    def __bool__(self) -> bool:
+        """Always true: a posterior without classes is still a posterior."""
+        return True
+
     # -- evidence ---------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -88,8 +100,7 @@ class ConjugatePosterior(FollowsDevice):
         """Add the samples of a batch: ``features`` ``(N, D)`` with ``labels`` ``(N,)``.
 
         Raises:
-            TypeError, ValueError: types or shapes do not fit.
-            KeyError: a class was not added.
+            TypeError, ValueError: types or shapes do not fit, or a class was not added.
         """
         check_batch(features, labels, self.feature_dim)
         rows = self.rows_of(labels)
@@ -140,17 +151,9 @@ class ConjugatePosterior(FollowsDevice):
         """Rows ``(N,)`` of classes ``(N,)``.
 
         Raises:
-            KeyError: a class was not added.
+            ValueError: a class was not added.
         """
-        labels = labels.to(self.class_ids.device)
-        rows = torch.searchsorted(self.class_ids, labels).clamp(max=max(len(self) - 1, 0))
-        if len(self) == 0 or labels.device.type == "cpu":
-            missing = set(labels.tolist()) - set(self.class_ids.tolist())
-            if missing:
-                raise KeyError(f"classes {sorted(missing)} take no part yet: call add_classes first")
-        else:  # an error that is raised later, instead of waiting for the device in every step
-            torch._assert_async((self.class_ids[rows] == labels).all())
-        return rows
+        return find_rows(self.class_ids, labels.to(self.class_ids.device))
 
     def prior_beliefs(self) -> Beliefs:
         """Beliefs before any sample."""
@@ -167,6 +170,25 @@ class ConjugatePosterior(FollowsDevice):
     def log_joint(self, features: Tensor) -> Tensor:
         """``log p(z, y = c)``, ``(N, C)``; columns are those of ``class_ids``."""
         return log_joint(features, self.predictive())
+
+    @torch.no_grad()
+    def answer(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """``log_joint`` of the classes that have samples, ``(N, C)``, and their ids ``(C,)``."""
+        seen = self.counts > 0
+        beliefs = Beliefs(*(part[seen] for part in self.beliefs()))
+        joint = log_joint_in_pieces(features, predictive(beliefs, self.noise))
+        return joint, self.class_ids[seen]
+
+    def unknown_probability(self, features: Tensor) -> Tensor:
+        """Probability ``(N,)`` that a sample belongs to a class never seen.
+
+        Raises:
+            ValueError: the prior is flat, so that it gives no density.
+        """
+        joint, _ = self.answer(features)
+        unseen = self.prior.unseen(self.feature_dim, self.covariance)
+        total = self.beliefs().concentration[self.counts > 0].sum()
+        return unknown_probability(features, joint.logsumexp(1), unseen, self.noise, total)
 
     def loss(
         self,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from protocl.strategies.contrastive import cosine_similarities, supervised_contrastive, unit_rows
-from protocl.strategies.relation import (
+from protocl.strategies.prd_losses import (
     prototype_loss,
     relation_distillation,
     relation_distillation_by_task,
