@@ -120,7 +120,12 @@ def full_loss_inputs() -> dict[str, Tensor]:
     part = (random.rand(24, 24) < 0.2) * 0.5
     edges = np.maximum(part, part.T)
     np.fill_diagonal(edges, 1.0)
-    return {**drawn, "labels": labels, "prototypes": prototypes, "edges": torch.tensor(edges).float()}
+    return {
+        **drawn,
+        "labels": labels,
+        "prototypes": prototypes,
+        "edges": torch.tensor(edges).float(),
+    }
 
 
 def test_full_loss_of_a_later_experience() -> None:
@@ -234,7 +239,9 @@ def test_neighbours_are_drawn_evenly_and_include_the_anchor() -> None:
     uniform = (torch.arange(300) + 0.5) / 300
     chosen = choose_neighbours(edges, torch.full((300,), 2), uniform)
     assert torch.bincount(chosen, minlength=5).tolist() == [100, 0, 100, 0, 100]
-    assert choose_neighbours(torch.eye(5), torch.tensor([3, 1]), torch.tensor([0.0, 0.999])).tolist() == [3, 1]
+    assert choose_neighbours(
+        torch.eye(5), torch.tensor([3, 1]), torch.tensor([0.0, 0.999])
+    ).tolist() == [3, 1]
 
 
 def test_mixed_prototypes_lie_on_the_segment() -> None:
@@ -299,7 +306,9 @@ def test_far_neighbours_still_push_in_the_stable_form(stable: bool, expected: fl
 def test_a_neighbour_at_distance_zero(stable: bool, expected: float) -> None:
     """Heavier than any other by far in the stable form; none in the authors' code."""
     squares = torch.tensor([[5.0, 0.0, 4.0]])
-    loss = neighbourhood_loss(squares, torch.tensor([0]), torch.ones(3, 3), scale=10.0, stable=stable)
+    loss = neighbourhood_loss(
+        squares, torch.tensor([0]), torch.ones(3, 3), scale=10.0, stable=stable
+    )
     assert float(loss) == pytest.approx(expected)
 
 
