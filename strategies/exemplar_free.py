@@ -16,6 +16,7 @@ from torch import Tensor, nn, optim
 from protocl.batch import Level
 from protocl.memory import PrototypeMemory
 from protocl.strategies.class_rows import ClassRows
+from protocl.strategies.drift_compensation import DriftEstimator
 from protocl.strategies.extraction import features_of
 from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.old_model import OldModel, feature_distillation
@@ -35,13 +36,15 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         views: what the model is shown of a mini-batch.
         distillation_weight: of :func:`.feature_distillation` to the model before the experience.
         num_workers: processes that load data when prototypes are computed.
+        drift: how prototypes of old classes are carried over after each experience; the methods
+            that use this plugin leave them as they are.
         **settings: those of :class:`.FeatureLossPlugin`.
 
     Attributes:
         rows: row of each class, in order of arrival.
         old_rows: ``(O,)`` rows of classes that are not in the present experience.
         memory: statistics of the features of each class under the backbone that its experience
-            left behind, or None before the first. Those of old classes are left as they are.
+            left behind, or None before the first; those of old classes are carried over by ``drift``.
             With several ``prototype_views`` the ids are ``prototype_views * class + quarter turns``.
     """
 
@@ -56,6 +59,7 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         views: Views | None,
         distillation_weight: float,
         num_workers: int = 0,
+        drift: DriftEstimator | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(views=views, **settings)
@@ -64,6 +68,7 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         self.parameters = parameters
         self.distillation_weight = distillation_weight
         self.num_workers = num_workers
+        self.drift = DriftEstimator() if drift is None else drift
         self.rows = ClassRows()
         self.old_rows = torch.zeros(0, dtype=torch.int64)
         self.memory: PrototypeMemory | None = None
@@ -107,12 +112,6 @@ class ExemplarFreePlugin(FeatureLossPlugin):
     def feature_loss(
         self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
     ) -> Tensor:
-        if len(features) % len(labels):
-            raise RuntimeError(
-                f"{len(features)} features for {len(labels)} labels in a training mini-batch: "
-                "another strategy or plugin mixes samples in between (DER does); use one that "
-                "puts them in the data loader, such as Replay"
-            )
         if self._optimizer is None:
             # Only now is the width of the features known.
             self.grow(features.shape[1])
@@ -133,6 +132,8 @@ class ExemplarFreePlugin(FeatureLossPlugin):
             self._optimizer.zero_grad()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if self._old_model is not None and self.memory is not None:
+            self.memory = self.drift.carried(strategy, self.memory, self._old_model, self.layer)
         self._compute_prototypes(strategy)
         self._old_model = self._optimizer = None
 

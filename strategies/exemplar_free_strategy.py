@@ -12,6 +12,7 @@ from torch import nn, optim
 
 from protocl.config import Setup, StrategyConfig
 from protocl.memory import PrototypeMemory
+from protocl.strategies.drift_compensation import DriftEstimator
 from protocl.strategies.epoch_schedule import EpochSchedule
 from protocl.strategies.exemplar_free import ExemplarFreePlugin
 from protocl.strategies.in_memory import InMemory
@@ -66,12 +67,20 @@ class ExemplarFreeConfig(StrategyConfig):
         later_lr_factor: later experiences begin at this multiple of ``lr``.
         first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
         milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
+        drift: how prototypes of old classes are carried over: none, sdc, ldc or adc.
+        drift_sigma: of sdc, in units of the features.
     """
 
     distillation_weight: float = 10.0
     later_lr_factor: float = 0.1
     first_experience_epochs: int | None = None
     milestones: list[int] | None = None
+    drift: str = "none"
+    drift_sigma: float = 0.3
+
+    def estimator(self) -> DriftEstimator:
+        """What ``drift`` names."""
+        return DriftEstimator(self.drift, sigma=self.drift_sigma)  # type: ignore[arg-type]
 
     def _build(self, method: ExemplarFreePlugin, setup: Setup) -> ExemplarFree:
         return ExemplarFree(

@@ -143,7 +143,8 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         code_lr: learning rate of the coding vectors in the first experience (plain SGD).
         later_code_lr: in later ones.
         code_lr_epochs: epochs after which it falls to a tenth, counted in each experience.
-        **settings: ``num_workers`` and those of :class:`.FeatureLossPlugin` but ``views``.
+        **settings: ``num_workers``, ``drift`` and those of :class:`.FeatureLossPlugin` but
+            ``views``.
 
     Attributes:
         parameters: :class:`CodingVectors`.
@@ -313,5 +314,6 @@ class NAPAVQConfig(ExemplarFreeConfig):
             code_lr=self.code_lr,
             later_code_lr=self.later_code_lr,
             code_lr_epochs=self.code_lr_epochs,
+            drift=self.estimator(),
         )
         return self._build(method, setup)

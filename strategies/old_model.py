@@ -34,13 +34,31 @@ class OldModel:
             x: inputs.
             tasks: task labels ``(N,)``, if there are any.
         """
-        tap = FeatureTap()
-        tap.open(find_classifier(self.model, self.layer))
-        try:
-            avalanche_forward(self.model, x, tasks)
-        finally:
-            seen = tap.close()
-        return joined(seen, tasks)
+        return self.trainable_features(x, tasks)
+
+    def trainable_features(self, x: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """The same with a graph to the inputs."""
+        return read_features(self.model, x, tasks, self.layer)
+
+
+def read_features(
+    model: nn.Module, x: Tensor, tasks: Tensor | None = None, layer: str | None = None
+) -> Tensor:
+    """Features ``(N, D)`` of inputs ``(N, ...)`` as ``model`` is, with a graph if one is recorded.
+
+    Args:
+        model: any model whose classification layer can be found.
+        x: inputs.
+        tasks: task labels ``(N,)``, if there are any.
+        layer: name of the classification layer; found by itself if None.
+    """
+    tap = FeatureTap(differentiable=True)
+    tap.open(find_classifier(model, layer))
+    try:
+        avalanche_forward(model, x, tasks)
+    finally:
+        seen = tap.close()
+    return joined(seen, tasks)
 
 
 def feature_distillation(features: Tensor, old_features: Tensor) -> Tensor:
