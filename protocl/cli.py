@@ -204,8 +204,11 @@ def _list(args: argparse.Namespace) -> int:
 
     from protocl.catalogue import tables
 
+    # Strategies are described by their own modules, whose import takes seconds.
+    with Console(stderr=True).status("reading what is installed"):
+        found = list(tables(args.what))
     console = Console()
-    for table in tables(args.what):
+    for table in found:
         console.print(table)
     return 0
 

@@ -7,15 +7,18 @@ memory and has another memory subtracted from it, and all three are one operatio
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Iterable, Mapping
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from protocl import memory_file
 from protocl.batch import BatchStatistics, Level
+from protocl.errors import DataError
 from protocl.maps import FeatureMap
+from protocl.maps import feature_map as build_map
 from protocl.statistics import AdditiveStatistics
 
 _REDUCES_TO: dict[Level, tuple[Level, ...]] = {
@@ -276,9 +279,10 @@ class PrototypeMemory(AdditiveStatistics):
         missing = wanted[~torch.isin(wanted, self.get_buffer("class_ids"))]
         if len(missing):
             raise KeyError(f"classes {missing.tolist()} are not in the memory")
-        part = self.copy()
-        part._keep(torch.isin(self.get_buffer("class_ids"), wanted))
-        part._touch()
+        part = self.empty_like()
+        kept = torch.isin(self.get_buffer("class_ids"), wanted)
+        for name, buffer in self.named_buffers(recurse=False):
+            setattr(part, name, buffer[kept])
         return part
 
     def forget(self, classes: Iterable[int] | Tensor) -> Self:
@@ -357,9 +361,10 @@ class PrototypeMemory(AdditiveStatistics):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the memory to a ``.safetensors`` file, whole or not at all."""
-        from protocl.memory_file import save_memory
-
-        save_memory(self, path)
+        description = self.describe()
+        if self.fingerprint is not None:
+            description["fingerprint"] = self.fingerprint
+        memory_file.write(path, description, dict(self.named_buffers(recurse=False)))
 
     @classmethod
     def load(
@@ -380,6 +385,48 @@ class PrototypeMemory(AdditiveStatistics):
             DataError: the file is absent, damaged or of an unknown format version.
             FingerprintError: the memory was built from another backbone.
         """
-        from protocl.memory_file import load_memory
+        header, tensors = memory_file.read(path, fingerprint)
+        return cls.from_tensors(header, tensors, feature_map=feature_map)
 
-        return load_memory(path, fingerprint=fingerprint, feature_map=feature_map)
+    @classmethod
+    def from_tensors(
+        cls,
+        description: Mapping[str, str],
+        tensors: Mapping[str, Tensor],
+        *,
+        feature_map: FeatureMap | None = None,
+    ) -> PrototypeMemory:
+        """A memory from its description and its buffers, after checking that they fit.
+
+        Args:
+            description: what :meth:`describe` gave, and the ``fingerprint`` if there is one.
+            tensors: the memory's buffers by name.
+            feature_map: the map, if it has given weights that the description does not hold.
+
+        Raises:
+            ConfigError: the feature map cannot be built from its description.
+            DataError: a buffer is missing, has the wrong shape or type, or impossible values.
+        """
+        feature_map = feature_map or build_map(description["feature_map"])
+        if feature_map.spec != description["feature_map"]:
+            raise DataError(
+                f"the statistics were summed under '{description['feature_map']}', "
+                f"not '{feature_map.spec}'"
+            )
+        memory = PrototypeMemory(
+            int(description["feature_dim"]), cast(Level, description["level"]),
+            feature_map=feature_map, raw_means=description["raw_means"] == "True",
+            exact=description["exact"] == "True", step=float(description["step"]),
+            fingerprint=description.get("fingerprint"),
+        )  # fmt: skip
+        for name, buffer in memory.named_buffers(recurse=False):
+            per_class = not memory._is_shared(name.removesuffix("_low"))
+            array = memory_file.checked(name, tensors, buffer, per_class=per_class)
+            setattr(memory, name, array)
+        ids, counts = memory.get_buffer("class_ids"), memory.get_buffer("count")
+        ascending = bool((ids[1:] > ids[:-1]).all()) and bool((ids[:1] >= 0).all())
+        if not ascending or bool((counts < 1).any()):
+            raise DataError(
+                "the statistics hold class ids out of order, negative, or without samples"
+            )
+        return memory

@@ -39,6 +39,9 @@ class FrozenBackbone(SupervisedTemplate):
         criterion: loss for those epochs; also what Avalanche's loss metrics report.
         layer: name of the classification layer; found by itself if it has a common name.
         fingerprint: identity of the backbone, kept in the memory.
+        exact: sum in fixed point with quantisation step ``step``, so that any order of experiences
+            or clients gives the same bits.
+        step: see ``exact``.
         train_mb_size: samples in a mini-batch of gradient descent.
         eval_mb_size: samples in a mini-batch of feature extraction and evaluation.
         device: where to compute.
@@ -60,6 +63,8 @@ class FrozenBackbone(SupervisedTemplate):
         criterion: Any = None,
         layer: str | None = None,
         fingerprint: str | None = None,
+        exact: bool = False,
+        step: float = 2.0**-16,
         train_mb_size: int = 64,
         eval_mb_size: int = 256,
         device: str | torch.device = "cpu",
@@ -76,7 +81,9 @@ class FrozenBackbone(SupervisedTemplate):
                 f"first_experience_epochs={first_experience_epochs} needs an optimizer: give "
                 "optimizer=torch.optim.SGD(model.parameters(), lr=...)"
             )
-        self.prototypes = PrototypePlugin(head, layer=layer, fingerprint=fingerprint)
+        self.prototypes = PrototypePlugin(
+            head, layer=layer, fingerprint=fingerprint, exact=exact, step=step
+        )
         super().__init__(
             model=model,
             optimizer=optimizer,
@@ -134,9 +141,13 @@ class FrozenBackboneConfig(StrategyConfig):
     Attributes:
         first_experience_epochs: epochs in which the backbone is trained on the first experience
             before it is frozen; 0 uses it as given. ``train_epochs`` has no meaning here.
+        exact: sum in fixed point.
+        step: quantisation step of ``exact``.
     """
 
     first_experience_epochs: int = 0
+    exact: bool = False
+    step: float = 2.0**-16
 
     @property
     def trains_backbone(self) -> bool:
@@ -148,7 +159,8 @@ class FrozenBackboneConfig(StrategyConfig):
         """A strategy of class ``kind`` with ``settings`` of its own."""
         if self.first_experience_epochs < 0:
             raise ConfigError(
-                f"strategy.first_experience_epochs={self.first_experience_epochs}: expected 0 or more"
+                f"strategy.first_experience_epochs={self.first_experience_epochs}: "
+                "expected 0 or more"
             )
         trains = self.trains_backbone
         return kind(
@@ -157,6 +169,8 @@ class FrozenBackboneConfig(StrategyConfig):
             optimizer=build_optimizer(self, setup.model) if trains else None,
             # A backbone that is trained is another one afterwards.
             fingerprint=None if trains else setup.fingerprint,
+            exact=self.exact,
+            step=self.step,
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,

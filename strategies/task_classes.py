@@ -39,8 +39,8 @@ class TaskClasses:
         """
         if tasks is None:
             return labels
-        for task, label in torch.stack([tasks, labels], 1).unique(dim=0).tolist():
-            self._note_one(task, label)
+        for class_id in (labels + STRIDE * tasks).unique().tolist():
+            self._note_one(*divmod(class_id, STRIDE))
         return self.ids(labels, tasks)
 
     def ids(self, labels: Tensor, tasks: Tensor | None) -> Tensor:

@@ -370,3 +370,24 @@ def test_importing_protocl_draws_and_prints_nothing():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_ids": torch.tensor([3, 1])}, "out of order"),
+        ({"class_ids": torch.tensor([-1, 1])}, "negative"),
+        ({"count": torch.tensor([4, 0])}, "without samples"),
+        ({"sum": torch.zeros(2, 4, dtype=torch.float64)}, r"\(2, 4\).*expected \(2, 3\)"),
+        ({"sum": torch.zeros(2, 3)}, "float32.*float64"),
+        ({"sum": torch.full((2, 3), float("nan"), dtype=torch.float64)}, "NaN"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(change, message):
+    memory = PrototypeMemory(3).update(X, torch.tensor([0, 0, 1, 1]))
+    tensors = {**dict(memory.named_buffers(recurse=False)), **change}
+    with pytest.raises(DataError, match=message):
+        PrototypeMemory.from_tensors(memory.describe(), tensors)
+    del tensors["sum"]
+    with pytest.raises(DataError, match="lack the array 'sum'"):
+        PrototypeMemory.from_tensors(memory.describe(), tensors)

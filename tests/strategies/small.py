@@ -33,7 +33,11 @@ class Net(nn.Module):
     def __init__(self, inputs: int = 64, features: int = 16, classes: int = CLASSES) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Flatten(), nn.Linear(inputs, features), nn.BatchNorm1d(features), nn.ReLU(), nn.Dropout(0.2)
+            nn.Flatten(),
+            nn.Linear(inputs, features),
+            nn.BatchNorm1d(features),
+            nn.ReLU(),
+            nn.Dropout(0.2),
         )
         self.classifier = nn.Linear(features, classes)
 
@@ -54,7 +58,9 @@ def freeze(net: Net) -> Net:
     return net.train()
 
 
-def build_strategy(name: str, plugins: list[Any], model: nn.Module | None = None, **settings: Any) -> Any:
+def build_strategy(
+    name: str, plugins: list[Any], model: nn.Module | None = None, **settings: Any
+) -> Any:
     """A strategy of Avalanche on a new net, with the random state it starts from."""
     model = build_net() if model is None else model
     arguments: dict[str, Any] = {
@@ -103,7 +109,9 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def assert_equal_weights(one: nn.Module | dict[str, Tensor], other: nn.Module | dict[str, Tensor]) -> None:
+def assert_equal_weights(
+    one: nn.Module | dict[str, Tensor], other: nn.Module | dict[str, Tensor]
+) -> None:
     """Bit for bit."""
     first = one if isinstance(one, dict) else one.state_dict()
     second = other if isinstance(other, dict) else other.state_dict()
@@ -118,5 +126,3 @@ def digits(train: bool) -> TensorData:
     x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     part = slice(0, 240) if train else slice(240, 360)
     return TensorData(x[part], torch.tensor(labels)[part])
-
-

@@ -138,10 +138,16 @@ class TestUndisturbed:
         net = build_net().train()
         net.features[2].eval()  # a BatchNorm that the user froze
         modes = [module.training for module in net.modules()]
-        with pytest.raises(KeyError), undisturbed(net):
-            assert not any(module.training for module in net.modules())
-            assert not torch.is_grad_enabled()
-            raise KeyError
+
+        def fail() -> None:
+            with undisturbed(net):
+                assert not any(module.training for module in net.modules())
+                assert not torch.is_grad_enabled()
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        assert torch.is_grad_enabled()
         assert [module.training for module in net.modules()] == modes
 
     def test_random_numbers_drawn_inside_were_never_drawn(self) -> None:
@@ -149,4 +155,3 @@ class TestUndisturbed:
         with undisturbed(nn.Identity()):
             torch.rand(3)
         assert torch.equal(torch.get_rng_state(), before)
-

@@ -8,6 +8,8 @@ import torch
 from avalanche.benchmarks import nc_benchmark
 from avalanche.benchmarks.utils import (
     _make_taskaware_tensor_classification_dataset as tensor_dataset,
+)
+from avalanche.benchmarks.utils import (
     as_classification_dataset,
 )
 from avalanche.benchmarks.utils.data_loader import (
@@ -59,7 +61,9 @@ class TestSameBatches:
     def test_one_dataset(self, benchmark: Any, size: int, shuffle: bool, drop_last: bool) -> None:
         dataset = benchmark.train_stream[0].dataset
         settings: dict[str, Any] = {"batch_size": size, "shuffle": shuffle, "drop_last": drop_last}
-        assert_same_batches(TaskBalancedDataLoader(dataset, oversample_small_groups=True, **settings))
+        assert_same_batches(
+            TaskBalancedDataLoader(dataset, oversample_small_groups=True, **settings)
+        )
         assert_same_batches(SingleDatasetDataLoader(dataset, **settings))
 
     def test_new_api(self, new_benchmark: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_extra_pass_through_a_data_loader_draws_nothing(
     plugin = PrototypePlugin()
     strategy = build_strategy("naive", [plugin])
     dataset = benchmark.train_stream[0].dataset.replace_current_transform_group(nn.Identity())
-    strategy.experience = type("Experience", (), {"dataset": dataset})()
+    strategy.experience = SimpleNamespace(dataset=dataset)
     before = torch.get_rng_state()
     plugin.after_training_exp(strategy, num_workers=num_workers)
     assert plugin.memory is not None
@@ -145,7 +146,9 @@ def test_a_finite_floor_gives_a_finite_loss_and_stays_below_every_seen_class(
 
 
 def test_the_model_answers_itself_before_the_first_experience(benchmark: Any) -> None:
-    with_plugin = outputs_at_eval(build_strategy("naive", [PrototypePlugin()]), benchmark.test_stream)
+    with_plugin = outputs_at_eval(
+        build_strategy("naive", [PrototypePlugin()]), benchmark.test_stream
+    )
     without = outputs_at_eval(build_strategy("naive", []), benchmark.test_stream)
     assert all(torch.equal(*pair) for pair in zip(with_plugin, without, strict=True))
 
@@ -174,7 +177,10 @@ class TwoViews(SupervisedPlugin):
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         half = len(strategy.mb_y)
-        strategy.mbatch[0], strategy.mb_output = strategy.mbatch[0][:half], strategy.mb_output[:half]
+        strategy.mbatch[0], strategy.mb_output = (
+            strategy.mbatch[0][:half],
+            strategy.mb_output[:half],
+        )
 
 
 def test_another_plugin_may_double_the_batch(benchmark: Any) -> None:
@@ -187,7 +193,7 @@ def test_another_plugin_may_double_the_batch(benchmark: Any) -> None:
 
 def test_features_that_do_not_match_the_labels_are_an_error(benchmark: Any) -> None:
     strategy = build_strategy("naive", [PrototypePlugin(collect="training"), TwoViews()])
-    with pytest.raises(RuntimeError, match="36 features but 18 labels.*extra_pass"):
+    with pytest.raises(RuntimeError, match=r"36 features but 18 labels.*extra_pass"):
         train_on(strategy, benchmark.train_stream)
 
 
@@ -219,7 +225,11 @@ def test_a_class_that_returns_is_merged(
     assert plugin.memory is not None
     counts = dict(zip(plugin.memory.classes.tolist(), plugin.memory.counts.tolist(), strict=True))
     expected = torch.bincount(train_data.y)
-    assert counts == {c: int(expected[c]) for e in benchmark.train_stream[:2] for c in e.classes_in_this_experience}
+    assert counts == {
+        c: int(expected[c])
+        for e in benchmark.train_stream[:2]
+        for c in e.classes_in_this_experience
+    }
 
 
 def test_the_state_loads_into_a_fresh_plugin_and_without_pickled_code(

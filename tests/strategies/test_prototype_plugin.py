@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
+from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 
@@ -32,7 +34,8 @@ def reference(model: Any, data: TensorData) -> PrototypeMemory:
 
 
 @pytest.mark.parametrize(
-    "head", [NearestMean(metric="cosine"), LinearDiscriminant(), Mahalanobis(), Ridge(projection=40)]
+    "head",
+    [NearestMean(metric="cosine"), LinearDiscriminant(), Mahalanobis(), Ridge(projection=40)],
 )
 def test_the_answer_is_that_of_the_head_on_the_memory(
     benchmark: Any, test_data: TensorData, head: Any
@@ -70,7 +73,11 @@ def test_on_frozen_features_it_remembers_what_the_models_own_head_forgets(benchm
     for plugins in ([], [PrototypePlugin()]):
         net = freeze(build_net(features=64))
         strategy = build_strategy(
-            "naive", plugins, net, train_epochs=5, evaluator=quiet_evaluator(accuracy_metrics(stream=True))
+            "naive",
+            plugins,
+            net,
+            train_epochs=5,
+            evaluator=quiet_evaluator(accuracy_metrics(stream=True)),
         )
         train_on(strategy, benchmark.train_stream)
         accuracies += strategy.eval(benchmark.test_stream).values()
@@ -107,6 +114,19 @@ def test_training_again_on_the_same_experience_replaces_what_it_contributed(
     assert torch.equal(plugin.memory.counts, expected.counts)
     torch.testing.assert_close(plugin.memory.means, expected.means)
     torch.testing.assert_close(plugin.memory.second_moment, expected.second_moment)
+
+
+def test_other_samples_of_the_same_classes_are_added(
+    benchmark: Any, train_data: TensorData
+) -> None:
+    plugin = PrototypePlugin()
+    strategy = build_strategy("naive", [plugin])
+    mirrored = TensorData(train_data.x.flip(-1), train_data.y)  # equal sums of pixels
+    for data in (train_data, mirrored):
+        strategy.experience = SimpleNamespace(dataset=as_classification_dataset(data))
+        plugin.after_training_exp(strategy)
+    assert plugin.memory is not None
+    assert torch.equal(plugin.memory.counts, 2 * torch.bincount(train_data.y))
 
 
 def test_a_memory_that_was_changed_in_between_is_added_to(benchmark: Any) -> None:
