@@ -82,7 +82,7 @@ class PairMoments(NamedTuple):
     """Sums behind the least-squares map from old to new features; ``+`` by :meth:`plus`.
 
     Attributes:
-        gram: ``(E, E)``, ``sum e e^T`` of extended old features ``e = (f_old, 1)``; ``E = D`` without bias.
+        gram: ``(E, E)``, ``sum e e^T`` of old features extended by 1, so ``E = D + 1`` with bias.
         cross: ``(E, D)``, ``sum e f_new^T``.
     """
 
