@@ -10,8 +10,8 @@ def find_rows(class_ids: Tensor, labels: Tensor) -> Tensor:
     """Rows ``(N,)`` at which ``labels`` ``(N,)`` stand in ``class_ids`` ``(K,)``, in any order.
 
     Raises:
-        ValueError: a label is not among the class ids. On an accelerator this is an assertion on the
-            device instead, for an answer would have to be waited for in each training step.
+        ValueError: a label is not among the class ids. On an accelerator this is an assertion on
+            the device instead, for an answer would have to be waited for in each training step.
     """
     on_host = labels.device.type == "cpu"
     if on_host or len(class_ids) == 0:

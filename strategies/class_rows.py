@@ -55,7 +55,9 @@ class ClassRows(nn.Module):
         """
         return find_rows(self.get_buffer("_ids").to(labels.device), labels)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object
+    ) -> None:
         stored = state_dict.get(f"{prefix}_ids")
         if stored is not None:
             self._ids = self.get_buffer("_ids").new_empty(stored.shape)

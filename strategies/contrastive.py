@@ -25,7 +25,7 @@ def unit_rows(vectors: Tensor) -> Tensor:
 
 @in_full_precision
 def cosine_similarities(features: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosines ``(N, K)`` of ``features`` ``(N, D)`` to ``prototypes`` ``(K, D)``; 0 for zero rows."""
+    """Cosines ``(N, K)`` of features ``(N, D)`` to prototypes ``(K, D)``; 0 for zero rows."""
     return unit_rows(features) @ unit_rows(prototypes).T
 
 

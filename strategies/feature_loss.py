@@ -48,7 +48,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
         self._tap = FeatureTap()
         self._classifier: nn.Module | None = None
-        self._given: tuple[Tensor, Tensor | None] | None = None
+        self._single: tuple[Tensor, Tensor | None] | None = None
         self._features: Tensor | None = None
         self._inputs: Tensor | None = None
 
@@ -90,37 +90,47 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         self._tap = FeatureTap(differentiable=True)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        batch = strategy.mbatch
-        tasks = batch[-1] if len(batch) > 2 else None
-        self._given = (batch[0], tasks)
         if self.views is not None:
-            batch[0] = self.views(batch[0])
-            if tasks is not None:
-                batch[-1] = tasks.repeat(len(batch[0]) // len(tasks))
+            self._make_views(strategy.mbatch, self.views)
         assert self._classifier is not None
         self._tap.open(self._classifier)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         batch = strategy.mbatch
-        tasks = batch[-1] if len(batch) > 2 else None
-        self._features = joined(self._tap.close(), tasks)
+        self._features = joined(self._tap.close(), _tasks(batch))
         self._inputs = batch[0]
-        assert self._given is not None
-        batch[0], tasks = self._given
+        if self._single is not None:
+            self._undo_views(strategy, *self._single)
+            self._single = None
+
+    def _make_views(self, batch: list[Tensor], views: Views) -> None:
+        """Put all views in the place of the inputs, and keep what was there."""
+        self._single = (batch[0], _tasks(batch))
+        batch[0] = self._inputs = views(batch[0])
+        if len(batch) > 2:
+            batch[-1] = batch[-1].repeat(len(batch[0]) // len(batch[-1]))
+
+    def _undo_views(self, strategy: Any, inputs: Tensor, tasks: Tensor | None) -> None:
+        batch = strategy.mbatch
+        if len(inputs) != len(batch[1]):
+            raise RuntimeError(
+                f"{type(strategy).__name__} added samples to a mini-batch whose views were made "
+                "already: use a strategy that adds them when the batch is loaded, such as Replay"
+            )
+        batch[0] = inputs
         if tasks is not None:
             batch[-1] = tasks
-        strategy.mb_output = strategy.mb_output[: len(batch[1])]
+        strategy.mb_output = strategy.mb_output[: len(inputs)]
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         assert self._features is not None
         assert self._inputs is not None
-        tasks = strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None
-        labels = self.tasks.ids(strategy.mb_y, tasks)
+        labels = self.tasks.ids(strategy.mb_y, _tasks(strategy.mbatch))
         own = self.feature_loss(strategy, self._features, labels, self._inputs)
         strategy.loss = self.host_loss * strategy.loss + own if self.host_loss else own
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        self._features = self._given = self._inputs = None
+        self._features = self._inputs = None
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         self._classifier = None
@@ -139,7 +149,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         self._tap.open(self._classifier)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        tasks = strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None
+        tasks = _tasks(strategy.mbatch)
         answer = self.class_logits(joined(self._tap.close(), tasks))
         if answer is None:
             return
@@ -149,6 +159,11 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._classifier = None
+
+
+def _tasks(batch: list[Tensor]) -> Tensor | None:
+    """Task labels ``(B,)`` of a mini-batch, which new-style benchmarks do not have."""
+    return batch[-1] if len(batch) > 2 else None
 
 
 def _labels_of(dataset: Any) -> tuple[Tensor, Tensor | None]:

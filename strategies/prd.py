@@ -1,4 +1,4 @@
-"""Prototype-sample relation distillation: prototypes that follow a moving backbone without old data.
+"""Prototype-sample relation distillation: prototypes that follow a moving backbone, without data.
 
 The backbone learns by a supervised contrastive loss alone; each class has one trainable prototype,
 pulled to its samples. When later experiences move the backbone, old prototypes follow it: a loss
@@ -7,10 +7,10 @@ keeps, for each of them, which samples of the present batch are near to it.
 Stored between experiences: the prototypes and the model itself. No samples, no statistics. During
 training also a frozen copy of the model from before the experience.
 
-Differences from the released code (``naderAsadi/Probing-Continual-Learning``), which
-:meth:`PRDPlugin.released` restores: relations are a softmax over samples, as the paper says, not
-over prototypes; the old model runs in evaluation mode, so that its BatchNorm statistics do not drift;
-prototypes have a learning rate of their own; only classes that were seen can be predicted.
+Differences from the released code (``naderAsadi/Probing-Continual-Learning``): relations are a
+softmax over samples, as the paper says, not over prototypes; the old model runs in evaluation mode,
+so that its BatchNorm statistics do not drift (:meth:`PRDPlugin.released` restores these two);
+prototypes may have a learning rate of their own; only classes that were seen can be predicted.
 """
 
 from __future__ import annotations

@@ -81,9 +81,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         mask_tasks: bool = True,
         per_task: bool = False,
     ) -> None:
-        super().__init__(
-            layer=layer, host_loss=host_loss, mask_tasks=mask_tasks, per_task=per_task
-        )
+        super().__init__(layer=layer, host_loss=host_loss, mask_tasks=mask_tasks, per_task=per_task)
         if objective not in ("conditional", "joint"):
             raise ValueError(f"objective='{objective}': expected 'conditional' or 'joint'")
         if refit not in ("none", "memory"):

@@ -79,9 +79,11 @@ class PrototypeTable(nn.Module):
                 group["params"].extend(new)
                 return
         rate = optimizer.param_groups[0]["lr"] if lr is None else lr
-        settings = {"params": new, "name": _GROUP, "lr": rate}
-        still = {name: 0.0 for name in ("momentum", "weight_decay") if name in optimizer.defaults}
-        optimizer.add_param_group({**settings, **still})
+        settings: dict[str, Any] = {"params": new, "name": _GROUP, "lr": rate}
+        for name in ("momentum", "weight_decay"):
+            if name in optimizer.defaults:
+                settings[name] = 0.0
+        optimizer.add_param_group(settings)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The number of rows is part of the state.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -113,9 +113,7 @@ class BayesianPrototypes(Head):
         noise = self._noise_for(memory)
         prior = self._prior_for(memory, noise)
         beliefs = prior.beliefs(memory.classes, memory.width, self.covariance)
-        return float(
-            log_evidence(beliefs, noise, memory.counts, memory.sums, memory.second_moment)
-        )
+        return float(log_evidence(beliefs, noise, memory.counts, memory.sums, memory.second_moment))
 
     # -- from the memory to the classifier --------------------------------------------------
 

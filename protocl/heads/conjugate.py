@@ -57,7 +57,9 @@ def posterior(prior: Beliefs, noise: Tensor, counts: Tensor, sums: Tensor) -> Be
         natural = (prior.precision @ prior.mean[:, :, None]).squeeze(2) + sums @ noise_precision
         return Beliefs(concentration, torch.linalg.solve(precision, natural), precision)
     precision = prior.precision + counts[:, None] / noise
-    return Beliefs(concentration, (prior.precision * prior.mean + sums / noise) / precision, precision)
+    return Beliefs(
+        concentration, (prior.precision * prior.mean + sums / noise) / precision, precision
+    )
 
 
 def natural_mean(beliefs: Beliefs) -> Tensor:
@@ -68,7 +70,7 @@ def natural_mean(beliefs: Beliefs) -> Tensor:
 
 
 def predictive(beliefs: Beliefs, noise: Tensor) -> Predictive:
-    """Distribution of the next sample and its class: ``N(z; mu_c, Sigma + Lambda_c^-1)`` (eq. 18)."""
+    """Distribution of the next sample and its class, eq. 18: ``N(z; mu_c, Sigma + Lambda_c^-1)``."""
     width = beliefs.mean.shape[1]
     weights = (beliefs.concentration / beliefs.concentration.sum()).log()
     weights = weights - width / 2 * math.log(2 * math.pi)
@@ -80,9 +82,7 @@ def predictive(beliefs: Beliefs, noise: Tensor) -> Predictive:
             weights - factor.diagonal(dim1=1, dim2=2).log().sum(1), beliefs.mean, scales
         )
     scales = (noise + 1 / beliefs.precision).rsqrt()
-    return Predictive(
-        weights + scales.log().expand(-1, width).sum(1), beliefs.mean, scales
-    )
+    return Predictive(weights + scales.log().expand(-1, width).sum(1), beliefs.mean, scales)
 
 
 @in_full_precision
@@ -149,9 +149,10 @@ def log_evidence(
     width = squares.shape[1]
     total, samples = prior.concentration.sum(), counted.sum()
     labels = torch.lgamma(total) - torch.lgamma(total + samples)
-    labels = labels + (
-        torch.lgamma(prior.concentration + counted) - torch.lgamma(prior.concentration)
-    ).sum()
+    labels = (
+        labels
+        + (torch.lgamma(prior.concentration + counted) - torch.lgamma(prior.concentration)).sum()
+    )
     n = counted[:, None]
     centred = sums - n * prior.mean
     spread = squares - 2 * sums * prior.mean + n * prior.mean.square()

@@ -58,4 +58,6 @@ def estimate_prior(memory: PrototypeMemory, noise: Tensor) -> SharedPrior:
         return SharedPrior(mean=means[0], precision=1 / variances.mean())
     sampling = variances.mean() / memory.counts.to(means.dtype)
     between = means.var(0).mean() - sampling.mean()
-    return SharedPrior(mean=means.mean(0), precision=1 / between.clamp(min=_LEAST * variances.mean()))
+    return SharedPrior(
+        mean=means.mean(0), precision=1 / between.clamp(min=_LEAST * variances.mean())
+    )

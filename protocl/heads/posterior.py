@@ -31,8 +31,8 @@ class ConjugatePosterior(FollowsDevice):
     Kept are effective counts and sums in float64 besides the prior of each class, so that the
     posterior is exact whatever the order, its difference to the prior can be merged with that of
     others, and old evidence can be discounted. For features that stay put,
-    :class:`protocl.PrototypeMemory` with :class:`BayesianPrototypes` is the better choice: its counts
-    are exact integers, and samples can be taken out again.
+    :class:`protocl.PrototypeMemory` with :class:`BayesianPrototypes` is the better choice: its
+    counts are exact integers, and samples can be taken out again.
 
     Args:
         feature_dim: ``D``.
@@ -40,7 +40,8 @@ class ConjugatePosterior(FollowsDevice):
         noise: known variance of samples around their class mean: a number, ``(D,)`` or ``(D, D)``.
         covariance: ``"iso"``, ``"diag"`` or ``"full"``.
 
-    Source: Kessler et al. 2023, "On sequential Bayesian inference for continual learning", section 7.
+    Source: Kessler et al. 2023, "On sequential Bayesian inference for continual learning",
+    section 7.
     """
 
     noise: Tensor
@@ -219,9 +220,7 @@ class ConjugatePosterior(FollowsDevice):
         for name, value in beliefs._asdict().items():
             self.register_buffer(f"prior_{name}", value.clone())
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # The number of classes is part of the state, so buffers take the saved shape.
         for name, buffer in list(self.named_buffers(recurse=False)):
             if f"{prefix}{name}" in state_dict:

@@ -112,7 +112,7 @@ class ClassPriors(Prior):
 
 @dataclass(frozen=True)
 class RandomPrior(Prior):
-    """ProtoCL's initial values: precision ``exp(e)`` and mean ``q / precision``, ``e, q ~ N(0, 1)``.
+    """ProtoCL's initial values: precision ``exp(e)``, mean ``q / precision`` for normal ``e, q``.
 
     They depend on the seed and the class id alone, so that federated clients, and runs that meet
     the classes in another order, start from the same prior.

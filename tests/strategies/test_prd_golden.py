@@ -131,7 +131,9 @@ class TestRelationOfThePaper:
 def test_a_student_that_equals_its_teacher_loses_nothing():
     same = (given("feat_old"), given("protos_old_teacher")) * 2
     assert float(relation_distillation(*same)) == output("relation_paper_identity")
-    assert float(relation_distillation_by_task(*same, OLD_TASKS)) == output("relation_code_identity")
+    assert float(relation_distillation_by_task(*same, OLD_TASKS)) == output(
+        "relation_code_identity"
+    )
 
 
 def test_totals():

@@ -44,7 +44,7 @@ def projector() -> nn.Sequential:
 
 
 class GoldenStart:
-    """Puts the golden initial prototypes in the place of random ones; orders samples; notes every loss."""
+    """Puts golden prototypes in the place of random ones; orders samples; notes every loss."""
 
     def __init__(self, plugin: PRDPlugin) -> None:
         self.plugin = plugin
