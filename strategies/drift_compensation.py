@@ -34,7 +34,6 @@ from protocl.strategies.feature_tap import undisturbed
 from protocl.strategies.old_model import OldModel, read_features
 from protocl.strategies.prototype_plugin import PrototypePlugin
 
-
 _CLASSES_AT_ONCE = 4
 """Old classes whose samples ADC perturbs in one batch; bounds its memory."""
 

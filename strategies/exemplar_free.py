@@ -44,8 +44,9 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         rows: row of each class, in order of arrival.
         old_rows: ``(O,)`` rows of classes that are not in the present experience.
         memory: statistics of the features of each class under the backbone that its experience
-            left behind, or None before the first; those of old classes are carried over by ``drift``.
-            With several ``prototype_views`` the ids are ``prototype_views * class + quarter turns``.
+            left behind, or None before the first; those of old classes are carried over by
+            ``drift``. With ``V`` prototype views the ids are ``V * class + quarter turns``.
+        table: ``(V R, D)``, :meth:`prototypes` at the start of an experience with old classes.
     """
 
     prototype_views: ClassVar[int] = 1
@@ -72,6 +73,7 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         self.rows = ClassRows()
         self.old_rows = torch.zeros(0, dtype=torch.int64)
         self.memory: PrototypeMemory | None = None
+        self.table: Tensor | None = None
         self._old_model: OldModel | None = None
         self._optimizer: optim.Optimizer | None = None
 
@@ -115,6 +117,7 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         if self._optimizer is None:
             # Only now is the width of the features known.
             self.grow(features.shape[1])
+            self.table = self.prototypes() if len(self.old_rows) else None
             self.parameters.to(features.device)
             self._optimizer = self.make_optimizer(strategy)
         loss = self.class_loss(features, self.rows(labels))
@@ -135,7 +138,7 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         if self._old_model is not None and self.memory is not None:
             self.memory = self.drift.carried(strategy, self.memory, self._old_model, self.layer)
         self._compute_prototypes(strategy)
-        self._old_model = self._optimizer = None
+        self._old_model = self._optimizer = self.table = None
 
     def _compute_prototypes(self, strategy: Any, only: Tensor | None = None) -> None:
         """Replace the statistics of the experience's classes, or of ``only`` some of them."""
@@ -164,9 +167,9 @@ class ExemplarFreePlugin(FeatureLossPlugin):
             yield features, self.tasks.ids(labels, tasks)
 
     def prototypes(self) -> Tensor:
-        """``(V R, D)`` float32 class means by row; row ``V r + k`` is view ``k`` of class row ``r``.
+        """``(V R, D)`` float32 means; row ``V r + k`` is view ``k`` of class row ``r``.
 
-        Those of classes that have not been computed yet are 0.
+        They are 0 where nothing has been computed yet.
         """
         assert self.memory is not None
         turns = torch.arange(self.prototype_views, device=self.rows.ids.device)

@@ -175,7 +175,6 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         self.later_code_lr = later_code_lr
         self.code_lr_epochs = code_lr_epochs
         self.last_terms: NAPAVQTerms | None = None
-        self._table: Tensor | None = None
         self._rate = code_lr
         self._epoch = 0
 
@@ -193,7 +192,6 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         if count:
             device = self.rows.ids.device
             self.parameters.append(self.initial_codes(count, feature_dim, device))
-        self._table = self.prototypes() if len(self.old_rows) else None
 
     def make_optimizer(self, strategy: Any) -> optim.Optimizer:
         self._rate = self.code_lr if self.memory is None else self.later_code_lr
@@ -223,14 +221,14 @@ class NAPAVQPlugin(ExemplarFreePlugin):
 
     def mixtures(self, count: int) -> tuple[Tensor, Tensor]:
         """Features ``(count, D)`` that stand in for old classes, and their rows ``(count,)``."""
-        assert self._table is not None
-        uniform = torch.rand(3, count, device=self._table.device)
+        assert self.table is not None
+        uniform = torch.rand(3, count, device=self.table.device)
         drawn = (uniform[0] * len(self.old_rows)).long()
         anchors = ROTATIONS * self.old_rows[drawn]
         neighbours = choose_neighbours(self.parameters.edges, anchors, uniform[1])
         low, high = self.loss.mix
         shares = low + (high - low) * uniform[2]
-        return mix_prototypes(self._table, anchors, neighbours, shares), anchors
+        return mix_prototypes(self.table, anchors, neighbours, shares), anchors
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         gradient = self.parameters.codes.grad
@@ -239,7 +237,7 @@ class NAPAVQPlugin(ExemplarFreePlugin):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().after_training_exp(strategy, **kwargs)
-        self._table = self.last_terms = None
+        self.last_terms = None
 
     def answer(self, features: Tensor) -> Tensor:
         upright = self.parameters.codes.detach()[::ROTATIONS]

@@ -107,7 +107,7 @@ def neighbourhood_loss(
 
 
 def grown(edges: Tensor, vectors: int) -> Tensor:
-    """The graph ``(N, N)`` with unconnected vectors appended up to ``vectors``: ``edges`` unchanged.
+    """The graph ``(N, N)`` with unconnected vectors appended; ``edges`` stay as they are.
 
     Args:
         edges: ``(N', N')`` with ``N' <= vectors``.

@@ -36,5 +36,5 @@ def rotated(images: Tensor) -> Tensor:
 
 
 def rotated_rows(rows: Tensor) -> Tensor:
-    """Rows ``4 r + k`` of orientation ``k``, ``(4 B,)``, of rows ``r`` ``(B,)``, as :func:`rotated`."""
+    """Rows ``4 r + k`` of orientation ``k``, ``(4 B,)``, for :func:`rotated` of rows ``(B,)``."""
     return (ROTATIONS * rows + torch.arange(ROTATIONS, device=rows.device)[:, None]).flatten()

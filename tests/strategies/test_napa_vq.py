@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
-import dill
 import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
-from avalanche.benchmarks.scenarios import split_online_stream
 
-from protocl.checkpoint import classes_by_reference
 from protocl.data import TensorData
-from protocl.strategies.drift_compensation import DriftEstimator
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.napa_vq import NAPAVQ, NAPAVQLoss, NAPAVQPlugin
 from tests.strategies.small import (
-    assert_equal_weights,
     build_net,
     build_strategy,
     outputs_at_eval,
@@ -89,25 +83,6 @@ def test_vectors_of_the_experience_and_the_backbone_move(uneven_benchmark: Any) 
     assert torch.equal(before["classifier.weight"], after["classifier.weight"])
 
 
-def test_the_criterion_may_be_kept(uneven_benchmark: Any) -> None:
-    strategy = build_strategy("naive", [small_plugin(host_loss=1.0)])
-    before = strategy.model.classifier.weight.detach().clone()
-    train_on(strategy, uneven_benchmark.train_stream[:1])
-    assert not torch.equal(before, strategy.model.classifier.weight)
-
-
-def test_prototypes_may_be_carried_along_with_the_backbone(benchmark: Any) -> None:
-    plugin = small_plugin(drift=DriftEstimator("ldc", ridge=1e-3))
-    strategy = build_strategy("naive", [plugin, InMemory()])
-    train_on(strategy, benchmark.train_stream[:1])
-    assert plugin.memory is not None
-    before = plugin.memory.copy()
-    train_on(strategy, benchmark.train_stream[1:2])
-    moved = plugin.memory.subset(before.classes)
-    assert torch.equal(moved.counts, before.counts)
-    assert bool((moved.means != before.means).any(1).all())
-
-
 def test_a_class_that_comes_back_keeps_its_row_and_trains_again(benchmark: Any) -> None:
     plugin = small_plugin()
     strategy = build_strategy("naive", [plugin, InMemory()])
@@ -124,20 +99,6 @@ def test_a_class_that_comes_back_keeps_its_row_and_trains_again(benchmark: Any) 
     assert renewed.tolist() == again.tolist()
 
 
-def test_unseen_classes_never_win_and_untrained_plugins_leave_the_answer(benchmark: Any) -> None:
-    plugin = small_plugin()
-    strategy = build_strategy("naive", [plugin])
-    plain = outputs_at_eval(build_strategy("naive", []), benchmark.test_stream)
-    untrained = outputs_at_eval(strategy, benchmark.test_stream)
-    assert all(torch.equal(*pair) for pair in zip(untrained, plain, strict=True))
-    train_on(strategy, benchmark.train_stream[:1])
-    seen = sorted(benchmark.train_stream[0].classes_in_this_experience)
-    unseen = sorted(set(range(6)) - set(seen))
-    for logits in outputs_at_eval(strategy, benchmark.test_stream):
-        assert logits[:, unseen].isneginf().all()
-        assert logits[:, seen].isfinite().all()
-
-
 def test_answers_ignore_the_length_of_features_and_vectors(benchmark: Any) -> None:
     plugin = small_plugin()
     train_on(build_strategy("naive", [plugin]), benchmark.train_stream[:1])
@@ -147,92 +108,6 @@ def test_answers_ignore_the_length_of_features_and_vectors(benchmark: Any) -> No
         plugin.parameters.codes *= 7
     assert torch.equal(plugin.answer(3 * features).argmax(1), winners)
     assert torch.equal(plugin.answer(torch.zeros(1, 16)), torch.zeros(1, 2))
-
-
-@pytest.mark.parametrize("host", ["replay", "lwf", "ewc", "gem"])
-def test_works_inside_other_strategies(benchmark: Any, host: str) -> None:
-    plugin = small_plugin()
-    strategy = build_strategy(host, [plugin, InMemory()])
-    train_on(strategy, benchmark.train_stream)
-    logits = torch.cat(outputs_at_eval(strategy, benchmark.test_stream))
-    assert logits.shape[1] == 6
-    assert logits.isfinite().all()
-    assert all(not module._forward_pre_hooks for module in strategy.model.modules())
-
-
-def test_a_host_that_mixes_samples_in_behind_the_plugin_is_an_error(benchmark: Any) -> None:
-    strategy = build_strategy("der", [small_plugin()])
-    with pytest.raises(RuntimeError, match="DER added samples"):
-        train_on(strategy, benchmark.train_stream)
-
-
-def test_streams_with_task_labels_and_of_the_new_api(
-    task_benchmark: Any, new_benchmark: Any
-) -> None:
-    for benchmark in (task_benchmark, new_benchmark):
-        strategy = build_strategy("naive", [small_plugin()])
-        train_on(strategy, benchmark.train_stream)
-        for experience in benchmark.test_stream:
-            logits = torch.cat(outputs_at_eval(strategy, experience))
-            assert logits.shape[1] == 6
-            if benchmark is task_benchmark:
-                allowed = torch.tensor(sorted(experience.classes_in_this_experience))
-                assert torch.isin(logits.argmax(1), allowed).all()
-
-
-def test_online_stream(benchmark: Any) -> None:
-    plugin = small_plugin()
-    strategy = build_strategy("naive", [plugin], train_epochs=1)
-    stream = split_online_stream(benchmark.train_stream[:2], experience_size=20)
-    train_on(strategy, stream)
-    assert len(plugin.parameters) == 4 * len(plugin.rows) == 16
-
-
-def test_state_loads_into_a_fresh_plugin_and_training_goes_on_alike(benchmark: Any) -> None:
-    plugin, model = small_plugin(), build_net()
-    # Without momentum, as Avalanche clears the optimizer of a strategy's first experience.
-    plain = torch.optim.SGD(model.parameters(), lr=0.05)
-    strategy = build_strategy("naive", [plugin], model, optimizer=plain)
-    train_on(strategy, benchmark.train_stream[:2])
-    file = io.BytesIO()
-    torch.save(plugin.state_dict(), file)
-    file.seek(0)
-    fresh = small_plugin()
-    fresh.load_state_dict(torch.load(file, weights_only=True))
-    copied = copy.deepcopy(model)
-    plain = torch.optim.SGD(copied.parameters(), lr=0.05)
-    twin = build_strategy("naive", [fresh], copied, optimizer=plain)
-    features = torch.rand(5, 16)
-    assert torch.equal(fresh.answer(features), plugin.answer(features))
-    for s in (strategy, twin):
-        torch.manual_seed(3)
-        train_on(s, benchmark.train_stream[2:])
-    assert_equal_weights(strategy.model, twin.model)
-    assert torch.equal(fresh.parameters.edges, plugin.parameters.edges)
-    assert torch.equal(fresh.parameters.codes, plugin.parameters.codes)
-
-
-def test_a_pickle_of_the_strategy_goes_on_alike(benchmark: Any) -> None:
-    """What a run that is killed and resumed relies on."""
-    strategy = build_strategy("naive", [small_plugin(), InMemory()])
-    train_on(strategy, benchmark.train_stream[:2])
-    with classes_by_reference():
-        twin = dill.loads(dill.dumps(strategy))
-    for s in (strategy, twin):
-        torch.manual_seed(3)
-        train_on(s, benchmark.train_stream[2:])
-    assert_equal_weights(strategy.model, twin.model)
-    ours, theirs = (s.plugins[0].parameters for s in (strategy, twin))
-    assert torch.equal(ours.codes, theirs.codes)
-    assert torch.equal(ours.edges, theirs.edges)
-
-
-def test_images_that_cannot_be_rotated_are_an_error(train_data: TensorData) -> None:
-    flat = TensorData(train_data.x.flatten(1), train_data.y)
-    benchmark = nc_benchmark(flat, flat, n_experiences=3, task_labels=False, seed=0)
-    strategy = build_strategy("naive", [small_plugin()])
-    with pytest.raises(ValueError, match=r"shape \(18, 64\) cannot be rotated"):
-        train_on(strategy, benchmark.train_stream)
 
 
 @pytest.mark.parametrize(
