@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,11 @@ from protocl.strategies.tensor_rows import NotInMemory, integers, tensor_rows
 
 
 def features_of(
-    strategy: Any, dataset: Any, layer: str | None = None, num_workers: int = 0
+    strategy: Any,
+    dataset: Any,
+    layer: str | None = None,
+    num_workers: int = 0,
+    view: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Features of ``dataset`` under its evaluation transforms, batch by batch.
 
@@ -27,6 +31,7 @@ def features_of(
         dataset: an ``AvalancheDataset``.
         layer: name of the classification layer, found by itself if None.
         num_workers: processes that load data which is not in memory.
+        view: what to do with the inputs of a batch first, such as a rotation.
 
     Yields:
         Inputs ``(B, ...)``, features ``(B, D)``, labels ``(B,)`` and task labels ``(B,)`` or None.
@@ -36,6 +41,7 @@ def features_of(
     for batch in _batches(dataset.eval(), strategy.eval_mb_size, num_workers):
         x, y, *rest = (part.to(strategy.device, non_blocking=True) for part in batch)
         tasks = rest[-1] if rest else None
+        x = x if view is None else view(x)
         with undisturbed(model):
             tap.open(classifier)
             try:

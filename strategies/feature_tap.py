@@ -67,9 +67,14 @@ class FeatureTap:
 
     The hook is on the layer only in between: copies of the model (the teachers of LwF and iCaRL)
     would carry it along and overwrite what the student wrote.
+
+    Args:
+        differentiable: keep the features in the graph, for losses that train the backbone;
+            otherwise they are detached copies.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, differentiable: bool = False) -> None:
+        self.differentiable = differentiable
         self._handle: RemovableHandle | None = None
         self._seen: list[Tensor] = []
 
@@ -80,8 +85,9 @@ class FeatureTap:
 
     def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         features = args[0] if args else next(iter(kwargs.values()))
+        features = features if self.differentiable else features.detach()
         # A copy, since a layer may begin with an operation in place (dropout, ReLU).
-        self._seen.append(features.detach().flatten(1).clone())
+        self._seen.append(features.flatten(1).clone())
 
     def close(self) -> list[Tensor]:
         """Stop to listen.

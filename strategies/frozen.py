@@ -42,6 +42,8 @@ class FrozenBackbone(SupervisedTemplate):
         exact: sum in fixed point with quantisation step ``step``, so that any order of experiences
             or clients gives the same bits.
         step: see ``exact``.
+        plugin: makes the plugin that keeps the statistics and answers from them, out of ``head``,
+            ``layer``, ``fingerprint``, ``exact`` and ``step``.
         train_mb_size: samples in a mini-batch of gradient descent.
         eval_mb_size: samples in a mini-batch of feature extraction and evaluation.
         device: where to compute.
@@ -65,6 +67,7 @@ class FrozenBackbone(SupervisedTemplate):
         fingerprint: str | None = None,
         exact: bool = False,
         step: float = 2.0**-16,
+        plugin: Callable[..., PrototypePlugin] = PrototypePlugin,
         train_mb_size: int = 64,
         eval_mb_size: int = 256,
         device: str | torch.device = "cpu",
@@ -81,9 +84,7 @@ class FrozenBackbone(SupervisedTemplate):
                 f"first_experience_epochs={first_experience_epochs} needs an optimizer: give "
                 "optimizer=torch.optim.SGD(model.parameters(), lr=...)"
             )
-        self.prototypes = PrototypePlugin(
-            head, layer=layer, fingerprint=fingerprint, exact=exact, step=step
-        )
+        self.prototypes = plugin(head, layer=layer, fingerprint=fingerprint, exact=exact, step=step)
         super().__init__(
             model=model,
             optimizer=optimizer,

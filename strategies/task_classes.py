@@ -39,10 +39,13 @@ class TaskClasses:
         """
         if tasks is None:
             return labels
-        ids = labels + STRIDE * tasks
-        for class_id in ids.unique().tolist():
+        for class_id in (labels + STRIDE * tasks).unique().tolist():
             self._note_one(*divmod(class_id, STRIDE))
-        return ids if self.per_task else labels
+        return self.ids(labels, tasks)
+
+    def ids(self, labels: Tensor, tasks: Tensor | None) -> Tensor:
+        """The memory's ids ``(N,)`` of classes ``(N,)`` under task labels ``(N,)``."""
+        return labels + STRIDE * tasks if self.per_task and tasks is not None else labels
 
     def _note_one(self, task: int, label: int) -> None:
         elsewhere = [other for other, seen in self.seen.items() if other != task and label in seen]

@@ -40,6 +40,8 @@ def build(name: str, shape: tuple[int, ...] = GREY, seed: int = 0, **options: ob
         ("conv4", (3, 84, 84), 1600),
         ("conv4", (3, 32, 32), 256),
         ("conv4", (1, 8, 8), 64),
+        ("mlp", (1, 28, 28), 128),
+        ("mlp", (7,), 128),
         ("resnet18", (3, 32, 32), 512),
         ("resnet18", (1, 8, 8), 512),
         ("resnet18_slim", (3, 32, 32), 160),
@@ -57,6 +59,7 @@ def test_features_have_the_announced_width(name: str, shape: tuple[int, ...], di
 
 def test_width_and_image_size_are_followed() -> None:
     assert build("conv4", width=32).feature_dim == 32
+    assert build("mlp", width=64).feature_dim == 32
     assert build("conv4", image_size=84).feature_dim == 1600
     assert build("resnet18_slim", width=8).feature_dim == 64
     weights = sum(p.numel() for p in build("resnet18_slim", (3, 32, 32)).parameters())

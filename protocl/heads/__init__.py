@@ -1,9 +1,22 @@
 """Heads: pure functions of a prototype memory that turn features into logits."""
 
 from protocl.heads.base import Head
+from protocl.heads.bayesian import BayesianPrototypes
 from protocl.heads.linear_discriminant import LinearDiscriminant
 from protocl.heads.mahalanobis import Mahalanobis
 from protocl.heads.nearest_mean import NearestMean
+from protocl.heads.priors import ClassPriors, Prior, RandomPrior, SharedPrior
 from protocl.heads.ridge import Ridge
 
-__all__ = ["Head", "LinearDiscriminant", "Mahalanobis", "NearestMean", "Ridge"]
+__all__ = [
+    "BayesianPrototypes",
+    "ClassPriors",
+    "Head",
+    "LinearDiscriminant",
+    "Mahalanobis",
+    "NearestMean",
+    "Prior",
+    "RandomPrior",
+    "Ridge",
+    "SharedPrior",
+]

@@ -188,9 +188,12 @@ def configured(name: str, *settings: str) -> Any:
 
 FEW = {"ranpac": ["strategy.projection=100"]}
 
+TRAINED = {"il2a", "napa_vq", "pass", "prd", "protocl"}
+"""Need a backbone with weights to train: configured and run in test files of their own."""
+
 
 @pytest.mark.parametrize("kind", ["images", "features"])
-@pytest.mark.parametrize("name", sorted(STRATEGIES.names()))
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES.names()) - TRAINED))
 def test_every_registered_strategy_learns(
     name: str, kind: str, train_data: TensorData, test_data: TensorData
 ) -> None:

@@ -1,0 +1,63 @@
+"""Noise and prior of Bayesian prototypes from the memory itself (empirical Bayes)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from protocl.heads.covariance import oas_shrinkage, shrink_towards_identity
+from protocl.heads.priors import Covariance, SharedPrior
+from protocl.memory import PrototypeMemory
+
+_LEAST = 1e-6
+"""Least variance, as a share of the mean square of the class means."""
+
+
+def noise_of(value: float | Tensor, covariance: Covariance) -> Tensor:
+    """A given noise variance in float64: ``()``, ``(D,)`` or ``(D, D)``.
+
+    Raises:
+        ValueError: it is not positive, or has another shape than ``covariance`` allows.
+    """
+    noise = torch.as_tensor(value, dtype=torch.float64)
+    most = {"iso": 0, "diag": 1, "full": 2}[covariance]
+    if noise.ndim > most or (covariance == "full" and noise.ndim != 2):
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)}: expected {most} dimensions for '{covariance}'"
+        )
+    variances = noise.diagonal() if noise.ndim == 2 else noise
+    if not bool((variances > 0).all()):
+        raise ValueError(f"noise={value}: expected variances > 0")
+    return noise
+
+
+def estimate_noise(memory: PrototypeMemory, covariance: Covariance) -> Tensor:
+    """Pooled variance within classes: ``()``, ``(D,)``, or a shrunk ``(D, D)`` covariance.
+
+    A feature that never varies within a class gets a variance far below that of the means.
+    """
+    freedom = max(memory.total - len(memory), 1)
+    least = _LEAST * float(memory.means.square().mean()) or 1.0
+    if covariance == "full":
+        covariances = memory.at_level("shared").scatter() / freedom
+        weight = oas_shrinkage(covariances, freedom)
+        shrunk = shrink_towards_identity(covariances, weight, scaled=True)
+        return shrunk + least * torch.eye(len(shrunk), dtype=shrunk.dtype, device=shrunk.device)
+    variances = memory.at_level("diagonal").scatter().sum(0) / freedom
+    return (variances.mean() if covariance == "iso" else variances).clamp(min=least)
+
+
+def estimate_prior(memory: PrototypeMemory, noise: Tensor) -> SharedPrior:
+    """Mean and spread of the class means, less the part of the spread that noise explains.
+
+    With a single class there is no spread, and the noise stands in for it.
+    """
+    means = memory.means
+    variances = noise.diagonal() if noise.ndim == 2 else noise
+    if len(means) == 1:
+        return SharedPrior(mean=means[0], precision=1 / variances.mean())
+    sampling = variances.mean() / memory.counts.to(means.dtype)
+    between = means.var(0).mean() - sampling.mean()
+    return SharedPrior(
+        mean=means.mean(0), precision=1 / between.clamp(min=_LEAST * variances.mean())
+    )

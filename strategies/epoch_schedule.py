@@ -1,0 +1,68 @@
+"""Epochs and learning rates that differ between experiences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from avalanche.core import SupervisedPlugin
+
+
+def milestone_factor(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> float:
+    """``factor`` to the power of the milestones below ``epoch`` (from 0, in its experience).
+
+    >>> [milestone_factor(epoch, (120, 160)) for epoch in (120, 121)]
+    [1.0, 0.1]
+    """
+    decay: float = factor ** sum(epoch > milestone for milestone in milestones)
+    return decay
+
+
+class EpochSchedule(SupervisedPlugin[Any]):
+    """Give the first experience its own number of epochs, and let learning rates fall in steps.
+
+    Rates return to their start with each experience. Every parameter group keeps its own.
+
+    Args:
+        first_experience_epochs: epochs of the first experience; None for those of the strategy.
+        milestones: epochs of an experience after which the learning rates are multiplied.
+        factor: by this.
+    """
+
+    def __init__(
+        self,
+        first_experience_epochs: int | None = None,
+        milestones: Sequence[int] = (),
+        factor: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if first_experience_epochs is not None and first_experience_epochs < 0:
+            raise ValueError(f"first_experience_epochs={first_experience_epochs}: expected >= 0")
+        self.first_experience_epochs = first_experience_epochs
+        self.milestones = tuple(milestones)
+        self.factor = factor
+        self._decay = 1.0
+        self._usual_epochs: int | None = None
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if self.first_experience_epochs is None:
+            return
+        if self._usual_epochs is None:
+            self._usual_epochs = strategy.train_epochs
+            strategy.train_epochs = self.first_experience_epochs
+        else:
+            strategy.train_epochs = self._usual_epochs
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        epoch = strategy.clock.train_exp_epochs
+        self._scale(strategy, milestone_factor(epoch, self.milestones, self.factor))
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._scale(strategy, 1.0)
+
+    def _scale(self, strategy: Any, decay: float) -> None:
+        if decay == self._decay:
+            return
+        for group in strategy.optimizer.param_groups:
+            group["lr"] *= decay / self._decay
+        self._decay = decay

@@ -1,0 +1,173 @@
+"""What strategies share that train the backbone by a loss on its features.
+
+They run inside any Avalanche strategy: the model's forward pass is the host's, its features are
+what enters the classification layer, and the host's loss on the classifier's output is replaced
+(or weighted). At evaluation they answer from prototypes. Whatever they change in a mini-batch is
+put back before another plugin can see it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor, nn
+
+from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, refuse_compiled
+from protocl.strategies.task_classes import TaskClasses
+from protocl.strategies.views import Views
+
+
+class FeatureLossPlugin(SupervisedPlugin[Any]):
+    """Replaces the loss of its host by one on features, and the answer by one from prototypes.
+
+    Args:
+        layer: name of the model's classification layer; found by itself if it has a common name.
+        views: makes several inputs of each sample; None for the sample itself.
+        host_loss: weight of the host's own loss, which trains the model's classifier.
+        mask_tasks, per_task: as in :class:`.PrototypePlugin`.
+    """
+
+    def __init__(
+        self,
+        *,
+        layer: str | None = None,
+        views: Views | None = None,
+        host_loss: float = 0.0,
+        mask_tasks: bool = True,
+        per_task: bool = False,
+    ) -> None:
+        super().__init__()
+        if host_loss < 0:
+            raise ValueError(f"host_loss={host_loss}: expected a weight of at least 0")
+        self.layer = layer
+        self.views = views
+        self.host_loss = host_loss
+        self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
+        self._tap = FeatureTap()
+        self._classifier: nn.Module | None = None
+        self._single: tuple[Tensor, Tensor | None] | None = None
+        self._features: Tensor | None = None
+        self._inputs: Tensor | None = None
+
+    # -- for subclasses ---------------------------------------------------------------------
+
+    @abstractmethod
+    def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
+        """Prepare for the classes ``(K,)`` of an experience; ids as in :class:`TaskClasses`."""
+
+    @abstractmethod
+    def feature_loss(
+        self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
+    ) -> Tensor:
+        """The loss of a mini-batch.
+
+        Args:
+            strategy: the host.
+            features: ``(V B, D)``, all first views first.
+            labels: ``(B,)``, ids as in :class:`TaskClasses`.
+            inputs: ``(V B, ...)``, what the model was given.
+        """
+
+    @abstractmethod
+    def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Logits ``(N, C)`` and the ids ``(C,)`` of their columns; None before the first step."""
+
+    # -- training ---------------------------------------------------------------------------
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_compiled(strategy.model)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        labels, tasks = _labels_of(strategy.experience.dataset)
+        ids = torch.unique(self.tasks.note(labels, tasks))
+        self.begin_experience(strategy, ids.to(strategy.device))
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self._classifier = find_classifier(strategy.model, self.layer)
+        self._tap = FeatureTap(differentiable=True)
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        if self.views is not None:
+            self._make_views(strategy.mbatch, self.views)
+        assert self._classifier is not None
+        self._tap.open(self._classifier)
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        batch = strategy.mbatch
+        self._features = joined(self._tap.close(), _tasks(batch))
+        self._inputs = batch[0]
+        if self._single is not None:
+            self._undo_views(strategy, *self._single)
+            self._single = None
+
+    def _make_views(self, batch: list[Tensor], views: Views) -> None:
+        """Put all views in the place of the inputs, and keep what was there."""
+        self._single = (batch[0], _tasks(batch))
+        batch[0] = self._inputs = views(batch[0])
+        if len(batch) > 2:
+            batch[-1] = batch[-1].repeat(len(batch[0]) // len(batch[-1]))
+
+    def _undo_views(self, strategy: Any, inputs: Tensor, tasks: Tensor | None) -> None:
+        batch = strategy.mbatch
+        if len(inputs) != len(batch[1]):
+            raise RuntimeError(
+                f"{type(strategy).__name__} added samples to a mini-batch whose views were made "
+                "already: use a strategy that adds them when the batch is loaded, such as Replay"
+            )
+        batch[0] = inputs
+        if tasks is not None:
+            batch[-1] = tasks
+        strategy.mb_output = strategy.mb_output[: len(inputs)]
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        assert self._features is not None
+        assert self._inputs is not None
+        labels = self.tasks.ids(strategy.mb_y, _tasks(strategy.mbatch))
+        own = self.feature_loss(strategy, self._features, labels, self._inputs)
+        strategy.loss = self.host_loss * strategy.loss + own if self.host_loss else own
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self._features = self._inputs = None
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self._classifier = None
+
+    # -- answering --------------------------------------------------------------------------
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_compiled(strategy.model)
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._classifier = find_classifier(strategy.model, self.layer)
+        self._tap = FeatureTap()
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        assert self._classifier is not None
+        self._tap.open(self._classifier)
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        tasks = _tasks(strategy.mbatch)
+        answer = self.class_logits(joined(self._tap.close(), tasks))
+        if answer is None:
+            return
+        width = max(strategy.mb_output.shape[1], int(strategy.mb_y.max()) + 1)
+        logits, ids = answer
+        strategy.mb_output = self.tasks.dense(logits, ids, tasks, width, float("-inf"))
+
+    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._classifier = None
+
+
+def _tasks(batch: list[Tensor]) -> Tensor | None:
+    """Task labels ``(B,)`` of a mini-batch, which new-style benchmarks do not have."""
+    return batch[-1] if len(batch) > 2 else None
+
+
+def _labels_of(dataset: Any) -> tuple[Tensor, Tensor | None]:
+    """Labels ``(N,)`` and, where there are any, task labels ``(N,)`` of an Avalanche dataset."""
+    labels = torch.as_tensor(list(dataset.targets))
+    tasks = getattr(dataset, "targets_task_labels", None)
+    return labels, None if tasks is None else torch.as_tensor(list(tasks))

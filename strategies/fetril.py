@@ -1,0 +1,295 @@
+"""FeTrIL: old classes as translated features of new ones, over a frozen backbone.
+
+The backbone is trained on the first experience and then frozen. In later ones an old class is
+replaced by the features of the most similar new class, moved so that their mean is its own
+(Petit et al., WACV 2023). A linear head is fitted to these and the new features.
+
+For heads that follow from statistics (ridge regression, linear discriminant) no feature has to be
+made: translation keeps the scatter, so the second moment is
+``sum_new P_j + sum_old [P_r - n_r mu_r mu_r^T + n_r mu_k mu_k^T]``, exactly. The authors' linear
+support vector machine is fitted to the features themselves.
+
+Stored between experiences: count and mean of each class and the linear head; no samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from protocl.batch import Level
+from protocl.config import Setup, StrategyInfo
+from protocl.errors import ConfigError, NotFittedError
+from protocl.heads import LinearDiscriminant, Ridge
+from protocl.heads.base import Head
+from protocl.memory import PrototypeMemory
+from protocl.strategies.extraction import features_of
+from protocl.strategies.frozen import FrozenBackbone, FrozenBackboneConfig
+from protocl.strategies.given_statistics import memory_with
+from protocl.strategies.prototype_plugin import PrototypePlugin
+from protocl.strategies.settings import auto_or_number
+
+
+def most_similar(means: Tensor, new_means: Tensor) -> Tensor:
+    """For each old class mean ``(K, D)`` the row ``(K,)`` of the new one of largest cosine.
+
+    Args:
+        means: of old classes.
+        new_means: ``(J, D)``.
+    """
+    cosines = functional.normalize(means, dim=1) @ functional.normalize(new_means, dim=1).T
+    return cosines.argmax(1)
+
+
+def pseudo_features(
+    features: Tensor, labels: Tensor, means: Tensor, new: PrototypeMemory
+) -> list[Tensor]:
+    """Features ``(n_r, D)`` for each old class: those of its most similar new class, translated.
+
+    Args:
+        features: ``(N, D)`` of the new classes.
+        labels: ``(N,)`` their class ids.
+        means: ``(K, D)`` of the old classes.
+        new: statistics of ``features``.
+    """
+    rows = most_similar(means, new.means)
+    shifts = (means - new.means[rows]).to(features)
+    order = labels.argsort(stable=True)
+    groups = features[order].split(new.counts.tolist())
+    return [groups[row] + shift for row, shift in zip(rows.tolist(), shifts, strict=True)]
+
+
+def pseudo_statistics(old: PrototypeMemory, new: PrototypeMemory) -> PrototypeMemory:
+    """Statistics, of level ``shared``, of new classes and of pseudo-features of the old ones.
+
+    Equal to summing :func:`pseudo_features`, of which none is made.
+
+    Args:
+        old: counts and means of the old classes (the counts play no part).
+        new: of level ``full``; classes that are also in ``old`` count as new.
+    """
+    fresh = ~torch.isin(old.classes, new.classes)
+    means, classes = old.means[fresh], old.classes[fresh]
+    donors = most_similar(means, new.means)
+    counts, donor_means = new.counts[donors], new.means[donors]
+    uses = 1 + torch.bincount(donors, minlength=len(new))
+    second = (uses[:, None, None] * new.second_moment).sum(0)
+    second += (counts[:, None] * means).T @ means
+    second -= (counts[:, None] * donor_means).T @ donor_means
+    return memory_with(
+        new, "shared", classes=torch.cat([classes, new.classes]),
+        counts=torch.cat([counts, new.counts]),
+        sums=torch.cat([counts[:, None] * means, new.sums]), second_moment=second,
+    )  # fmt: skip
+
+
+def fit_support_vectors(features: Tensor, labels: Tensor, c: float) -> LinearScores:
+    """A linear support vector machine, one class against the rest, on features of unit length.
+
+    Args:
+        features: ``(N, D)``.
+        labels: ``(N,)``.
+        c: inverse strength of the regularisation.
+    """
+    from sklearn.svm import LinearSVC
+
+    x = functional.normalize(features.double(), dim=1).cpu().numpy()
+    machine = LinearSVC(C=c, dual=False, random_state=0).fit(x, labels.cpu().numpy())
+    weights, biases = torch.from_numpy(machine.coef_), torch.from_numpy(machine.intercept_)
+    if len(machine.classes_) == 2:
+        # scikit-learn keeps one boundary for two classes.
+        weights, biases = torch.cat([-weights, weights]), torch.cat([-biases, biases])
+    scores = LinearScores(unit_length=True)
+    scores.set(torch.from_numpy(machine.classes_), weights, biases)
+    return scores.to(features.device)
+
+
+class LinearScores(nn.Module):
+    """A linear head as three buffers.
+
+    Args:
+        unit_length: divide features by their norm first.
+
+    Attributes:
+        classes: ``(C,)`` class ids.
+        weights: ``(C, D)``.
+        biases: ``(C,)``.
+    """
+
+    classes: Tensor
+    weights: Tensor
+    biases: Tensor
+
+    def __init__(self, unit_length: bool = False) -> None:
+        super().__init__()
+        self.unit_length = unit_length
+        self.set(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0))
+
+    def set(self, classes: Tensor, weights: Tensor, biases: Tensor) -> None:
+        """Replace the head; floating point is kept in float32."""
+        self.register_buffer("classes", classes)
+        self.register_buffer("weights", weights.float())
+        self.register_buffer("biases", biases.float())
+
+    @classmethod
+    def of(cls, head: Head, feature_dim: int) -> LinearScores:
+        """The weights of a fitted head whose logits are linear in the features."""
+        device = head.classes.device
+        zero = torch.zeros(1, feature_dim, dtype=torch.float64, device=device)
+        biases = head(zero)[0]
+        scores = cls()
+        scores.set(head.classes, (head(torch.eye(feature_dim).to(zero)) - biases).T, biases)
+        return scores
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``(N, C)`` of features ``(N, D)``."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.weights.dtype)
+            features = functional.normalize(features, dim=1) if self.unit_length else features
+            return torch.addmm(self.biases, features, self.weights.T)
+
+
+class FeTrILPlugin(PrototypePlugin):
+    """FeTrIL's head for a strategy whose backbone does not move after the first experience.
+
+    A class that comes back is fitted to its new samples; its mean is that of all of them.
+
+    Args:
+        head: fitted to the statistics of new and pseudo-features; its logits must be linear in the
+            features. ``Ridge()`` by default.
+        svm_c: fit a support vector machine instead, with this inverse strength of regularisation.
+        **settings: those of :class:`.PrototypePlugin` but ``collect``, ``memory`` and ``level``.
+
+    Attributes:
+        scores: the linear head, or None before the first experience.
+    """
+
+    def __init__(
+        self, head: Head | None = None, *, svm_c: float | None = None, **settings: Any
+    ) -> None:
+        super().__init__(
+            Ridge(dtype=torch.float64) if head is None else head, level="mean", **settings
+        )
+        if self.exact:
+            raise ValueError("exact=True: pseudo-features are not sums of samples; use exact=False")
+        if svm_c is not None and not svm_c > 0:
+            raise ValueError(f"svm_c={svm_c}: expected a number > 0, or None for the head")
+        self.svm_c = svm_c
+        self.scores: LinearScores | None = None
+
+    def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        workers = num_workers if self.num_workers is None else self.num_workers
+        new: PrototypeMemory | None = None
+        kept: list[tuple[Tensor, Tensor]] = []
+        dataset = strategy.experience.dataset
+        for _, features, labels, tasks in features_of(strategy, dataset, self.layer, workers):
+            ids = self.tasks.note(labels, tasks)
+            new = new or self._memory_of_experience(features)
+            new.update(features, ids)
+            if self.svm_c is not None:
+                kept.append((features, ids))
+        if new is None:
+            return
+        old = new.empty_like("mean") if self.memory is None else self.memory
+        self.scores = self._fit(old.to(new.device), new, kept)
+        self.memory = old + new.at_level("mean")
+
+    def _memory_of_experience(self, features: Tensor) -> PrototypeMemory:
+        level: Level = "full" if self.svm_c is None else "mean"
+        memory = PrototypeMemory(features.shape[1], level, fingerprint=self.fingerprint)
+        return memory.to(features.device)
+
+    def _fit(
+        self, old: PrototypeMemory, new: PrototypeMemory, kept: list[tuple[Tensor, Tensor]]
+    ) -> LinearScores:
+        if self.svm_c is None:
+            head = self.head.to(new.device).fit(pseudo_statistics(old, new))
+            return LinearScores.of(head, new.feature_dim)
+        features, labels = (torch.cat([part[i] for part in kept]) for i in (0, 1))
+        fresh = ~torch.isin(old.classes, new.classes)
+        made = pseudo_features(features, labels, old.means[fresh], new)
+        counts = torch.tensor([len(part) for part in made], dtype=torch.int64, device=labels.device)
+        made_labels = old.classes[fresh].repeat_interleave(counts)
+        return fit_support_vectors(
+            torch.cat([features, *made]), torch.cat([labels, made_labels]), self.svm_c
+        )
+
+    def logits(self, features: Tensor, tasks: Tensor | None = None, width: int = 0) -> Tensor:
+        if self.scores is None:
+            raise NotFittedError("FeTrILPlugin has no classes yet: train an experience first")
+        scores = self.scores.to(features.device)
+        return self.tasks.dense(scores(features), scores.classes, tasks, width, self.floor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in :class:`.PrototypePlugin`, with the linear head."""
+        scores = None if self.scores is None else self.scores.state_dict()
+        return {**super().state_dict(), "scores": scores}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
+        super().load_state_dict(state)
+        self.scores = None
+        if state["scores"] is not None:
+            self.scores = LinearScores(unit_length=self.svm_c is not None)
+            self.scores.set(*(state["scores"][name] for name in ("classes", "weights", "biases")))
+
+
+class FeTrIL(FrozenBackbone):
+    """FeTrIL as a ready-made strategy.
+
+    Args:
+        head, svm_c: as for :class:`FeTrILPlugin`.
+        **settings: those of :class:`.FrozenBackbone` but ``plugin``.
+    """
+
+    def __init__(
+        self, *, head: Head | None = None, svm_c: float | None = None, **settings: Any
+    ) -> None:
+        super().__init__(
+            head=Ridge(dtype=torch.float64) if head is None else head,
+            plugin=partial(FeTrILPlugin, svm_c=svm_c),
+            **settings,
+        )
+
+
+@dataclass
+class FeTrILConfig(FrozenBackboneConfig):
+    """Settings of :class:`FeTrIL`.
+
+    Attributes:
+        classifier: ``ridge`` (the default), ``lda``, or the authors' ``svm``.
+        regularization: of ridge: a number or ``auto``.
+        shrinkage: of lda: a number in [0, 1] or ``auto``.
+        svm_c: inverse strength of the regularisation of svm.
+    """
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="FeTrIL",
+        paper="Petit et al., WACV 2023",
+        stored_between_experiences="count and mean of each class, a linear head",
+        keeps_data=False,
+    )
+
+    name: str = "fetril"
+    classifier: str = "ridge"
+    regularization: float | str = "auto"
+    shrinkage: float | str = "auto"
+    svm_c: float = 1.0
+
+    def build(self, setup: Setup) -> FrozenBackbone:
+        if self.classifier not in ("ridge", "lda", "svm"):
+            raise ConfigError(f"strategy.classifier={self.classifier}: expected ridge, lda or svm")
+        shrinkage = auto_or_number("strategy.shrinkage", self.shrinkage)
+        strength = auto_or_number("strategy.regularization", self.regularization)
+        head = (
+            LinearDiscriminant(shrinkage, dtype=torch.float64)
+            if self.classifier == "lda"
+            else Ridge(regularization=strength, dtype=torch.float64)
+        )
+        svm_c = self.svm_c if self.classifier == "svm" else None
+        return self._build(FeTrIL, setup, head=head, svm_c=svm_c)

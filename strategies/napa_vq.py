@@ -1,0 +1,317 @@
+"""NAPA-VQ: neighbourhood-aware coding vectors and prototypes, without exemplars.
+
+Every class in every orientation owns a trainable coding vector; a neural-gas graph learns which of
+them lie next to each other around the data. Features are pulled to their own vector and pushed from
+its neighbours, and old classes are replayed as mixtures of their prototype and a neighbour's
+(Malepathirana et al., ICCV 2023).
+
+Stored between experiences, for ``D`` features: four coding vectors (``16 D`` bytes), four class
+means (``64 D + 32`` bytes in double-double) and four rows of the graph a class; no samples.
+
+Where this differs from the authors' code (``NAPAVQPlugin.released()`` undoes the first):
+
+* the weights of neighbours are a stable softmax, also for vectors that coincide or are far away;
+* the neighbours of a mixture are each sample's own; a silent change of indexing in NumPy 1.23 made
+  the released code use a single neighbour for the whole batch;
+* prototypes are means over all images as they are, not over whole batches of augmented images;
+* a zero feature vector scores 0 for every class instead of NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional
+
+from protocl.config import Setup, StrategyInfo
+from protocl.strategies.distances import squared_distances
+from protocl.strategies.exemplar_free import ExemplarFreePlugin, GrowingParameters
+from protocl.strategies.exemplar_free_strategy import ExemplarFree, ExemplarFreeConfig
+from protocl.strategies.neural_gas import (
+    choose_neighbours,
+    distance_cross_entropy,
+    grown,
+    mix_prototypes,
+    neighbourhood_loss,
+    update_edges,
+)
+from protocl.strategies.rotations import ROTATIONS, rotated, rotated_rows
+
+
+class NAPAVQTerms(NamedTuple):
+    """Two scalars."""
+
+    cross_entropy: Tensor
+    neighbourhood: Tensor
+
+
+@dataclass(frozen=True)
+class NAPAVQLoss:
+    """Weights and constants of the losses and of the graph.
+
+    Attributes:
+        k: nearest coding vectors that a feature joins in the graph, the winner included. With no
+            more than ``k`` vectors every winner is joined to all, and the graph says nothing.
+        eps: factor by which an edge ages with each miss, in (0, 1].
+        e_min: strength below which an edge is removed; None for ``eps ** 10``.
+        temperature: of the softmax over negative distances.
+        neighbourhood_weight: of the neighbourhood loss, of images and of mixtures alike.
+        augmentation_weight: of the cross-entropy of mixtures.
+        scale: of squared distances in the weights of neighbours.
+        mix: least and largest share of a class's own prototype in a mixture.
+        stable: see :func:`.neighbourhood_loss`.
+    """
+
+    k: int = 15
+    eps: float = 0.9
+    e_min: float | None = None
+    temperature: float = 0.1
+    neighbourhood_weight: float = 1.0
+    augmentation_weight: float = 10.0
+    scale: float = 0.001
+    mix: tuple[float, float] = (0.5, 1.0)
+    stable: bool = True
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k={self.k}: expected at least 1, the winner itself")
+        if not 0 < self.eps <= 1:
+            raise ValueError(f"eps={self.eps}: expected a factor in (0, 1]")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}: expected a number > 0")
+        low, high = self.mix
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"mix={self.mix}: expected two shares, 0 <= least <= largest <= 1")
+
+    def __call__(self, features: Tensor, labels: Tensor, vectors: CodingVectors) -> NAPAVQTerms:
+        """Cross-entropy and neighbourhood loss of a batch, which also updates the graph.
+
+        Args:
+            features: ``(B, D)``.
+            labels: ``(B,)`` rows of their coding vectors.
+            vectors: coding vectors and their graph; the graph is replaced.
+        """
+        squares = squared_distances(features, vectors.codes)
+        e_min = self.eps**10 if self.e_min is None else self.e_min
+        graph = update_edges(vectors.edges, squares, self.k, self.eps, e_min)
+        vectors.edges = graph.symmetric
+        cross_entropy = distance_cross_entropy(squares, labels, self.temperature)
+        neighbourhood = neighbourhood_loss(
+            squares, labels, graph.directed, scale=self.scale, stable=self.stable
+        )
+        return NAPAVQTerms(cross_entropy, neighbourhood)
+
+
+class CodingVectors(GrowingParameters):
+    """Coding vectors and the graph that joins them.
+
+    Attributes:
+        codes: ``(4 R, D)``; row ``4 r + k`` is class row ``r`` after ``k`` quarter turns.
+        edges: ``(4 R, 4 R)`` symmetric strengths in [0, 1] with unit diagonal.
+    """
+
+    edges: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.zeros(0, 0))
+        self.register_buffer("edges", torch.zeros(0, 0))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def append(self, codes: Tensor) -> None:
+        """Add unconnected vectors ``(M, D)``; the others and their edges stay as they are."""
+        kept = self.codes.detach()
+        kept = kept if len(kept) else codes[:0]
+        self.codes = nn.Parameter(torch.cat([kept.to(codes.device), codes]))
+        self.edges = grown(self.edges.to(codes.device), len(self.codes))
+
+
+class NAPAVQPlugin(ExemplarFreePlugin):
+    """NAPA-VQ in any Avalanche strategy, whose criterion its loss replaces.
+
+    Coding vectors of classes that are not in the experience are frozen, to the last bit.
+
+    Args:
+        loss: weights and constants of the losses and of the graph.
+        distillation_weight: of the features of the model before the experience; tied to the size
+            of a batch, see :func:`.feature_distillation`.
+        code_lr: learning rate of the coding vectors in the first experience (plain SGD).
+        later_code_lr: in later ones.
+        code_lr_epochs: epochs after which it falls to a tenth, counted in each experience.
+        **settings: ``num_workers``, ``drift`` and those of :class:`.FeatureLossPlugin` but
+            ``views``.
+
+    Attributes:
+        parameters: :class:`CodingVectors`.
+        last_terms: losses of the last mini-batch of images, detached; None between experiences.
+    """
+
+    prototype_views = ROTATIONS
+    needs_new_prototypes = True  # a neighbour may belong to a class that is being learned
+    parameters: CodingVectors
+
+    def __init__(
+        self,
+        loss: NAPAVQLoss | None = None,
+        *,
+        distillation_weight: float = 10.0,
+        code_lr: float = 5.0,
+        later_code_lr: float = 0.5,
+        code_lr_epochs: int = 20,
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            CodingVectors(), views=rotated, distillation_weight=distillation_weight, **settings
+        )
+        if code_lr_epochs < 1:
+            raise ValueError(f"code_lr_epochs={code_lr_epochs}: expected at least 1")
+        self.loss = NAPAVQLoss() if loss is None else loss
+        self.code_lr = code_lr
+        self.later_code_lr = later_code_lr
+        self.code_lr_epochs = code_lr_epochs
+        self.last_terms: NAPAVQTerms | None = None
+        self._rate = code_lr
+        self._epoch = 0
+
+    @classmethod
+    def released(cls, **settings: Any) -> Self:
+        """With the constants and corner cases of the authors' code."""
+        return cls(NAPAVQLoss(stable=False), **settings)
+
+    def initial_codes(self, count: int, feature_dim: int, device: torch.device) -> Tensor:
+        """Coding vectors ``(count, D)`` of new classes, drawn from a standard normal."""
+        return torch.randn(count, feature_dim, device=device)
+
+    def grow(self, feature_dim: int) -> None:
+        count = ROTATIONS * len(self.rows) - len(self.parameters)
+        if count:
+            device = self.rows.ids.device
+            self.parameters.append(self.initial_codes(count, feature_dim, device))
+
+    def make_optimizer(self, strategy: Any) -> optim.Optimizer:
+        self._rate = self.code_lr if self.memory is None else self.later_code_lr
+        optimizer = optim.SGD([self.parameters.codes], lr=self._rate)
+        _set_rate(optimizer, self._rate, self._epoch // self.code_lr_epochs)
+        return optimizer
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        super().before_training_epoch(strategy, **kwargs)
+        self._epoch = strategy.clock.train_exp_epochs
+        if self._optimizer is not None:
+            _set_rate(self._optimizer, self._rate, self._epoch // self.code_lr_epochs)
+
+    def class_loss(self, features: Tensor, rows: Tensor) -> Tensor:
+        terms = self.loss(features, rotated_rows(rows), self.parameters)
+        self.last_terms = NAPAVQTerms(*(term.detach() for term in terms))
+        total = terms.cross_entropy + self.loss.neighbourhood_weight * terms.neighbourhood
+        if not len(self.old_rows):
+            return total
+        mixed, anchors = self.mixtures(len(rows))
+        terms = self.loss(mixed, anchors, self.parameters)
+        return (
+            total
+            + self.loss.augmentation_weight * terms.cross_entropy
+            + self.loss.neighbourhood_weight * terms.neighbourhood
+        )
+
+    def mixtures(self, count: int) -> tuple[Tensor, Tensor]:
+        """Features ``(count, D)`` that stand in for old classes, and their rows ``(count,)``."""
+        assert self.table is not None
+        uniform = torch.rand(3, count, device=self.table.device)
+        drawn = (uniform[0] * len(self.old_rows)).long()
+        anchors = ROTATIONS * self.old_rows[drawn]
+        neighbours = choose_neighbours(self.parameters.edges, anchors, uniform[1])
+        low, high = self.loss.mix
+        shares = low + (high - low) * uniform[2]
+        return mix_prototypes(self.table, anchors, neighbours, shares), anchors
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        gradient = self.parameters.codes.grad
+        if gradient is not None and len(self.old_rows):
+            gradient.view(-1, ROTATIONS, gradient.shape[1])[self.old_rows] = 0
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().after_training_exp(strategy, **kwargs)
+        self.last_terms = None
+
+    def answer(self, features: Tensor) -> Tensor:
+        upright = self.parameters.codes.detach()[::ROTATIONS]
+        with torch.autocast(features.device.type, enabled=False):
+            unit = functional.normalize(features.to(upright.dtype), dim=1)
+            cosines = unit @ functional.normalize(upright, dim=1).T
+        return cosines / self.loss.temperature
+
+
+def _set_rate(optimizer: optim.Optimizer, rate: float, decays: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * 0.1**decays
+
+
+class NAPAVQ(ExemplarFree):
+    """NAPA-VQ as a ready-made strategy.
+
+    Args:
+        method: :class:`NAPAVQPlugin` with its defaults if None.
+        **settings: those of :class:`.ExemplarFree`.
+    """
+
+    def __init__(self, *, method: NAPAVQPlugin | None = None, **settings: Any) -> None:
+        super().__init__(method=NAPAVQPlugin() if method is None else method, **settings)
+
+
+@dataclass
+class NAPAVQConfig(ExemplarFreeConfig):
+    """Settings of NAPA-VQ; :class:`NAPAVQLoss` and :class:`NAPAVQPlugin` explain most of them.
+
+    Attributes:
+        mix_least, mix_largest: the two shares of ``NAPAVQLoss.mix``.
+    """
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="NAPA-VQ",
+        paper="Malepathirana et al., ICCV 2023",
+        stored_between_experiences="four coding vectors and means of each class, their graph",
+        keeps_data=False,
+    )
+
+    name: str = "napa_vq"
+    k: int = 15
+    eps: float = 0.9
+    e_min: float | None = None
+    temperature: float = 0.1
+    neighbourhood_weight: float = 1.0
+    augmentation_weight: float = 10.0
+    scale: float = 0.001
+    mix_least: float = 0.5
+    mix_largest: float = 1.0
+    stable: bool = True
+    code_lr: float = 5.0
+    later_code_lr: float = 0.5
+    code_lr_epochs: int = 20
+
+    def build(self, setup: Setup) -> ExemplarFree:
+        loss = NAPAVQLoss(
+            k=self.k,
+            eps=self.eps,
+            e_min=self.e_min,
+            temperature=self.temperature,
+            neighbourhood_weight=self.neighbourhood_weight,
+            augmentation_weight=self.augmentation_weight,
+            scale=self.scale,
+            mix=(self.mix_least, self.mix_largest),
+            stable=self.stable,
+        )
+        method = NAPAVQPlugin(
+            loss,
+            distillation_weight=self.distillation_weight,
+            code_lr=self.code_lr,
+            later_code_lr=self.later_code_lr,
+            code_lr_epochs=self.code_lr_epochs,
+            drift=self.estimator(),
+        )
+        return self._build(method, setup)

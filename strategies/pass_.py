@@ -1,0 +1,146 @@
+"""PASS: prototype augmentation and self-supervision by rotated labels, without exemplars.
+
+Every class in every orientation is a class of a linear classifier. Old classes are replayed as
+their mean plus Gaussian noise of one radius for all, and the features are held to those of the
+model before the experience (Zhu et al., CVPR 2021).
+
+Stored between experiences, for ``D`` features: four rows of the classifier (``16 D + 16`` bytes),
+count, mean and variances of each class (``32 D + 16`` bytes in double-double); no samples.
+
+Where this differs from the authors' code: the classifier is trained by an optimizer of its own, of
+the kind and with the settings of the strategy's; prototypes are means over the images as they are,
+not augmented ones; the radius is a mean over classes of the variance per feature, as the paper
+says, with ``n - 1`` in the denominator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from protocl.config import Setup, StrategyInfo
+from protocl.memory import PrototypeMemory
+from protocl.strategies.exemplar_free_strategy import ExemplarFree, ExemplarFreeConfig
+from protocl.strategies.growing_classifier import LinearExemplarFreePlugin
+from protocl.strategies.rotations import ROTATIONS, rotated, rotated_rows
+
+
+def mean_variance(memory: PrototypeMemory) -> Tensor:
+    """``mean_k tr(S_k) / D``, a float64 scalar; classes of one sample have variance 0.
+
+    Args:
+        memory: of level ``diagonal`` or more.
+
+    Source: Zhu et al. 2021, section 3.3 (the square of its radius).
+    """
+    freedom = (memory.counts - 1).clamp(min=1)
+    scatter = memory.at_level("diagonal").scatter() if memory.level == "full" else memory.scatter()
+    return (scatter / freedom[:, None]).mean()
+
+
+def augmented_prototypes(prototypes: Tensor, noise: Tensor, radius: Tensor) -> Tensor:
+    """``mu + r e``: features ``(R, D)`` around prototypes ``(R, D)``.
+
+    Args:
+        prototypes: ``(R, D)``.
+        noise: ``(R, D)`` from a standard normal.
+        radius: scalar ``r``.
+
+    Source: Zhu et al. 2021, equation 5.
+    """
+    return prototypes + radius * noise
+
+
+class PASSPlugin(LinearExemplarFreePlugin):
+    """PASS in any Avalanche strategy, whose criterion its loss replaces.
+
+    Args:
+        temperature: of the softmax in training.
+        augmentation_weight: of the cross-entropy of augmented prototypes.
+        distillation_weight: of the features of the model before the experience; tied to the size
+            of a batch, see :func:`.feature_distillation`.
+        radius: ``"first"`` keeps the radius of the first experience, ``"all"`` computes it over
+            all classes after each.
+        **settings: ``num_workers``, ``drift`` and those of :class:`.FeatureLossPlugin` but
+            ``views``.
+    """
+
+    level = "diagonal"
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        augmentation_weight: float = 10.0,
+        distillation_weight: float = 10.0,
+        radius: Literal["first", "all"] = "first",
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            views=rotated,
+            rows_per_class=ROTATIONS,
+            temperature=temperature,
+            augmentation_weight=augmentation_weight,
+            distillation_weight=distillation_weight,
+            **settings,
+        )
+        if radius not in ("first", "all"):
+            raise ValueError(f"radius='{radius}': expected 'first' or 'all'")
+        self.radius = radius
+
+    def class_loss(self, features: Tensor, rows: Tensor) -> Tensor:
+        loss = self.cross_entropy(features, rotated_rows(rows))
+        if not len(self.old_rows):
+            return loss
+        prototypes, old = self.old_samples(len(rows))
+        noise = torch.randn_like(prototypes)
+        made = augmented_prototypes(prototypes, noise, self.parameters.radius)
+        return loss + self.augmentation_weight * self.cross_entropy(made, ROTATIONS * old)
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        first = self.memory is None
+        super().after_training_exp(strategy, **kwargs)
+        if self.memory is not None and (first or self.radius == "all"):
+            self.parameters.radius = mean_variance(self.memory).sqrt().float()
+
+
+class PASS(ExemplarFree):
+    """PASS as a ready-made strategy.
+
+    Args:
+        method: :class:`PASSPlugin` with its defaults if None.
+        **settings: those of :class:`.ExemplarFree`.
+    """
+
+    def __init__(self, *, method: PASSPlugin | None = None, **settings: Any) -> None:
+        super().__init__(method=PASSPlugin() if method is None else method, **settings)
+
+
+@dataclass
+class PASSConfig(ExemplarFreeConfig):
+    """Settings of PASS; :class:`PASSPlugin` explains them."""
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="PASS",
+        paper="Zhu et al., CVPR 2021",
+        stored_between_experiences="mean and variances of each class, a linear classifier",
+        keeps_data=False,
+    )
+
+    name: str = "pass"
+    temperature: float = 0.1
+    augmentation_weight: float = 10.0
+    radius: str = "first"
+
+    def build(self, setup: Setup) -> ExemplarFree:
+        method = PASSPlugin(
+            temperature=self.temperature,
+            augmentation_weight=self.augmentation_weight,
+            distillation_weight=self.distillation_weight,
+            radius=self.radius,  # type: ignore[arg-type]
+            drift=self.estimator(),
+        )
+        return self._build(method, setup)

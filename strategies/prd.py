@@ -1,0 +1,308 @@
+"""Prototype-sample relation distillation: prototypes that follow a moving backbone, without data.
+
+The backbone learns by a supervised contrastive loss alone; each class has one trainable prototype,
+pulled to its samples. When later experiences move the backbone, old prototypes follow it: a loss
+keeps, for each of them, which samples of the present batch are near to it.
+
+Stored between experiences: the prototypes and the model itself. No samples, no statistics. During
+training also a frozen copy of the model from before the experience.
+
+Differences from the released code (``naderAsadi/Probing-Continual-Learning``): relations are a
+softmax over samples, as the paper says, not over prototypes; the old model runs in evaluation mode,
+so that its BatchNorm statistics do not drift (:meth:`PRDPlugin.released` restores these two);
+prototypes may have a learning rate of their own; only classes that were seen can be predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn, optim
+
+from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.strategies.contrastive import cosine_similarities
+from protocl.strategies.epoch_schedule import EpochSchedule
+from protocl.strategies.feature_loss import FeatureLossPlugin
+from protocl.strategies.in_memory import InMemory
+from protocl.strategies.old_model import OldModel
+from protocl.strategies.optimizers import build_optimizer
+from protocl.strategies.prd_losses import PRDLoss, PRDTerms, Relations
+from protocl.strategies.prototype_table import PrototypeTable
+from protocl.strategies.views import AugmentedViews, ImageAugmentation, Views, named_views
+
+
+def build_projector(inputs: int, hidden: int = 512, outputs: int = 128) -> nn.Sequential:
+    """PRD's projector: three linear layers with ReLU between them, no normalisation."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, outputs),
+    )
+
+
+class PRDPlugin(FeatureLossPlugin):
+    """PRD inside any Avalanche strategy.
+
+    Projector and prototypes join the strategy's optimizer in the first iteration: the projector
+    with the settings of the first parameter group, the prototypes in a group of their own without
+    momentum and weight decay. Schedulers that keep one entry a group, such as ``LambdaLR``, must be
+    made after that.
+
+    A class that comes back in a later experience keeps its prototype, which is then both pulled to
+    the new samples and held in its relation to them.
+
+    Args:
+        loss: weights, temperatures and forms of the three losses.
+        views: two views of each sample; by default drawn on the device by
+            :class:`.ImageAugmentation`. :class:`.DatasetViews` takes those that the data set made.
+        projector: from features ``(N, D)`` to ``(N, P)``; by default :func:`build_projector`.
+        teacher_mode: mode of the old model; ``"train"`` normalises its batches by their own
+            statistics, as the released code does.
+        prototype_lr: learning rate of the prototypes; None for that of the model.
+        layer, host_loss, mask_tasks, per_task: as in :class:`.FeatureLossPlugin`.
+
+    Attributes:
+        prototypes: the table of prototypes, or None before the first iteration.
+        last_terms: the losses of the last mini-batch, detached.
+    """
+
+    def __init__(
+        self,
+        loss: PRDLoss | None = None,
+        *,
+        views: Views | None = None,
+        projector: nn.Module | None = None,
+        teacher_mode: Literal["eval", "train"] = "eval",
+        prototype_lr: float | None = None,
+        layer: str | None = None,
+        host_loss: float = 0.0,
+        mask_tasks: bool = True,
+        per_task: bool = False,
+    ) -> None:
+        super().__init__(
+            layer=layer,
+            views=AugmentedViews(ImageAugmentation()) if views is None else views,
+            host_loss=host_loss,
+            mask_tasks=mask_tasks,
+            per_task=per_task,
+        )
+        if teacher_mode not in ("eval", "train"):
+            raise ValueError(f"teacher_mode='{teacher_mode}': expected 'eval' or 'train'")
+        self.loss = PRDLoss() if loss is None else loss
+        self.projector = projector
+        self.teacher_mode = teacher_mode
+        self.prototype_lr = prototype_lr
+        self.prototypes: PrototypeTable | None = None
+        self.last_terms: PRDTerms | None = None
+        self._old: OldModel | None = None
+        self._old_prototypes: Tensor | None = None
+        self._classes: Tensor | None = None
+
+    @classmethod
+    def released(cls, **settings: Any) -> Self:
+        """As the authors' code does it: see the module's docstring."""
+        return cls(PRDLoss(relation="released"), teacher_mode="train", **settings)
+
+    # -- training ---------------------------------------------------------------------------
+
+    def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
+        self._classes = class_ids
+        if self.prototypes is not None:
+            self._old = OldModel(strategy.model, self.layer)
+            self._old.model.train(self.teacher_mode == "train")
+            self._old_prototypes = self.prototypes.table().detach().clone()
+
+    def feature_loss(
+        self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
+    ) -> Tensor:
+        if self._classes is not None:
+            self._make_parameters(strategy, features, self._classes)
+            self._classes = None
+        assert self.projector is not None
+        assert self.prototypes is not None
+        labels = labels.repeat(len(features) // len(labels))
+        table = self.prototypes.table()
+        terms = self.loss(
+            self.projector(features),
+            features,
+            labels,
+            table[self.prototypes.rows(labels)],
+            self._relations(strategy, inputs, table),
+        )
+        self.last_terms = PRDTerms(*(term.detach() for term in terms))
+        return terms.total
+
+    def _relations(self, strategy: Any, inputs: Tensor, table: Tensor) -> Relations | None:
+        if self._old is None or self._old_prototypes is None or self.prototypes is None:
+            return None
+        known = len(self._old_prototypes)
+        tasks = strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None
+        if tasks is not None:
+            tasks = tasks.repeat(len(inputs) // len(tasks))
+        return Relations(
+            table[:known],
+            self._old.features(inputs, tasks),
+            self._old_prototypes,
+            self.prototypes.experiences[:known],
+        )
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._old = self._old_prototypes = None
+
+    def _make_parameters(self, strategy: Any, features: Tensor, class_ids: Tensor) -> None:
+        """Give new classes their prototypes, and the optimizer what it does not yet have."""
+        wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+        if self.prototypes is None:
+            self.prototypes = PrototypeTable(features.shape[1], dtype=wide).to(features.device)
+        if self.projector is None:
+            self.projector = build_projector(features.shape[1]).to(features.device, wide)
+        self.prototypes.add(class_ids)
+        self.projector.to(features.device).train()
+        _add_parameters(strategy.optimizer, self.projector)
+        self.prototypes.join(strategy.optimizer, self.prototype_lr)
+
+    # -- answering --------------------------------------------------------------------------
+
+    def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.prototypes is None:
+            return None
+        cosines = cosine_similarities(features, self.prototypes.table().detach())
+        return cosines / self.loss.temperature, self.prototypes.rows.ids
+
+    # -- state ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Prototypes, projector and what is known of tasks; the model and optimizer keep theirs."""
+        projector, table = self.projector, self.prototypes
+        return {
+            "projector": None if projector is None else projector.state_dict(),
+            "prototypes": None if table is None else table.state_dict(),
+            "feature_dim": None if table is None else table.feature_dim,
+            "tasks": {task: sorted(classes) for task, classes in self.tasks.seen.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
+        self.tasks.seen = {task: set(classes) for task, classes in state["tasks"].items()}
+        if state["prototypes"] is None:
+            self.prototypes = None
+            return
+        self.prototypes = PrototypeTable(state["feature_dim"])
+        self.prototypes.load_state_dict(state["prototypes"])
+        if self.projector is None:
+            self.projector = build_projector(state["feature_dim"])
+        self.projector.load_state_dict(state["projector"])
+
+
+def _add_parameters(optimizer: optim.Optimizer, module: nn.Module) -> None:
+    """Let ``optimizer`` train what it does not yet train, with its first group's settings."""
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    new = [p for p in module.parameters() if id(p) not in known]
+    optimizer.param_groups[0]["params"].extend(new)
+
+
+class PRD(SupervisedTemplate):
+    """PRD as a ready-made strategy; the plugin's arguments are those of :class:`PRDPlugin`.
+
+    Args:
+        model: any model whose classification layer can be found; the layer itself is not used.
+        optimizer: for the backbone and the projector.
+        plugin: the method; :class:`PRDPlugin` with its defaults if None.
+        schedule: epochs of the first experience and decay of the learning rate.
+        plugins: further Avalanche plugins.
+        **settings: those of Avalanche's ``SupervisedTemplate``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        plugin: PRDPlugin | None = None,
+        schedule: EpochSchedule | None = None,
+        plugins: Sequence[Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.prd = PRDPlugin() if plugin is None else plugin
+        own = [self.prd] if schedule is None else [self.prd, schedule]
+        settings.setdefault("evaluator", default_evaluator)
+        settings.setdefault("criterion", nn.CrossEntropyLoss())
+        super().__init__(
+            model=model, optimizer=optimizer, plugins=[*own, *(plugins or [])], **settings
+        )
+
+
+@dataclass
+class PRDConfig(StrategyConfig):
+    """Settings of :class:`PRD`; :class:`PRDLoss` and :class:`PRDPlugin` explain most of them.
+
+    Attributes:
+        views: ``augmented`` (on the device), ``dataset`` (made by its transform) or ``copies``.
+        projector_hidden, projector_outputs: widths of the projector.
+        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
+        milestones: epochs of an experience after which the learning rate falls to a tenth.
+    """
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="PRD",
+        paper="Asadi et al., ICML 2023",
+        stored_between_experiences="one trained prototype of each class",
+        keeps_data=False,
+    )
+
+    name: str = "prd"
+    temperature: float = 0.1
+    base_temperature: float | None = 0.07
+    prototype_weight: float = 2.0
+    relation_weight: float = 4.0
+    relation: str = "paper"
+    relation_temperature: float = 1.0
+    relation_direction: str = "teacher_student"
+    relation_reduction: str = "sum"
+    teacher_mode: str = "eval"
+    prototype_lr: float | None = None
+    views: str = "augmented"
+    projector_hidden: int = 512
+    projector_outputs: int = 128
+    first_experience_epochs: int | None = None
+    milestones: list[int] | None = None
+
+    def build(self, setup: Setup) -> PRD:
+        loss = PRDLoss(
+            temperature=self.temperature,
+            base_temperature=self.base_temperature,
+            prototype_weight=self.prototype_weight,
+            relation_weight=self.relation_weight,
+            relation=self.relation,  # type: ignore[arg-type]
+            relation_temperature=self.relation_temperature,
+            relation_direction=self.relation_direction,  # type: ignore[arg-type]
+            relation_reduction=self.relation_reduction,  # type: ignore[arg-type]
+        )
+        plugin = PRDPlugin(
+            loss,
+            views=named_views(self.views),
+            projector=build_projector(
+                setup.feature_dim, self.projector_hidden, self.projector_outputs
+            ),
+            teacher_mode=self.teacher_mode,  # type: ignore[arg-type]
+            prototype_lr=self.prototype_lr,
+        )
+        return PRD(
+            model=setup.model,
+            optimizer=build_optimizer(self, setup.model),
+            plugin=plugin,
+            schedule=EpochSchedule(self.first_experience_epochs, self.milestones or ()),
+            train_epochs=self.train_epochs,
+            train_mb_size=self.train_mb_size,
+            eval_mb_size=self.eval_mb_size,
+            device=setup.device,
+            plugins=[InMemory(), *setup.plugins],
+            evaluator=setup.evaluator,
+        )

@@ -1,0 +1,248 @@
+"""ProtoCL: sequential Bayes over class prototypes, with an embedding that is learned beside it.
+
+Each class is a Gaussian around an unknown mean. A batch is first predicted with the posterior from
+before it, which gives the loss of the embedding; then it updates the posterior, in closed form. The
+posterior of an experience is the prior of the next.
+
+It is a replay method: without its memory of samples the embedding forgets (20 % on
+Split-Fashion-MNIST, as without any method).
+
+Stored between experiences: the posterior, ``8 (D + 1)`` bytes a class and as many for its prior,
+and ``mem_size`` samples.
+
+Differences from the released code (``skezle/bayes_cl_posterior``): one posterior instead of one for
+each row of a batch; evaluation does not update the posterior with test labels, and runs without
+dropout; classes take part when they arrive, unless ``all_classes`` names them from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn, optim
+
+from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.heads.posterior import ConjugatePosterior
+from protocl.heads.priors import DEFAULT_CONCENTRATION, Covariance, Prior, RandomPrior
+from protocl.strategies.extraction import features_of
+from protocl.strategies.feature_loss import FeatureLossPlugin
+from protocl.strategies.in_memory import InMemory
+from protocl.strategies.optimizers import build_optimizer
+from protocl.strategies.sample_memory import SampleMemory
+
+DEFAULT_NOISE = 0.05
+
+
+class ProtoCLPlugin(FeatureLossPlugin):
+    """ProtoCL inside any Avalanche strategy.
+
+    Args:
+        prior: belief about a class before its first sample; the authors' random one by default.
+        noise: variance of a class's embeddings around their mean.
+        covariance: ``"iso"``, ``"diag"`` or ``"full"``.
+        mem_size: samples that are stored in all; 0 leaves replay to the host (``Replay``).
+        objective: ``"conditional"`` for ``-log p(y | z)``; ``"joint"`` for ``-log p(z, y)``, which
+            collapses the embedding.
+        refit: ``"none"`` keeps the posterior as it was updated batch by batch, embeddings long
+            outdated among it; ``"memory"`` starts again from the prior when an experience ends,
+            with the stored samples and those of the experience under the final embedding, counted
+            as often as an epoch counts them.
+        discount: what evidence weighs, in each update, against one update before; 1 for never
+            forgetting it.
+        all_classes: class ids that take part with their prior from the start.
+        layer, host_loss, mask_tasks, per_task: as in :class:`.FeatureLossPlugin`.
+
+    Attributes:
+        posterior: the posterior, or None before the first iteration.
+        samples: the stored samples.
+
+    Source: Kessler et al. 2023, "On sequential Bayesian inference for continual learning",
+    section 7 and algorithm 1.
+    """
+
+    def __init__(
+        self,
+        prior: Prior | None = None,
+        noise: float | Tensor = DEFAULT_NOISE,
+        *,
+        covariance: Covariance = "iso",
+        mem_size: int = 1000,
+        objective: Literal["conditional", "joint"] = "conditional",
+        refit: Literal["none", "memory"] = "none",
+        discount: float = 1.0,
+        all_classes: Sequence[int] = (),
+        layer: str | None = None,
+        host_loss: float = 0.0,
+        mask_tasks: bool = True,
+        per_task: bool = False,
+    ) -> None:
+        super().__init__(layer=layer, host_loss=host_loss, mask_tasks=mask_tasks, per_task=per_task)
+        if objective not in ("conditional", "joint"):
+            raise ValueError(f"objective='{objective}': expected 'conditional' or 'joint'")
+        if refit not in ("none", "memory"):
+            raise ValueError(f"refit='{refit}': expected 'none' or 'memory'")
+        if not 0 < discount <= 1:
+            raise ValueError(f"discount={discount}: expected a number above 0, at most 1")
+        self.prior: Prior = RandomPrior() if prior is None else prior
+        self.noise = noise
+        self.covariance: Covariance = covariance
+        self.objective: Literal["conditional", "joint"] = objective
+        self.refit = refit
+        self.discount = discount
+        self.all_classes = tuple(all_classes)
+        self.samples = SampleMemory(mem_size)
+        self.posterior: ConjugatePosterior | None = None
+        self._classes: Tensor | None = None
+        self._batch: tuple[Tensor, Tensor] | None = None
+
+    # -- training ---------------------------------------------------------------------------
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.adapted_dataset = self.samples.beside(strategy.adapted_dataset)
+
+    def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
+        self._classes = class_ids
+
+    def feature_loss(
+        self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
+    ) -> Tensor:
+        if self._classes is not None:
+            self.posterior = self.posterior or self._new_posterior(features)
+            self.posterior.add_classes(self._classes)
+            self._classes = None
+        assert self.posterior is not None
+        self._batch = (features.detach(), labels)
+        return self.posterior.loss(features, labels, self.objective)
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        """Update the posterior with the batch that it has just predicted."""
+        assert self.posterior is not None
+        assert self._batch is not None
+        if self.discount < 1:
+            self.posterior.discount(self.discount)
+        self.posterior.update(*self._batch)
+        self._batch = None
+
+    def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        if self.refit == "memory" and self.posterior is not None:
+            self._refit(strategy, num_workers)
+        self.samples.add(strategy.experience.dataset)
+
+    def _refit(self, strategy: Any, num_workers: int) -> None:
+        assert self.posterior is not None
+        self.posterior.discount(0.0)
+        dataset = strategy.adapted_dataset
+        for _, features, labels, tasks in features_of(strategy, dataset, self.layer, num_workers):
+            self.posterior.update(features, self.tasks.ids(labels, tasks))
+
+    def _new_posterior(self, features: Tensor) -> ConjugatePosterior:
+        made = ConjugatePosterior(
+            features.shape[1], self.prior, self.noise, covariance=self.covariance
+        ).to(features.device)
+        return made.add_classes(torch.tensor(self.all_classes, dtype=torch.int64))
+
+    # -- answering --------------------------------------------------------------------------
+
+    def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None if self.posterior is None else self.posterior.answer(features)
+
+    # -- state ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The posterior and what is known of tasks. Stored samples are not part of it."""
+        return {
+            "posterior": None if self.posterior is None else self.posterior.state_dict(),
+            "tasks": {task: sorted(classes) for task, classes in self.tasks.seen.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
+        self.tasks.seen = {task: set(classes) for task, classes in state["tasks"].items()}
+        if state["posterior"] is None:
+            self.posterior = None
+            return
+        self.posterior = self._new_posterior(state["posterior"]["sums"])
+        self.posterior.load_state_dict(state["posterior"])
+
+
+class ProtoCL(SupervisedTemplate):
+    """ProtoCL as a ready-made strategy; the plugin's arguments are those of :class:`ProtoCLPlugin`.
+
+    Args:
+        model: any model whose classification layer can be found; the layer itself is not used.
+        optimizer: for the backbone.
+        plugin: the method; :class:`ProtoCLPlugin` with its defaults if None.
+        plugins: further Avalanche plugins.
+        **settings: those of Avalanche's ``SupervisedTemplate``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        plugin: ProtoCLPlugin | None = None,
+        plugins: Sequence[Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.protocl = ProtoCLPlugin() if plugin is None else plugin
+        settings.setdefault("evaluator", default_evaluator)
+        settings.setdefault("criterion", nn.CrossEntropyLoss())
+        super().__init__(
+            model=model, optimizer=optimizer, plugins=[self.protocl, *(plugins or [])], **settings
+        )
+
+
+@dataclass
+class ProtoCLConfig(StrategyConfig):
+    """Settings of :class:`ProtoCL`; :class:`ProtoCLPlugin` explains them.
+
+    Attributes:
+        concentration: of the prior over classes.
+        all_classes: let every class of the stream take part from the start, as the paper does.
+    """
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="ProtoCL",
+        paper="Kessler et al., Entropy 2023",
+        stored_between_experiences="posterior of each class's mean; samples, at most mem_size",
+        keeps_data=True,
+    )
+
+    name: str = "protocl"
+    noise: float = DEFAULT_NOISE
+    covariance: str = "iso"
+    concentration: float = DEFAULT_CONCENTRATION
+    mem_size: int = 1000
+    objective: str = "conditional"
+    refit: str = "none"
+    discount: float = 1.0
+    all_classes: bool = False
+
+    def build(self, setup: Setup) -> ProtoCL:
+        plugin = ProtoCLPlugin(
+            RandomPrior(setup.seed, self.concentration),
+            self.noise,
+            covariance=self.covariance,  # type: ignore[arg-type]
+            mem_size=self.mem_size,
+            objective=self.objective,  # type: ignore[arg-type]
+            refit=self.refit,  # type: ignore[arg-type]
+            discount=self.discount,
+            all_classes=range(setup.n_classes) if self.all_classes else (),
+        )
+        return ProtoCL(
+            model=setup.model,
+            optimizer=build_optimizer(self, setup.model),
+            plugin=plugin,
+            train_epochs=self.train_epochs,
+            train_mb_size=self.train_mb_size,
+            eval_mb_size=self.eval_mb_size,
+            device=setup.device,
+            plugins=[InMemory(), *setup.plugins],
+            evaluator=setup.evaluator,
+        )
