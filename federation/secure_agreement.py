@@ -1,0 +1,131 @@
+"""What the parties of a secure sum agree on first, and the keys that they derive."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
+
+from protocl.errors import ProtoclError
+from protocl.federation.keystream import KEY_BYTES, KeyStream
+from protocl.federation.layout import StatisticsLayout
+
+SESSION_BYTES = 16
+SMALLEST_GROUP = 3
+"""With two parties, each would learn the other's statistics from the sum."""
+
+
+class SecureAggregationError(ProtoclError):
+    """A secure sum that cannot go on, or that a party must not go on with."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The terms of one secure sum. Every party has the same ones, or its masks fit nobody's.
+
+    Attributes:
+        session: bytes that no other sum has.
+        layout_digest: of the vectors (:attr:`StatisticsLayout.digest`).
+        size: integers in a vector.
+        invited: how many parties at most; with them the sum must not pass 64 bits.
+    """
+
+    session: bytes
+    layout_digest: str
+    size: int
+    invited: int
+
+    def __post_init__(self) -> None:
+        if len(self.session) != SESSION_BYTES:
+            raise ValueError(f"session of {len(self.session)} bytes: expected {SESSION_BYTES}")
+        if self.size < 1:
+            raise ValueError(f"size={self.size}: expected a positive number of integers")
+        if self.invited < SMALLEST_GROUP:
+            raise ValueError(f"invited={self.invited}: expected {SMALLEST_GROUP} parties or more")
+
+    @classmethod
+    def new(cls, layout: StatisticsLayout, invited: int) -> Agreement:
+        """Terms of a fresh session for vectors of ``layout``."""
+        return cls(os.urandom(SESSION_BYTES), layout.digest, layout.size, invited)
+
+    @property
+    def largest(self) -> int:
+        """Largest magnitude that an entry of one party's vector may have.
+
+        Sums are computed modulo 2^64 and read as signed, which is right while
+        ``invited * largest < 2^63``. The server cannot check masked vectors, so each party must.
+        """
+        return (2**63 - 1) // self.invited
+
+    @property
+    def context(self) -> bytes:
+        """Digest of the terms, which every key is bound to."""
+        terms = f"{self.session.hex()} {self.layout_digest} {self.size} {self.invited}"
+        return hashlib.sha256(terms.encode()).digest()
+
+    @staticmethod
+    def threshold(enrolled: int) -> int:
+        """How many of the enrolled must stay to the end: all but a third, so always a majority."""
+        return enrolled - enrolled // 3
+
+    def commitment(self, seed: bytes) -> bytes:
+        """Digest by which a reconstructed seed is recognised; random seeds stay secret."""
+        return hashlib.sha256(self.context + seed).digest()
+
+
+@dataclass(frozen=True)
+class PublicKeys:
+    """What a party tells all others about itself.
+
+    Attributes:
+        sealing: X25519 key under which shares are sealed for it, 32 bytes.
+        masking: X25519 key from which its pairwise masks follow, 32 bytes.
+        commitment: to the seed of its own mask, 32 bytes.
+    """
+
+    sealing: bytes
+    masking: bytes
+    commitment: bytes
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """The shares that a party gives in the end, by the party whose secret they are shares of.
+
+    Attributes:
+        seeds: of the own masks of those whose vectors arrived.
+        keys: of the masking keys of those whose vectors did not.
+    """
+
+    seeds: dict[int, bytes]
+    keys: dict[int, bytes]
+
+
+def shared_key(
+    private: X25519PrivateKey, public: bytes, purpose: bytes, agreement: Agreement
+) -> bytes:
+    """The key that two parties have in common: X25519, then HKDF with SHA-256."""
+    try:
+        secret = private.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError as error:
+        raise SecureAggregationError(f"a public key that is none: {error}") from error
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=purpose + agreement.context).derive(secret)
+
+
+def pairwise_mask(
+    private: X25519PrivateKey, public: bytes, agreement: Agreement
+) -> NDArray[np.uint64]:
+    """The mask ``(size,)`` that one of two parties adds and the other subtracts."""
+    key = shared_key(private, public, b"protocl mask ", agreement)
+    return KeyStream(key).words(agreement.size)
+
+
+def own_mask(seed: bytes, agreement: Agreement) -> NDArray[np.uint64]:
+    """The mask ``(size,)`` that a party adds on its own."""
+    return KeyStream(seed).words(agreement.size)
