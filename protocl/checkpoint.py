@@ -26,6 +26,7 @@ from typing import Any
 
 import dill
 import torch
+from torch.serialization import default_restore_location
 
 from protocl.errors import DataError
 from protocl.storage import atomic_write
@@ -75,7 +76,9 @@ def load(
     Args:
         path: the file.
         shared: the objects that stand for the keys given to :func:`save`.
-        device: where tensors are placed; where they were, if not given.
+        device: takes the place of the accelerator that tensors were on, in the state's own
+            ``torch.device`` values as well; what was on the CPU stays there. By default all goes
+            back to where it was.
 
     Raises:
         DataError: the file is truncated or changed, or needs a shared object that is missing.
@@ -87,9 +90,14 @@ def load(
             f"{path} is damaged: its {len(content)} bytes do not match their checksum; "
             "delete it to continue from the checkpoint before it"
         )
-    module = _reading_module(shared or {}, path)
+    target = None if device is None else torch.device(device)
+
+    def place(storage: Any, location: str) -> Any:
+        return default_restore_location(storage, str(_placed(torch.device(location), target)))
+
+    module = _reading_module(shared or {}, path, target)
     return torch.load(
-        io.BytesIO(body), map_location=device, pickle_module=module, weights_only=False
+        io.BytesIO(body), map_location=place, pickle_module=module, weights_only=False
     )
 
 
@@ -158,30 +166,49 @@ def _shared(key: str) -> object:
     raise DataError(f"this checkpoint refers to '{key}'; read it with protocl.checkpoint.load")
 
 
+def _device(name: str) -> torch.device:
+    """Stand-in of a saved ``torch.device``, likewise replaced by the reading side."""
+    return torch.device(name)
+
+
+def _placed(saved: torch.device, target: torch.device | None) -> torch.device:
+    return saved if target is None or saved.type == "cpu" else target
+
+
 def _writing_module(shared: Mapping[str, object]) -> SimpleNamespace:
     """A pickle module for ``torch.save`` that writes shared objects as their keys."""
     keys = {id(value): key for key, value in shared.items()}
 
     class Pickler(dill.Pickler):
         def reducer_override(self, obj: object) -> Any:
+            if isinstance(obj, torch.device):
+                # Else Avalanche's own reducer is used, which prints when it is read.
+                return _device, (str(obj),)
             key = keys.get(id(obj))
             return NotImplemented if key is None else (_shared, (key,))
 
     return SimpleNamespace(__name__="protocl.checkpoint", Pickler=Pickler)
 
 
-def _reading_module(shared: Mapping[str, object], path: Path) -> SimpleNamespace:
-    """A pickle module for ``torch.load`` that resolves the keys of shared objects."""
+def _reading_module(
+    shared: Mapping[str, object], path: Path, target: torch.device | None
+) -> SimpleNamespace:
+    """A pickle module for ``torch.load`` that resolves shared objects and devices."""
 
     def resolve(key: str) -> object:
         if key not in shared:
             raise DataError(f"{path} needs the shared object '{key}', which was not given")
         return shared[key]
 
+    def device(name: str) -> torch.device:
+        return _placed(torch.device(name), target)
+
+    replaced = {_shared.__name__: resolve, _device.__name__: device}
+
     class Unpickler(dill.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            if (module, name) == (__name__, _shared.__name__):
-                return resolve
+            if module == __name__ and name in replaced:
+                return replaced[name]
             return super().find_class(module, name)
 
     return SimpleNamespace(__name__="protocl.checkpoint", Unpickler=Unpickler)

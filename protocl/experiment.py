@@ -198,6 +198,7 @@ class _Run:
         torch.set_num_threads(state["threads"])  # sums depend on it in the last bit
         self.random.__setstate__(state["random"])
         self.events.purge(self.strategy.clock.train_iterations + 1)
+        self.events.log_curve(self.history.stream_accuracy)
         return True
 
     def _check_origin(self, state: dict[str, Any]) -> None:
@@ -225,6 +226,7 @@ class _Run:
         with self.phases.phase("eval", t):
             self.strategy.eval(benchmark.test_stream[: t + 1])
         self.history.append(self.recorder.last)
+        self.events.log_curve(self.history.stream_accuracy[t:], first=t)
 
     def _save(self) -> None:
         """Write the result so far, then the checkpoint from which the run can continue."""

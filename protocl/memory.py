@@ -276,9 +276,10 @@ class PrototypeMemory(AdditiveStatistics):
         missing = wanted[~torch.isin(wanted, self.get_buffer("class_ids"))]
         if len(missing):
             raise KeyError(f"classes {missing.tolist()} are not in the memory")
-        part = self.copy()
-        part._keep(torch.isin(self.get_buffer("class_ids"), wanted))
-        part._touch()
+        part = self.empty_like()
+        kept = torch.isin(self.get_buffer("class_ids"), wanted)
+        for name, buffer in self.named_buffers(recurse=False):
+            setattr(part, name, buffer[kept])
         return part
 
     def forget(self, classes: Iterable[int] | Tensor) -> Self:

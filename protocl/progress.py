@@ -35,6 +35,11 @@ class ProgressBar:
         self._start = time.monotonic()
         return self
 
+    @property
+    def visible(self) -> bool:
+        """Whether the bar is on screen."""
+        return self._bar is not None
+
     def advance(self, steps: int = 1) -> None:
         """Record that ``steps`` more are done."""
         self.completed += steps
@@ -62,3 +67,4 @@ class ProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None

@@ -29,7 +29,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return ConfigError(f"unknown {kind} '{name}': {hint}choose from {', '.join(choices) or '(none)'}")
+    return ConfigError(
+        f"unknown {kind} '{name}': {hint}choose from {', '.join(choices) or '(none)'}"
+    )
 
 
 class Registry:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from avalanche.evaluation.metrics import (
     accuracy_metrics,
     bwt_metrics,
@@ -22,6 +24,18 @@ class EventLogger(TensorboardLogger):
         # What SummaryWriter(purge_step=step) writes, for a file that is open already.
         writer.add_event(Event(step=step, file_version="brain.Event:2"))
         writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def log_curve(self, accuracies: Sequence[float], first: int = 0) -> None:
+        """Log stream accuracies by experience, where Avalanche counts training iterations.
+
+        Strategies without gradient steps have none: their points would lie on one another.
+
+        Args:
+            accuracies: one value an experience.
+            first: the experience of the first value.
+        """
+        for t, accuracy in enumerate(accuracies, start=first):
+            self.writer.add_scalar("stream_accuracy", accuracy, global_step=t)
 
     def flush(self) -> None:
         """Write to disk what was logged so far."""

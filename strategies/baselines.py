@@ -42,7 +42,7 @@ class BaselineConfig(StrategyConfig):
 
     def _build_around(self, kind: Callable[..., Any], setup: Setup, **settings: Any) -> Any:
         """The same for strategies that put model and loss together themselves."""
-        setup.model.backbone.requires_grad_(self.trains_backbone)  # type: ignore[union-attr]
+        setup.model.backbone.requires_grad_(self.trains_backbone)
         return kind(
             optimizer=build_optimizer(self, setup.model),
             train_epochs=self.train_epochs,
@@ -200,7 +200,8 @@ class Joint(Cumulative):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._initial = copy.deepcopy(self.model)
+        self.model: nn.Module
+        self._initial: nn.Module = copy.deepcopy(self.model)
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Start anew, then adapt model and optimizer as Avalanche does."""

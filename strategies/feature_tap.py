@@ -137,7 +137,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)),
+        ):
             yield
     finally:
         for module, training in modes:

@@ -148,7 +148,8 @@ class FrozenBackboneConfig(StrategyConfig):
         """A strategy of class ``kind`` with ``settings`` of its own."""
         if self.first_experience_epochs < 0:
             raise ConfigError(
-                f"strategy.first_experience_epochs={self.first_experience_epochs}: expected 0 or more"
+                f"strategy.first_experience_epochs={self.first_experience_epochs}: "
+                "expected 0 or more"
             )
         trains = self.trains_backbone
         return kind(

@@ -27,13 +27,19 @@ from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, Multi
 from avalanche.core import SupervisedPlugin
 from avalanche.distributed.distributed_helper import DistributedHelper
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from protocl.strategies.lean_loop import use_lean_evaluation, use_lean_training, use_own_loop
 from protocl.strategies.tensor_rows import NotInMemory, TensorRows, tensor_rows
 
 
-class InMemory(SupervisedPlugin[Any], supports_distributed=True):
+class InMemory(SupervisedPlugin[Any]):
     """Serve training and evaluation batches from tensors, with identical results.
 
     Args:
@@ -127,13 +133,13 @@ class InMemoryLoader:
         # torch's iterator draws a seed for worker processes before the sampler draws the order.
         torch.empty((), dtype=torch.int64).random_(generator=_generator(self.loader))
         sampler = _only_sampler(batch_sampler)
-        order = None if sampler is None else _order(sampler.sampler)
+        order = _order(sampler.sampler) if sampler is not None and len(sampler) else None
         if sampler is None or order is None:
             for index in batch_sampler:
                 yield self.rows.take(torch.tensor(index)).batch()
             return
         if sampler.drop_last:
-            order = order[: len(order) - len(order) % sampler.batch_size]
+            order = order[: len(sampler) * sampler.batch_size]
         yield from self.rows.take(order).split(sampler.batch_size)
 
 
@@ -174,12 +180,10 @@ def _order(sampler: Any) -> Tensor | None:
     """The whole order ``(N,)`` at once, with the draws of ``sampler``; None if it is unknown."""
     if type(sampler) is SequentialSampler:
         return torch.arange(len(sampler.data_source))
-    if type(sampler) is not RandomSampler or sampler.replacement:
+    if type(sampler) is not RandomSampler or sampler.replacement or sampler.generator is not None:
         return None
     if sampler.num_samples != len(sampler.data_source):
         return None
-    generator = sampler.generator
-    if generator is None:
-        generator = torch.Generator()
-        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+    generator = torch.Generator()
+    generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
     return torch.randperm(len(sampler.data_source), generator=generator)

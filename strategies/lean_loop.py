@@ -49,7 +49,8 @@ def _training_epoch(strategy: Any, **kwargs: Any) -> None:
     before_update, after_update = calls("before_update"), calls("after_update")
     after_iteration = calls("after_training_iteration")
     forward = _forward(strategy)
-    for strategy.mbatch in strategy.dataloader:
+    for batch in strategy.dataloader:
+        strategy.mbatch = batch
         if strategy._stop_training:
             break
         strategy._unpack_minibatch()
@@ -72,10 +73,14 @@ def _training_epoch(strategy: Any, **kwargs: Any) -> None:
 def _eval_epoch(strategy: Any, **kwargs: Any) -> None:
     """Same steps as ``BaseSGDTemplate.eval_epoch``."""
     calls = partial(_calls, strategy, kwargs)
-    before_iteration, after_iteration = calls("before_eval_iteration"), calls("after_eval_iteration")
+    before_iteration, after_iteration = (
+        calls("before_eval_iteration"),
+        calls("after_eval_iteration"),
+    )
     before_forward, after_forward = calls("before_eval_forward"), calls("after_eval_forward")
     forward = _forward(strategy)
-    for strategy.mbatch in strategy.dataloader:
+    for batch in strategy.dataloader:
+        strategy.mbatch = batch
         strategy._unpack_minibatch()
         _run(before_iteration)
         _run(before_forward)
@@ -93,7 +98,8 @@ def _run(calls: Calls) -> None:
 def _forward(strategy: Any) -> Callable[[], Any]:
     """``SupervisedProblem.forward`` with the question for task labels asked once."""
     if type(strategy).forward is not SupervisedTemplate.forward:
-        return strategy.forward  # type: ignore[no-any-return]
+        overridden: Callable[[], Any] = strategy.forward
+        return overridden
     if hasattr(strategy.experience, "task_labels"):
         return lambda: avalanche_forward(strategy.model, strategy.mb_x, strategy.mb_task_id)
     return lambda: strategy.model(strategy.mb_x)

@@ -106,7 +106,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._classifier: nn.Module | None = None
         self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._collected = False
-        self._last: tuple[Tensor, PrototypeMemory, str] | None = None
+        self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
 
     # -- learning ---------------------------------------------------------------------------
 
@@ -171,10 +171,10 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         """Update the memory with what waits, leaving out replayed samples of other classes."""
         if not self._waiting:
             return
-        features, labels = (torch.cat([w[i] for w in self._waiting]) for i in (0, 1))
-        tasks = None
-        if self._waiting[0][2] is not None:
-            tasks = torch.cat([w[2] for w in self._waiting if w[2] is not None])
+        features = torch.cat([features for features, _, _ in self._waiting])
+        labels = torch.cat([labels for _, labels, _ in self._waiting])
+        some = [tasks for _, _, tasks in self._waiting if tasks is not None]
+        tasks = torch.cat(some) if some else None
         self._waiting.clear()
         classes = torch.tensor(sorted(strategy.experience.dataset.targets.uniques))
         mine = torch.isin(labels, classes.to(labels.device))
@@ -195,13 +195,16 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if part is None:
             return
         self.memory = self.memory or part.empty_like()
+        moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
         signature = torch.stack(sums).cpu()
         if self._last is not None:
             before, contribution, revision = self._last
             if revision == self.memory.revision and torch.equal(before, signature):
+                if contribution is None:
+                    return  # the backbone is frozen, so the statistics are those already there
                 self.memory -= contribution
         self.memory += part
-        self._last = (signature, part, self.memory.revision)
+        self._last = (signature, part if moves else None, self.memory.revision)
 
     def _new_memory(self, features: Tensor) -> PrototypeMemory:
         memory = self.head.new_memory(

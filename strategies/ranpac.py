@@ -3,8 +3,8 @@
 A fixed random projection with ReLU makes classes more nearly separable; a ridge regression on it
 follows from two sums, the Gram matrix and the class sums (McDonnell et al., NeurIPS 2023).
 
-Stored between experiences: those sums, ``(M, M)`` and ``(C, M)``, and the seed of the projection; no
-samples. M = 2000 takes 64 MiB, the paper's M = 10000 takes 1.6 GiB.
+Stored between experiences: those sums, ``(M, M)`` and ``(C, M)``, and the seed of the projection;
+no samples. M = 2000 takes 64 MiB, the paper's M = 10000 takes 1.6 GiB.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Linear discriminant analysis over a frozen backbone: SLDA, exact.
 
 All classes share one covariance, so the boundaries are linear and follow from class means and one
-matrix. Deep SLDA (Hayes & Kanan, CVPR Workshops 2020) keeps a running estimate of that matrix, which
-depends on the order of the samples; here it is the covariance itself, whatever the order.
+matrix. Deep SLDA (Hayes & Kanan, CVPR Workshops 2020) keeps a running estimate of that matrix,
+which depends on the order of the samples; here it is the covariance itself, whatever the order.
 
 Stored between experiences: count and mean of each class and one ``(D, D)`` matrix; no samples.
 """
@@ -22,7 +22,7 @@ class SLDA(FrozenBackbone):
     """Linear discriminant analysis.
 
     Args:
-        shrinkage: weight of the identity in the covariance, in [0, 1], or ``"auto"`` to estimate it.
+        shrinkage: weight of the identity in the covariance, in [0, 1], or ``"auto"``.
         priors: ``"uniform"``, or ``"empirical"`` for the classes' frequencies.
         **settings: those of :class:`FrozenBackbone` but ``head``.
     """

@@ -16,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
-from avalanche.benchmarks.utils.classification_dataset import lookup
+from avalanche.benchmarks.utils.classification_dataset import (
+    _TensorClassificationDataset,
+    lookup,
+)
 from avalanche.benchmarks.utils.data import _FlatDataWithTransform
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData, LazyIndices, LazyRange
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
@@ -156,7 +159,8 @@ def _find(data: Any, rows: Rows, group: str) -> _Found:
         leaf = _leaf(data)
         return _Found([leaf], np.zeros_like(rows), rows, leaf.y.cpu().numpy()[rows])
     found = _gathered(
-        len(rows), [(mine, _find(child, below, group)) for child, mine, below in _children(data, rows)]
+        len(rows),
+        [(mine, _find(child, below, group)) for child, mine, below in _children(data, rows)],
     )
     if isinstance(data, _FlatDataWithTransform):
         for transforms in (data._frozen_transform_groups, data._transform_groups):
@@ -203,7 +207,7 @@ def _through_indices(indices: Any, rows: Rows) -> Rows:
 def _leaf(data: Any) -> Leaf:
     if isinstance(data, TensorData):
         return Leaf(data.x, data.y, scaled=True)
-    if type(data) is TensorDataset and len(data.tensors) == 2:
+    if type(data) in (TensorDataset, _TensorClassificationDataset) and len(data.tensors) == 2:
         x, y = data.tensors
         if y.ndim == 1 and y.dtype == torch.int64:
             return Leaf(x, y, scaled=False)
@@ -240,18 +244,13 @@ def _map_labels(transforms: TransformGroups, group: str, labels: Rows) -> Rows:
 def _values(data: Any, rows: Rows) -> Rows:
     """Values ``(N,)`` of an attribute such as the task labels."""
     if isinstance(data, ConstantSequence):
-        return np.full(len(rows), _integer(data._constant_value), dtype=np.int64)
+        return np.full(len(rows), data._constant_value, dtype=np.int64)
     if isinstance(data, FlatData):
-        values = np.empty_like(rows)
+        gathered = np.empty_like(rows)
         for child, mine, below_rows in _children(data, rows):
-            values[mine] = _values(child, below_rows)
-        return values
-    if isinstance(data, list) and all(isinstance(value, int) for value in data):
-        return np.asarray(data, dtype=np.int64)[rows]
-    raise NotInMemory(f"it has per-sample values in a {type(data).__name__}, not integers")
-
-
-def _integer(value: Any) -> int:
-    if not isinstance(value, int):
-        raise NotInMemory(f"it has per-sample values of type {type(value).__name__}, not integers")
-    return value
+            gathered[mine] = _values(child, below_rows)
+        return gathered
+    values = data if isinstance(data, list) else list(data)
+    if not all(isinstance(value, int) for value in values):
+        raise NotInMemory(f"it has per-sample values in a {type(data).__name__} beside the label")
+    return np.asarray(values, dtype=np.int64)[rows]

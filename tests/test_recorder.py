@@ -27,9 +27,7 @@ from protocl.evaluation import Evaluation, History
 from protocl.recorder import EvaluationRecorder
 
 N_EXPERIENCES = 5
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:No loggers specified", "ignore:Call to deprecated function update"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified")
 
 
 def digits(test_per_class: int) -> tuple[TensorDataset, TensorDataset]:

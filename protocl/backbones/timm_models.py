@@ -27,6 +27,8 @@ def build_timm(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone
     require_images(config, input_shape)
     timm = _import_timm()
     name = config.name.removeprefix("timm").removeprefix("/")
+    if not name:
+        raise ConfigError("backbone 'timm' needs a model: backbone=timm/NAME, as in timm/resnet18")
     if not timm.is_model(name):
         raise unknown_name("timm model", name, timm.list_models())
     settings = timm.get_pretrained_cfg(name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from protocl.data.arrays import ArrayData
-from protocl.data.config import BenchmarkConfig
+from protocl.data.config import BenchmarkConfig, refuse
 from protocl.data.npz import load_npz, to_samples
 from protocl.data.torchvision_sets import is_archive, open_both, root_of
 
@@ -31,6 +31,7 @@ def load_cifar100(config: BenchmarkConfig) -> ArrayData:
 
 
 def _load(kind: Any, config: BenchmarkConfig) -> ArrayData:
+    refuse(config, "split", "image_size")
     train, test = open_both(kind, config, root_of(config) / kind.base_folder)
     return ArrayData(*_tensors(train), *_tensors(test), list(train.classes), config.name)
 

@@ -82,6 +82,19 @@ def load_data(config: BenchmarkConfig) -> ArrayData:
     return _restrict(data, config)
 
 
+def refuse(config: BenchmarkConfig, *keys: str) -> None:
+    """Refuse settings that a data set does not have, instead of ignoring them.
+
+    Raises:
+        ConfigError: one of ``keys`` is set.
+    """
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None:
+            hint = "; to resize arrays set backbone.image_size" if key == "image_size" else ""
+            raise ConfigError(f"benchmark.{key}={value}: '{config.name}' has no such setting{hint}")
+
+
 def _restrict(data: ArrayData, config: BenchmarkConfig) -> ArrayData:
     """Keep ``config.classes`` classes and ``..._per_class`` samples of each."""
     if config.classes is not None and config.classes > data.n_classes:

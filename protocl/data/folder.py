@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from protocl.data.arrays import ArrayData
-from protocl.data.config import BenchmarkConfig
+from protocl.data.config import BenchmarkConfig, refuse
 from protocl.errors import ConfigError, DataError
 from protocl.progress import ProgressBar
 
@@ -25,6 +25,7 @@ def load_image_folder(config: BenchmarkConfig) -> ArrayData:
         ConfigError: no path.
         DataError: folders are absent or empty, a file is no image, or sizes differ.
     """
+    refuse(config, "split")
     if config.path is None:
         raise ConfigError(
             f"benchmark '{config.name}' reads a folder: give benchmark.path=FOLDER, which holds "

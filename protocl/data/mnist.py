@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from protocl.data.arrays import ArrayData
-from protocl.data.config import BenchmarkConfig
+from protocl.data.config import BenchmarkConfig, refuse
 from protocl.data.npz import load_npz, to_labels, to_samples
 from protocl.data.torchvision_sets import is_archive, open_both, root_of
 from protocl.errors import DataError
@@ -42,6 +42,7 @@ def load_fashion_mnist(config: BenchmarkConfig) -> ArrayData:
 
 
 def _load(kind: Any, config: BenchmarkConfig, installed: Path | None = None) -> ArrayData:
+    refuse(config, "image_size", "split")
     if is_archive(config):
         return load_npz(config)
     names = [str(name) for name in kind.classes]

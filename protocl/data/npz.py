@@ -11,7 +11,7 @@ from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from protocl.data.arrays import ArrayData
-from protocl.data.config import BenchmarkConfig
+from protocl.data.config import BenchmarkConfig, refuse
 from protocl.errors import ConfigError, DataError
 
 SPLITS = ("evaluation", "background")
@@ -34,6 +34,7 @@ def load_npz(config: BenchmarkConfig) -> ArrayData:
         ConfigError: no path, or an unknown split.
         DataError: the file is absent or unreadable, lacks keys, or holds arrays that do not fit.
     """
+    refuse(config, "image_size")
     if config.path is None:
         raise ConfigError(
             f"benchmark '{config.name}' reads an archive: give benchmark.path=FILE.npz"

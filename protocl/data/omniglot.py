@@ -15,7 +15,6 @@ from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig
 from protocl.data.npz import check_split, load_npz, split_each_class, to_samples
 from protocl.data.torchvision_sets import is_archive, open_set, root_of
-from protocl.errors import ConfigError
 from protocl.progress import ProgressBar
 
 IMAGE_SIZE = 28
@@ -34,15 +33,11 @@ def load_omniglot(config: BenchmarkConfig) -> ArrayData:
         DataError: the files are absent.
     """
     if is_archive(config):
-        if config.image_size is not None:
-            raise ConfigError(
-                f"benchmark.image_size={config.image_size}: an archive is read as it is; leave "
-                "image_size out, or set backbone.image_size"
-            )
         return load_npz(config)
     split = check_split(config)
     folder = root_of(config) / "omniglot-py" / f"images_{split}"
-    open_set(lambda: _through_torchvision(split, config), config, folder)
+    if not folder.is_dir():
+        open_set(lambda: _through_torchvision(split, config), config, folder)
     return _read_tree(folder, config)
 
 

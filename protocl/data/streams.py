@@ -42,13 +42,7 @@ def build_benchmark(config: BenchmarkConfig, data: ArrayData, seed: int) -> Any:
         data = hold_out(data, config.validation, seed)
     order = class_order(config, data.y_train, seed)
     sizes = experience_sizes(config, len(order))
-    absent = sorted(set(order) - set(data.y_test.unique().tolist()))
-    if absent:
-        raise DataError(
-            f"{data.name}: class {absent[0]} ('{data.class_names[absent[0]]}') has training but no "
-            "test samples; add some, leave it out of benchmark.class_order, or use "
-            "benchmark.validation"
-        )
+    _require_test_samples(data, order)
     from avalanche.benchmarks import nc_benchmark
 
     return nc_benchmark(
@@ -60,6 +54,16 @@ def build_benchmark(config: BenchmarkConfig, data: ArrayData, seed: int) -> Any:
         fixed_class_order=order,
         per_exp_classes=dict(enumerate(sizes)),
     )
+
+
+def _require_test_samples(data: ArrayData, classes: list[int]) -> None:
+    absent = sorted(set(classes) - set(data.y_test.unique().tolist()))
+    if absent:
+        raise DataError(
+            f"{data.name}: class {absent[0]} ('{data.class_names[absent[0]]}') has training but no "
+            "test samples; add some, leave it out of benchmark.class_order, or use "
+            "benchmark.validation"
+        )
 
 
 def class_order(config: BenchmarkConfig, labels: Tensor, seed: int) -> list[int]:

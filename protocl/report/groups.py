@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 from protocl import metrics
 from protocl.metrics import MeanAndSpread
-from protocl.report.runs import Run, Skipped
+from protocl.report.runs import CONFIG_FILE, Run, Skipped
 
 # Where data lie on a machine says nothing about what was learnt.
 _LOCATION_KEYS = frozenset({"benchmark.root", "benchmark.path", "benchmark.download"})
@@ -69,7 +70,8 @@ class Group:
         if not self.first.config:
             parts = [self.first.benchmark, self.first.strategy, self.first.backbone]
             return "protocl run benchmark={} strategy={} backbone={} seed={}".format(*parts, seeds)
-        return f"protocl run experiment={self.first.path / 'config.yaml'} seed={seeds}"
+        file = shlex.quote(str(self.first.path / CONFIG_FILE))
+        return f"protocl run experiment={file} seed={seeds}"
 
 
 @dataclass

@@ -47,22 +47,21 @@ class Column:
         """``mean ± std`` in the column's unit; no spread for a single seed, or for a cost."""
         if value is None:
             return NO_VALUE
-        mean = self._rounded(value.mean)
-        return (
-            mean if value.std is None or not self.better else f"{mean} ± {self._rounded(value.std)}"
-        )
+        mean = f"{self._rounded(value.mean):,.{self.digits}f}"
+        if value.std is None or not self.better:
+            return mean
+        return f"{mean} ± {self._rounded(value.std):,.{self.digits}f}"
 
     def best(self, values: Sequence[MeanAndSpread | None]) -> set[int]:
         """Positions of the best values as printed; none when fewer than two can be compared."""
-        known = {i: float(self._rounded(value.mean)) for i, value in enumerate(values) if value}
+        known = {i: self._rounded(value.mean) for i, value in enumerate(values) if value}
         if not self.better or len(known) < 2:
             return set()
         top = max(self.better * value for value in known.values())
         return {i for i, value in known.items() if self.better * value == top}
 
-    def _rounded(self, value: float) -> str:
-        text = f"{value * self.scale:.{self.digits}f}"
-        return text.removeprefix("-") if float(text) == 0 else text
+    def _rounded(self, value: float) -> float:
+        return round(value * self.scale, self.digits) + 0.0  # + 0.0 makes -0.0 a plain zero
 
 
 @dataclass(frozen=True)
@@ -127,14 +126,14 @@ COLUMNS = (
     Column(
         "expected_calibration_error",
         "Calibration error (%)",
-        "expected distance between confidence and accuracy (15 bins)",
+        "expected distance between confidence (softmax of the logits) and accuracy; 15 bins",
         -1,
         lambda run: run.calibration_error,
     ),
     Column(
         "state_bytes",
-        "State (KiB)",
-        "what the strategy keeps between experiences, the network left out",
+        "Prototype memory (KiB)",
+        "size of the statistics kept; a dash for strategies without a prototype memory",
         0,
         _state_bytes,
         scale=1 / 1024,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,10 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
+from protocl.backbones import Classifier
 from protocl.data import ArrayData, BenchmarkConfig, build_benchmark
+
+LEARNING_RATE = 0.01
 
 
 def experience(x: Tensor, y: Tensor) -> Any:
@@ -24,27 +28,31 @@ def experience(x: Tensor, y: Tensor) -> Any:
 
 def silent() -> EvaluationPlugin:
     """An evaluator without metrics and loggers, so that only the strategy is measured."""
-    return EvaluationPlugin()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No loggers specified")
+        return EvaluationPlugin()
 
 
 def frozen_features(classifier: nn.Module, data: Any, batch: int) -> Any:
-    """A strategy whose model is ``classifier`` on features, as Avalanche's prototype plugins expect.
+    """A strategy whose model is ``classifier`` on features, as Avalanche's plugins expect it.
 
     Its training has ended on the experience ``data``: what is left is ``after_training_exp``.
     """
     model = TrainEvalModel(
-        feature_extractor=nn.Identity(), train_classifier=nn.Identity(), eval_classifier=classifier
+        feature_extractor=nn.Identity(),
+        train_classifier=nn.Linear(1, 1),  # unused, but an optimizer needs a parameter
+        eval_classifier=classifier,
     )
     strategy = naive(model, batch)
     strategy.experience = data
     return strategy
 
 
-def naive(model: nn.Module, batch: int, *plugins: Any, lr: float = 0.01) -> Any:
+def naive(model: nn.Module, batch: int, *plugins: Any) -> Any:
     """Avalanche's plain strategy: one epoch of stochastic gradient descent an experience."""
     return Naive(
         model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=lr) if any(model.parameters()) else None,
+        optimizer=torch.optim.SGD(model.parameters(), lr=LEARNING_RATE),
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=batch,
         train_epochs=1,
@@ -54,27 +62,34 @@ def naive(model: nn.Module, batch: int, *plugins: Any, lr: float = 0.01) -> Any:
     )
 
 
+def linear_network(width: int, classes: int) -> nn.Module:
+    """One linear layer on features ``(N, width)``."""
+    return Classifier(nn.Identity(), nn.Linear(width, classes))
+
+
 def small_network(classes: int) -> nn.Module:
     """A convolutional network for 3x32x32 images that one core trains at some 60 us a sample."""
-    return nn.Sequential(
+    backbone = nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(32, classes),
     )
+    return Classifier(backbone, nn.Linear(32, classes))
 
 
-def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    """A model whose weights do not depend on what was drawn before."""
+def trained(build: Callable[[], nn.Module], data: Any, batch: int, *plugins: Any) -> nn.Module:
+    """A model after one epoch on an experience; equal arguments give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build()
+        model = build()
+        naive(model, batch, *plugins).train(data, eval_streams=[])
+    return model
 
 
 def largest_difference(one: nn.Module, other: nn.Module) -> float:
     """Largest absolute difference between the weights of two models of one architecture."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return max(float((a - b).abs().max()) for a, b in pairs)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)

@@ -80,6 +80,19 @@ def test_best_is_decided_on_what_is_printed() -> None:
     assert forgetting.text(None) == "-"
 
 
+def test_large_costs_are_grouped_by_thousands_and_never_marked(tmp_path: Path) -> None:
+    for strategy, size in (("slda", 64 * 2**20), ("naive", 2**10)):
+        result = make_result(strategy)
+        result["strategy"]["state_bytes"] = size
+        write_run(tmp_path, result)
+    rows = table.rows(compare([tmp_path]).benchmarks[0])
+    at = [column.key for column in table.COLUMNS].index("state_bytes")
+    assert {row.cells[at] for row in rows} == {
+        table.Cell("65,536.0", best=False),
+        table.Cell("1.0", best=False),
+    }
+
+
 class PageReader(HTMLParser):
     """Collects addresses and checks that tags are nested."""
 

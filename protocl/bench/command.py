@@ -1,0 +1,127 @@
+"""The command ``protocl bench``: run groups of cases, print a table, write JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from protocl.bench.comparison import SIZES, Comparison, Group, Size
+from protocl.bench.timing import thread_count
+from protocl.provenance import available_cores, machine, versions
+from protocl.registry import Registry
+from protocl.storage import atomic_write
+
+GROUPS = Registry("protocl.speed", "benchmark group")
+FORMAT = 1
+_SIGNS = {"speedup": ">=", "cost": "<=", "limit": "<="}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``protocl bench``."""
+    parser.add_argument(
+        "groups", nargs="*", metavar="GROUP", help="groups to measure (default: all that exist)"
+    )
+    parser.add_argument(
+        "--size", choices=sorted(SIZES), default="full", help="'small' only shows that all runs"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=None, help="threads of torch (default: one for each core)"
+    )
+    parser.add_argument("--output", type=Path, default=None, help="also write a JSON file")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``protocl bench`` with parsed arguments; the exit code.
+
+    A missed target is reported and does not change the code: times vary with the machine.
+
+    Raises:
+        ConfigError: an unknown group.
+    """
+    size, threads = SIZES[args.size], args.threads or available_cores()
+    console = Console()
+    found: list[Comparison] = []
+    with Console(stderr=True).status("measuring") as status:
+        for group, comparison in run(args.groups, size=size, threads=threads):
+            found.append(comparison)
+            status.update(f"measuring {group} ({len(found)} cases so far)")
+    console.print(table(found, threads))
+    if args.output is not None:
+        atomic_write(args.output, json.dumps(report(found, size, threads), indent=2) + "\n")
+        console.print(f"written to {args.output}")
+    return 0
+
+
+def run(
+    names: Sequence[str] = (), *, size: Size = SIZES["full"], threads: int = 1
+) -> Iterator[tuple[str, Comparison]]:
+    """Measure groups of cases one after the other.
+
+    Args:
+        names: registered groups; all of them if empty.
+        size: amount of data.
+        threads: threads of torch; a group that measures a training loop uses one.
+
+    Yields:
+        the group's name and one comparison, as soon as it is known.
+
+    Raises:
+        ConfigError: a name that is not registered, before anything is measured.
+    """
+    groups: dict[str, Group] = {name: GROUPS.get(name) for name in names or GROUPS.names()}
+    for name, group in groups.items():
+        with thread_count(threads):
+            for comparison in group(size):
+                yield name, comparison
+
+
+def report(comparisons: Sequence[Comparison], size: Size, threads: int) -> dict[str, Any]:
+    """All results with the machine and the versions that they hold for, ready for JSON."""
+    return {
+        "format": FORMAT,
+        "size": vars(size),
+        "machine": machine("cpu", threads),
+        "versions": versions(),
+        "comparisons": [comparison.as_dict() for comparison in comparisons],
+    }
+
+
+def table(comparisons: Sequence[Comparison], threads: int) -> Table:
+    """One row for each comparison."""
+    shown = Table(
+        title=f"Side by side on the CPU, {threads} threads, torch {torch.__version__}",
+        title_justify="left",
+    )
+    shown.add_column("case")
+    shown.add_column("against")
+    for name in ("ours", "peer", "ratio", "target"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("met")
+    for comparison in comparisons:
+        shown.add_row(*_cells(comparison))
+    return shown
+
+
+def _cells(comparison: Comparison) -> list[str]:
+    limit = comparison.kind == "limit"
+    target = comparison.target
+    return [
+        comparison.case,
+        comparison.peer_name,
+        _amount(comparison.ours, comparison.unit),
+        "-" if comparison.peer is None else _amount(comparison.peer, comparison.unit),
+        "-" if limit else f"{comparison.value:.3g}x",
+        "-" if target is None else f"{_SIGNS[comparison.kind]} {target:g}{'' if limit else 'x'}",
+        {True: "[green]yes[/]", False: "[red]no[/]", None: "-"}[comparison.met],
+    ]
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:.1f} MiB" if unit == "MiB" else f"{value:.4g} s"

@@ -1,0 +1,115 @@
+"""What one measurement says, and the targets it is held to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["speedup", "cost", "limit"]
+"""How ``ours`` and ``peer`` make the value that meets a target or misses it.
+
+* ``speedup``: ``peer / ours``, at least the target.
+* ``cost``: ``ours / peer``, at most the target.
+* ``limit``: ``ours`` itself, at most the target; there is no peer.
+"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One case measured on both sides in the same run.
+
+    Attributes:
+        case: what was measured, on which sizes.
+        peer_name: what it was measured against, or the meaning of a limit.
+        ours: our cost, in ``unit``.
+        peer: the peer's cost, in ``unit``; None for a limit.
+        kind: see :data:`Kind`.
+        target: bound on :attr:`value`; None reports the value without judging it.
+        threads: threads that torch used on both sides.
+        difference: largest absolute difference between the two results; None where a limit has
+            no second result.
+        unit: ``"s"`` (seconds) or ``"MiB"``.
+    """
+
+    case: str
+    peer_name: str
+    ours: float
+    peer: float | None
+    kind: Kind
+    target: float | None
+    threads: int
+    difference: float | None = None
+    unit: Literal["s", "MiB"] = "s"
+
+    @property
+    def value(self) -> float:
+        """The ratio, or for a limit the measured quantity.
+
+        Raises:
+            ValueError: a ratio was asked of a comparison without a peer.
+        """
+        if self.kind == "limit":
+            return self.ours
+        if self.peer is None:
+            raise ValueError(
+                f"'{self.case}' has no peer; a comparison of kind {self.kind} needs one"
+            )
+        return self.peer / self.ours if self.kind == "speedup" else self.ours / self.peer
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None where there is none."""
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.kind == "speedup" else self.value <= self.target
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, the value and the verdict, for JSON."""
+        return {**dataclasses.asdict(self), "value": self.value, "met": self.met}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much data the cases work on.
+
+    Attributes:
+        samples: number of feature vectors.
+        width: features per vector.
+        classes: number of classes, equally frequent.
+        batch: mini-batch of the streaming cases.
+        images: number of 3x32x32 images of the training-loop cases.
+        repeats: rounds of each interleaved measurement; the best of them counts.
+    """
+
+    samples: int
+    width: int
+    classes: int
+    batch: int
+    images: int
+    repeats: int
+
+
+SIZES = {
+    "full": Size(samples=50_000, width=512, classes=100, batch=128, images=6_400, repeats=7),
+    "small": Size(samples=600, width=16, classes=6, batch=64, images=128, repeats=1),
+}
+"""``full`` is what the targets are stated for; ``small`` only shows that everything runs."""
+
+Group = Callable[[Size], Iterator[Comparison]]
+"""A registered group of cases."""
+
+
+def require_equal(case: str, difference: float, tolerance: float) -> float:
+    """The difference between two results, if it is small enough for their times to be compared.
+
+    Raises:
+        ValueError: the two sides computed different things.
+    """
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{case}: the two sides differ by {difference:g}, more than {tolerance:g}; "
+            "their times say nothing about each other"
+        )
+    return difference

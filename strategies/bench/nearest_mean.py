@@ -1,0 +1,59 @@
+"""Class means of an experience: ours beside Avalanche's ``CurrentDataNCMUpdate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from avalanche.models import NCMClassifier
+from avalanche.training.plugins import CurrentDataNCMUpdate
+from torch import Tensor
+
+from protocl.bench import Comparison, Size
+from protocl.bench.comparison import require_equal
+from protocl.bench.synthetic import features
+from protocl.bench.timing import interleaved
+from protocl.strategies.bench.peers import experience, frozen_features, linear_network, silent
+from protocl.strategies.nearest_mean import NearestMean
+
+TARGET = 10.0
+
+
+def measure(size: Size) -> Iterator[Comparison]:
+    """Read the experience and take the means.
+
+    On our side this is all of ``strategy.train``, on Avalanche's its plugin's part of it alone.
+    """
+    x, y = features(size)
+    data = experience(x, y)
+
+    def ours() -> Tensor:
+        strategy = NearestMean(
+            model=linear_network(size.width, size.classes),
+            normalize_input=True,
+            normalize_mean=True,
+            eval_mb_size=size.batch,
+            evaluator=silent(),
+        )
+        strategy.train(data, eval_streams=[])
+        assert strategy.memory is not None
+        return torch.nn.functional.normalize(strategy.memory.means, dim=1)
+
+    def peer() -> Tensor:
+        classifier = NCMClassifier(normalize=True)
+        CurrentDataNCMUpdate().after_training_exp(frozen_features(classifier, data, size.batch))
+        return classifier.class_means
+
+    mine, theirs = interleaved(ours, peer, repeats=min(size.repeats, 3))
+    case = f"nearest-mean update, {size.samples} x {size.width}, batches of {size.batch}"
+    difference = float((mine.result - theirs.result).abs().max())
+    yield Comparison(
+        case=case,
+        peer_name="Avalanche CurrentDataNCMUpdate",
+        ours=mine.seconds,
+        peer=theirs.seconds,
+        kind="speedup",
+        target=TARGET,
+        threads=torch.get_num_threads(),
+        difference=require_equal(case, difference, tolerance=1e-4),
+    )
