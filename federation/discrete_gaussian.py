@@ -5,8 +5,8 @@ noise (Mironov, "On significance of the least significant bits for differential 
 2012), and a proof about real numbers says nothing about them. Statistics in fixed point are
 integers, and so is this noise: ``P[X = x]`` proportional to ``exp(-x^2 / (2 sigma^2))``. It gives
 the same Renyi divergence bound as continuous Gaussian noise of that ``sigma`` (Canonne, Kamath and
-Steinke, "The discrete Gaussian for differential privacy", NeurIPS 2020, Theorem 4 and Proposition
-5), so an accountant of the Gaussian mechanism applies.
+Steinke, "The discrete Gaussian for differential privacy", NeurIPS 2020, section 2.3), so a Renyi
+accountant of the Gaussian mechanism applies.
 
 The sampler is theirs (Algorithms 1 to 3), on whole arrays. Each of its decisions compares a
 uniform number with ``exp(-gamma)``. Double precision settles all but some 2^-43 of them with a

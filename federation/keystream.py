@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 KEY_BYTES = 32
 
-_PIECE = 1 << 20
-"""Words made at once (8 MiB)."""
+_PIECE = 1 << 14
+"""Words made at once (128 KiB): a piece stays in the processor's cache until it is used."""
 
 
 class KeyStream:
@@ -38,13 +39,28 @@ class KeyStream:
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """The next ``count`` words of the stream, ``(count,)``, uniform over 64 bits."""
-        words = np.empty(count, dtype="<u8")
-        zeros = bytes(8 * min(count, _PIECE))
+        words = np.empty(count, dtype=np.uint64)
+        for place, piece in self._pieces(count):
+            words[place] = piece
+        return words
+
+    def add_to(self, total: NDArray[np.uint64], *, negative: bool = False) -> None:
+        """Add the next words of the stream to ``total``, or subtract them, modulo 2^64."""
+        for place, piece in self._pieces(len(total)):
+            if negative:
+                total[place] -= piece
+            else:
+                total[place] += piece
+
+    def _pieces(self, count: int) -> Iterator[tuple[slice, NDArray[np.uint64]]]:
+        """Consecutive places and their words, which are overwritten by those that follow."""
+        size = 8 * min(count, _PIECE)
+        zeros, stream = memoryview(bytes(size)), bytearray(size)
+        words = np.frombuffer(stream, dtype="<u8")
         for start in range(0, count, _PIECE):
             length = min(_PIECE, count - start)
-            stream = self._encryptor.update(zeros[: 8 * length])
-            words[start : start + length] = np.frombuffer(stream, dtype="<u8")
-        return words.astype(np.uint64, copy=False)
+            self._encryptor.update_into(zeros[: 8 * length], stream)
+            yield slice(start, start + length), words[:length]
 
     def below(self, bound: int, count: int) -> NDArray[np.int64]:
         """``count`` integers, exactly uniform over ``0 .. bound - 1`` for ``bound <= 2^63``."""

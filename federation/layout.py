@@ -99,7 +99,7 @@ class StatisticsLayout:
             value = value * COUNT_SCALE if name == "count" else self._flat(name, value)
             if not self._template._is_shared(name):
                 per_class = vector[part].reshape(len(self.classes), -1)
-                per_class[rows] = value.reshape(len(rows), -1).numpy()
+                per_class[rows] = value.reshape(len(rows), per_class.shape[1]).numpy()
             else:
                 vector[part] = value.numpy()
         return vector

@@ -36,13 +36,14 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
+from protocl.federation.keystream import KeyStream
 from protocl.federation.secure_agreement import (
     SMALLEST_GROUP,
     Agreement,
     PublicKeys,
     Revealed,
     SecureAggregationError,
-    own_mask,
+    adds_mask,
     pairwise_mask,
 )
 from protocl.federation.shamir import SharingError, join_shares
@@ -144,7 +145,7 @@ class Aggregator:
         self._revealed = dict(replies)
         total = self._total.copy()
         for party in self.survivors:
-            total -= own_mask(self._seed(party), self.agreement)
+            KeyStream(self._seed(party)).add_to(total, negative=True)
         for party in sorted(self._sharers - self._survivors):
             self._remove_pairwise(total, party, self._masking_key(party))
         return total.view(np.int64)
@@ -155,10 +156,7 @@ class Aggregator:
         """Take out of ``total`` what the survivors added for a party that is gone."""
         for survivor in self.survivors:
             mask = pairwise_mask(private, self.roster[survivor].masking, self.agreement)
-            if survivor > gone:
-                total -= mask
-            else:
-                total += mask
+            mask.add_to(total, negative=adds_mask(survivor, gone))
 
     def _seed(self, party: int) -> bytes:
         shares = {p: r.seeds[party] for p, r in self._revealed.items() if party in r.seeds}

@@ -6,11 +6,9 @@ import hashlib
 import os
 from dataclasses import dataclass
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from numpy.typing import NDArray
 
 from protocl.errors import ProtoclError
 from protocl.federation.keystream import KEY_BYTES, KeyStream
@@ -118,14 +116,11 @@ def shared_key(
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=purpose + agreement.context).derive(secret)
 
 
-def pairwise_mask(
-    private: X25519PrivateKey, public: bytes, agreement: Agreement
-) -> NDArray[np.uint64]:
-    """The mask ``(size,)`` that one of two parties adds and the other subtracts."""
-    key = shared_key(private, public, b"protocl mask ", agreement)
-    return KeyStream(key).words(agreement.size)
+def pairwise_mask(private: X25519PrivateKey, public: bytes, agreement: Agreement) -> KeyStream:
+    """The mask that one of two parties adds and the other subtracts."""
+    return KeyStream(shared_key(private, public, b"protocl mask ", agreement))
 
 
-def own_mask(seed: bytes, agreement: Agreement) -> NDArray[np.uint64]:
-    """The mask ``(size,)`` that a party adds on its own."""
-    return KeyStream(seed).words(agreement.size)
+def adds_mask(party: int, other: int) -> bool:
+    """Whether ``party`` is the one of the two that adds their mask."""
+    return party > other

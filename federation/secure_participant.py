@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy.typing import NDArray
 
-from protocl.federation.keystream import KEY_BYTES
+from protocl.federation.keystream import KEY_BYTES, KeyStream
 from protocl.federation.secure_agreement import (
     SMALLEST_GROUP,
     Agreement,
     PublicKeys,
     Revealed,
     SecureAggregationError,
-    own_mask,
+    adds_mask,
     pairwise_mask,
     shared_key,
 )
@@ -101,14 +101,11 @@ class Participant:
         for other, sealed in received.items():
             self._shares[other] = self._open(other, sealed)
         self._require_enough(len(self._shares), "shared")
-        masked = vector.astype(np.uint64) + own_mask(self._seed, self.agreement)
+        masked = vector.astype(np.uint64)
+        KeyStream(self._seed).add_to(masked)
         for other in received:
             mask = pairwise_mask(self._masking, self._roster[other].masking, self.agreement)
-            # Of two parties one adds and the other subtracts.
-            if self.identity > other:
-                masked += mask
-            else:
-                masked -= mask
+            mask.add_to(masked, negative=not adds_mask(self.identity, other))
         return masked
 
     def unmask(self, survivors: Collection[int]) -> Revealed:

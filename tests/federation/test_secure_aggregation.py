@@ -18,13 +18,13 @@ from protocl import PrototypeMemory
 from protocl.batch import LEVELS
 from protocl.checks import assert_same, sample_batch
 from protocl.federation.in_process_channel import InProcessChannel
+from protocl.federation.keystream import KeyStream
 from protocl.federation.layout import StatisticsLayout
 from protocl.federation.secure_aggregation import Aggregator, secure_sum
 from protocl.federation.secure_agreement import (
     Agreement,
     Revealed,
     SecureAggregationError,
-    own_mask,
     pairwise_mask,
 )
 from protocl.federation.secure_participant import Participant
@@ -152,20 +152,20 @@ def test_one_missing_mask_hides_the_sum() -> None:
     *others, last = sorted(vectors)
     remaining = aggregator._total.copy()
     for party in others:
-        remaining -= own_mask(channel.parties[party]._seed, aggregator.agreement)
+        KeyStream(channel.parties[party]._seed).add_to(remaining, negative=True)
     assert not (remaining.view(np.int64) == sum(vectors.values())).any()
-    remaining -= own_mask(channel.parties[last]._seed, aggregator.agreement)
+    KeyStream(channel.parties[last]._seed).add_to(remaining, negative=True)
     np.testing.assert_array_equal(remaining.view(np.int64), sum(vectors.values()))
 
 
 def test_pairwise_masks_agree_and_depend_on_the_session() -> None:
     terms = agreement()
     one, other = Participant(1, terms), Participant(2, terms)
-    mine = pairwise_mask(one._masking, other.advertise().masking, terms)
+    mine = pairwise_mask(one._masking, other.advertise().masking, terms).words(8)
     keys = one.advertise().masking
-    np.testing.assert_array_equal(mine, pairwise_mask(other._masking, keys, terms))
+    np.testing.assert_array_equal(mine, pairwise_mask(other._masking, keys, terms).words(8))
     for changed in (replace(terms, session=bytes(16)), replace(terms, layout_digest="another")):
-        assert not (mine == pairwise_mask(other._masking, keys, changed)).any()
+        assert not (mine == pairwise_mask(other._masking, keys, changed).words(8)).any()
 
 
 def test_one_share_below_the_threshold_fails() -> None:
