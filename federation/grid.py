@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from protocl.federation.flower import act_as_server, name_message
+
+from protocl.federation.flower import act_as_server, content_bytes, name_message
+from protocl.federation.ledger import Direction, Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -138,27 +140,11 @@ class InProcessGrid(Grid):
             return Message(Error(_CLIENT_RAISED, reason), reply_to=message)
 
 
-class QuorumGrid(Grid):
-    """A grid that does not wait for those who never answer.
+class _Wrapper(Grid):
+    """A grid that passes everything on to another one."""
 
-    Flower's own ``send_and_receive`` polls every three seconds and waits for all replies; a node
-    that was killed holds up everybody for nearly a minute. Replies that come later are kept.
-
-    Args:
-        grid: what does the sending.
-        poll: seconds between two looks for replies.
-        quorum: share of the nodes asked, in (0, 1], whose good answers are enough.
-        grace: seconds to wait for the others from then on.
-    """
-
-    def __init__(
-        self, grid: Grid, *, poll: float = 0.2, quorum: float = 1.0, grace: float = 5.0
-    ) -> None:
+    def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self.poll = poll
-        self.quorum = quorum
-        self.grace = grace
-        self._missing: set[str] = set()
 
     def set_run(self, run) -> None:  # type: ignore[no-untyped-def]
         """See :class:`flwr.serverapp.Grid`."""
@@ -191,6 +177,85 @@ class QuorumGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """See :class:`flwr.serverapp.Grid`."""
         return self.grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self.grid.send_and_receive(messages, timeout=timeout)
+
+    def collect_late(self) -> list[Message]:
+        """Replies that came after their round was closed, where the other grid keeps them."""
+        collect = getattr(self.grid, "collect_late", None)
+        return [] if collect is None else list(collect())
+
+
+class MeteredGrid(_Wrapper):
+    """A grid that notes the bytes of every message, measured on its serialised records.
+
+    Args:
+        grid: what does the sending.
+        traffic: where they are noted.
+    """
+
+    def __init__(self, grid: Grid, traffic: Traffic) -> None:
+        super().__init__(grid)
+        self.traffic = traffic
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Send, wait, and note both."""
+        sent = list(messages)
+        sizes: dict[int, int] = {}
+        for message in sent:
+            # A broadcast is one content object in many messages; it is measured once.
+            key = id(message.content)
+            if key not in sizes:
+                sizes[key] = content_bytes(message.content)
+            self._note(message, message.metadata.dst_node_id, "down", sizes[key])
+        replies = list(super().send_and_receive(sent, timeout=timeout))
+        self._note_replies(replies)
+        return replies
+
+    def collect_late(self) -> list[Message]:
+        """Late replies; they are noted under the round of their request."""
+        replies = super().collect_late()
+        self._note_replies(replies)
+        return replies
+
+    def _note_replies(self, replies: Iterable[Message]) -> None:
+        for reply in replies:
+            if reply.has_content():
+                size = content_bytes(reply.content)
+                self._note(reply, reply.metadata.src_node_id, "up", size)
+
+    def _note(self, message: Message, client: int, direction: Direction, size: int) -> None:
+        number = int(message.metadata.group_id or 0)
+        self.traffic.add(number, str(client), message.metadata.message_type, direction, size)
+
+
+class QuorumGrid(_Wrapper):
+    """A grid that does not wait for those who never answer.
+
+    Flower's own ``send_and_receive`` polls every three seconds and waits for all replies; a node
+    that was killed holds up everybody for nearly a minute. Replies that come later are kept.
+
+    Args:
+        grid: what does the sending.
+        poll: seconds between two looks for replies.
+        quorum: share of the nodes asked, in (0, 1], whose good answers are enough.
+        grace: seconds to wait for the others from then on.
+    """
+
+    def __init__(
+        self, grid: Grid, *, poll: float = 0.2, quorum: float = 1.0, grace: float = 5.0
+    ) -> None:
+        super().__init__(grid)
+        self.poll = poll
+        self.quorum = quorum
+        self.grace = grace
+        self._missing: set[str] = set()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

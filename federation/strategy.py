@@ -8,21 +8,21 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
-from protocl.federation.flower import content_bytes
+from flwr.serverapp.strategy import Result, Strategy
+
+from protocl.checkpoint import CheckpointFolder
+from protocl.confusion import Confusion
+from protocl.errors import DataError, ProtoclError
+from protocl.federation.grid import MeteredGrid
 from protocl.federation.ledger import Entry, Traffic
 from protocl.federation.merging import MergedMemory
 from protocl.federation.messages import Contribution, Limits, RejectedError, decode, encode
 from protocl.federation.packing import Precision
 from protocl.federation.replies import read_confusion, read_headers
-
-from protocl.checkpoint import CheckpointFolder
-from protocl.confusion import Confusion
-from protocl.errors import DataError, ProtoclError
 from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
@@ -48,11 +48,10 @@ class Seconds:
     """Where the server's own time went, in seconds, over all rounds.
 
     Attributes:
-        encode, measure, decode, merge, save: parts of a round; ``decode`` includes validation.
+        encode, decode, merge, save: parts of a round; ``decode`` includes validation.
     """
 
     encode: float = 0.0
-    measure: float = 0.0
     decode: float = 0.0
     merge: float = 0.0
     save: float = 0.0
@@ -183,6 +182,10 @@ class FederatedPrototypes(Strategy):
         self.merged.forget_classes(classes)
         self._save()
 
+    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
+        """Run rounds, as every Flower strategy does, and measure every message."""
+        return super().start(MeteredGrid(grid, self.traffic), *arguments, **options)
+
     # -- Flower calls these -----------------------------------------------------------------
 
     def configure_train(
@@ -195,7 +198,7 @@ class FederatedPrototypes(Strategy):
         self._late = _collect_late(grid)
         nodes = self._choose(grid, number, self.options.participation)
         messages = [
-            self._message(node, MessageType.TRAIN, number, self._request(node, number, config))
+            _message(node, MessageType.TRAIN, number, self._request(node, number, config))
             for node in nodes
         ]
         self._asked[number] = messages
@@ -224,12 +227,7 @@ class FederatedPrototypes(Strategy):
         memory, header = self._encoded()
         content = RecordDict({"memory": memory, "header": header, "config": config})
         nodes = self._choose(grid, self.round, self.options.evaluate)
-        start = time.perf_counter()
-        size = content_bytes(content)
-        self.seconds.measure += time.perf_counter() - start
-        return [
-            self._message(node, MessageType.EVALUATE, self.round, content, size) for node in nodes
-        ]
+        return [_message(node, MessageType.EVALUATE, self.round, content) for node in nodes]
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -240,7 +238,6 @@ class FederatedPrototypes(Strategy):
             if reply.has_error():
                 failed += 1
                 continue
-            self._measure(reply, MessageType.EVALUATE)
             try:
                 total = total + read_confusion(reply.content)
             except DataError as error:
@@ -293,13 +290,6 @@ class FederatedPrototypes(Strategy):
         )
         return RecordDict({"config": request})
 
-    def _message(
-        self, node: int, kind: str, number: int, content: RecordDict, size: int | None = None
-    ) -> Message:
-        size = content_bytes(content) if size is None else size
-        self.traffic.add(number, str(node), kind, "down", size)
-        return Message(content, dst_node_id=node, message_type=kind, group_id=str(number))
-
     # -- merging ----------------------------------------------------------------------------
 
     def _read(self, replies: Sequence[Message]) -> list[_Arrival]:
@@ -309,7 +299,6 @@ class FederatedPrototypes(Strategy):
             if reply.has_error():
                 self._note_failure(reply)
                 continue
-            self._measure(reply, MessageType.TRAIN)
             client = _sender(reply)
             start = time.perf_counter()
             for arrays, header, size in read_headers(reply.content):
@@ -364,12 +353,6 @@ class FederatedPrototypes(Strategy):
         logger.warning("client %s failed: %s", client, reason)
         self.merged.ledger.add(Entry(self.round, client, "failed", reason=reason))
 
-    def _measure(self, reply: Message, kind: str) -> None:
-        start = time.perf_counter()
-        size = content_bytes(reply.content)
-        self.traffic.add(self.round, _sender(reply), kind, "up", size)
-        self.seconds.measure += time.perf_counter() - start
-
     # -- books ------------------------------------------------------------------------------
 
     def _encoded(self) -> tuple[ArrayRecord, ConfigRecord]:
@@ -385,8 +368,6 @@ class FederatedPrototypes(Strategy):
             **{name: outcomes[name] for name in ("merged", "duplicate", "rejected", "failed")},
             "classes": len(self.memory),
             "samples": self.memory.total,
-            "bytes-up": self.traffic.total("up", self.round),
-            "bytes-down": self.traffic.total("down", self.round),
         }
 
     def _save(self) -> None:
@@ -401,6 +382,10 @@ class FederatedPrototypes(Strategy):
         }
         self._checkpoints.save(self.round, state, {})
         self.seconds.save += time.perf_counter() - start
+
+
+def _message(node: int, kind: str, number: int, content: RecordDict) -> Message:
+    return Message(content, dst_node_id=node, message_type=kind, group_id=str(number))
 
 
 def _sender(reply: Message) -> str:
