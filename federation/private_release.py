@@ -47,7 +47,7 @@ PLACEMENTS: tuple[Placement, ...] = ("local", "distributed", "central")
 
 
 @dataclass(frozen=True)
-class Contribution:
+class NoisyVector:
     """What a client sends: a vector, and how much of a release's noise is in it."""
 
     vector: NDArray[np.int64]
@@ -91,7 +91,7 @@ class PrivateRelease:
 
     def contribution(
         self, features: Tensor, labels: Tensor, source: KeyStream | None = None
-    ) -> Contribution:
+    ) -> NoisyVector:
         """A client's clipped statistics with the client's noise.
 
         Args:
@@ -107,7 +107,7 @@ class PrivateRelease:
             vector = vector + self.mechanism.noise(
                 self.layout, parties=share.denominator, source=source
             )
-        return Contribution(vector, self.layout.digest, share)
+        return NoisyVector(vector, self.layout.digest, share)
 
 
 class PrivateSum:
@@ -124,7 +124,7 @@ class PrivateSum:
         self._noise = Fraction(0)
         self._published = False
 
-    def add(self, contribution: Contribution) -> None:
+    def add(self, contribution: NoisyVector) -> None:
         """Add a client's vector.
 
         Raises:
@@ -134,7 +134,7 @@ class PrivateSum:
         """
         self.add_total(contribution, contributors=1)
 
-    def add_total(self, contribution: Contribution, contributors: int) -> None:
+    def add_total(self, contribution: NoisyVector, contributors: int) -> None:
         """Add the sum of several clients' vectors, as secure aggregation gives it.
 
         Args:

@@ -34,7 +34,7 @@ from protocl.federation.privacy import (
     clipped_memory,
 )
 from protocl.federation.private_release import (
-    Contribution,
+    NoisyVector,
     PrivateRelease,
     PrivateSum,
     release_by_threshold,
@@ -251,7 +251,7 @@ def test_central_noise_is_added_once() -> None:
 def test_sums_that_overflow_are_refused() -> None:
     agreed = release()
     total = PrivateSum(agreed)
-    half = Contribution(np.full(agreed.layout.size, 2**62), agreed.layout.digest, Fraction(0))
+    half = NoisyVector(np.full(agreed.layout.size, 2**62), agreed.layout.digest, Fraction(0))
     total.add(half)
     with pytest.raises(OverflowError, match="use a larger step"):
         total.add(half)
@@ -261,7 +261,7 @@ def test_sums_that_overflow_are_refused() -> None:
 def test_other_layouts_and_settings_are_refused() -> None:
     agreed = release()
     with pytest.raises(PrivacyError, match="other classes"):
-        PrivateSum(agreed).add(Contribution(np.zeros(30, dtype=np.int64), "x", Fraction(1)))
+        PrivateSum(agreed).add(NoisyVector(np.zeros(30, dtype=np.int64), "x", Fraction(1)))
     with pytest.raises(ValueError, match="placement='clients'"):
         release(placement="clients")
     with pytest.raises(ValueError, match="contributors=0"):
