@@ -18,14 +18,14 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp import ClientApp
-from protocl.federation.client_state import ClientState, StatesInProcess, StateStore
-from protocl.federation.messages import class_id_of, decode, encode
-from protocl.federation.packing import Precision
 from torch import Tensor, nn
 
 from protocl.confusion import Confusion
 from protocl.errors import FingerprintError
 from protocl.features import extract
+from protocl.federation.client_state import ClientState, StatesInProcess, StateStore
+from protocl.federation.messages import class_id_of, decode, encode
+from protocl.federation.packing import Precision
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 

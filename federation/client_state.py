@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 from filelock import FileLock
-from protocl.federation.messages import Contribution
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from protocl.errors import DataError
+from protocl.federation.messages import Contribution
 from protocl.memory import PrototypeMemory
 from protocl.memory_file import memory_from
 from protocl.storage import atomic_path
@@ -72,7 +72,8 @@ class ClientState:
 
     def send_everything(self) -> None:
         """Send the full state in place of what is pending."""
-        if len(self.memory):
+        newest = self.pending[-1] if self.pending else None
+        if len(self.memory) and (newest is None or newest.kind != "full"):
             self.pending = []
             self._append(self.memory.copy(), "full")
 

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Iterable, Mapping
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
@@ -201,12 +201,14 @@ class MeteredGrid(_Wrapper):
     def __init__(self, grid: Grid, traffic: Traffic) -> None:
         super().__init__(grid)
         self.traffic = traffic
+        self._requests = 0
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Send, wait, and note both."""
         sent = list(messages)
+        self._requests += any(m.metadata.message_type == MessageType.TRAIN for m in sent)
         sizes: dict[int, int] = {}
         for message in sent:
             # A broadcast is one content object in many messages; it is measured once.
@@ -231,7 +233,8 @@ class MeteredGrid(_Wrapper):
                 self._note(reply, reply.metadata.src_node_id, "up", size)
 
     def _note(self, message: Message, client: int, direction: Direction, size: int) -> None:
-        number = int(message.metadata.group_id or 0)
+        # Flower's own strategies do not group their messages; they train once a round.
+        number = int(message.metadata.group_id or self._requests)
         self.traffic.add(number, str(client), message.metadata.message_type, direction, size)
 
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+
 from protocl.federation.ledger import Entry, Ledger
 from protocl.federation.messages import Contribution, RejectedError
-
 from protocl.memory import PrototypeMemory
 
 

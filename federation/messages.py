@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from numpy.typing import NDArray
-from protocl.federation.packing import ERROR_BOUNDS, Arrays, Precision, pack, unpack
 
 from protocl.errors import DataError, ProtoclError
+from protocl.federation.packing import ERROR_BOUNDS, Arrays, Precision, pack, unpack
 from protocl.memory import PrototypeMemory
 
 FORMAT = "protocl-memory"

@@ -9,10 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
-from protocl.federation.flower import quiet
-from protocl.federation.grid import InProcessGrid
 
 from protocl.errors import ConfigError
+from protocl.federation.flower import quiet
+from protocl.federation.grid import InProcessGrid
 
 Engine = Literal["in_process", "ray"]
 AfterRound = Callable[[int, ArrayRecord], MetricRecord | None]

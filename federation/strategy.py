@@ -145,7 +145,6 @@ class FederatedPrototypes(Strategy):
         self._first = 0
         self._checkpoints = None if checkpoints is None else CheckpointFolder(checkpoints)
         self._asked: dict[int, Sequence[Message]] = {}
-        self._late: list[Message] = []
 
     @property
     def memory(self) -> PrototypeMemory:
@@ -195,7 +194,9 @@ class FederatedPrototypes(Strategy):
         if server_round == 1:  # of a second run, or of one that was resumed
             self._first = self.round
         number = self._first + server_round
-        self._late = _collect_late(grid)
+        self.round = number
+        # Before asking: a client whose late answer is merged now need not repeat it.
+        self._merge(self._read(_collect_late(grid)))
         nodes = self._choose(grid, number, self.options.participation)
         messages = [
             _message(node, MessageType.TRAIN, number, self._request(node, number, config))
@@ -209,10 +210,7 @@ class FederatedPrototypes(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge what came, in the order of clients, then save; nothing is acknowledged before."""
         self.round = self._first + server_round
-        arrivals = self._read([*self._late, *replies])
-        self._late = []
-        arrivals.sort(key=lambda arrival: (arrival.client, arrival.contribution.seq))
-        self._merge(arrivals)
+        self._merge(self._read(list(replies)))
         self._save()
         # Asked no more than one round ago, a node may still be reported as gone.
         self._asked = {n: sent for n, sent in self._asked.items() if n >= self.round - 1}
@@ -285,7 +283,8 @@ class FederatedPrototypes(Strategy):
                 "round": number,
                 "epoch": epoch,
                 "settled": settled,
-                "full": str(node) in self.merged.wants_full,
+                # Of a client never heard of, which may be known to an earlier server.
+                "full": not epoch or str(node) in self.merged.wants_full,
             }
         )
         return RecordDict({"config": request})
@@ -315,6 +314,7 @@ class FederatedPrototypes(Strategy):
 
     def _merge(self, arrivals: Sequence[_Arrival]) -> None:
         start = time.perf_counter()
+        arrivals = sorted(arrivals, key=lambda a: (a.client, a.contribution.seq))
         verdicts: Sequence[str | None] = [None] * len(arrivals)
         if self.screen is not None and arrivals:
             verdicts = self.screen([arrival.contribution for arrival in arrivals], self.memory)

@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
+
 from protocl.federation.flower import ENVIRONMENT, act_as_server, content_bytes, name_message, quiet
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from protocl.federation.client_state import ClientState, StatesInProcess, StatesOnDisk
-from protocl.federation.ledger import Ledger, Traffic
-from protocl.federation.merging import MergedMemory, same_statistics
-from protocl.federation.messages import Contribution, RejectedError
 
 from protocl import PrototypeMemory, checkpoint
 from protocl.checks import assert_same
 from protocl.errors import DataError, FingerprintError
+from protocl.federation.client_state import ClientState, StatesInProcess, StatesOnDisk
+from protocl.federation.ledger import Ledger, Traffic
+from protocl.federation.merging import MergedMemory, same_statistics
+from protocl.federation.messages import Contribution, RejectedError
 
 DIM = 3
 
@@ -158,7 +158,8 @@ class World:
 
     def exchange(self, client: int) -> None:
         state = self.clients[client]
-        if str(client) in self.server.wants_full:
+        known, _ = self.server.settled_of(str(client))
+        if not known or str(client) in self.server.wants_full:
             state.send_everything()
         self.deliver(client, state.pending)
         state.acknowledge(*self.server.settled_of(str(client)))

@@ -10,6 +10,10 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from protocl import PrototypeMemory
+from protocl.checks import assert_same
+from protocl.errors import DataError
 from protocl.federation.messages import (
     Contribution,
     Limits,
@@ -20,10 +24,6 @@ from protocl.federation.messages import (
     read_npy,
 )
 from protocl.federation.packing import ERROR_BOUNDS
-
-from protocl import PrototypeMemory
-from protocl.checks import assert_same
-from protocl.errors import DataError
 
 DIM = 5
 LEVELS = ("mean", "diagonal", "shared", "full")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from protocl.federation.partition import PartitionConfig, assign, schedule
 
 from protocl.errors import ConfigError, DataError
+from protocl.federation.partition import PartitionConfig, assign, schedule
 
 LABELS = torch.arange(600) % 10
 
