@@ -67,6 +67,11 @@ class StatisticsLayout:
         return max((part.stop for part in self.parts.values()), default=0)
 
     @property
+    def feature_dim(self) -> int:
+        """Features of a sample, before the feature map."""
+        return self._template.feature_dim
+
+    @property
     def step(self) -> float:
         """Quantisation step of the memories."""
         return self._template.step

@@ -29,8 +29,8 @@ def make_plausible(memory: PrototypeMemory, clip: float, floor: float = 0.0) -> 
         return memory
     counts = memory.counts.to(torch.float64)[:, None]
     # Tukey's transform takes features of 0 and above; so are its powers, and their means.
-    nonnegative = isinstance(memory.feature_map, Tukey)
-    means = _shortened(memory.means, clip, nonnegative and memory.feature_map.power > 0)
+    tukey = memory.feature_map if isinstance(memory.feature_map, Tukey) else None
+    means = _shortened(memory.means, clip, tukey is not None and tukey.power > 0)
     if memory.level != "mean":
         between = _outer(means, counts, memory.level)
         within = _at_least(floor, memory.second_moment - between, memory.level)
@@ -38,7 +38,7 @@ def make_plausible(memory: PrototypeMemory, clip: float, floor: float = 0.0) -> 
         memory.second = torch.round((within + between) / memory.step**2).to(torch.int64)
     memory.sum = torch.round(means * counts / memory.step).to(torch.int64)
     if memory.raw_means:
-        raw = _shortened(memory.unmapped_means, clip, nonnegative) * counts
+        raw = _shortened(memory.unmapped_means, clip, tukey is not None) * counts
         memory.raw = torch.round(raw / memory.step).to(torch.int64)
     memory._touch()
     return memory

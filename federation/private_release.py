@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -88,6 +89,25 @@ class PrivateRelease:
             "central": Fraction(0),
         }
         return shares[self.placement]
+
+    def require_enough(self, contributors: int, *, secure: bool) -> None:
+        """Refuse to show a sum of ``contributors`` vectors that holds less than all the noise.
+
+        Raises:
+            PrivacyError: each has a part of the noise, and they are too few, or are shown one by
+                one because there is no secure aggregation.
+        """
+        if self.placement != "distributed":
+            return
+        if not secure:
+            raise PrivacyError(
+                "noise 'distributed' without secure aggregation shows the server vectors with a "
+                "fraction of the noise; use secure aggregation, or noise 'local'"
+            )
+        if contributors < self.contributors:
+            raise PrivacyError(
+                f"the noise of {contributors} contributors: expected {self.contributors} or more"
+            )
 
     def contribution(
         self, features: Tensor, labels: Tensor, source: KeyStream | None = None
@@ -160,13 +180,12 @@ class PrivateSum:
         self._noise += contribution.noise_share * contributors
         self.contributors += contributors
 
-    def publish(
-        self, *, minimum_count: float = 1.0, source: KeyStream | None = None
-    ) -> PrototypeMemory:
-        """The noisy memory; with ``central`` placement its noise is added now, once.
+    def finish(self, source: KeyStream | None = None) -> NDArray[np.int64]:
+        """The noisy sum ``(layout.size,)``; with ``central`` placement its noise is added now.
+
+        After this nothing can be added, and asking again gives the same vector.
 
         Args:
-            minimum_count: classes whose noisy count is lower are left out.
             source: of the server's noise; the system's entropy by default.
 
         Raises:
@@ -182,9 +201,45 @@ class PrivateSum:
                 f"expected at least {agreed.contributors} contributors"
             )
         self._published = True
-        memory = agreed.layout.unpack(self._total, minimum_count)
-        floor = agreed.mechanism.moment_noise(agreed.layout) * math.sqrt(self._noise)
-        return make_plausible(memory, agreed.mechanism.clip, floor)
+        return self._total.copy()
+
+    @property
+    def noise_variance(self) -> float:
+        """Variance of the noise in the sum, in variances of a release."""
+        return float(self._noise)
+
+    def publish(
+        self, *, minimum_count: float = 1.0, source: KeyStream | None = None
+    ) -> PrototypeMemory:
+        """The memory of the noisy sum.
+
+        Args:
+            minimum_count: classes whose noisy count is lower are left out.
+            source: as for :meth:`finish`.
+
+        Raises:
+            PrivacyError: as :meth:`finish`.
+        """
+        return memory_of(self.agreed, self.finish(source), self.noise_variance, minimum_count)
+
+
+def memory_of(
+    agreed: PrivateRelease,
+    vector: NDArray[np.int64],
+    noise_variance: float = 1.0,
+    minimum_count: float = 1.0,
+) -> PrototypeMemory:
+    """The plausible memory behind a noisy vector.
+
+    Args:
+        agreed: what the vector was made under.
+        vector: ``(layout.size,)``, of one release or the sum of several.
+        noise_variance: of its noise, in variances of one release.
+        minimum_count: classes whose noisy count is lower are left out.
+    """
+    memory = agreed.layout.unpack(vector, minimum_count)
+    floor = agreed.mechanism.moment_noise(agreed.layout) * math.sqrt(noise_variance)
+    return make_plausible(memory, agreed.mechanism.clip, floor)
 
 
 def release_by_threshold(
@@ -205,8 +260,6 @@ def release_by_threshold(
         delta: probability with which the class of a single sample is published.
         source: of the noise; the system's entropy by default.
     """
-    from scipy.stats import norm
-
     if not 0 < delta < 0.5:
         raise ValueError(f"delta={delta}: expected a probability between 0 and 0.5")
     if len(memory) == 0:
@@ -214,7 +267,7 @@ def release_by_threshold(
     layout = StatisticsLayout(memory, memory.classes.tolist())
     sigma = math.sqrt(mechanism.variances(layout)["count"])
     # One step more than for a continuous Gaussian covers the discrete one's tail.
-    threshold = COUNT_SCALE + 1 + sigma * float(norm.isf(delta))
+    threshold = COUNT_SCALE + 1 + sigma * -NormalDist().inv_cdf(delta)
     noisy = layout.pack(memory) + mechanism.noise(layout, source=source)
     published = layout.unpack(noisy, minimum_count=threshold / COUNT_SCALE)
     return make_plausible(published, mechanism.clip, mechanism.moment_noise(layout))

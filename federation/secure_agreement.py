@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -87,9 +89,26 @@ class PublicKeys:
         commitment: to the seed of its own mask, 32 bytes.
     """
 
+    BYTES: ClassVar[int] = 96
+
     sealing: bytes
     masking: bytes
     commitment: bytes
+
+    def to_bytes(self) -> bytes:
+        """The three joined, 96 bytes."""
+        return self.sealing + self.masking + self.commitment
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PublicKeys:
+        """What :meth:`to_bytes` gave.
+
+        Raises:
+            SecureAggregationError: these are not 96 bytes.
+        """
+        if len(data) != cls.BYTES:
+            raise SecureAggregationError(f"public keys of {len(data)} bytes: expected {cls.BYTES}")
+        return cls(data[:32], data[32:64], data[64:])
 
 
 @dataclass(frozen=True)
@@ -124,3 +143,24 @@ def pairwise_mask(private: X25519PrivateKey, public: bytes, agreement: Agreement
 def adds_mask(party: int, other: int) -> bool:
     """Whether ``party`` is the one of the two that adds their mask."""
     return party > other
+
+
+def join_entries(entries: Mapping[int, bytes]) -> bytes:
+    """Values of one length by party, as bytes: each party's number in 8 bytes, then its value."""
+    return b"".join(party.to_bytes(8, "big") + value for party, value in entries.items())
+
+
+def split_entries(data: bytes, length: int) -> dict[int, bytes]:
+    """What :func:`join_entries` joined, for values of ``length`` bytes.
+
+    Raises:
+        SecureAggregationError: the bytes do not divide so, or name a party twice.
+    """
+    size = 8 + length
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    entries = {int.from_bytes(piece[:8], "big"): piece[8:] for piece in pieces}
+    if len(data) % size or len(entries) != len(pieces):
+        raise SecureAggregationError(
+            f"{len(data)} bytes: expected entries of {size} bytes, each of another party"
+        )
+    return entries

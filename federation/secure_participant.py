@@ -19,12 +19,16 @@ from protocl.federation.secure_agreement import (
     Revealed,
     SecureAggregationError,
     adds_mask,
+    join_entries,
     pairwise_mask,
     shared_key,
+    split_entries,
 )
 from protocl.federation.shamir import SHARE_BYTES, split_secret
 
 NONCE_BYTES = 12
+SEALED_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + 16
+"""Two shares sealed for one party: nonce, ciphertext and tag."""
 
 
 class Participant:
@@ -49,6 +53,34 @@ class Participant:
         self._seed = os.urandom(KEY_BYTES)
         self._roster: Mapping[int, PublicKeys] = {}
         self._shares: dict[int, tuple[bytes, bytes]] = {}
+
+    def state(self) -> dict[str, bytes | str]:
+        """All of this party, secrets included, to be kept on the client between two steps."""
+        return {
+            "step": self._step,
+            "sealing": self._sealing.private_bytes_raw(),
+            "masking": self._masking.private_bytes_raw(),
+            "seed": self._seed,
+            "roster": join_entries({i: k.to_bytes() for i, k in self._roster.items()}),
+            "shares": join_entries({i: a + b for i, (a, b) in self._shares.items()}),
+        }
+
+    @classmethod
+    def restore(
+        cls, identity: int, agreement: Agreement, state: Mapping[str, bytes | str]
+    ) -> Participant:
+        """The party that :meth:`state` was taken of, in another process perhaps."""
+        party = cls(identity, agreement)
+        secret = {name: value for name, value in state.items() if isinstance(value, bytes)}
+        party._step = str(state["step"])
+        party._sealing = X25519PrivateKey.from_private_bytes(secret["sealing"])
+        party._masking = X25519PrivateKey.from_private_bytes(secret["masking"])
+        party._seed = secret["seed"]
+        roster = split_entries(secret["roster"], PublicKeys.BYTES)
+        party._roster = {i: PublicKeys.from_bytes(keys) for i, keys in roster.items()}
+        shares = split_entries(secret["shares"], 2 * SHARE_BYTES)
+        party._shares = {i: (s[:SHARE_BYTES], s[SHARE_BYTES:]) for i, s in shares.items()}
+        return party
 
     def advertise(self) -> PublicKeys:
         """Step 1: the keys that all others get."""
