@@ -48,6 +48,7 @@ class MergedMemory:
         self._contributors: set[str] = set()
         self._settled: dict[str, int] = {}
         self._owners: dict[str, str] = {}
+        self._lives: dict[str, list[str]] = {}
         self._forgotten: set[str] = set()
         self._forgotten_classes: set[int] = set()
 
@@ -83,7 +84,7 @@ class MergedMemory:
         self._merge(memory, client, contribution.kind == "full")
         if contribution.kind == "full":
             self._close_epochs(client)
-        self._owners[contribution.epoch] = client
+        self._own(contribution.epoch, client)
         self._settled[contribution.epoch] = contribution.seq
         self.wants_full.discard(client)
         self._contributors.add(client)
@@ -111,7 +112,7 @@ class MergedMemory:
                   reason=f"{error.reason}: {error}")
         )  # fmt: skip
         if error.reason != "sequence" and epoch:
-            self._owners.setdefault(epoch, client)
+            self._own(epoch, client)
             self._settled[epoch] = max(self._settled.get(epoch, 0), seq)
 
     def settled(self, epoch: str) -> int:
@@ -120,10 +121,8 @@ class MergedMemory:
 
     def settled_of(self, client: str) -> tuple[str, int]:
         """The client's present epoch and the number settled in it; ``("", 0)`` if unknown."""
-        for epoch in reversed(self._owners):
-            if self._owners[epoch] == client:
-                return epoch, self._settled[epoch]
-        return "", 0
+        lives = self._lives.get(client)
+        return (lives[-1], self._settled[lives[-1]]) if lives else ("", 0)
 
     # -- unlearning -------------------------------------------------------------------------
 
@@ -213,11 +212,15 @@ class MergedMemory:
                 f"({expected - 1}); its full state is asked for",
             )
 
+    def _own(self, epoch: str, client: str) -> None:
+        if epoch not in self._owners:
+            self._owners[epoch] = client
+            self._lives.setdefault(client, []).append(epoch)
+
     def _close_epochs(self, client: str) -> None:
         """Settle all that earlier lives of a client could still send; it is replaced now."""
-        for epoch, owner in self._owners.items():
-            if owner == client:
-                self._settled[epoch] = sys.maxsize
+        for epoch in self._lives.get(client, ()):
+            self._settled[epoch] = sys.maxsize
 
     def _without_forgotten(self, memory: PrototypeMemory) -> PrototypeMemory:
         if not self._forgotten_classes:

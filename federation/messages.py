@@ -12,6 +12,7 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from protocl.federation.packing import ERROR_BOUNDS, Arrays, Precision, pack, un
 from protocl.memory import PrototypeMemory
 
 FORMAT = "protocl-memory"
+_LONGEST_CLAIM = 10_000  # characters of an array's header; numpy's own limit
 VERSION = 1
 
 Kind = Literal["delta", "full", "merged"]
@@ -205,15 +207,21 @@ def read_npy(data: bytes) -> NDArray[np.generic]:
         wide = data[6] == 2
         start = 12 if wide else 10
         (length,) = struct.unpack_from("<I" if wide else "<H", data, 8)
-        claimed = ast.literal_eval(data[start : start + min(length, 10_000)].decode("ascii"))
-        kind, shape = np.dtype(claimed["descr"]), tuple(claimed["shape"])
+        kind, shape, fortran = _read_claim(data[start : start + min(length, _LONGEST_CLAIM)])
         content = memoryview(data)[start + length :]
-        if kind.kind not in "if" or claimed["fortran_order"] not in (False, True):
-            raise DataError(f"an array is of type {kind}; expected numbers")
         array = np.frombuffer(content, dtype=kind)
-        return array.reshape(shape, order="F" if claimed["fortran_order"] else "C")
+        return array.reshape(shape, order="F" if fortran else "C")
     except (ValueError, SyntaxError, KeyError, TypeError, struct.error) as error:
         raise DataError(f"an array is not in .npy format: {error}") from error
+
+
+@lru_cache(maxsize=1024)  # messages of one federation repeat a few headers
+def _read_claim(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    claimed = ast.literal_eval(header.decode("ascii"))
+    kind, shape = np.dtype(claimed["descr"]), tuple(claimed["shape"])
+    if kind.kind not in "if" or claimed["fortran_order"] not in (False, True):
+        raise DataError(f"an array is of type {kind}; expected numbers")
+    return kind, shape, claimed["fortran_order"]
 
 
 def _check_values(memory: PrototypeMemory, limits: Limits, error: float) -> None:
