@@ -202,8 +202,8 @@ def _bytes(answer: ConfigRecord, name: str) -> bytes:
 
 
 def _vector(content: RecordDict, name: str) -> NDArray[np.int64]:
-    arrays = content.array_records.get("arrays", {})
-    if name not in arrays:
+    arrays = content.array_records.get("arrays")
+    if arrays is None or name not in arrays:
         raise DataError(f"the array '{name}' is missing")
     vector = read_npy(arrays[name].data)
     if vector.dtype != np.int64:

@@ -155,8 +155,8 @@ class ProtectedClient:
         config = message.content.config_records["config"]
         self._require_layout(str(config["layout-digest"]))
         start = cast(int, config["summed"])
-        kept = context.state.config_records.get(_SPAN, {})
-        if kept.get("start") == start and kept["end"] != start:
+        kept = context.state.config_records.get(_SPAN)
+        if kept is not None and kept["start"] == start and kept["end"] != start:
             return True
         data = self.load(context)
         end = max(start, min(cast(int, config["round"]), len(data.chunks)))

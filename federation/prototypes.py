@@ -19,29 +19,16 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class PrototypesConfig(MethodConfig):
-    """Settings of :class:`FederatedPrototypes` and of the head that classifies.
+class HeadConfig(MethodConfig):
+    """Settings of the head that classifies.
 
     Attributes:
         head: registered head (``protocl list heads``).
         head_options: its arguments, such as ``{shrinkage: 0.1}``.
-        exact: merge in fixed point, so that the result does not depend on any order by a bit.
-        step: quantisation step of fixed point.
-        precision: of what clients send: ``exact``, ``float32``, ``float16`` or ``int8``.
-        keep_contributions: keep each client's sum on the server, so that it can be forgotten.
     """
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        title="Federated prototypes", stored="sums of the clients' class statistics"
-    )
-
-    name: str = "prototypes"
     head: str = "nearest_mean"
     head_options: dict[str, Any] = field(default_factory=dict)
-    exact: bool = True
-    step: float = 2.0**-16
-    precision: str = "exact"
-    keep_contributions: bool = True
 
     def build_head(self) -> Head:
         """The head that classifies.
@@ -54,6 +41,28 @@ class PrototypesConfig(MethodConfig):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"method.head_options={self.head_options}: {error}") from error
         return head
+
+
+@dataclass
+class PrototypesConfig(HeadConfig):
+    """Settings of :class:`FederatedPrototypes`.
+
+    Attributes:
+        exact: merge in fixed point, so that the result does not depend on any order by a bit.
+        step: quantisation step of fixed point.
+        precision: of what clients send: ``exact``, ``float32``, ``float16`` or ``int8``.
+        keep_contributions: keep each client's sum on the server, so that it can be forgotten.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        title="Federated prototypes", stored="sums of the clients' class statistics"
+    )
+
+    name: str = "prototypes"
+    exact: bool = True
+    step: float = 2.0**-16
+    precision: str = "exact"
+    keep_contributions: bool = True
 
     def build(self, setup: FederationSetup) -> PrototypesMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""

@@ -72,4 +72,5 @@ def _describe_federation(run: FederatedRun) -> dict[str, Any]:
         "contributions": dict(Counter() if merged is None else merged.ledger.outcomes()),
         "rejected_for": dict(Counter() if merged is None else merged.ledger.reasons()),
         "server_seconds": {} if seconds is None else asdict(seconds),
+        "privacy": getattr(run.method, "privacy", None),
     }

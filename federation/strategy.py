@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from protocl.checkpoint import CheckpointFolder
 from protocl.confusion import Confusion
-from protocl.errors import DataError, ProtoclError
+from protocl.errors import DataError
+from protocl.federation.choosing import choose_nodes
 from protocl.federation.grid import MeteredGrid
 from protocl.federation.ledger import Entry, Traffic
 from protocl.federation.merging import MergedMemory
@@ -28,10 +28,6 @@ from protocl.memory import PrototypeMemory
 logger = logging.getLogger(__name__)
 
 _SUPERLINK = 1  # node id under which a SuperLink itself answers for a node that is gone
-
-
-class NotEnoughClientsError(ProtoclError, TimeoutError):
-    """Fewer nodes came online than a round needs."""
 
 
 class Screen(Protocol):
@@ -259,19 +255,11 @@ class FederatedPrototypes(Strategy):
     # -- asking -----------------------------------------------------------------------------
 
     def _choose(self, grid: Grid, number: int, share: float) -> list[int]:
-        """Nodes to ask. The ServerApp starts before nodes are registered, so wait for them."""
-        end = time.monotonic() + self.options.wait
-        while len(nodes := sorted(grid.get_node_ids())) < self.options.min_clients:
-            if time.monotonic() >= end:
-                raise NotEnoughClientsError(
-                    f"round {number}: {len(nodes)} clients online after {self.options.wait:g} s, "
-                    f"{self.options.min_clients} needed; start more, or lower min_clients"
-                )
-            time.sleep(0.2)
-        wanted = max(self.options.min_clients, round(share * len(nodes)))
-        if wanted >= len(nodes):
-            return nodes
-        return sorted(random.Random(f"{self.options.seed}-{number}").sample(nodes, wanted))
+        options = self.options
+        return choose_nodes(
+            grid, number, share,
+            min_clients=options.min_clients, wait=options.wait, seed=options.seed,
+        )  # fmt: skip
 
     def _request(self, node: int, number: int, config: ConfigRecord) -> RecordDict:
         epoch, settled = self.merged.settled_of(str(node))

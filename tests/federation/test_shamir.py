@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 import sympy
+
 from protocl.federation.shamir import (
     PRIME,
     SHARE_BYTES,
