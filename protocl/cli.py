@@ -10,18 +10,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocl import __version__
 from protocl.errors import ProtoclError
+from protocl.registry import COMMANDS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from protocl.sweep import Outcome
+
+AddCommand = Callable[
+    ["argparse._SubParsersAction[argparse.ArgumentParser]", argparse.ArgumentParser], None
+]
 
 _EXAMPLES = """\
 examples:
@@ -143,6 +148,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     if words[:1] == ["bench"]:
         _add_bench(bench)
+    for name in COMMANDS.names():
+        add_command: AddCommand = COMMANDS.get(name)
+        add_command(commands, common)
     return parser
 
 

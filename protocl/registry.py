@@ -75,3 +75,5 @@ STRATEGIES = Registry("protocl.strategies", "strategy")
 HEADS = Registry("protocl.heads", "head")
 BACKBONES = Registry("protocl.backbones", "backbone")
 BENCHMARKS = Registry("protocl.benchmarks", "benchmark")
+COMMANDS = Registry("protocl.commands", "command")
+"""Further commands: a name -> a function that adds a parser, as :mod:`protocl.cli` calls it."""

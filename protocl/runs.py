@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import yaml
 from filelock import FileLock, Timeout
 
-from protocl.config import ExperimentConfig
 from protocl.errors import ConfigError
 from protocl.settings import to_yaml
 from protocl.storage import atomic_write
@@ -27,7 +26,18 @@ _LOCK_FILE = ".lock"
 _INCIDENTAL = ("resume", "jobs", "output", "cache")
 
 
-def open_run(config: ExperimentConfig) -> Path:
+class RunConfig(Protocol):
+    """What a folder needs to know of a run: a dataclass with these fields, whatever else it has."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    name: str
+    output: str
+    seed: int
+    resume: bool
+
+
+def open_run(config: RunConfig) -> Path:
     """The folder for a run: a new one, or with ``resume`` the newest of the same configuration.
 
     The same configuration means equal values of all keys but ``resume``, ``jobs``, ``output`` and
@@ -40,7 +50,7 @@ def open_run(config: ExperimentConfig) -> Path:
     return create_run(config)
 
 
-def create_run(config: ExperimentConfig) -> Path:
+def create_run(config: RunConfig) -> Path:
     """Make ``<output>/<name>/<time>-<seed>`` with the resolved configuration in it."""
     parent = Path(config.output).expanduser() / config.name
     parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +67,7 @@ def create_run(config: ExperimentConfig) -> Path:
         return folder
 
 
-def find_run(config: ExperimentConfig) -> Path | None:
+def find_run(config: RunConfig) -> Path | None:
     """The newest folder of a run with this configuration, finished or not."""
     parent = Path(config.output).expanduser() / config.name
     wanted = _identity(asdict(config))

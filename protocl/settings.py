@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +32,7 @@ GROUPS: dict[str, Registry] = {
 _NOT_SWEPT = {"experiment", "jobs", "resume", "output", "cache"}
 _PRESET_DEFAULTS = {"benchmark": "digits", "backbone": "identity"}
 
+Schema = TypeVar("Schema")
 Settings = dict[str, Any]
 """Keys as typed on the command line (``strategy``, ``strategy.lr``), each with one value."""
 
@@ -113,14 +114,40 @@ def split_commas(text: str) -> list[str]:
 
 def compose(settings: Settings) -> ExperimentConfig:
     """The configuration of one run, every key and value checked against the schema."""
+    composed = build(ExperimentConfig, settings, GROUPS, {"strategy": _strategy_schema})
+    _validate(composed)
+    return composed
+
+
+def build(
+    schema: type[Schema],
+    settings: Settings,
+    groups: Mapping[str, Registry],
+    subclasses: Mapping[str, Callable[[str], type]],
+) -> Schema:
+    """An instance of ``schema``, every key and value checked against it.
+
+    Args:
+        schema: a dataclass; the fields named in ``groups`` are dataclasses with a ``name``.
+        settings: keys and values as typed.
+        groups: fields whose values come from a picked file or part, with the parts' registry.
+        subclasses: for a group whose parts bring fields of their own: name -> its dataclass.
+
+    Raises:
+        ConfigError: an unknown key or name, or a value that does not fit its key.
+    """
     settings = dict(settings)
-    config: DictConfig = OmegaConf.structured(ExperimentConfig)
-    schemas: dict[str, type] = {"": ExperimentConfig}
-    for group in GROUPS:
-        picked = _pick(group, settings)
-        if group == "strategy":
-            # The base class has no fields of the strategy's own; its subclass takes its place.
-            config.strategy = OmegaConf.structured(_strategy_schema(picked["name"]))
+    config: DictConfig = OmegaConf.structured(schema)
+    schemas: dict[str, type] = {"": schema}
+    for field in dataclasses.fields(schema):  # type: ignore[arg-type]
+        kind = OmegaConf.get_type(config, field.name)
+        if dataclasses.is_dataclass(kind):
+            schemas[field.name] = kind  # type: ignore[assignment]
+    for group, registry in groups.items():
+        picked = _pick(group, registry, settings)
+        if group in subclasses:
+            # The base class has no fields of the part's own; its subclass takes its place.
+            config[group] = OmegaConf.structured(subclasses[group](picked["name"]))
         schemas[group] = _schema_of(config, group)
         for key, value in picked.items():
             _assign(config, schemas, f"{group}.{key}", value)
@@ -130,34 +157,34 @@ def compose(settings: Settings) -> ExperimentConfig:
         composed = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration does not resolve: {_first_line(error)}") from error
-    assert isinstance(composed, ExperimentConfig)
-    _validate(composed)
+    assert isinstance(composed, schema)
     return composed
 
 
-def to_yaml(config: ExperimentConfig) -> str:
+def to_yaml(config: Any) -> str:
     """The resolved configuration as YAML; ``experiment=that_file.yaml`` runs it again."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
 def from_yaml(text: str) -> ExperimentConfig:
     """The configuration that :func:`to_yaml` wrote."""
-    return compose(_flat(_read_mapping(text.encode(), "the configuration")))
+    return compose(flatten(read_mapping(text.encode(), "the configuration")))
 
 
-def group_names(group: str) -> list[str]:
+def group_names(group: str, registry: Registry | None = None) -> list[str]:
     """Every name that ``group=NAME`` accepts: shipped YAML files and registered parts."""
+    registry = registry or GROUPS.get(group)
     folder = files("protocl.configs") / group
     shipped = {
         entry.name.removesuffix(".yaml")
         for entry in (folder.iterdir() if folder.is_dir() else ())
         if entry.name.endswith(".yaml")
     }
-    registered = GROUPS[group].names() if group in GROUPS else []
+    registered = registry.names() if registry else []
     return sorted(shipped.union(registered))
 
 
-def _pick(group: str, settings: Settings) -> dict[str, Any]:
+def _pick(group: str, registry: Registry, settings: Settings) -> dict[str, Any]:
     """Take ``group`` (or the ``group.name`` of a saved configuration) out of ``settings``.
 
     Returns:
@@ -171,16 +198,17 @@ def _pick(group: str, settings: Settings) -> dict[str, Any]:
     picked = settings.pop(group, _PRESET_DEFAULTS.get(group))
     if picked is None:
         raise ConfigError(
-            f"{group} is not set: add {group}=NAME with one of {', '.join(group_names(group))}"
+            f"{group} is not set: add {group}=NAME with one of "
+            f"{', '.join(group_names(group, registry))}"
         )
     name = str(picked)
-    source = _group_file(group, name)
+    source = group_file(group, name)
     if source is None:
         # A family such as timm/NAME is registered under its first part.
-        if group in GROUPS and name.partition("/")[0] not in GROUPS[group].names():
-            raise unknown_name(group, name, group_names(group))
+        if name.partition("/")[0] not in registry.names():
+            raise unknown_name(group, name, group_names(group, registry))
         return {"name": name}
-    return {"name": name, **_read_mapping(source.read_bytes(), str(source))}
+    return {"name": name, **read_mapping(source.read_bytes(), str(source))}
 
 
 def _schema_of(config: DictConfig, group: str) -> type:
@@ -199,7 +227,7 @@ def _strategy_schema(name: str) -> type[StrategyConfig]:
     return schema
 
 
-def _group_file(group: str, name: str) -> Traversable | None:
+def group_file(group: str, name: str) -> Traversable | None:
     """The YAML file of ``group=name``: a path of the user's, or a file that protocl ships."""
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()
@@ -212,12 +240,12 @@ def _group_file(group: str, name: str) -> Traversable | None:
 
 def _read_preset(name: str) -> dict[str, list[Any]]:
     """A preset as keys with their values; ``sweep:`` holds the keys with more than one."""
-    source = _group_file("experiment", name)
+    source = group_file("experiment", name)
     if source is None:
         raise unknown_name("experiment", name, group_names("experiment"))
-    content = _read_mapping(source.read_bytes(), str(source))
+    content = read_mapping(source.read_bytes(), str(source))
     sweep = content.pop("sweep", None) or {}
-    values = {key: [value] for key, value in _flat(content).items()}
+    values = {key: [value] for key, value in flatten(content).items()}
     for key, choices in sweep.items():
         if not isinstance(choices, list) or not choices:
             raise ConfigError(f"{source}: sweep.{key} is {choices!r}; expected a list of values")
@@ -225,18 +253,19 @@ def _read_preset(name: str) -> dict[str, list[Any]]:
     return values
 
 
-def _flat(content: Mapping[str, Any]) -> Settings:
+def flatten(content: Mapping[str, Any], groups: Container[str] = GROUPS) -> Settings:
     """``{"strategy": {"lr": 1}}`` as ``{"strategy.lr": 1}``."""
     flat: Settings = {}
     for key, value in content.items():
-        if key in GROUPS and isinstance(value, dict):
+        if key in groups and isinstance(value, dict):
             flat.update({f"{key}.{inner}": given for inner, given in value.items()})
         else:
             flat[key] = value
     return flat
 
 
-def _read_mapping(text: bytes, source: str) -> dict[str, Any]:
+def read_mapping(text: bytes, source: str) -> dict[str, Any]:
+    """The ``key: value`` lines of a YAML text; ``source`` names it in errors."""
     try:
         mapping = OmegaConf.to_container(OmegaConf.create(text.decode()))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:

@@ -16,6 +16,7 @@ from protocl.report.runs import CONFIG_FILE, Run, Skipped
 # Where data lie on a machine says nothing about what was learnt.
 _LOCATION_KEYS = frozenset({"benchmark.root", "benchmark.path", "benchmark.download"})
 _SECTIONS = ("benchmark", "backbone", "strategy")
+_FEDERATED_SECTIONS = ("method", "federation", "partition")
 
 
 @dataclass
@@ -71,6 +72,8 @@ class Group:
             parts = [self.first.benchmark, self.first.strategy, self.first.backbone]
             return "protocl run benchmark={} strategy={} backbone={} seed={}".format(*parts, seeds)
         file = shlex.quote(str(self.first.path / CONFIG_FILE))
+        if "federation" in self.first.config:
+            return f"protocl federate federation={file} seed={seeds}"
         return f"protocl run experiment={file} seed={seeds}"
 
 
@@ -136,6 +139,8 @@ def _settings(run: Run) -> dict[str, Any]:
     for section in _SECTIONS:
         fallback = {"name": getattr(run, section)}
         flat.update(_flatten(run.config.get(section) or fallback, section))
+    for section in _FEDERATED_SECTIONS:
+        flat.update(_flatten(run.config.get(section, {}), section))
     return {key: value for key, value in flat.items() if key not in _LOCATION_KEYS}
 
 

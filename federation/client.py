@@ -1,0 +1,235 @@
+"""The client's side: features of its own data, its memory, and what it sends of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from protocl.confusion import Confusion
+from protocl.errors import FingerprintError
+from protocl.features import extract
+from protocl.federation.client_state import ClientState, StatesInProcess, StateStore
+from protocl.federation.messages import class_id_of, decode, encode
+from protocl.federation.packing import Precision
+from protocl.heads.base import Head
+from protocl.memory import PrototypeMemory
+
+logger = logging.getLogger(__name__)
+
+Encode = Callable[[Tensor], Tensor]
+"""Samples ``(N, ...)`` to features ``(N, D)``."""
+
+Sanitise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Changes features ``(N, D)`` and labels ``(N,)`` before they are counted: clipping."""
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """The data of one client.
+
+    Attributes:
+        chunks: samples ``(N, ...)`` and labels ``(N,)`` in the order of their arrival; chunk ``t``
+            is there from round ``t + 1`` on.
+        test: held-out samples and labels for the evaluation on the client; None for no part in it.
+        class_names: names of the classes ``0, 1, ...``. Given, classes are shared by name: every
+            client may number them as it likes.
+    """
+
+    chunks: Sequence[tuple[Tensor, Tensor]]
+    test: tuple[Tensor, Tensor] | None = None
+    class_names: Sequence[str] | None = None
+
+
+Loader = Callable[[Context], ClientData]
+"""Gives the data of the client that a Flower ``Context`` describes."""
+
+
+def client_name(context: Context) -> str:
+    """``name`` of the node's configuration, else its partition, else Flower's node id."""
+    config = context.node_config
+    if "name" in config:
+        return str(config["name"])
+    if "partition-id" in config:
+        return f"partition-{config['partition-id']}"
+    return f"node-{context.node_id}"
+
+
+class PrototypeClient:
+    """Answers the messages of :class:`protocl.federation.FederatedPrototypes`.
+
+    Args:
+        load: gives the client's data.
+        empty: memory without samples; its level, map and arithmetic must be the server's.
+        states: where the state of a client is kept between messages; in this process by default,
+            which only suits a simulation.
+        encode: samples to features; the samples are taken as features by default.
+        head: classifies at evaluation; without one the client does not evaluate.
+        precision: of what is sent.
+        sanitise: changes the client's samples before they are counted.
+        name: name of a client's state, from its context.
+    """
+
+    def __init__(
+        self,
+        load: Loader,
+        empty: PrototypeMemory,
+        *,
+        states: StateStore | None = None,
+        encode: Encode | None = None,
+        head: Head | None = None,
+        precision: Precision = "exact",
+        sanitise: Sanitise | None = None,
+        name: Callable[[Context], str] = client_name,
+    ) -> None:
+        self.load = load
+        self.empty = empty
+        self.states = states or StatesInProcess()
+        self.encode = encode
+        self.head = head
+        self.precision: Precision = precision
+        self.sanitise = sanitise
+        self.name = name
+        self._fitted_to = ""
+
+    def app(self) -> ClientApp:
+        """The ClientApp; the same for simulation and deployment."""
+        app = ClientApp()
+        app.train()(self.train)
+        app.evaluate()(self.evaluate)
+        return app
+
+    # -- messages ---------------------------------------------------------------------------
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Count the data that arrived, and send what the server has not acknowledged.
+
+        Raises:
+            FingerprintError, ValueError: the server merges statistics of another kind.
+        """
+        config = message.content.config_records["config"]
+        self._require_same_statistics(config)
+        data = self.load(context)
+        with self.states.open(self.name(context), self.empty) as state:
+            state.names = names_of(data)
+            state.acknowledge(str(config["epoch"]), int(config["settled"]))  # type: ignore[arg-type]
+            self._count(state, data, int(config["round"]))  # type: ignore[arg-type]
+            if config["full"]:
+                state.send_everything()
+            pending = list(state.pending)
+        # The state is saved before anything leaves: what is sent twice is merged once, but what
+        # is forgotten after it was sent would be counted again.
+        content = RecordDict()
+        for number, contribution in enumerate(pending):
+            arrays, header = encode(contribution, self.precision)
+            content[f"arrays-{number}"] = arrays
+            content[f"header-{number}"] = header
+        content["metrics"] = MetricRecord({"num-examples": state.memory.total})
+        return Message(content, reply_to=message)
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Classify the client's test data with the merged memory; answer with the confusion."""
+        data = self.load(context)
+        if data.test is None or self.head is None or not len(data.test[1]):
+            confusion = Confusion.empty()
+        else:
+            self._fit(message.content)
+            x, y = data.test
+            confusion = Confusion.from_predictions(
+                shared_labels(y, data), self.head.predict(self._features(x))
+            ).cpu()
+        pairs = torch.stack([confusion.true, confusion.predicted, confusion.counts])
+        content = RecordDict(
+            {
+                "confusion": ArrayRecord({"pairs": Array(pairs.numpy())}),
+                "metrics": MetricRecord({"num-examples": confusion.total}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    # -- parts ------------------------------------------------------------------------------
+
+    def _count(self, state: ClientState, data: ClientData, round_number: int) -> None:
+        arrived = min(round_number, len(data.chunks))
+        if arrived <= state.counted:
+            return
+        delta = self.empty.empty_like()
+        for x, y in data.chunks[state.counted : arrived]:
+            if not len(y):
+                continue
+            features, labels = self._features(x), shared_labels(y, data)
+            if self.sanitise is not None:
+                features, labels = self.sanitise(features, labels)
+            delta.update(features, labels)
+        state.contribute(delta, arrived)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return x if self.encode is None else self.encode(x)
+
+    def _fit(self, content: RecordDict) -> None:
+        assert self.head is not None
+        arrays = content.array_records["memory"]
+        digest = hashlib.blake2b()
+        for name, array in arrays.items():
+            digest.update(name.encode())
+            digest.update(array.data)
+        # In a simulation one client object answers for all nodes, with one merged memory.
+        if digest.hexdigest() != self._fitted_to:
+            merged = decode(arrays, content.config_records["header"], self.empty)
+            self.head.fit(merged.memory)
+            self._fitted_to = digest.hexdigest()
+
+    def _require_same_statistics(self, config: ConfigRecord) -> None:
+        theirs = str(config["fingerprint"]) or None
+        mine = self.empty.fingerprint
+        if None not in (mine, theirs) and mine != theirs:
+            raise FingerprintError(
+                f"the federation merges features of backbone {theirs}, this client's is {mine}; "
+                "use the same weights and preprocessing on all nodes"
+            )
+        for key, value in self.empty.describe().items():
+            if config.get(key) != value:
+                raise ValueError(
+                    f"the federation merges memories with {key}={config.get(key)}, this client's "
+                    f"has {key}={value}; give server and clients the same settings"
+                )
+
+
+def backbone_encoder(backbone: nn.Module, device: torch.device | str | None = None) -> Encode:
+    """Features of ``backbone``, each chunk encoded once in this process."""
+    cache: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def encode(x: Tensor) -> Tensor:
+        # Keyed by identity; the samples are kept beside, so that their id stays theirs.
+        if id(x) not in cache:
+            cache[id(x)] = (x, extract(backbone, x, device=device, progress=False))
+        return cache[id(x)][1]
+
+    return encode
+
+
+def names_of(data: ClientData) -> dict[int, str]:
+    """Shared class id -> name; empty where classes are shared by number."""
+    return {class_id_of(name): name for name in data.class_names or ()}
+
+
+def shared_labels(labels: Tensor, data: ClientData) -> Tensor:
+    """The class ids that the federation uses for the client's own ``labels`` ``(N,)``."""
+    if data.class_names is None:
+        return labels
+    ids = torch.tensor([class_id_of(name) for name in data.class_names])
+    return ids[labels.cpu()]

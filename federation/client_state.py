@@ -1,0 +1,203 @@
+"""What a client must not lose: its memory, and what the server has not yet acknowledged.
+
+Flower keeps a client's ``Context`` only as long as the process and the run live, and delivers
+nothing twice. So the state is the client's own, on its disk, and changes before anything is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from protocl.errors import DataError
+from protocl.federation.messages import Contribution
+from protocl.memory import PrototypeMemory
+from protocl.memory_file import memory_from
+from protocl.storage import atomic_path
+
+_FORMAT = "protocl-client-1"
+_MAX_PENDING = 8
+
+
+@dataclass
+class ClientState:
+    """The client's side of the exchange.
+
+    Attributes:
+        memory: statistics of all samples counted so far.
+        counted: number of data chunks counted so far.
+        epoch: random text, drawn once; a state that is lost is followed by another epoch.
+        seq: number of the last contribution made.
+        pending: contributions that the server has not acknowledged, oldest first.
+        names: class id -> name, where classes are known by name.
+    """
+
+    memory: PrototypeMemory
+    counted: int = 0
+    epoch: str = field(default_factory=lambda: secrets.token_hex(16))
+    seq: int = 0
+    pending: list[Contribution] = field(default_factory=list)
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def acknowledge(self, epoch: str, seq: int) -> None:
+        """Drop the contributions of ``epoch`` up to ``seq``: the server has settled them."""
+        if epoch == self.epoch:
+            self.pending = [c for c in self.pending if c.seq > seq]
+
+    def contribute(self, delta: PrototypeMemory, counted: int) -> None:
+        """Add new samples to the memory and to what is to be sent.
+
+        Args:
+            delta: statistics of samples not counted before.
+            counted: number of chunks counted with them.
+        """
+        if len(delta):
+            self.memory.merge(delta)
+            # The first contribution replaces whatever an earlier life of this client sent.
+            if self.seq == 0 or len(self.pending) >= _MAX_PENDING:
+                self.send_everything()
+            else:
+                self._append(delta, "delta")
+        self.counted = counted
+
+    def send_everything(self) -> None:
+        """Send the full state in place of what is pending."""
+        newest = self.pending[-1] if self.pending else None
+        if len(self.memory) and (newest is None or newest.kind != "full"):
+            self.pending = []
+            self._append(self.memory.copy(), "full")
+
+    def _append(self, memory: PrototypeMemory, kind: str) -> None:
+        self.seq += 1
+        names = {int(c): self.names[int(c)] for c in memory.classes} if self.names else {}
+        self.pending.append(
+            Contribution(memory, self.epoch, self.seq, kind, names)  # type: ignore[arg-type]
+        )
+
+
+class StateStore(Protocol):
+    """Where the states of clients are kept."""
+
+    def open(self, client: str, empty: PrototypeMemory) -> Iterator[ClientState]:
+        """The state of ``client``, for a ``with`` block that saves it when it ends well.
+
+        Args:
+            client: name of the client.
+            empty: memory without samples, of which a new client starts.
+        """
+
+
+class StatesInProcess:
+    """States of simulated clients, gone with the process."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, ClientState] = {}
+
+    @contextmanager
+    def open(self, client: str, empty: PrototypeMemory) -> Iterator[ClientState]:
+        """See :class:`StateStore`."""
+        if client not in self._states:
+            self._states[client] = ClientState(empty.empty_like())
+        yield self._states[client]
+
+
+class StatesOnDisk:
+    """One file a client, replaced as a whole; a client that is killed goes on where it was.
+
+    Args:
+        folder: made when needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def open(self, client: str, empty: PrototypeMemory) -> Iterator[ClientState]:
+        """See :class:`StateStore`.
+
+        Raises:
+            DataError: the file is damaged, or holds statistics of another kind.
+            FingerprintError: it was made with another backbone.
+        """
+        path = self.folder / f"{client}.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # A killed node may leave a process of its own behind that still answers a message.
+        with FileLock(f"{path}.lock"):
+            state = _load(path, empty) if path.exists() else ClientState(empty.empty_like())
+            yield state
+            _save(path, state)
+
+
+def _save(path: Path, state: ClientState) -> None:
+    memories = {"memory": state.memory} | {f"{c.seq}": c.memory for c in state.pending}
+    tensors = {
+        f"{key}/{name}": buffer.contiguous()
+        for key, memory in memories.items()
+        for name, buffer in memory.named_buffers(recurse=False)
+    }
+    header = {
+        "format": _FORMAT,
+        "memory": json.dumps(_describe(state.memory)),
+        "state": json.dumps(
+            {
+                "counted": state.counted,
+                "epoch": state.epoch,
+                "seq": state.seq,
+                "pending": [[c.seq, c.kind] for c in state.pending],
+                "names": {str(key): name for key, name in state.names.items()},
+            }
+        ),
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def _load(path: Path, empty: PrototypeMemory) -> ClientState:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"{path} is damaged: {error}; delete it and the client sends all its data again"
+        ) from error
+    if header.get("format") != _FORMAT:
+        raise DataError(f"{path} is not the state of a client (format {header.get('format')!r})")
+    description, values = json.loads(header["memory"]), json.loads(header["state"])
+    memory = _memory(description, tensors, "memory", empty)
+    empty._require_compatible(memory)
+    names = {int(key): name for key, name in values["names"].items()}
+    state = ClientState(memory, values["counted"], values["epoch"], values["seq"], names=names)
+    for seq, kind in values["pending"]:
+        part = _memory(description, tensors, str(seq), empty)
+        known = {int(c): names[int(c)] for c in part.classes} if names else {}
+        state.pending.append(Contribution(part, state.epoch, seq, kind, known))
+    return state
+
+
+def _describe(memory: PrototypeMemory) -> dict[str, str]:
+    described = memory.describe()
+    return described if memory.fingerprint is None else described | {
+        "fingerprint": memory.fingerprint
+    }  # fmt: skip
+
+
+def _memory(
+    description: dict[str, str], tensors: dict[str, Tensor], key: str, empty: PrototypeMemory
+) -> PrototypeMemory:
+    own = {
+        name.removeprefix(f"{key}/"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{key}/")
+    }
+    return memory_from(description, own, feature_map=empty.feature_map)

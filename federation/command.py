@@ -1,0 +1,125 @@
+"""The command ``protocl federate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from protocl.federation.config import FederateConfig
+
+_HELP = """\
+Federate: clients exchange statistics of their classes instead of gradients or samples.
+
+Settings are KEY=VALUE. federation=NAME reads a preset; three groups pick parts:
+  benchmark=NAME  backbone=NAME  method=prototypes|fedavg
+Clients and rounds:  clients=100 rounds=5 participation=0.5 evaluate=0.1 lost=0.2 late=0.1
+Who holds what:      partition=classes|dirichlet|iid|file  partition.alpha=0.1
+                     partition.classes_per_client=2 partition.growth=none|samples|classes|stream
+What is exchanged:   method.head=lda  method.precision=float16  method.exact=true
+Other keys:          seed=1,2,3  name=NAME  output=runs  resume=true  engine=in_process|ray
+A comma makes a sweep.
+"""
+
+_EXAMPLES = """\
+examples:
+  protocl federate federation=digits clients=10 rounds=5 participation=0.5
+  protocl federate federation=digits method.head=nearest_mean,lda seed=1,2,3
+  protocl federate federation=digits --show            all keys with their values
+  protocl federate deploy my-federation                files for a SuperLink and SuperNodes
+
+Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
+merged memory, the ledger of contributions and the bytes of every message.
+"""
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """Add the command to the parser of ``protocl``."""
+    parser = commands.add_parser(
+        "federate",
+        parents=[common],
+        help="run a federation of clients, or write files to deploy one",
+        description=_HELP,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "settings", nargs="+", metavar="KEY=VALUE", help="see above; or: deploy FOLDER"
+    )
+    parser.add_argument("--show", action="store_true", help="print the configuration; do not run")
+    parser.set_defaults(command=federate)
+
+
+def federate(args: argparse.Namespace) -> int:
+    """Run what ``args.settings`` asks for; the exit code."""
+    if args.settings[0] == "deploy":
+        return _deploy(args.settings[1:])
+    from rich.console import Console
+
+    from protocl.federation.settings import load
+    from protocl.settings import to_yaml
+
+    configs = load(args.settings)
+    if args.show:
+        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
+        return 0
+    from protocl.report import compare
+
+    folders = [_run(config, Console(stderr=True)) for config in configs]
+    compare(folders, folders[0].parent if len(folders) > 1 else None, console=Console())
+    return 0
+
+
+def _run(config: FederateConfig, console: Console) -> Path:
+    import logging
+
+    from protocl.federation.flower import quiet
+    from protocl.federation.run import RoundReport, run_federation
+    from protocl.runs import open_run
+
+    quiet()
+    # Flower prints every round twice at this level; our own line says more.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    folder = open_run(config)
+    console.print(f"{config.name} seed={config.seed} -> {folder}")
+
+    def show(report: RoundReport) -> None:
+        console.print(
+            f"  round {report.round}/{config.federation.rounds}: accuracy {report.accuracy:.4f} "
+            f"on {report.classes} classes, {_size(report.bytes_up)} up, "
+            f"{_size(report.bytes_down)} down, {report.seconds:.2f} s"
+        )
+
+    run_federation(config, folder, on_round=show)
+    return folder
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _deploy(words: list[str]) -> int:
+    from rich.console import Console
+
+    from protocl.errors import ConfigError
+    from protocl.federation.deployment import write_deployment
+
+    if len(words) != 1:
+        raise ConfigError("protocl federate deploy FOLDER: give one folder, which must not exist")
+    folder = Path(words[0])
+    files = write_deployment(folder)
+    console = Console()
+    for file in files:
+        console.print(f"wrote {file}")
+    console.print(f"continue with {folder / 'README.md'}")
+    return 0

@@ -1,0 +1,193 @@
+"""The files of a federation over a network: an app for ``flwr run``, keys and instructions."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from protocl.errors import ConfigError
+from protocl.federation.flower import ENVIRONMENT
+from protocl.federation.server import RUN_CONFIG
+from protocl.storage import atomic_write
+
+PORT = 8000
+_PACKAGE = "federated_app"
+
+_PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "federated-app"
+version = "1.0.0"
+description = "Federated prototypes"
+license = "MIT"
+# protocl is installed on every node beforehand; the app that travels stays thin.
+dependencies = ["flwr>=1.41,<1.42"]
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "me"
+
+[tool.flwr.app.components]
+serverapp = "{package}.server_app:app"
+clientapp = "{package}.client_app:app"
+
+# Overridden by: flwr run . NAME --run-config "rounds=10 head='lda'"
+[tool.flwr.app.config]
+{config}
+# On the server; memory, ledger and checkpoints of all runs.
+output = {output}
+# On every node, unless its --node-config has state="/a/folder": what it must not lose.
+client-state = {state}
+"""
+
+_CONNECTIONS = """\
+[superlink]
+default = "insecure"
+
+[superlink.insecure]
+address = "127.0.0.1:{port}"
+insecure = true
+
+[superlink.tls]
+address = "127.0.0.1:{port}"
+root-certificates = {certificate}
+
+[superlink.simulation]
+address = ":local:"
+"""
+
+_ENVIRONMENT = """\
+# Source this in every shell: . ./environment.sh
+# No telemetry, no update checks, no packages installed behind your back.
+{exports}
+export FLWR_HOME={home}
+"""
+
+_KEYS = """\
+#!/bin/bash
+# Certificates and node keys FOR TESTS, in ./keys: throw-away, unencrypted, valid for 30 days.
+# Usage: ./make_test_keys.sh [number of nodes] [host name or IP of the SuperLink]
+set -euo pipefail
+cd "$(dirname "$0")"
+nodes=${1:-3} host=${2:-127.0.0.1}
+mkdir -p keys && chmod 700 keys && cd keys
+case $host in *[!0-9.]*) name=DNS:$host ;; *) name=IP:$host ;; esac
+openssl req -x509 -newkey rsa:2048 -nodes -days 30 -keyout ca.key -out ca.crt \\
+  -subj "/CN=federation test CA" 2>/dev/null
+openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj "/CN=$host" 2>/dev/null
+openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 \\
+  -out server.pem -extfile <(echo "subjectAltName=DNS:localhost,IP:127.0.0.1,$name") 2>/dev/null
+for ((i = 0; i < nodes; i++)); do  # Flower takes NIST curves only
+  rm -f "node$i" "node$i.pub"
+  ssh-keygen -q -t ecdsa -b 384 -N "" -C "node$i" -f "node$i"
+done
+echo "wrote certificates and $nodes node keys to $PWD"
+"""
+
+_README = """\
+# A federation of prototype memories
+
+Every node runs `{package}/client_app.py` on its own data; the server adds up what they send.
+Edit `{package}/task.py` (data, backbone, head) and the settings in `pyproject.toml`. protocl must
+be installed on all machines; the app itself is sent to them by `flwr run`.
+
+In every shell, in this folder:
+
+    . ./environment.sh
+
+## On one machine, simulated (needs `pip install 'flwr[simulation]'`)
+
+    flwr run . simulation --stream \\
+      --federation-config "num-supernodes=3 client-resources-num-cpus=1"
+
+The first command starts a SuperLink on port 39091, which stays up.
+
+## On one machine, as real processes
+
+    flower-superlink --insecure --host 127.0.0.1 --port {port} --database superlink.db
+    flower-supernode --insecure --superlink 127.0.0.1:{port} --port 9094 \\
+      --node-config "partition-id=0 num-partitions=2"
+    flower-supernode --insecure --superlink 127.0.0.1:{port} --port 9095 \\
+      --node-config "partition-id=1 num-partitions=2"
+    flwr run . insecure --stream
+
+`--port` of a SuperNode is its own and must differ between nodes of one machine.
+
+## Over a network: TLS, and nodes with keys
+
+    ./make_test_keys.sh 2 127.0.0.1     # or your own CA; give the SuperLink's name or address
+    flower-superlink --ssl-ca-certfile keys/ca.crt --ssl-certfile keys/server.pem \\
+      --ssl-keyfile keys/server.key --enable-supernode-auth --port {port} --database superlink.db
+    flwr supernode register keys/node0.pub tls
+    flwr supernode register keys/node1.pub tls
+    flower-supernode --superlink 127.0.0.1:{port} --root-certificates keys/ca.crt \\
+      --auth-supernode-private-key keys/node0 --port 9094 \\
+      --node-config "partition-id=0 num-partitions=2"
+    flower-supernode --superlink 127.0.0.1:{port} --root-certificates keys/ca.crt \\
+      --auth-supernode-private-key keys/node1 --port 9095 \\
+      --node-config "partition-id=1 num-partitions=2"
+    flwr run . tls --stream
+
+A node whose key is not registered is refused. The address is in `flower/config.toml`.
+
+## When something fails
+
+- A node that dies is left out after a minute; with `quorum=0.5` a round does not wait for it. Start
+  it again with the same `client-state` folder: it goes on, nothing is counted twice.
+- If the SuperLink is restarted, Flower marks the run in progress as failed. Start `flwr run` again:
+  it continues after the last round saved in `output`.
+- `output` holds `memory.safetensors`, `ledger.jsonl` (who contributed what), `traffic.csv`.
+"""
+
+
+def write_deployment(folder: Path) -> list[Path]:
+    """Write a ready-to-edit deployment to ``folder``.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: the folder exists and is not empty.
+    """
+    folder = folder.expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not empty; give a folder that does not exist")
+    contents = {
+        "pyproject.toml": _project(folder),
+        "flower/config.toml": _CONNECTIONS.format(
+            port=PORT, certificate=json.dumps(str(folder / "keys" / "ca.crt"))
+        ),
+        "environment.sh": _environment(folder),
+        "make_test_keys.sh": _KEYS,
+        "README.md": _README.format(port=PORT, package=_PACKAGE),
+        ".gitignore": "keys/\noutput/\nclients/\nflower/\n*.db*\n",
+    }
+    for name in ("__init__.py", "task.py", "client_app.py", "server_app.py"):
+        source = files("protocl.federation.app") / name
+        contents[f"{_PACKAGE}/{name}"] = source.read_text(encoding="utf-8")
+    for name, text in contents.items():
+        atomic_write(folder / name, text)
+    (folder / "make_test_keys.sh").chmod(0o755)
+    return [folder / name for name in contents]
+
+
+def _project(folder: Path) -> str:
+    # JSON's way of writing texts, numbers and truth values is TOML's as well.
+    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in RUN_CONFIG.items())
+    return _PROJECT.format(
+        package=_PACKAGE,
+        config=config,
+        output=json.dumps(str(folder / "output")),
+        state=json.dumps(str(folder / "clients")),
+    )
+
+
+def _environment(folder: Path) -> str:
+    exports = "\n".join(f"export {name}={value}" for name, value in ENVIRONMENT.items())
+    return _ENVIRONMENT.format(exports=exports, home=folder / "flower")

@@ -1,0 +1,52 @@
+"""All that protocl uses of Flower beyond its published interface, and the quiet it needs.
+
+Flower's interface moves from release to release. What is touched here is held to
+``flwr>=1.41,<1.42`` and to the contract in ``tests/federation/test_flower.py``; no other module
+reaches below ``flwr.app``, ``flwr.serverapp`` and ``flwr.clientapp``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+
+from flwr.app import Message, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",  # else every process posts to telemetry.flower.ai
+    "FLWR_DISABLE_UPDATE_CHECK": "1",  # else commands ask api.flower.ai for a newer version
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else a fresh venv from PyPI each run
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A newer Ray would otherwise hide the GPUs from tasks that ask for none, against a warning.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Variables under which Flower and Ray neither report home nor install anything."""
+
+
+def quiet(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set :data:`ENVIRONMENT` where the user has not decided otherwise."""
+    for name, value in ENVIRONMENT.items():
+        environment.setdefault(name, value)
+
+
+def act_as_server(run_id: int = 1) -> Run:
+    """Allow this process to make messages outside a task that Flower started.
+
+    ``Message(...)`` asks for the identity of the running task, which only Flower's own launchers
+    set. Needed by the grid inside this process and by tests.
+    """
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
+    return Run.create_empty(run_id)
+
+
+def name_message(message: Message, message_id: str) -> None:
+    """Give a message the id that a SuperLink would give it."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of the serialised records of a message, as protocol buffers."""
+    return int(recorddict_to_proto(content).ByteSize())

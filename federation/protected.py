@@ -1,0 +1,199 @@
+"""The server's side of protected federations, as a Flower ``Strategy``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from fractions import Fraction
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from protocl.accumulate import overflows
+from protocl.errors import ProtoclError
+from protocl.federation.choosing import choose_nodes
+from protocl.federation.flower_channel import FlowerChannel, NothingNewError
+from protocl.federation.layout import StatisticsLayout
+from protocl.federation.private_release import (
+    NoisyVector,
+    PrivateRelease,
+    PrivateSum,
+    memory_of,
+)
+from protocl.federation.secure_aggregation import secure_sum
+from protocl.federation.secure_agreement import SMALLEST_GROUP, Agreement
+
+logger = logging.getLogger(__name__)
+
+Vector = NDArray[np.int64]
+
+
+class ProtectedPrototypes(Strategy):
+    """Adds up vectors of statistics that are masked, noisy, or both.
+
+    In every round the clients asked send what they have that is not in the sum; what a client
+    sends is summed once, or offered again in a later round. A round whose secure sum fails, or
+    whose noise does not suffice, adds nothing. Without noise the merged memory equals the plain
+    merge of the same statistics, bit for bit.
+
+    A secure round is four messages to each client, all sent while Flower asks for the messages to
+    train; nothing of a client's data remains to be sent afterwards.
+
+    Args:
+        layout: the public class list and the kind of memory.
+        release: clipping and noise; None for neither. Each sample is in one release, so all
+            rounds together cost what one costs.
+        secure: use secure aggregation; the server then sees only sums.
+        participation: share of the clients online that is asked in each round, in (0, 1].
+        min_clients: clients that must be online before a round begins.
+        wait: seconds to wait for them.
+        deadline: seconds after which a step goes on without those who have not answered.
+        seed: decides who is asked.
+
+    Attributes:
+        memory: the merged memory.
+        summed: node -> how many parts of its data are in the sum.
+        failures: round -> why it added nothing.
+
+    Raises:
+        PrivacyError: the noise would not protect from the server although it is meant to.
+    """
+
+    def __init__(
+        self,
+        layout: StatisticsLayout,
+        release: PrivateRelease | None = None,
+        *,
+        secure: bool = True,
+        participation: float = 1.0,
+        min_clients: int = 1,
+        wait: float = 60.0,
+        deadline: float = 3600.0,
+        seed: int = 0,
+    ) -> None:
+        if release is not None:
+            release.require_enough(release.contributors, secure=secure)
+        self.layout = layout
+        self.release = release
+        self.secure = secure
+        self.participation = participation
+        self.min_clients = max(min_clients, SMALLEST_GROUP if secure else 1)
+        self.wait = wait
+        self.deadline = deadline
+        self.seed = seed
+        self.memory = layout.empty_memory()
+        self.summed: dict[int, int] = {}
+        self.failures: dict[int, str] = {}
+        self._total: Vector = np.zeros(layout.size, dtype=np.int64)
+        self._noise = 0.0
+        self._merged = 0
+
+    # -- Flower calls these -----------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Conduct the whole round."""
+        nodes = choose_nodes(
+            grid, server_round, self.participation,
+            min_clients=self.min_clients, wait=self.wait, seed=self.seed,
+        )  # fmt: skip
+        channel = FlowerChannel(
+            grid, server_round, nodes, self.summed, self.layout.digest, self.deadline
+        )
+        self._merged = 0
+        try:
+            contributors = self._secure_round(channel) if self.secure else self._round(channel)
+        except NothingNewError:
+            return []
+        except (ProtoclError, OverflowError) as error:
+            self.failures[server_round] = str(error)
+            logger.warning("round %d added nothing: %s", server_round, error)
+            return []
+        self.summed.update({nodes[i - 1]: channel.ends[i] for i in contributors})
+        self._merged = len(contributors)
+        return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The metrics of the round."""
+        return ArrayRecord(), MetricRecord(
+            {
+                "merged": self._merged,
+                "classes": len(self.memory),
+                "samples": self.memory.total,
+            }
+        )
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Clients do not evaluate."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Clients do not evaluate."""
+        return None
+
+    def summary(self) -> None:
+        """Log how statistics are protected."""
+        noise = "no" if self.release is None else self.release.placement
+        logger.info("%s sums, %s noise", "secure" if self.secure else "plain", noise)
+
+    # -- a round ----------------------------------------------------------------------------
+
+    def _secure_round(self, channel: FlowerChannel) -> list[int]:
+        agreement = Agreement.new(self.layout, invited=len(channel.nodes))
+        total, survivors = secure_sum(agreement, channel)
+        least = min(channel.noise[i] for i in survivors)
+        self._accept([(total, least, len(survivors))])
+        return survivors
+
+    def _round(self, channel: FlowerChannel) -> list[int]:
+        vectors = {}
+        for i, vector in channel.collect().items():
+            if vector.shape != (self.layout.size,):
+                logger.warning("a vector of shape %s from client %d", vector.shape, i)
+            elif channel.noise[i] < self._client_share:
+                logger.warning("a vector from client %d with too little noise", i)
+            else:
+                vectors[i] = vector
+        if vectors:
+            self._accept([(vector, channel.noise[i], 1) for i, vector in vectors.items()])
+        return list(vectors)
+
+    @property
+    def _client_share(self) -> Fraction:
+        return Fraction(0) if self.release is None else self.release.client_share
+
+    def _accept(self, sums: list[tuple[Vector, Fraction, int]]) -> None:
+        """Add sums of vectors, with their noise shares and numbers of contributors."""
+        total, noise = self._total, self._noise
+        if self.release is None:
+            for vector, _, _ in sums:
+                total = _added(total, vector)
+        else:
+            private = PrivateSum(self.release)
+            for vector, share, contributors in sums:
+                private.add_total(NoisyVector(vector, self.layout.digest, share), contributors)
+            total = _added(total, private.finish())
+            noise += private.noise_variance
+        self._total, self._noise = total, noise
+        self.memory = (
+            self.layout.unpack(total)
+            if self.release is None
+            else memory_of(self.release, total, noise)
+        )
+
+
+def _added(total: Vector, vector: Vector) -> Vector:
+    if overflows(torch.from_numpy(total), torch.from_numpy(vector)):
+        raise OverflowError("the sum over all rounds exceeds 64 bits; use a larger step")
+    return total + vector

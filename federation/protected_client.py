@@ -1,0 +1,222 @@
+"""The client's side of protected federations: it sends vectors with masks, noise, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from protocl.federation.client import ClientData, Loader, shared_labels
+from protocl.federation.layout import StatisticsLayout
+from protocl.federation.private_release import PrivateRelease
+from protocl.federation.secure_agreement import (
+    Agreement,
+    PublicKeys,
+    SecureAggregationError,
+    join_entries,
+    split_entries,
+)
+from protocl.federation.secure_participant import SEALED_BYTES, Participant
+
+STEPS = ("advertise", "share", "mask", "unmask")
+
+_PARTY = "protocl-party"
+_VECTOR = "protocl-vector"
+_SPAN = "protocl-span"
+
+Reply = dict[str, Any]
+
+
+class ProtectedClient:
+    """Answers the messages of :class:`protocl.federation.protected.ProtectedPrototypes`.
+
+    What the client sends of its data is decided here, not by the server: the class list, clipping
+    and noise are its own settings, and a server with others is refused. Secrets stay in Flower's
+    ``Context.state``, which does not leave the node; a node that loses it drops out of the sum.
+
+    Args:
+        load: gives the client's features and labels.
+        layout: the public class list and the kind of memory.
+        release: clipping and noise; None for neither.
+        secure: send masked vectors only.
+    """
+
+    def __init__(
+        self,
+        load: Loader,
+        layout: StatisticsLayout,
+        release: PrivateRelease | None = None,
+        *,
+        secure: bool = True,
+    ) -> None:
+        if release is not None:
+            release.require_enough(release.contributors, secure=secure)
+        self.load = load
+        self.layout = layout
+        self.release = release
+        self.secure = secure
+
+    def app(self) -> ClientApp:
+        """The ClientApp; the same for simulation and deployment."""
+        app = ClientApp()
+        if not self.secure:
+            app.train()(self.send)
+            return app
+        for step in STEPS:
+            app.train(step)(getattr(self, step))
+        return app
+
+    # -- messages ---------------------------------------------------------------------------
+
+    def send(self, message: Message, context: Context) -> Message:
+        """The vector of what is new, without masks."""
+        if not self._prepare(message, context):
+            return _reply(message, {})
+        return _reply(message, self._offer(context), context.state.array_records[_VECTOR])
+
+    def advertise(self, message: Message, context: Context) -> Message:
+        """Step 1 of a secure sum. Clients with nothing new add zeros, so that others can go on."""
+        self._prepare(message, context)
+        config = message.content.config_records["config"]
+        party = Participant(cast(int, config["identity"]), read_agreement(config))
+        keys = party.advertise()
+        _keep(context, party)
+        return _reply(message, {**self._offer(context), "keys": keys.to_bytes()})
+
+    def share(self, message: Message, context: Context) -> Message:
+        """Step 2."""
+
+        def step(party: Participant, config: ConfigRecord) -> Reply:
+            roster = split_entries(cast(bytes, config["roster"]), PublicKeys.BYTES)
+            sealed = party.share({i: PublicKeys.from_bytes(keys) for i, keys in roster.items()})
+            return {"sealed": join_entries(sealed)}
+
+        return self._continue(message, context, step)
+
+    def mask(self, message: Message, context: Context) -> Message:
+        """Step 3."""
+        vector = context.state.array_records[_VECTOR]["vector"].numpy()
+        arrays = ArrayRecord()
+
+        def step(party: Participant, config: ConfigRecord) -> Reply:
+            received = split_entries(cast(bytes, config["sealed"]), SEALED_BYTES)
+            arrays["masked"] = Array(party.mask(vector, received).view(np.int64))
+            return {}
+
+        return self._continue(message, context, step, arrays)
+
+    def unmask(self, message: Message, context: Context) -> Message:
+        """Step 4; the secrets are of no use afterwards and are deleted."""
+
+        def step(party: Participant, config: ConfigRecord) -> Reply:
+            survivors = split_entries(cast(bytes, config["survivors"]), 0)
+            if self.release is not None:
+                self.release.require_enough(len(survivors), secure=True)
+            revealed = party.unmask(survivors)
+            return {"seeds": join_entries(revealed.seeds), "keys": join_entries(revealed.keys)}
+
+        reply = self._continue(message, context, step)
+        del context.state[_PARTY]
+        return reply
+
+    # -- parts ------------------------------------------------------------------------------
+
+    def _continue(
+        self,
+        message: Message,
+        context: Context,
+        step: Callable[[Participant, ConfigRecord], Reply],
+        arrays: ArrayRecord | None = None,
+    ) -> Message:
+        """One step of the sum that this client's party is in."""
+        if _PARTY not in context.state.config_records:
+            raise SecureAggregationError(
+                "this client is in no sum: it did not enrol, or was restarted since"
+            )
+        kept = context.state.config_records[_PARTY]
+        secrets = {name: value for name, value in kept.items() if isinstance(value, (bytes, str))}
+        party = Participant.restore(cast(int, kept["identity"]), read_agreement(kept), secrets)
+        answer = step(party, message.content.config_records["config"])
+        _keep(context, party)
+        return _reply(message, answer, arrays)
+
+    def _prepare(self, message: Message, context: Context) -> bool:
+        """Have the vector of what is not summed yet in the state; False if there is nothing new.
+
+        A vector that was made before and did not get into a sum is kept as it is: fresh noise on
+        the same samples would be a second release. What arrived since waits for its turn.
+        """
+        config = message.content.config_records["config"]
+        self._require_layout(str(config["layout-digest"]))
+        start = cast(int, config["summed"])
+        kept = context.state.config_records.get(_SPAN)
+        if kept is not None and kept["start"] == start and kept["end"] != start:
+            return True
+        data = self.load(context)
+        end = max(start, min(cast(int, config["round"]), len(data.chunks)))
+        if end > start or self.secure:
+            vector = self._contribution(data, start, end)
+            context.state[_VECTOR] = ArrayRecord({"vector": Array(vector)})
+            context.state[_SPAN] = ConfigRecord({"start": start, "end": end})
+        return end > start
+
+    def _offer(self, context: Context) -> Reply:
+        """What the server is told about the vector: how far it goes, and its share of the noise."""
+        share = Fraction(0) if self.release is None else self.release.client_share
+        end = context.state.config_records[_SPAN]["end"]
+        return {"end": end, "noise": [share.numerator, share.denominator]}
+
+    def _contribution(self, data: ClientData, start: int, end: int) -> NDArray[np.int64]:
+        # Beginning with no samples, for those clients that have none.
+        nothing = torch.zeros(0, self.layout.feature_dim), torch.zeros(0, dtype=torch.int64)
+        parts = [nothing, *((x, shared_labels(y, data)) for x, y in data.chunks[start:end])]
+        features, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        if self.release is not None:
+            return self.release.contribution(features, labels).vector
+        return self.layout.pack(self.layout.empty_memory().update(features, labels))
+
+    def _require_layout(self, digest: str) -> None:
+        if digest != self.layout.digest:
+            raise SecureAggregationError(
+                "the server sums other classes or another kind of memory than this client; give "
+                "both the same settings and the same backbone"
+            )
+
+
+def write_agreement(agreement: Agreement) -> Reply:
+    """The terms as entries of a ``ConfigRecord``."""
+    return {
+        "session": agreement.session,
+        "layout-digest": agreement.layout_digest,
+        "size": agreement.size,
+        "invited": agreement.invited,
+    }
+
+
+def read_agreement(config: ConfigRecord) -> Agreement:
+    """What :func:`write_agreement` wrote."""
+    return Agreement(
+        cast(bytes, config["session"]),
+        str(config["layout-digest"]),
+        cast(int, config["size"]),
+        cast(int, config["invited"]),
+    )
+
+
+def _keep(context: Context, party: Participant) -> None:
+    context.state[_PARTY] = ConfigRecord(
+        {**write_agreement(party.agreement), "identity": party.identity, **party.state()}
+    )
+
+
+def _reply(message: Message, answer: Reply, arrays: ArrayRecord | None = None) -> Message:
+    content = RecordDict({"answer": ConfigRecord(answer)})
+    if arrays is not None:
+        content["arrays"] = arrays
+    return Message(content, reply_to=message)

@@ -1,0 +1,146 @@
+"""The method ``protected``: secure aggregation, differential privacy, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from protocl.errors import ConfigError
+from protocl.federation.config import FederationSetup, MethodInfo
+from protocl.federation.prototypes import HeadConfig
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
+    from torch import Tensor
+
+    from protocl.federation.layout import StatisticsLayout
+    from protocl.federation.private_release import Placement, PrivateRelease
+    from protocl.memory import PrototypeMemory
+
+
+@dataclass
+class ProtectedPrototypesConfig(HeadConfig):
+    """Settings of :class:`protocl.federation.protected.ProtectedPrototypes`.
+
+    The public class list is all classes of the benchmark. ``epsilon`` and ``delta`` hold for a
+    sample that is added or removed, over all rounds, since each sample is in one release.
+
+    Attributes:
+        step: quantisation step of fixed point.
+        secure: use secure aggregation.
+        noise: who adds noise: ``none``, ``local``, ``distributed`` or ``central``
+            (:mod:`protocl.federation.private_release`).
+        clip: largest norm of a sample's features; longer ones are shortened. With noise only.
+        epsilon: the budget.
+        delta: its probability of failure, well below 1 over the number of samples.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        title="Protected federated prototypes", stored="the sum of all clients' class statistics"
+    )
+
+    name: str = "protected"
+    step: float = 2.0**-16
+    secure: bool = True
+    noise: str = "none"
+    clip: float = 1.0
+    epsilon: float = 8.0
+    delta: float = 1e-5
+
+    def build(self, setup: FederationSetup) -> ProtectedMethod:
+        """See :class:`protocl.federation.config.MethodConfig`."""
+        return ProtectedMethod(self, setup)
+
+    def describe(self) -> dict[str, str | float | bool]:
+        """What a result says about protection."""
+        described: dict[str, str | float | bool] = {"secure": self.secure, "noise": self.noise}
+        if self.noise != "none":
+            described |= {"epsilon": self.epsilon, "delta": self.delta, "clip": self.clip}
+        return described
+
+    def build_release(self, layout: StatisticsLayout, asked: int) -> PrivateRelease | None:
+        """Clipping and noise; None with ``noise=none``.
+
+        Args:
+            layout: of the vectors.
+            asked: clients asked in a round. Two thirds of them carry the noise together with
+                ``distributed``, as so many must stay for the sum to succeed.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        from protocl.federation.privacy import GaussianMechanism
+        from protocl.federation.private_release import PLACEMENTS, PrivateRelease
+        from protocl.federation.secure_agreement import Agreement
+
+        if self.noise == "none":
+            return None
+        if self.noise not in PLACEMENTS:
+            raise ConfigError(
+                f"method.noise={self.noise}: expected none, {', '.join(sorted(PLACEMENTS))}"
+            )
+        try:
+            mechanism = GaussianMechanism.for_budget(self.clip, self.epsilon, self.delta)
+        except ValueError as error:
+            raise ConfigError(f"method.{error}") from error
+        contributors = Agreement.threshold(asked) if self.noise == "distributed" else 1
+        return PrivateRelease(mechanism, layout, cast("Placement", self.noise), contributors)
+
+
+class ProtectedMethod:
+    """See :class:`protocl.federation.config.Method`.
+
+    Attributes:
+        privacy: for the result.
+    """
+
+    def __init__(self, config: ProtectedPrototypesConfig, setup: FederationSetup) -> None:
+        from flwr.app import ArrayRecord
+
+        from protocl.federation.layout import StatisticsLayout
+        from protocl.federation.protected import ProtectedPrototypes
+        from protocl.federation.protected_client import ProtectedClient
+
+        federation = setup.federation
+        self.head = config.build_head()
+        empty = self.head.new_memory(
+            setup.feature_dim, exact=True, step=config.step, fingerprint=setup.fingerprint
+        )
+        layout = StatisticsLayout(empty, range(setup.n_classes))
+        asked = max(federation.min_clients, round(federation.participation * federation.clients))
+        self.release = config.build_release(layout, asked)
+        if self.release is not None and config.noise == "distributed" and not config.secure:
+            raise ConfigError(
+                "method.noise=distributed without secure aggregation shows the server vectors "
+                "with a fraction of the noise; use method.secure=true, or method.noise=local"
+            )
+        self.privacy = config.describe()
+        self.strategy = ProtectedPrototypes(
+            layout,
+            self.release,
+            secure=config.secure,
+            participation=federation.participation,
+            min_clients=federation.min_clients,
+            deadline=federation.deadline,
+            seed=setup.seed,
+        )
+        self.client = ProtectedClient(setup.load, layout, self.release, secure=config.secure)
+        self.client_app = self.client.app()
+        self.initial: ArrayRecord = ArrayRecord()
+
+    @property
+    def memory(self) -> PrototypeMemory:
+        """The merged memory."""
+        return self.strategy.memory
+
+    def classify(self, arrays: ArrayRecord, features: Tensor) -> Tensor:
+        """See :class:`protocl.federation.config.Method`."""
+        return self.head.fit(self.memory).predict(features)
+
+    def resume(self) -> int:
+        """See :class:`protocl.federation.config.Method`.
+
+        Raises:
+            ConfigError: always; a second run over the same samples would be a second release.
+        """
+        raise ConfigError("resume=true: method=protected keeps no checkpoints; run it anew")

@@ -1,0 +1,135 @@
+"""The method ``prototypes``: exact merging of statistics, with any head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from protocl.errors import ConfigError
+from protocl.federation.config import FederationSetup, MethodConfig, MethodInfo
+from protocl.heads.base import Head
+from protocl.registry import HEADS
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
+    from torch import Tensor
+
+    from protocl.federation.strategy import FederatedPrototypes
+    from protocl.memory import PrototypeMemory
+
+
+@dataclass
+class HeadConfig(MethodConfig):
+    """Settings of the head that classifies.
+
+    Attributes:
+        head: registered head (``protocl list heads``).
+        head_options: its arguments, such as ``{shrinkage: 0.1}``.
+    """
+
+    head: str = "nearest_mean"
+    head_options: dict[str, Any] = field(default_factory=dict)
+
+    def build_head(self) -> Head:
+        """The head that classifies.
+
+        Raises:
+            ConfigError: its name or an option is wrong.
+        """
+        try:
+            head: Head = HEADS.get(self.head)(**self.head_options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"method.head_options={self.head_options}: {error}") from error
+        return head
+
+
+@dataclass
+class PrototypesConfig(HeadConfig):
+    """Settings of :class:`FederatedPrototypes`.
+
+    Attributes:
+        exact: merge in fixed point, so that the result does not depend on any order by a bit.
+        step: quantisation step of fixed point.
+        precision: of what clients send: ``exact``, ``float32``, ``float16`` or ``int8``.
+        keep_contributions: keep each client's sum on the server, so that it can be forgotten.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        title="Federated prototypes", stored="sums of the clients' class statistics"
+    )
+
+    name: str = "prototypes"
+    exact: bool = True
+    step: float = 2.0**-16
+    precision: str = "exact"
+    keep_contributions: bool = True
+
+    def build(self, setup: FederationSetup) -> PrototypesMethod:
+        """See :class:`protocl.federation.config.MethodConfig`."""
+        from protocl.federation.packing import ERROR_BOUNDS
+
+        if self.precision not in ERROR_BOUNDS:
+            raise ConfigError(
+                f"method.precision={self.precision}: expected one of {', '.join(ERROR_BOUNDS)}"
+            )
+        return PrototypesMethod(self, setup)
+
+
+class PrototypesMethod:
+    """See :class:`protocl.federation.config.Method`."""
+
+    def __init__(self, config: PrototypesConfig, setup: FederationSetup) -> None:
+        from flwr.app import ArrayRecord
+
+        from protocl.federation.client import PrototypeClient
+        from protocl.federation.strategy import FederatedPrototypes, Options
+
+        federation = setup.federation
+        self.head = config.build_head()
+        empty = self.head.new_memory(
+            setup.feature_dim, exact=config.exact, step=config.step, fingerprint=setup.fingerprint
+        )
+        self.strategy: FederatedPrototypes = FederatedPrototypes(
+            empty,
+            Options(
+                participation=federation.participation,
+                min_clients=federation.min_clients,
+                evaluate=federation.evaluate,
+                seed=setup.seed,
+            ),
+            keep_contributions=config.keep_contributions,
+            checkpoints=setup.checkpoints,
+        )
+        self.client = PrototypeClient(
+            setup.load,
+            empty,
+            states=setup.states,
+            head=config.build_head(),
+            precision=config.precision,  # type: ignore[arg-type]
+        )
+        self.client_app = self.client.app()
+        self.initial: ArrayRecord = ArrayRecord()
+
+    @property
+    def memory(self) -> PrototypeMemory:
+        """The merged memory."""
+        return self.strategy.memory
+
+    def classify(self, arrays: ArrayRecord, features: Tensor) -> Tensor:
+        """See :class:`protocl.federation.config.Method`."""
+        return self.head.fit(self.memory).predict(features)
+
+    def resume(self) -> int:
+        """See :class:`protocl.federation.config.Method`.
+
+        Raises:
+            ConfigError: the simulated clients' states are gone and cannot be replaced.
+        """
+        if not self.strategy.resume():
+            return 0
+        if not self.strategy.merged.keep_contributions:
+            raise ConfigError(
+                "resume=true needs method.keep_contributions=true: the clients were in the "
+                "process that ended, and what they send now must replace what they sent"
+            )
+        return self.strategy.round

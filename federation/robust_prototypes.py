@@ -1,0 +1,107 @@
+"""The method ``robust``: prototypes merged under doubt about some of the clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from protocl.errors import ConfigError
+from protocl.federation.config import FederationSetup, MethodInfo
+from protocl.federation.prototypes import PrototypesConfig, PrototypesMethod
+from protocl.federation.robust import ConsistencyScreen, RobustMerge
+
+if TYPE_CHECKING:
+    from protocl.memory import PrototypeMemory
+
+
+@dataclass
+class RobustPrototypesConfig(PrototypesConfig):
+    """Settings of robust merging, besides those of ``prototypes``.
+
+    Attributes:
+        centre: ``mean``, ``trimmed_mean`` or ``geometric_median`` of the clients' class means;
+            ``exact`` for the exact sum of what the screen lets pass, which serves every head.
+        trim, max_norm, max_count, min_consistency, share_votes: see
+            :class:`protocl.federation.robust.RobustMerge`; not with ``centre=exact``.
+        screen: contributions of a round that score less in consistency are rejected, 0 for none.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        title="Robust federated prototypes", stored="sums of each client's class statistics"
+    )
+
+    name: str = "robust"
+    centre: str = "geometric_median"
+    trim: float = 0.3
+    max_norm: float = 0.0
+    max_count: float = 0.0
+    min_consistency: float = 0.0
+    share_votes: bool = False
+    screen: float = 0.0
+
+    def build(self, setup: FederationSetup) -> RobustPrototypesMethod:
+        """See :class:`protocl.federation.config.MethodConfig`."""
+        if not self.keep_contributions:
+            raise ConfigError(
+                "method.keep_contributions=false: robust merging looks at clients side by side"
+            )
+        if self.centre != "exact" and self.build_head().required_level != "mean":
+            raise ConfigError(
+                f"method.head={self.head} needs second moments, which method.centre={self.centre} "
+                "does not give; use head=nearest_mean, or centre=exact with a screen"
+            )
+        return RobustPrototypesMethod(self, setup)
+
+    def build_merge(self) -> RobustMerge | None:
+        """The rule, or None for the exact sum.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        if self.centre == "exact":
+            return None
+        try:
+            return RobustMerge(
+                self.centre,  # type: ignore[arg-type]
+                trim=self.trim,
+                max_norm=self.max_norm,
+                max_count=self.max_count,
+                min_consistency=self.min_consistency,
+                share_votes=self.share_votes,
+            )
+        except ValueError as error:
+            raise ConfigError(f"method.{error}") from error
+
+    def build_screen(self) -> ConsistencyScreen | None:
+        """The screen, or None without one.
+
+        Raises:
+            ConfigError: the minimum is out of range.
+        """
+        try:
+            return ConsistencyScreen(self.screen) if self.screen else None
+        except ValueError as error:
+            raise ConfigError(f"method.screen: {error}") from error
+
+
+class RobustPrototypesMethod(PrototypesMethod):
+    """See :class:`protocl.federation.config.Method`."""
+
+    def __init__(self, config: RobustPrototypesConfig, setup: FederationSetup) -> None:
+        self._merge = config.build_merge()
+        super().__init__(config, setup)
+        self.strategy.screen = config.build_screen()
+        self._seen = ""
+        self._robust: PrototypeMemory | None = None
+
+    @property
+    def memory(self) -> PrototypeMemory:
+        """The clients' contributions under the rule; the exact sum where there is none."""
+        merged = self.strategy.merged
+        if self._merge is None or not merged.clients:
+            return self.strategy.memory
+        if self._robust is None or self._seen != merged.memory.revision:
+            parts = [merged.contribution_of(client) for client in merged.clients]
+            self._robust = self._merge([part for part in parts if len(part)])
+            self._seen = merged.memory.revision
+        return self._robust

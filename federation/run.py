@@ -1,0 +1,308 @@
+"""One federated run, from its configuration to its result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from protocl.backbones import build_backbone, fingerprint
+from protocl.confusion import Confusion
+from protocl.data import load_data
+from protocl.data.streams import class_order, experience_sizes, hold_out
+from protocl.evaluation import Evaluation, History
+from protocl.experiment import resolve_device
+from protocl.features import FeatureCache
+from protocl.federation.benchmark_clients import BenchmarkClients
+from protocl.federation.client_state import StatesInProcess, StatesOnDisk
+from protocl.federation.config import FederateConfig, FederationSetup
+from protocl.federation.ledger import Traffic
+from protocl.federation.partition import stage_starts
+from protocl.federation.result import build_result
+from protocl.phases import PhaseLog
+from protocl.runs import RESULT_FILE, exclusive, is_complete, read_result
+from protocl.storage import atomic_write
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord, MetricRecord
+    from flwr.serverapp import Grid
+
+    from protocl.data.arrays import ArrayData
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_FILE = "progress.json"
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What one round brought.
+
+    Attributes:
+        round: its number, from 1.
+        accuracy: on the test data of all classes that have arrived.
+        classes: number of these classes.
+        seconds: wall time of the round without the evaluation.
+        bytes_up, bytes_down: measured on the serialised messages.
+    """
+
+    round: int
+    accuracy: float
+    classes: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+
+
+OnRound = Callable[[RoundReport], None]
+
+
+def run_federation(
+    config: FederateConfig, run_dir: Path, *, on_round: OnRound | None = None
+) -> dict[str, Any]:
+    """Run one federation in simulation, or the rest of one that was interrupted.
+
+    Args:
+        config: what to run.
+        run_dir: existing folder of the run (:func:`protocl.runs.open_run`).
+        on_round: told of every round.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        ProtoclError: the configuration, the data or a checkpoint does not allow the run.
+    """
+    with exclusive(run_dir):
+        finished = read_result(run_dir)
+        if finished is not None and is_complete(finished):
+            return finished
+        return FederatedRun(config, run_dir, on_round or (lambda report: None)).finish()
+
+
+class FederatedRun:
+    """The state of one run.
+
+    Attributes:
+        data: features of the benchmark.
+        stages: classes of each experience; one for all where classes do not arrive in a stream.
+        reports: what each round brought.
+        history: evaluations after the last round of each stage.
+    """
+
+    def __init__(self, config: FederateConfig, run_dir: Path, on_round: OnRound) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.on_round = on_round
+        self.phases = PhaseLog()
+        self.reports: list[RoundReport] = []
+        self.history = History()
+        self._load()
+        rounds = config.federation.rounds
+        starts = stage_starts(len(self.stages), rounds)
+        self._stage_ends = [*(start - 1 for start in starts[1:]), rounds]
+        self._prepare_method()
+        self._began = time.perf_counter()
+
+    def finish(self) -> dict[str, Any]:
+        """Run the rounds that remain and write the results."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        rounds = self.config.federation.rounds
+        done = self.method.resume() if self.config.resume and self._has_checkpoint() else 0
+        if done:
+            self._recall(done)
+        with SummaryWriter(str(self.run_dir)) as self.events:
+            if done < rounds:
+                self._simulate(rounds - done, done)
+            return self._conclude()
+
+    # -- before -----------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Data, features, and the classes of each stage."""
+        config = self.config
+        with self.phases.phase("data"):
+            data = load_data(config.benchmark)
+            self.data_hash, self.n_classes = data.content_hash, data.n_classes
+            if config.benchmark.validation:
+                data = hold_out(data, config.benchmark.validation, config.seed)
+        backbone = build_backbone(config.backbone, data.input_shape, config.seed)
+        self.fingerprint = fingerprint(backbone)
+        with self.phases.phase("features"):
+            device = resolve_device(config.device)
+            self.data: ArrayData = (
+                FeatureCache(config.cache).encode(data, backbone, device=device)
+                if config.backbone.name != "identity"
+                else data.with_samples(_flat(data.x_train), _flat(data.x_test))
+            )
+        order = class_order(config.benchmark, data.y_train, config.seed)
+        sizes = [len(order)]
+        if config.partition.growth == "stream":
+            sizes = experience_sizes(config.benchmark, len(order))
+        self.stages = [list(part) for part in _cut(order, sizes)]
+
+    def _prepare_method(self) -> None:
+        config, federation = self.config, self.config.federation
+        clients = BenchmarkClients.from_config(
+            self.data,
+            config.partition,
+            clients=federation.clients,
+            rounds=federation.rounds,
+            seed=config.seed,
+            stages=self.stages,
+            tests=federation.evaluate > 0,
+        )
+        on_ray = federation.engine == "ray"
+        if on_ray:
+            clients.spill(self.run_dir / "features.pt")
+        self.clients = clients
+        self.method = config.method.build(
+            FederationSetup(
+                load=clients,
+                feature_dim=self.data.x_train.shape[1],
+                n_classes=self.n_classes,
+                fingerprint=self.fingerprint,
+                seed=config.seed,
+                federation=federation,
+                # Ray's workers share no memory, so the states of their clients are files.
+                states=StatesOnDisk(self.run_dir / "clients") if on_ray else StatesInProcess(),
+                checkpoints=self.run_dir / "checkpoint",
+            )
+        )
+        self.traffic: Traffic = getattr(self.method.strategy, "traffic", Traffic())
+
+    def _has_checkpoint(self) -> bool:
+        return (self.run_dir / "checkpoint").is_dir()
+
+    def _recall(self, done: int) -> None:
+        """Take up the evaluations of the rounds done."""
+        kept = json.loads((self.run_dir / PROGRESS_FILE).read_text(encoding="utf-8"))
+        self.reports = [RoundReport(**r) for r in kept["rounds"] if r["round"] <= done]
+        ended = sum(end <= done for end in self._stage_ends)
+        self.history = History(History.from_dict(kept["history"]).evaluations[:ended])
+
+    # -- during -----------------------------------------------------------------------------
+
+    def _simulate(self, rounds: int, done: int) -> None:
+        from protocl.federation.simulation import simulate
+
+        federation = self.config.federation
+        grid = None if federation.engine == "ray" else self._grid()
+        with self.phases.phase("train"):
+            self._began = time.perf_counter()
+            simulate(
+                self.method.strategy,
+                self.method.client_app,
+                clients=federation.clients,
+                rounds=rounds,
+                engine=federation.engine,  # type: ignore[arg-type]
+                initial=self.method.initial,
+                after_round=lambda number, arrays: self._after_round(number + done, arrays, number),
+                timeout=federation.deadline,
+                grid=grid,
+            )
+
+    def _grid(self) -> Grid:
+        from protocl.federation.grid import InProcessGrid, MeteredGrid
+
+        federation = self.config.federation
+        grid: Grid = InProcessGrid(
+            self.method.client_app, federation.clients,
+            lost=federation.lost, late=federation.late, seed=self.config.seed,
+        )  # fmt: skip
+        # A strategy of ours measures by itself.
+        return grid if hasattr(self.method.strategy, "traffic") else MeteredGrid(grid, self.traffic)
+
+    def _after_round(self, number: int, arrays: ArrayRecord, since: int) -> MetricRecord | None:
+        """Evaluate on the server's test data, and write everything that is known."""
+        seconds = time.perf_counter() - self._began
+        if since == 0:  # called once before the first round
+            self._began = time.perf_counter()
+            return None
+        stage = next(t for t, end in enumerate(self._stage_ends) if number <= end)
+        confusions = self._evaluate(arrays, stage)
+        right = sum(confusion.correct for confusion in confusions.values())
+        total = sum(confusion.total for confusion in confusions.values())
+        report = RoundReport(
+            number, right / total, sum(len(s) for s in self.stages[: stage + 1]), seconds,
+            self.traffic.total("up", number), self.traffic.total("down", number),
+        )  # fmt: skip
+        self.reports.append(report)
+        self._log(report)
+        if number == self._stage_ends[stage]:
+            self.history.append(Evaluation(confusions))
+        self._write_progress()
+        self.on_round(report)
+        self._began = time.perf_counter()
+        return None
+
+    def _evaluate(self, arrays: ArrayRecord, stage: int) -> dict[int, Confusion]:
+        """Confusion on the test data of each stage up to ``stage``; no answer is a wrong one."""
+        memory = self.method.memory
+        confusions = {}
+        for t, classes in enumerate(self.stages[: stage + 1]):
+            rows = torch.isin(self.data.y_test, torch.tensor(classes))
+            x, y = self.data.x_test[rows], self.data.y_test[rows]
+            if memory is not None and len(memory) == 0:
+                answers = (y + 1) % self.n_classes
+            else:
+                answers = self.method.classify(arrays, x)
+            confusions[t] = Confusion.from_predictions(y, answers)
+        return confusions
+
+    def _log(self, report: RoundReport) -> None:
+        for name in ("accuracy", "bytes_up", "bytes_down", "seconds"):
+            self.events.add_scalar(f"round/{name}", getattr(report, name), report.round)
+
+    # -- after ------------------------------------------------------------------------------
+
+    def _conclude(self) -> dict[str, Any]:
+        """Write memory, books and plots, last of all the complete result."""
+        from protocl.report import plot_run
+
+        if self.method.memory is not None:
+            self.method.memory.save(self.run_dir / "memory.safetensors")
+        merged = getattr(self.method.strategy, "merged", None)
+        if merged is not None:
+            merged.ledger.save(self.run_dir / "ledger.jsonl")
+        self.traffic.save(self.run_dir / "traffic.csv")
+        result = build_result(self, complete=True)
+        plot_run(result, self.run_dir / "plots")
+        return self._write(complete=True)
+
+    def _write_progress(self) -> None:
+        progress = {
+            "rounds": [asdict(report) for report in self.reports],
+            "history": self.history.to_dict(),
+        }
+        atomic_write(self.run_dir / PROGRESS_FILE, json.dumps(progress))
+        if self.history.evaluations:
+            self._write(complete=False)
+
+    def _write(self, *, complete: bool) -> dict[str, Any]:
+        result = build_result(self, complete=complete)
+        atomic_write(self.run_dir / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
+        return result
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Samples as vectors ``(N, D)`` float32, as the identity backbone gives them."""
+    from protocl.data.arrays import as_images
+
+    return as_images(x).flatten(1)
+
+
+def _cut(order: list[int], sizes: list[int]) -> list[list[int]]:
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(order[start : start + size])
+        start += size
+    return parts

@@ -1,0 +1,234 @@
+"""Sums of vectors of which the server sees nothing but the sum.
+
+The protocol of Bonawitz et al., "Practical secure aggregation for privacy-preserving machine
+learning" (CCS 2017), figure 4 without the parts against an active adversary, on integers modulo
+2^64. In four steps, each a message to every party and its answer:
+
+1. *advertise*: each party sends two X25519 keys; the server passes on all of them.
+2. *share*: each party splits its masking key and the seed of its own mask into Shamir shares, one
+   for each party, sealed for it. All but a third of the parties can join them again.
+3. *mask*: each party sends its vector plus its own mask, plus or minus one mask for each other
+   party that shared. The server adds up what arrives; masks of pairs cancel.
+4. *unmask*: each party gives its shares of the own masks of those whose vectors arrived, and of
+   the masking keys of those whose vectors did not. The server removes these masks from the sum.
+
+Up to a third of the parties may leave, at any points.
+
+Masks are ChaCha20 streams under 256-bit keys (Flower's SecAgg+ has 32 bits of entropy in a mask).
+Overflow cannot happen unnoticed: see :attr:`Agreement.largest`.
+
+Threat model. The server and fewer parties than the threshold (two thirds of the enrolled, rounded
+up) may pool all they see, and learn of the others' vectors only their sum, provided that they
+follow the protocol. Channels are authenticated and the server passes keys on as they are: a server
+that forges keys or tells different parties different survivors can break it, for which the paper
+has signatures and a consistency check. A party can send wrong statistics (nobody sees them, so
+robust merging does not apply) and can make a sum fail, but a wrong share is noticed. The class
+list, who takes part and when, and the sum itself are not hidden; noise on it is the business of
+:mod:`protocl.federation.private_release`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from numpy.typing import NDArray
+
+from protocl.federation.keystream import KeyStream
+from protocl.federation.secure_agreement import (
+    SMALLEST_GROUP,
+    Agreement,
+    PublicKeys,
+    Revealed,
+    SecureAggregationError,
+    adds_mask,
+    pairwise_mask,
+)
+from protocl.federation.shamir import SharingError, join_shares
+
+
+class Aggregator:
+    """The server's side of one sum.
+
+    It holds public keys, sealed shares that it passes on, and one vector: the sum of the masked
+    vectors so far. No method takes or returns a party's statistics in the clear.
+
+    Args:
+        agreement: the terms.
+    """
+
+    def __init__(self, agreement: Agreement) -> None:
+        self.agreement = agreement
+        self.roster: dict[int, PublicKeys] = {}
+        self._sharers: set[int] = set()
+        self._survivors: set[int] = set()
+        self._revealed: dict[int, Revealed] = {}
+        self._total = np.zeros(agreement.size, dtype=np.uint64)
+
+    @property
+    def survivors(self) -> list[int]:
+        """Parties whose masked vectors are in the sum."""
+        return sorted(self._survivors)
+
+    def enrol(self, replies: Mapping[int, PublicKeys]) -> dict[int, PublicKeys]:
+        """After step 1: the roster that all who enrolled get.
+
+        Raises:
+            SecureAggregationError: they are too few.
+        """
+        if len(replies) < SMALLEST_GROUP:
+            raise SecureAggregationError(
+                f"{len(replies)} parties enrolled: expected {SMALLEST_GROUP} or more"
+            )
+        self.roster = dict(replies)
+        return self.roster
+
+    def deliver(self, replies: Mapping[int, Mapping[int, bytes]]) -> dict[int, dict[int, bytes]]:
+        """After step 2: for each party that shared, the sealed shares from the others.
+
+        Args:
+            replies: by sender, the sealed shares by recipient.
+
+        Raises:
+            SecureAggregationError: too few parties shared, or one left another out.
+        """
+        self._sharers = self._known(replies, among=self.roster)
+        self._require_enough(len(self._sharers), "shared")
+        for sender, sealed in replies.items():
+            if set(sealed) != set(self.roster) - {sender}:
+                raise SecureAggregationError(f"{sender} did not share with each of the others")
+        return {
+            recipient: {
+                sender: sealed[recipient]
+                for sender, sealed in replies.items()
+                if sender != recipient
+            }
+            for recipient in sorted(self._sharers)
+        }
+
+    def add(self, party: int, masked: NDArray[np.uint64]) -> None:
+        """During step 3: add a masked vector; it is not kept.
+
+        Raises:
+            SecureAggregationError: the party did not share or has sent a vector before, or this is
+                no vector of the agreed size.
+        """
+        if party not in self._sharers or party in self._survivors or self._revealed:
+            raise SecureAggregationError(f"a vector from {party} is not expected; it was not added")
+        if masked.shape != self._total.shape or masked.dtype != np.uint64:
+            raise SecureAggregationError(
+                f"a vector of shape {masked.shape} and type {masked.dtype} from {party}: "
+                f"expected {self._total.shape} uint64; it was not added"
+            )
+        self._total += masked
+        self._survivors.add(party)
+
+    def require_survivors(self) -> list[int]:
+        """After step 3: the survivors, whom all of them are told.
+
+        Raises:
+            SecureAggregationError: they are too few to remove the masks.
+        """
+        self._require_enough(len(self._survivors), "sent a vector")
+        return self.survivors
+
+    def unmask(self, replies: Mapping[int, Revealed]) -> NDArray[np.int64]:
+        """After step 4: the sum of the survivors' vectors, ``(size,)``.
+
+        Raises:
+            SecureAggregationError: too few parties answered, or a share is wrong.
+        """
+        self._known(replies, among=self._survivors)
+        self._require_enough(len(replies), "gave their shares")
+        self._revealed = dict(replies)
+        total = self._total.copy()
+        for party in self.survivors:
+            KeyStream(self._seed(party)).add_to(total, negative=True)
+        for party in sorted(self._sharers - self._survivors):
+            self._remove_pairwise(total, party, self._masking_key(party))
+        return total.view(np.int64)
+
+    def _remove_pairwise(
+        self, total: NDArray[np.uint64], gone: int, private: X25519PrivateKey
+    ) -> None:
+        """Take out of ``total`` what the survivors added for a party that is gone."""
+        for survivor in self.survivors:
+            mask = pairwise_mask(private, self.roster[survivor].masking, self.agreement)
+            mask.add_to(total, negative=adds_mask(survivor, gone))
+
+    def _seed(self, party: int) -> bytes:
+        shares = {p: r.seeds[party] for p, r in self._revealed.items() if party in r.seeds}
+        seed = self._join(shares, party)
+        if self.agreement.commitment(seed) != self.roster[party].commitment:
+            raise self._wrong_shares(party)
+        return seed
+
+    def _masking_key(self, party: int) -> X25519PrivateKey:
+        shares = {p: r.keys[party] for p, r in self._revealed.items() if party in r.keys}
+        private = X25519PrivateKey.from_private_bytes(self._join(shares, party))
+        if private.public_key().public_bytes_raw() != self.roster[party].masking:
+            raise self._wrong_shares(party)
+        return private
+
+    def _join(self, shares: Mapping[int, bytes], party: int) -> bytes:
+        try:
+            return join_shares(shares, self.agreement.threshold(len(self.roster)))
+        except SharingError as error:
+            raise self._wrong_shares(party) from error
+
+    def _wrong_shares(self, party: int) -> SecureAggregationError:
+        return SecureAggregationError(
+            f"the shares of {party} do not give what it committed to: a party gave a wrong share, "
+            "or none; start a new sum"
+        )
+
+    def _known(self, replies: Iterable[int], among: Iterable[int]) -> set[int]:
+        strangers = set(replies) - set(among)
+        if strangers:
+            raise SecureAggregationError(f"answers from {sorted(strangers)} were not expected")
+        return set(replies)
+
+    def _require_enough(self, number: int, did: str) -> None:
+        needed = self.agreement.threshold(len(self.roster))
+        if number < needed:
+            raise SecureAggregationError(
+                f"{number} of {len(self.roster)} parties {did}: {needed} are needed to go on"
+            )
+
+
+class Channel(Protocol):
+    """How the server reaches the parties. Those who do not answer are missing from the results."""
+
+    def advertise(self, agreement: Agreement) -> Mapping[int, PublicKeys]:
+        """Invite all parties."""
+
+    def share(self, roster: Mapping[int, PublicKeys]) -> Mapping[int, Mapping[int, bytes]]:
+        """Give the roster to everybody in it."""
+
+    def mask(
+        self, deliveries: Mapping[int, Mapping[int, bytes]]
+    ) -> Iterable[tuple[int, NDArray[np.uint64]]]:
+        """Give every recipient its sealed shares; the masked vectors as they come."""
+
+    def unmask(self, survivors: list[int]) -> Mapping[int, Revealed]:
+        """Tell the survivors who survived."""
+
+
+def secure_sum(agreement: Agreement, channel: Channel) -> tuple[NDArray[np.int64], list[int]]:
+    """Run one sum from the server.
+
+    Returns:
+        the sum ``(size,)`` and the identities of those whose vectors it is the sum of.
+
+    Raises:
+        SecureAggregationError: more than a third of the enrolled left, or one broke the protocol.
+    """
+    aggregator = Aggregator(agreement)
+    roster = aggregator.enrol(channel.advertise(agreement))
+    deliveries = aggregator.deliver(channel.share(roster))
+    for party, masked in channel.mask(deliveries):
+        aggregator.add(party, masked)
+    total = aggregator.unmask(channel.unmask(aggregator.require_survivors()))
+    return total, aggregator.survivors

@@ -1,0 +1,116 @@
+"""From ``key=value`` arguments and a YAML preset to checked federated configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from protocl.errors import ConfigError
+from protocl.federation.config import (
+    METHODS,
+    FederateConfig,
+    FederationConfig,
+    MethodConfig,
+)
+from protocl.registry import BACKBONES, BENCHMARKS, unknown_name
+from protocl.settings import (
+    Settings,
+    build,
+    expand,
+    flatten,
+    group_file,
+    group_names,
+    parse,
+    read_mapping,
+)
+
+_GROUPS = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
+_DEFAULTS = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
+_SHORT = {field.name for field in fields(FederationConfig)}
+
+
+def load(arguments: Sequence[str]) -> list[FederateConfig]:
+    """The configurations of all runs that ``arguments`` ask for; a comma makes a sweep.
+
+    Args:
+        arguments: ``key=value`` texts. ``federation=NAME`` reads a preset, or the ``config.yaml``
+            of an earlier run.
+
+    Raises:
+        ConfigError: an unknown key or name, or a value that does not fit its key.
+    """
+    typed = {_full(key): values for key, values in parse(arguments).items()}
+    preset = typed.pop("federation", None)
+    if preset is None:
+        return [compose(settings) for settings in expand(typed)]
+    if len(preset) > 1:
+        raise ConfigError("'federation' takes one value; it cannot be swept")
+    # Picking a group anew drops what the preset says about the old pick's own keys.
+    kept = {
+        key: [value]
+        for key, value in _read_preset(str(preset[0])).items()
+        if key not in typed and key.partition(".")[0] not in typed
+    }
+    return [compose(settings) for settings in expand({**kept, **typed})]
+
+
+def compose(settings: Settings) -> FederateConfig:
+    """The configuration of one run, every key and value checked against the schema."""
+    settings = dict(settings)
+    if settings.get("partition") is not None:
+        settings["partition.name"] = settings.pop("partition")
+    for group, default in _DEFAULTS.items():
+        if group not in settings and f"{group}.name" not in settings:
+            settings[group] = default
+    config = build(FederateConfig, settings, _GROUPS, {"method": _method_schema})
+    _validate(config)
+    return config
+
+
+def presets() -> list[str]:
+    """Names that ``federation=NAME`` accepts."""
+    return group_names("federation")
+
+
+def _full(key: str) -> str:
+    return f"federation.{key}" if key in _SHORT else key
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    source = group_file("federation", name)
+    if source is None:
+        raise unknown_name("federation", name, presets())
+    sections = {*_GROUPS, "federation", "partition"}
+    content = flatten(read_mapping(source.read_bytes(), str(source)), sections)
+    return {_full(key): value for key, value in content.items()}
+
+
+def _method_schema(name: str) -> type[MethodConfig]:
+    schema = METHODS.get(name)
+    if not (isinstance(schema, type) and issubclass(schema, MethodConfig)):
+        raise ConfigError(
+            f"federated method '{name}' is registered as {schema!r}; expected a subclass of "
+            "protocl.federation.config.MethodConfig"
+        )
+    return schema
+
+
+def _validate(config: FederateConfig) -> None:
+    federation = config.federation
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed={config.seed}: expected 0 <= seed < 2**32")
+    for key in ("clients", "rounds", "min_clients"):
+        value = getattr(federation, key)
+        if value < 1:
+            raise ConfigError(f"{key}={value}: expected at least 1")
+    if not 0 < federation.participation <= 1:
+        raise ConfigError(f"participation={federation.participation}: expected a share in (0, 1]")
+    for key in ("evaluate", "lost", "late"):
+        value = getattr(federation, key)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{key}={value}: expected a share in [0, 1]")
+    if federation.engine not in ("in_process", "ray"):
+        raise ConfigError(f"engine={federation.engine}: expected in_process or ray")
+    if federation.engine == "ray" and (federation.lost or federation.late):
+        raise ConfigError("lost and late are simulated with engine=in_process only")

@@ -1,0 +1,95 @@
+"""A whole federation on one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Result, Strategy
+
+from protocl.errors import ConfigError
+from protocl.federation.flower import quiet
+from protocl.federation.grid import InProcessGrid
+
+Engine = Literal["in_process", "ray"]
+AfterRound = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+def simulate(
+    strategy: Strategy,
+    client_app: ClientApp,
+    *,
+    clients: int,
+    rounds: int,
+    engine: Engine = "in_process",
+    initial: ArrayRecord | None = None,
+    after_round: AfterRound | None = None,
+    timeout: float = 3600.0,
+    run_config: Mapping[str, str | int | float | bool] | None = None,
+    grid: Grid | None = None,
+    train_config: ConfigRecord | None = None,
+) -> Result:
+    """Run ``rounds`` rounds of ``strategy`` with simulated clients.
+
+    Args:
+        strategy: any Flower strategy of the Message API.
+        client_app: answers for every client; ``context.node_config["partition-id"]`` tells which.
+        clients: how many there are.
+        rounds: how many rounds.
+        engine: ``"in_process"`` needs nothing else; ``"ray"`` is Flower's own simulation engine,
+            with a process for each two CPUs (extra ``flwr[simulation]``). Under Ray what clients
+            share in memory is copied, so their states must be on disk.
+        initial: arrays that the strategy starts from.
+        after_round: called before the first round (with 0) and after each.
+        timeout: seconds after which a round is closed.
+        run_config: given to every client's context (in process only).
+        grid: use this one (in process only).
+        train_config: sent to clients with every request to train.
+
+    Returns:
+        Flower's result, with the metrics of every round.
+
+    Raises:
+        ConfigError: ``engine`` is unknown or not installed.
+    """
+    quiet()
+    results: list[Result] = []
+
+    def run(where: Grid, context: Context | None = None) -> None:
+        results.append(
+            strategy.start(
+                where,
+                ArrayRecord() if initial is None else initial,
+                num_rounds=rounds,
+                timeout=timeout,
+                train_config=train_config,
+                evaluate_fn=after_round,
+            )
+        )
+
+    if engine == "in_process":
+        run(grid or InProcessGrid(client_app, clients, run_config=run_config))
+    elif engine == "ray":
+        server = ServerApp()
+        server.main()(run)
+        _run_ray(server, client_app, clients)
+    else:
+        raise ConfigError(f"engine={engine}: expected in_process or ray")
+    return results[0]
+
+
+def _run_ray(server: ServerApp, client_app: ClientApp, clients: int) -> None:
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("engine=ray needs Ray: pip install 'flwr[simulation]'") from error
+    from flwr.simulation import run_simulation
+
+    backend: dict[str, Any] = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"logging_level": "ERROR", "log_to_driver": False},
+    }
+    run_simulation(server, client_app, clients, backend_config=backend)

@@ -1,0 +1,224 @@
+"""A deployment as its README describes it, with processes that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from protocl import PrototypeMemory
+from protocl.data import BenchmarkConfig, load_data
+from protocl.errors import ConfigError
+from protocl.federation.benchmark_clients import BenchmarkClients
+from protocl.federation.deployment import write_deployment
+from protocl.federation.flower import ENVIRONMENT
+from protocl.federation.ledger import Ledger
+from protocl.federation.merging import same_statistics
+from protocl.federation.partition import PartitionConfig
+from protocl.federation.server import RUN_CONFIG, serve
+
+BIN = Path(sys.executable).parent
+
+
+def test_the_app_declares_every_key_of_its_configuration(tmp_path):
+    write_deployment(tmp_path / "app")
+    project = tomllib.loads((tmp_path / "app/pyproject.toml").read_text())
+    declared = project["tool"]["flwr"]["app"]["config"]
+    assert {
+        **RUN_CONFIG,
+        "output": declared["output"],
+        "client-state": declared["client-state"],
+    } == (declared)
+    assert declared["output"] == str(tmp_path / "app/output")
+    for name in project["tool"]["flwr"]["app"]["components"].values():
+        assert (tmp_path / "app" / (name.partition(":")[0].replace(".", "/") + ".py")).is_file()
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(ConfigError, match="not empty"):
+        write_deployment(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_test_keys_are_made(tmp_path):
+    folder = tmp_path / "app"
+    write_deployment(folder)
+    subprocess.run([folder / "make_test_keys.sh", "2"], check=True, capture_output=True)
+    keys = {path.name for path in (folder / "keys").iterdir()}
+    assert {"ca.crt", "server.pem", "server.key", "node0", "node0.pub", "node1.pub"} <= keys
+    check = ["openssl", "verify", "-CAfile", "keys/ca.crt", "keys/server.pem"]
+    assert subprocess.run(check, cwd=folder, check=False, capture_output=True).returncode == 0
+
+
+def test_the_server_needs_an_absolute_output():
+    with pytest.raises(ConfigError, match="absolute folder"):
+        serve(None, PrototypeMemory(2), {"output": "here"})  # type: ignore[arg-type]
+
+
+# -- real processes -----------------------------------------------------------------------------
+
+NODES, ROUNDS = 4, 6
+
+
+class Network:
+    """A SuperLink and SuperNodes on loopback, each a process group that is ended with the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port, *self.node_ports = free_ports(1 + NODES)
+        connections = folder / "flower/config.toml"
+        connections.write_text(re.sub(r"127.0.0.1:\d+", f"127.0.0.1:{self.port}",
+                                      connections.read_text()))  # fmt: skip
+        self.environment = {
+            **os.environ,
+            **ENVIRONMENT,
+            "FLWR_HOME": str(folder / "flower"),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *words: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [str(BIN / words[0]), *words[1:]], cwd=self.folder, env=self.environment,
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def superlink(self) -> None:
+        self.start("superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1",
+                   "--port", str(self.port), "--database", "superlink.db")  # fmt: skip
+        wait("the SuperLink's port", lambda: is_open(self.port), 120)
+
+    def supernode(self, number: int) -> None:
+        self.start(f"node{number}", "flower-supernode", "--insecure", "--superlink",
+                   f"127.0.0.1:{self.port}", "--port", str(self.node_ports[number]),
+                   "--node-config", f"partition-id={number} num-partitions={NODES}")  # fmt: skip
+
+    def run(self) -> None:
+        config = f"rounds={ROUNDS} min-clients=3 quorum=0.6 grace=2.0 evaluate=0.0 deadline=90.0"
+        command = [str(BIN / "flwr"), "run", ".", "insecure", "--run-config", config]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment,
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to the whole group: as if the machine lost its power."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def rounds(self) -> int:
+        file = self.folder / "output/rounds.json"
+        return len(json.loads(file.read_text())) if file.exists() else 0
+
+    def log(self) -> str:
+        return "\n".join(
+            f"== {file.name}\n{file.read_text()[-1500:]}" for file in self.folder.glob("*.log")
+        )
+
+
+@contextmanager
+def network(folder: Path) -> Iterator[Network]:
+    net = Network(folder)
+    try:
+        yield net
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{net.log()}") from error
+    finally:
+        for name in list(net.processes):
+            net.kill(name)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait(what: str, condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.3)
+
+
+def epochs(folder: Path) -> dict[str, int]:
+    """Epoch of each client's state on disk -> its partition."""
+    found = {}
+    for file in (folder / "clients").glob("*.safetensors"):
+        with safe_open(file, framework="pt") as state:
+            epoch = json.loads(state.metadata()["state"])["epoch"]
+        found[epoch] = int(re.sub(r"\D", "", file.stem))
+    return found
+
+
+def expected(folder: Path, like: PrototypeMemory) -> PrototypeMemory:
+    """The sum over the data chunks that the ledger says were accepted, in one update."""
+    data = load_data(BenchmarkConfig(name="digits"))
+    flat = data.with_samples(data.x_train.flatten(1), data.x_test.flatten(1))
+    parts = BenchmarkClients.from_config(
+        flat, PartitionConfig("iid", growth="samples"), clients=NODES, rounds=ROUNDS, seed=0
+    ).parts
+    owner = epochs(folder)
+    samples = dict.fromkeys(range(NODES), 0)
+    for entry in Ledger.load(folder / "output/ledger.jsonl"):
+        if entry.outcome == "merged":
+            partition = owner[entry.epoch]
+            samples[partition] *= entry.kind != "full"  # which replaces what was sent before
+            samples[partition] += sum(entry.counts)
+    assert min(samples.values()) > 0, f"a client contributed nothing: {samples}"
+    rows = torch.cat([first_rows(parts[p], count) for p, count in samples.items()])
+    return like.empty_like().update(flat.x_train[rows], flat.y_train[rows])
+
+
+def first_rows(chunks, count: int) -> torch.Tensor:
+    """The chunks that together have ``count`` samples."""
+    sizes = [len(chunk) for chunk in chunks]
+    (n,) = [n for n in range(1, len(chunks) + 1) if sum(sizes[:n]) == count]
+    return torch.cat([torch.from_numpy(chunk) for chunk in chunks[:n]])
+
+
+@pytest.mark.slow
+def test_nodes_and_superlink_die_and_the_sum_stays_exact(tmp_path):
+    folder = tmp_path / "app"
+    write_deployment(folder)
+    with network(folder) as net:
+        net.superlink()
+        for number in range(3):
+            net.supernode(number)
+        net.run()
+        wait("the first round", lambda: net.rounds() >= 1, 240)
+        net.kill("node1")
+        net.supernode(3)
+        wait("two more rounds, with the fourth node", lambda: net.rounds() >= 3, 300)
+        wait("the fourth node's state", lambda: 3 in epochs(folder).values(), 240)
+        net.kill("superlink")
+        before = net.rounds()
+        assert before < ROUNDS, "the SuperLink was to die in the middle of the run"
+        net.superlink()
+        net.run()
+        wait("the last round", lambda: net.rounds() == ROUNDS, 400)
+        memory = PrototypeMemory.load(folder / "output/memory.safetensors")
+        assert same_statistics(memory, expected(folder, memory))

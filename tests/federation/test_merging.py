@@ -1,0 +1,357 @@
+"""The merged memory is the exact sum, whatever happens to messages, clients and server."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocl import PrototypeMemory, checkpoint
+from protocl.checks import assert_same
+from protocl.errors import DataError, FingerprintError
+from protocl.federation.client_state import ClientState, StatesInProcess, StatesOnDisk
+from protocl.federation.ledger import Ledger, Traffic
+from protocl.federation.merging import MergedMemory, same_statistics
+from protocl.federation.messages import Contribution, RejectedError
+
+DIM = 3
+
+
+def empty(level="mean", exact=True) -> PrototypeMemory:
+    return PrototypeMemory(DIM, level, exact=exact, fingerprint="b")
+
+
+def samples(seed, classes=(0, 1, 2)):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor(classes)[torch.randint(len(classes), (7,), generator=generator)]
+    return torch.randn(7, DIM, generator=generator), labels
+
+
+def memory_of(*seeds, level="mean", classes=(0, 1, 2)) -> PrototypeMemory:
+    memory = empty(level)
+    for seed in seeds:
+        memory.update(*samples(seed, classes))
+    return memory
+
+
+def client_with(*seeds) -> ClientState:
+    state = ClientState(empty())
+    for number, seed in enumerate(seeds, start=1):
+        state.contribute(memory_of(seed), number)
+    return state
+
+
+def deliver(server: MergedMemory, state: ClientState, client: str = "a") -> None:
+    for contribution in state.pending:
+        try:
+            server.accept(contribution, client=client)
+        except RejectedError as error:
+            server.refuse(error, client=client, epoch=contribution.epoch, seq=contribution.seq)
+
+
+def test_a_repeated_contribution_is_merged_once():
+    server, client = MergedMemory(empty()), client_with(1)
+    deliver(server, client)
+    deliver(server, client)
+    assert same_statistics(server.memory, memory_of(1))
+    assert server.ledger.outcomes() == {"merged": 1, "duplicate": 1}
+
+
+def test_a_repeated_contribution_from_a_restarted_node_is_merged_once():
+    """A node without authentication comes back under another id; its state is on its disk."""
+    server, client = MergedMemory(empty()), client_with(1)
+    deliver(server, client, "node-1")
+    client.contribute(memory_of(2), 2)
+    deliver(server, client, "node-77")
+    assert same_statistics(server.memory, memory_of(1, 2))
+    assert server.clients == ["node-1"]
+
+
+def test_a_client_that_lost_its_state_replaces_what_it_sent_before():
+    server = MergedMemory(empty())
+    deliver(server, client_with(1, 2))
+    deliver(server, client_with(1, 2, 3))  # another epoch, the same data and more
+    assert same_statistics(server.memory, memory_of(1, 2, 3))
+
+
+def test_a_client_that_lost_its_state_is_refused_where_contributions_are_not_kept():
+    server = MergedMemory(empty(), keep_contributions=False)
+    deliver(server, client_with(1))
+    deliver(server, client_with(1))
+    assert same_statistics(server.memory, memory_of(1))
+    assert server.ledger.reasons() == {"sequence": 1}
+
+
+def test_a_gap_is_refused_and_filled_by_the_full_state():
+    server, client = MergedMemory(empty()), client_with(1, 2, 3)
+    client.acknowledge(client.epoch, 2)  # a server that was set back does not know of 1 and 2
+    deliver(server, client)
+    assert len(server.memory) == 0
+    assert server.wants_full == {"a"}
+    client.send_everything()
+    deliver(server, client)
+    assert same_statistics(server.memory, memory_of(1, 2, 3))
+    assert not server.wants_full
+
+
+def test_many_unacknowledged_contributions_become_one():
+    client = client_with(*range(30))
+    assert len(client.pending) <= 8
+    server = MergedMemory(empty())
+    deliver(server, client)
+    assert same_statistics(server.memory, memory_of(*range(30)))
+
+
+events = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from(["learn", "send", "late", "lost", "acknowledge", "client dies",
+                         "client loses its state", "server restarts", "server set back"]),
+    ),
+    max_size=40,
+)  # fmt: skip
+
+
+class World:
+    """Three clients and a server between which anything may go wrong."""
+
+    def __init__(self) -> None:
+        self.server = MergedMemory(empty())
+        self.saved = [copy.deepcopy(self.server.state())]
+        self.clients = [ClientState(empty()) for _ in range(3)]
+        self.data: list[list[int]] = [[], [], []]
+        self.late: list[tuple[int, list[Contribution]]] = []
+
+    def happen(self, client: int, event: str) -> None:
+        state = self.clients[client]
+        if event == "learn":
+            seed = 10 * len(self.data[client]) + client
+            self.data[client].append(seed)
+            state.contribute(memory_of(seed), len(self.data[client]))
+        elif event == "send":
+            self.exchange(client)
+        elif event == "late":
+            self.late.append((client, list(state.pending)))
+        elif event == "acknowledge":
+            for sender, contributions in self.late:
+                self.deliver(sender, contributions)
+            self.late = []
+            state.acknowledge(*self.server.settled_of(str(client)))
+        elif event == "client loses its state":
+            self.clients[client] = ClientState(empty())
+            for number, seed in enumerate(self.data[client], start=1):
+                self.clients[client].contribute(memory_of(seed), number)
+        elif event == "server restarts":
+            self.saved.append(copy.deepcopy(self.server.state()))
+            self.restore(self.saved[-1])
+        elif event == "server set back":
+            self.restore(self.saved[0])
+
+    def restore(self, state) -> None:
+        self.server = MergedMemory(empty())
+        self.server.restore(state)
+        self.saved = [copy.deepcopy(self.server.state())]
+
+    def exchange(self, client: int) -> None:
+        state = self.clients[client]
+        known, _ = self.server.settled_of(str(client))
+        if not known or str(client) in self.server.wants_full:
+            state.send_everything()
+        self.deliver(client, state.pending)
+        state.acknowledge(*self.server.settled_of(str(client)))
+
+    def deliver(self, client: int, contributions: list[Contribution]) -> None:
+        for c in contributions:
+            try:
+                self.server.accept(c, client=str(client))
+            except RejectedError as error:
+                self.server.refuse(error, client=str(client), epoch=c.epoch, seq=c.seq)
+
+
+@settings(deadline=None, max_examples=80)
+@given(events)
+def test_after_any_history_two_exchanges_give_the_exact_sum(history):
+    world = World()
+    for client, event in history:
+        world.happen(client, event)
+    for client in range(3):
+        # The data go on; then whatever was lost is noticed and sent again.
+        world.happen(client, "learn")
+        world.exchange(client)
+        world.exchange(client)
+    seeds = [seed for own in world.data for seed in own]
+    assert same_statistics(world.server.memory, memory_of(*seeds))
+
+
+# -- unlearning ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["mean", "diagonal", "shared", "full"])
+def test_a_forgotten_client_leaves_no_bit_behind(level):
+    with_it, without = MergedMemory(empty(level)), MergedMemory(empty(level))
+    for name, seed, classes in (("a", 1, (0, 1)), ("b", 2, (1, 2)), ("c", 3, (0, 2))):
+        for server in (with_it, without):
+            if server is with_it or name != "b":
+                memory = memory_of(seed, level=level, classes=classes)
+                server.accept(Contribution(memory, name, 1, "full"), client=name)
+    with_it.forget_client("b")
+    assert same_statistics(with_it.memory, without.memory)
+    assert with_it.clients == ["a", "c"]
+    assert [e.classes for e in with_it.ledger if e.client == "b"] == [()]
+
+
+def test_a_forgotten_client_stays_forgotten():
+    server, client = MergedMemory(empty()), client_with(1)
+    deliver(server, client)
+    server.forget_client("a")
+    client.contribute(memory_of(2), 2)
+    deliver(server, client)
+    assert len(server.memory) == 0
+    assert server.ledger.reasons() == {"forgotten": 1}
+
+
+@pytest.mark.parametrize("level", ["mean", "diagonal", "full"])
+def test_a_forgotten_class_leaves_no_bit_behind(level):
+    server, without = MergedMemory(empty(level)), empty(level)
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        memory = memory_of(seed, level=level)
+        if name == "c":
+            server.forget_classes([1])
+        server.accept(Contribution(memory, name, 1, "full"), client=name)
+        without.merge(memory.subset([0, 2]))
+    assert same_statistics(server.memory, without)
+    assert all(1 not in entry.classes for entry in server.ledger)
+    server.forget_client("b")
+    assert 1 not in server.memory
+
+
+def test_forgetting_says_what_it_cannot_do():
+    server = MergedMemory(empty("shared"), keep_contributions=False)
+    server.accept(Contribution(memory_of(1, level="shared"), "e", 1, "full"), client="a")
+    with pytest.raises(ValueError, match="keep_contributions=true"):
+        server.forget_client("a")
+    with pytest.raises(ValueError, match="cannot be split by class"):
+        server.forget_classes([0])
+    with pytest.raises(KeyError, match="client 'x' contributed nothing"):
+        MergedMemory(empty()).forget_client("x")
+
+
+# -- overflow -----------------------------------------------------------------------------------
+
+
+def test_a_sum_that_would_overflow_is_rejected_and_changes_nothing():
+    server = MergedMemory(empty())
+    big = memory_of(1)
+    big.get_buffer("sum").fill_(2**62)
+    server.accept(Contribution(big, "a", 1, "full"), client="a")
+    before = server.memory.copy()
+    with pytest.raises(RejectedError) as caught:
+        server.accept(Contribution(big.copy(), "b", 1, "full"), client="b")
+    assert caught.value.reason == "overflow"
+    assert same_statistics(server.memory, before)
+    assert server.clients == ["a"]
+
+
+# -- on disk ------------------------------------------------------------------------------------
+
+
+def test_server_state_survives_a_file(tmp_path):
+    server, client = MergedMemory(empty()), client_with(1, 2)
+    deliver(server, client)
+    checkpoint.save(tmp_path / "s", server.state())
+    again = MergedMemory(empty())
+    again.restore(checkpoint.load(tmp_path / "s"))
+    deliver(again, client)
+    assert same_statistics(again.memory, memory_of(1, 2))
+    assert again.ledger.outcomes() == {"merged": 2, "duplicate": 2}
+    again.forget_client("a")
+    assert len(again.memory) == 0
+
+
+def test_server_state_of_other_statistics_is_refused():
+    with pytest.raises(ValueError, match="level is shared here"):
+        MergedMemory(empty("shared")).restore(MergedMemory(empty()).state())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("level", ["mean", "shared", "full"])
+def test_client_state_survives_a_file(tmp_path, level, exact):
+    store, template = StatesOnDisk(tmp_path), empty(level, exact)
+    delta = template.empty_like().update(*samples(1))
+    with store.open("a", template) as state:
+        state.contribute(delta, 1)
+        state.contribute(delta, 2)
+        state.acknowledge(state.epoch, 1)
+        first = state
+    with store.open("a", template) as state:
+        assert (state.epoch, state.seq, state.counted) == (first.epoch, 2, 2)
+        assert same_statistics(state.memory, delta + delta)
+        (pending,) = state.pending
+        assert (pending.seq, pending.kind) == (2, "delta")
+        assert same_statistics(pending.memory, delta)
+
+
+def test_client_state_is_not_saved_when_the_work_failed(tmp_path):
+    store = StatesOnDisk(tmp_path)
+    with contextlib.suppress(InterruptedError), store.open("a", empty()) as state:
+        state.contribute(memory_of(1), 1)
+        raise InterruptedError
+    with store.open("a", empty()) as state:
+        assert (state.seq, state.counted) == (0, 0)
+
+
+def test_client_state_of_another_backbone_is_refused(tmp_path):
+    store = StatesOnDisk(tmp_path)
+    with store.open("a", empty()) as state:
+        state.contribute(memory_of(1), 1)
+    other = PrototypeMemory(DIM, exact=True, fingerprint="other")
+    with pytest.raises(FingerprintError), store.open("a", other):
+        pass
+
+
+def test_damaged_client_state_is_reported(tmp_path):
+    store = StatesOnDisk(tmp_path)
+    with store.open("a", empty()) as state:
+        state.contribute(memory_of(1), 1)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(DataError, match="damaged"), store.open("a", empty()):
+        pass
+
+
+def test_states_in_process_are_kept_by_client():
+    store = StatesInProcess()
+    with store.open("a", empty()) as state:
+        state.contribute(memory_of(1), 1)
+    with store.open("a", empty()) as state:
+        assert state.seq == 1
+    with store.open("b", empty()) as state:
+        assert state.seq == 0
+
+
+def test_ledger_and_traffic_survive_a_file(tmp_path):
+    server = MergedMemory(empty())
+    deliver(server, client_with(1, 2))
+    server.ledger.save(tmp_path / "ledger.jsonl")
+    assert list(Ledger.load(tmp_path / "ledger.jsonl")) == list(server.ledger)
+    counts = sum(sum(entry.counts) for entry in server.ledger)
+    assert counts == server.memory.total
+    traffic = Traffic()
+    traffic.add(1, "a", "train", "up", 10)
+    traffic.add(2, "a", "train", "down", 3)
+    traffic.save(tmp_path / "traffic.csv")
+    assert traffic.total("up") == 10
+    assert traffic.total("up", 2) == 0
+    assert (tmp_path / "traffic.csv").read_text().splitlines()[1] == "1,a,train,up,10"
+
+
+def test_merging_does_not_change_what_was_sent():
+    server, client = MergedMemory(empty()), client_with(1, 2)
+    before = [contribution.memory.copy() for contribution in client.pending]
+    deliver(server, client)
+    for contribution, twin in zip(client.pending, before, strict=True):
+        assert_same(contribution.memory, twin, "a contribution that was merged")
