@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
-from protocl.memory_file import memory_from
 
 Attack = Callable[[Sequence[PrototypeMemory], torch.Generator], list[PrototypeMemory]]
 """From the honest memories of all attackers to what they send."""
@@ -108,4 +107,4 @@ def _with(
         "sum": sums[order],
         "sum_low": torch.zeros_like(sums),
     }
-    return memory_from(memory.describe(), tensors, feature_map=memory.feature_map)
+    return PrototypeMemory.from_tensors(memory.describe(), tensors, feature_map=memory.feature_map)

@@ -22,7 +22,6 @@ from torch import Tensor
 from protocl.errors import DataError
 from protocl.federation.messages import Contribution
 from protocl.memory import PrototypeMemory
-from protocl.memory_file import memory_from
 from protocl.storage import atomic_path
 
 _FORMAT = "protocl-client-1"
@@ -200,4 +199,4 @@ def _memory(
         for name, tensor in tensors.items()
         if name.startswith(f"{key}/")
     }
-    return memory_from(description, own, feature_map=empty.feature_map)
+    return PrototypeMemory.from_tensors(description, own, feature_map=empty.feature_map)

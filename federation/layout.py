@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
-from protocl.memory_file import memory_from
 
 COUNT_SCALE = 2**16
 """Counts are multiplied by this in a vector, so that noise on them can be finer than one sample
@@ -139,7 +138,7 @@ class StatisticsLayout:
         header = self._template.describe()
         if self._template.fingerprint is not None:
             header["fingerprint"] = self._template.fingerprint
-        return memory_from(header, tensors, feature_map=self._template.feature_map)
+        return PrototypeMemory.from_tensors(header, tensors, feature_map=self._template.feature_map)
 
     def _rows(self, memory: PrototypeMemory) -> NDArray[np.intp]:
         ids = memory.classes.cpu().numpy()

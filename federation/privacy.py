@@ -27,7 +27,6 @@ from protocl.federation.discrete_gaussian import discrete_gaussian
 from protocl.federation.keystream import KeyStream
 from protocl.federation.layout import COUNT_SCALE, StatisticsLayout
 from protocl.memory import PrototypeMemory
-from protocl.memory_file import memory_from
 
 SMALLEST_NOISE = 16
 """Standard deviation, in steps, that a party's noise must have."""
@@ -182,7 +181,7 @@ def clipped_memory(
     header = template.describe()
     if template.fingerprint is not None:
         header["fingerprint"] = template.fingerprint
-    return memory_from(header, buffers, feature_map=template.feature_map)
+    return PrototypeMemory.from_tensors(header, buffers, feature_map=template.feature_map)
 
 
 @dataclass

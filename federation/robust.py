@@ -26,7 +26,6 @@ from protocl.federation.client_means import (
 )
 from protocl.federation.messages import Contribution
 from protocl.memory import PrototypeMemory
-from protocl.memory_file import memory_from
 
 Centre = Literal["mean", "trimmed_mean", "geometric_median"]
 CENTRES: tuple[Centre, ...] = ("mean", "trimmed_mean", "geometric_median")
@@ -170,4 +169,4 @@ def _memory_of(
     header = empty.describe()
     if like.fingerprint is not None:
         header["fingerprint"] = like.fingerprint
-    return memory_from(header, tensors, feature_map=like.feature_map)
+    return PrototypeMemory.from_tensors(header, tensors, feature_map=like.feature_map)
