@@ -187,9 +187,11 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if self._current is None:
             self._current = classes_of(strategy.experience.dataset).to(labels.device)
         mine = torch.isin(labels, self._current)
-        ids = self.tasks.note(labels[mine], None if tasks is None else tasks[mine])
+        if not mine.all():  # selecting copies
+            features, labels = features[mine], labels[mine]
+            tasks = None if tasks is None else tasks[mine]
         self.memory = self.memory or self._new_memory(features)
-        self.memory.update(features[mine], ids)
+        self.memory.update(features, self.tasks.note(labels, tasks))
 
     def _extra_pass(self, strategy: Any, num_workers: int) -> None:
         """Add the statistics of the current experience, or replace those it added just before."""
