@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Callable
@@ -81,6 +82,7 @@ def run_experiment(
         if finished is not None and is_complete(finished):
             CheckpointFolder(run_dir / CHECKPOINTS).clear()
             return finished
+        gc.collect()  # strategies of earlier runs refer to themselves, and may hold gigabytes
         return _Run(config, run_dir, on_progress or _ignore, feature_progress).finish()
 
 

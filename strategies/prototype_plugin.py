@@ -205,16 +205,19 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             signatures.append(signature(x, labels))
         if part is None:
             return
-        self.memory = self.memory or part.empty_like()
         moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
         samples = torch.cat(signatures).cpu()
-        if self._last is not None:
+        if self.memory is not None and self._last is not None:
             before, contribution, revision = self._last
             if revision == self.memory.revision and torch.equal(before, samples):
                 if contribution is None:
                     return  # the backbone is frozen, so the statistics are those already there
                 self.memory -= contribution
-        self.memory += part
+        if self.memory is not None:
+            self.memory += part
+        else:
+            # Without a copy: statistics can be gigabytes. Only a moving backbone needs its own.
+            self.memory = part.copy() if moves else part
         self._last = (samples, part if moves else None, self.memory.revision)
 
     def _new_memory(self, features: Tensor) -> PrototypeMemory:
