@@ -20,8 +20,8 @@ from torch import Tensor
 EXACT_INTEGER_BITS = 53
 """Integers up to 2^53 are exact in float64; products in fixed point stay below it."""
 
-_SLAB = 1 << 20
-"""Elements that one step of an in-place addition touches (8 MiB a temporary in float64)."""
+_SLAB = 1 << 15
+"""Elements that one step of an in-place addition touches (256 KiB a temporary)."""
 
 
 def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

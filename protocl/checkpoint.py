@@ -16,20 +16,19 @@ submodules and dill then tries to save the optimizer's class by value. The way o
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import dill
 import torch
 from torch.serialization import default_restore_location
 
 from protocl.errors import DataError
-from protocl.storage import atomic_write
+from protocl.storage import atomic_path
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _KEPT = 2  # the newest, and one before it in case the newest is damaged
@@ -59,11 +58,11 @@ def save(path: Path, state: object, shared: Mapping[str, object] | None = None) 
         shared: large objects that the reader has anyway (the training data). They are saved as
             their key; the reader passes its own under the same keys.
     """
-    buffer = io.BytesIO()
-    with classes_by_reference():
-        torch.save(state, buffer, pickle_module=_writing_module(shared or {}))
-    body = buffer.getvalue()
-    atomic_write(path, hashlib.sha256(body).digest() + body)
+    with atomic_path(path) as temporary, temporary.open("w+b") as file:
+        # Straight to the file: a copy in memory would double what a large memory takes.
+        with classes_by_reference():
+            torch.save(state, file, pickle_module=_writing_module(shared or {}))
+        file.write(_digest(file, file.tell()))
 
 
 def load(
@@ -83,21 +82,38 @@ def load(
     Raises:
         DataError: the file is truncated or changed, or needs a shared object that is missing.
     """
-    content = path.read_bytes()
-    digest, body = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        raise DataError(
-            f"{path} is damaged: its {len(content)} bytes do not match their checksum; "
-            "delete it to continue from the checkpoint before it"
-        )
+    _verify(path)
     target = None if device is None else torch.device(device)
 
     def place(storage: Any, location: str) -> Any:
         return default_restore_location(storage, str(_placed(torch.device(location), target)))
 
     module = _reading_module(shared or {}, path, target)
-    return torch.load(
-        io.BytesIO(body), map_location=place, pickle_module=module, weights_only=False
+    # The archive's directory is looked for from the end, past the checksum that follows it.
+    with path.open("rb") as file:
+        return torch.load(file, map_location=place, pickle_module=module, weights_only=False)
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the first ``size`` bytes; the file is left behind them."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size:
+        piece = file.read(min(size, 1 << 20))
+        digest.update(piece)
+        size -= len(piece)
+    return digest.digest()
+
+
+def _verify(path: Path) -> None:
+    """Compare a file with the checksum at its end."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size > _DIGEST_BYTES and _digest(file, size - _DIGEST_BYTES) == file.read():
+            return
+    raise DataError(
+        f"{path} is damaged: its {size} bytes do not match their checksum; "
+        "delete it to continue from the checkpoint before it"
     )
 
 

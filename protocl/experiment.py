@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Callable
@@ -81,6 +82,7 @@ def run_experiment(
         if finished is not None and is_complete(finished):
             CheckpointFolder(run_dir / CHECKPOINTS).clear()
             return finished
+        gc.collect()  # strategies of earlier runs refer to themselves, and may hold gigabytes
         return _Run(config, run_dir, on_progress or _ignore, feature_progress).finish()
 
 
@@ -130,7 +132,7 @@ class _Run:
     ) -> None:
         from avalanche.training.determinism.rng_manager import RNGManager
 
-        from protocl.tensorboard import EventLogger
+        from protocl.tensorboard import EpochLoss, EventLogger
 
         self.config = config
         self.run_dir = run_dir
@@ -143,10 +145,12 @@ class _Run:
         self.prepared = prepare(config, device, self.phases, self._tell, feature_progress)
         self.events = EventLogger(run_dir)
         self.epochs = EpochProgress(lambda epoch, n: self._tell("train", epoch, n))
+        self.loss = EpochLoss(self.events)
         self.shared = {
             **self.prepared.shared_objects(),
             "events": self.events,
             "epochs": self.epochs,
+            "loss": self.loss,
         }
         if not self._continue(device):
             self._begin(device)
@@ -177,7 +181,7 @@ class _Run:
             n_classes=self.prepared.n_classes,
             device=device,
             seed=self.config.seed,
-            plugins=[self.recorder, self.epochs],
+            plugins=[self.recorder, self.epochs, self.loss],
             evaluator=evaluation_plugin(self.events),
             fingerprint=self.prepared.fingerprint,
         )

@@ -324,8 +324,10 @@ class PrototypeMemory(AdditiveStatistics):
         terms = {
             name: buffer.to(self.device) for name, buffer in other.named_buffers(recurse=False)
         }
-        sums = {name: terms[name] * sign for name in self._shapes}
-        lows = None if self.exact else {name: terms[f"{name}_low"] * sign for name in self._shapes}
+        # A merge adds the other's own tensors: they can be gigabytes.
+        signed = terms if sign > 0 else {name: -term for name, term in terms.items()}
+        sums = {name: signed[name] for name in self._shapes}
+        lows = None if self.exact else {name: signed[f"{name}_low"] for name in self._shapes}
         self._add_all(terms["class_ids"], terms["count"], sums, lows, sign)
         self.fingerprint = self.fingerprint or other.fingerprint
         self._touch()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from avalanche.evaluation.metrics import (
     accuracy_metrics,
     bwt_metrics,
     forgetting_metrics,
-    loss_metrics,
 )
 from avalanche.logging import TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
@@ -46,10 +47,43 @@ class EventLogger(TensorboardLogger):
         self.writer.close()
 
 
+class EpochLoss:
+    """Avalanche plugin that logs each epoch's mean loss.
+
+    The same number as ``loss_metrics(epoch=True)``, whose bookkeeping in every iteration takes a
+    sixth of the time of a linear layer's training. Here the device adds and is asked once an epoch.
+
+    Args:
+        logger: receives the means under :attr:`TAG`, as of Avalanche's metric.
+    """
+
+    TAG = "Loss_Epoch/train_phase/train_stream"
+
+    def __init__(self, logger: EventLogger) -> None:
+        self._logger = logger
+        self._total: torch.Tensor | float = 0.0
+        self._samples = 0
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Start a new mean."""
+        self._total, self._samples = 0.0, 0
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Add the loss of the mini-batch, weighted by its samples."""
+        samples = len(strategy.mb_y)
+        self._total = self._total + strategy.loss.detach() * samples
+        self._samples += samples
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Log the mean at the number of iterations so far."""
+        if self._samples:
+            mean = float(self._total) / self._samples
+            self._logger.writer.add_scalar(self.TAG, mean, strategy.clock.train_iterations)
+
+
 def evaluation_plugin(logger: EventLogger) -> EvaluationPlugin:
-    """Accuracy after each experience, forgetting and backward transfer; the loss of each epoch."""
+    """Accuracy after each experience, forgetting and backward transfer."""
     return EvaluationPlugin(
-        loss_metrics(epoch=True),
         accuracy_metrics(experience=True, stream=True),
         forgetting_metrics(stream=True),
         bwt_metrics(stream=True),

@@ -187,9 +187,11 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if self._current is None:
             self._current = classes_of(strategy.experience.dataset).to(labels.device)
         mine = torch.isin(labels, self._current)
-        ids = self.tasks.note(labels[mine], None if tasks is None else tasks[mine])
+        if not mine.all():  # selecting copies
+            features, labels = features[mine], labels[mine]
+            tasks = None if tasks is None else tasks[mine]
         self.memory = self.memory or self._new_memory(features)
-        self.memory.update(features[mine], ids)
+        self.memory.update(features, self.tasks.note(labels, tasks))
 
     def _extra_pass(self, strategy: Any, num_workers: int) -> None:
         """Add the statistics of the current experience, or replace those it added just before."""
@@ -203,16 +205,19 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             signatures.append(signature(x, labels))
         if part is None:
             return
-        self.memory = self.memory or part.empty_like()
         moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
         samples = torch.cat(signatures).cpu()
-        if self._last is not None:
+        if self.memory is not None and self._last is not None:
             before, contribution, revision = self._last
             if revision == self.memory.revision and torch.equal(before, samples):
                 if contribution is None:
                     return  # the backbone is frozen, so the statistics are those already there
                 self.memory -= contribution
-        self.memory += part
+        if self.memory is not None:
+            self.memory += part
+        else:
+            # Without a copy: statistics can be gigabytes. Only a moving backbone needs its own.
+            self.memory = part.copy() if moves else part
         self._last = (samples, part if moves else None, self.memory.revision)
 
     def _new_memory(self, features: Tensor) -> PrototypeMemory:

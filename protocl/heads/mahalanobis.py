@@ -15,7 +15,7 @@ from protocl.heads.covariance import fill_flat, shrink_diagonals, to_correlation
 from protocl.maps import FeatureMap, Tukey, UnitNorm
 from protocl.memory import PrototypeMemory
 
-_PIECE = 1 << 22
+_PIECE = 1 << 20
 """Elements of the differences ``(G, N, W)`` that are held at once."""
 
 
