@@ -56,6 +56,7 @@ format: setup  ## Apply the formatter and the safe lint fixes
 typecheck: setup
 	@rm -rf build/lib build/bdist.* $(TYPECHECK)
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(TYPECHECK) .
+	@rm -rf *.egg-info  # a copy of the entry points of this moment, found before the installed ones
 	@MYPYPATH=$(TYPECHECK) $(BIN)/mypy --package protocl \
 		| sed -E 's#^$(TYPECHECK)/protocl/(strategies|federation|configs)/#\1/#; s#^$(TYPECHECK)/##'
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, undisturbed
-from protocl.strategies.tensor_rows import NotInMemory, tensor_rows
+from protocl.strategies.tensor_rows import NotInMemory, integers, tensor_rows
 
 
 def features_of(
@@ -64,3 +64,18 @@ def _batches(dataset: Any, size: int, num_workers: int) -> Iterator[Any]:
             collate_fn=dataset.collate_fn,
             generator=torch.Generator(),
         )
+
+
+def classes_of(dataset: Any) -> Tensor:
+    """Class ids ``(C,)`` in ``dataset``, ascending.
+
+    Not by ``dataset.targets.uniques``, for which Avalanche visits every sample.
+    """
+    return torch.from_numpy(integers(dataset.targets)).unique()
+
+
+def signature(x: Tensor, labels: Tensor) -> Tensor:
+    """What tells samples from other samples: label and one projection of each, ``(B, 2)``."""
+    flat = x.flatten(1).float()
+    direction = torch.sin(torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device))
+    return torch.stack([labels.to(flat.dtype), flat @ direction], dim=1)

@@ -39,7 +39,7 @@ from protocl.errors import NotFittedError
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.strategies.extraction import features_of
+from protocl.strategies.extraction import classes_of, features_of, signature
 from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, refuse_compiled
 from protocl.strategies.task_classes import TaskClasses
 
@@ -112,6 +112,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._classifier: nn.Module | None = None
         self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._collected = False
+        self._current: Tensor | None = None
         self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
 
     # -- learning ---------------------------------------------------------------------------
@@ -122,6 +123,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._waiting.clear()
         self._collected = False
+        self._current = None
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         last = strategy.clock.train_exp_epochs == strategy.train_epochs - 1
@@ -182,11 +184,14 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         some = [tasks for _, _, tasks in self._waiting if tasks is not None]
         tasks = torch.cat(some) if some else None
         self._waiting.clear()
-        classes = torch.tensor(sorted(strategy.experience.dataset.targets.uniques))
-        mine = torch.isin(labels, classes.to(labels.device))
-        ids = self.tasks.note(labels[mine], None if tasks is None else tasks[mine])
+        if self._current is None:
+            self._current = classes_of(strategy.experience.dataset).to(labels.device)
+        mine = torch.isin(labels, self._current)
+        if not mine.all():  # selecting copies
+            features, labels = features[mine], labels[mine]
+            tasks = None if tasks is None else tasks[mine]
         self.memory = self.memory or self._new_memory(features)
-        self.memory.update(features[mine], ids)
+        self.memory.update(features, self.tasks.note(labels, tasks))
 
     def _extra_pass(self, strategy: Any, num_workers: int) -> None:
         """Add the statistics of the current experience, or replace those it added just before."""
@@ -197,20 +202,20 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         for x, features, labels, tasks in features_of(strategy, dataset, self.layer, workers):
             part = part or self._new_memory(features)
             part.update(features, self.tasks.note(labels, tasks))
-            signatures.append(_signature(x, labels))
+            signatures.append(signature(x, labels))
         if part is None:
             return
         self.memory = self.memory or part.empty_like()
         moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
-        signature = torch.cat(signatures).cpu()
+        samples = torch.cat(signatures).cpu()
         if self._last is not None:
             before, contribution, revision = self._last
-            if revision == self.memory.revision and torch.equal(before, signature):
+            if revision == self.memory.revision and torch.equal(before, samples):
                 if contribution is None:
                     return  # the backbone is frozen, so the statistics are those already there
                 self.memory -= contribution
         self.memory += part
-        self._last = (signature, part if moves else None, self.memory.revision)
+        self._last = (samples, part if moves else None, self.memory.revision)
 
     def _new_memory(self, features: Tensor) -> PrototypeMemory:
         memory = self.head.new_memory(
@@ -289,13 +294,6 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if self.memory is None:
             self.memory = self._new_memory(torch.empty(0, state["feature_dim"]))
         self.memory.load_state_dict(state["memory"])
-
-
-def _signature(x: Tensor, labels: Tensor) -> Tensor:
-    """What tells samples from other samples: label and one projection of each, ``(B, 2)``."""
-    flat = x.flatten(1).float()
-    direction = torch.sin(torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device))
-    return torch.stack([labels.to(flat.dtype), flat @ direction], dim=1)
 
 
 def _task_labels(strategy: Any) -> Tensor | None:

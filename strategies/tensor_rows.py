@@ -21,6 +21,7 @@ from avalanche.benchmarks.utils.classification_dataset import (
     lookup,
 )
 from avalanche.benchmarks.utils.data import _FlatDataWithTransform
+from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData, LazyIndices, LazyRange
 from avalanche.benchmarks.utils.transform_groups import TransformGroups
 from avalanche.benchmarks.utils.transforms import TupleTransform
@@ -241,6 +242,15 @@ def _map_labels(transforms: TransformGroups, group: str, labels: Rows) -> Rows:
     return labels
 
 
+def integers(attribute: DataAttribute[Any]) -> Rows:
+    """Values ``(N,)`` of a per-sample attribute, such as ``dataset.targets``.
+
+    Raises:
+        NotInMemory: they are not integers.
+    """
+    return _values(attribute.data, np.arange(len(attribute)))
+
+
 def _values(data: Any, rows: Rows) -> Rows:
     """Values ``(N,)`` of an attribute such as the task labels."""
     if isinstance(data, ConstantSequence):
@@ -251,6 +261,6 @@ def _values(data: Any, rows: Rows) -> Rows:
             gathered[mine] = _values(child, below_rows)
         return gathered
     values = data if isinstance(data, list) else list(data)
-    if not all(isinstance(value, int) for value in values):
+    if not all(isinstance(value, int | np.integer) for value in values):
         raise NotInMemory(f"it has per-sample values in a {type(data).__name__} beside the label")
     return np.asarray(values, dtype=np.int64)[rows]
