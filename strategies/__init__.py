@@ -1,8 +1,12 @@
 """Continual learning strategies on prototype memories, as Avalanche plugins."""
 
+from protocl.strategies.drift_compensation import DriftCompensation, DriftEstimator
 from protocl.strategies.fecam import FeCAM
+from protocl.strategies.fetril import FeTrIL, FeTrILPlugin
 from protocl.strategies.in_memory import InMemory
+from protocl.strategies.napa_vq import NAPAVQ, NAPAVQPlugin
 from protocl.strategies.nearest_mean import NearestMean
+from protocl.strategies.pass_ import PASS, PASSPlugin
 from protocl.strategies.prd import PRD, PRDPlugin
 from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin
 from protocl.strategies.prototype_plugin import PrototypePlugin
@@ -10,11 +14,19 @@ from protocl.strategies.ranpac import RanPAC
 from protocl.strategies.slda import SLDA
 
 __all__ = [
+    "NAPAVQ",
+    "PASS",
     "PRD",
     "SLDA",
+    "DriftCompensation",
+    "DriftEstimator",
     "FeCAM",
+    "FeTrIL",
+    "FeTrILPlugin",
     "InMemory",
+    "NAPAVQPlugin",
     "NearestMean",
+    "PASSPlugin",
     "PRDPlugin",
     "ProtoCL",
     "ProtoCLPlugin",

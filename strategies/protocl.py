@@ -4,8 +4,8 @@ Each class is a Gaussian around an unknown mean. A batch is first predicted with
 before it, which gives the loss of the embedding; then it updates the posterior, in closed form. The
 posterior of an experience is the prior of the next.
 
-It is a replay method: without its memory of samples the embedding forgets (20 % on
-Split-Fashion-MNIST, as without any method).
+It is a replay method: without its memory of samples the embedding forgets old classes, and stored
+posteriors do not prevent that. Very many small experiences would each keep nothing of the budget.
 
 Stored between experiences: the posterior, ``8 (D + 1)`` bytes a class and as many for its prior,
 and ``mem_size`` samples.

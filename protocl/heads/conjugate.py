@@ -70,7 +70,7 @@ def natural_mean(beliefs: Beliefs) -> Tensor:
 
 
 def predictive(beliefs: Beliefs, noise: Tensor) -> Predictive:
-    """Distribution of the next sample and its class, eq. 18: ``N(z; mu_c, Sigma + Lambda_c^-1)``."""
+    """The next sample and its class, eq. 18: ``N(z; mu_c, Sigma + Lambda_c^-1)``."""
     width = beliefs.mean.shape[1]
     weights = (beliefs.concentration / beliefs.concentration.sum()).log()
     weights = weights - width / 2 * math.log(2 * math.pi)

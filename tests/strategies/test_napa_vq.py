@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
+from torch import nn
 
-from protocl.data import TensorData
+from protocl.data import BenchmarkConfig, TensorData
+from protocl.data.streams import class_order
+from protocl.strategies.distances import squared_distances
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.napa_vq import NAPAVQ, NAPAVQLoss, NAPAVQPlugin
+from protocl.strategies.neural_gas import choose_neighbours
+from tests.golden.napa_vq import golden, normal
 from tests.strategies.small import (
     build_net,
     build_strategy,
@@ -149,3 +155,63 @@ def test_ready_made_strategy_learns_new_classes_and_keeps_old_ones(benchmark: An
     # Gradient descent alone ends with [0, 0, 1].
     assert accuracies[0] + accuracies[1] > 0.4
     assert accuracies[2] > 0.3
+
+
+# -- golden values ---------------------------------------------------------------------------
+
+
+def test_predictions_of_the_authors_code() -> None:
+    randn = normal(6)
+    plugin = NAPAVQPlugin()
+    plugin.parameters.append(randn(12, 3))
+    plugin.rows.add(torch.arange(3))
+    z, case = randn(9, 3), golden()["predict"]
+    assert plugin.answer(z).argmax(1).tolist() == case["pred"]
+    euclidean = squared_distances(z, plugin.parameters.codes[::4]).argmin(1)
+    assert euclidean.tolist() == case["pred_raw_euclid_rot0"]
+
+
+def test_prototypes_are_means_over_all_images_in_each_orientation() -> None:
+    case = golden()["proto_save"]
+    images = torch.from_numpy(np.random.RandomState(5).rand(10, 3, 32, 32)).float()
+    data = TensorData(images, torch.arange(10) % 2)
+    benchmark = nc_benchmark(data, data, n_experiences=1, task_labels=False, shuffle=False)
+    plugin = NAPAVQPlugin()
+    strategy = build_strategy("naive", [plugin], SpatialMean(), train_epochs=0)
+    train_on(strategy, benchmark.train_stream)
+    assert plugin.memory is not None
+    assert plugin.memory.classes.tolist() == case["keys"]
+    everything = torch.tensor(case["all10_would_be_4"])
+    torch.testing.assert_close(plugin.prototypes()[4], everything, rtol=1e-5, atol=0)
+    # The authors' code drops the last, incomplete batch.
+    complete = images[:8].mean((2, 3))
+    for key, mine in (("proto_0", complete[::2]), ("proto_4", complete[1::2])):
+        torch.testing.assert_close(mine.mean(0), torch.tensor(case[key]), rtol=1e-5, atol=0)
+
+
+class SpatialMean(nn.Module):
+    """Features are the mean of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(x.mean((2, 3)))
+
+
+def test_class_orders_of_the_authors_code() -> None:
+    case = golden()["class_order"]
+    config = BenchmarkConfig(order_seed=case["seed"])
+    cifar = class_order(config, torch.arange(100), seed=0)
+    assert (cifar[:10], cifar[-5:]) == (case["cifar_head"], case["cifar_tail"])
+    assert class_order(config, torch.arange(200), seed=0)[:10] == case["tiny_head"]
+
+
+def test_every_mixture_has_a_neighbour_of_its_own() -> None:
+    """The released code, run with NumPy 1.23 or later, gives all the same one."""
+    assert golden()["numpy_index_bug"]["single_neighbour_for_whole_batch"] == 10
+    edges = torch.eye(8)
+    edges[0, 5] = edges[4, 3] = 1.0
+    neighbours = choose_neighbours(edges, torch.tensor([0, 4, 0]), torch.tensor([0.9, 0.1, 0.1]))
+    assert neighbours.tolist() == [5, 3, 0]

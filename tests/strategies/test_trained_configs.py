@@ -1,0 +1,47 @@
+"""PRD and ProtoCL from their configuration, as the command line builds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from protocl.experiment import run_experiment
+from protocl.settings import load
+from protocl.strategies.prd import PRDConfig
+from protocl.strategies.protocl import ProtoCLConfig
+
+SMALL = [
+    "benchmark=digits",
+    "benchmark.n_experiences=2",
+    "backbone=mlp",
+    "backbone.width=64",
+    "strategy.train_epochs=3",
+    "strategy.lr=1e-2",
+]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["strategy=prd", "strategy.prototype_lr=1.0", "strategy.views=copies"],
+        ["strategy=prd_released", "strategy.first_experience_epochs=4", "strategy.views=copies"],
+        ["strategy=protocl", "strategy.mem_size=50", "strategy.all_classes=true"],
+        ["strategy=protocl", "strategy.refit=memory", "strategy.covariance=diag"],
+    ],
+)
+def test_a_run_from_the_command_lines_settings(settings: list[str], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    (config,) = load([*SMALL, *settings, f"output={tmp_path}", "device=cpu"])
+    result = run_experiment(config, tmp_path)
+    torch.set_num_threads(threads)
+    assert result["status"] == "complete"
+    chance = 1 / 5
+    assert result["metrics"]["accuracy_matrix"][0][0] > 2 * chance
+
+
+def test_what_is_kept_is_stated() -> None:
+    assert not PRDConfig.info.keeps_data
+    assert ProtoCLConfig.info.keeps_data
+    assert "mem_size" in ProtoCLConfig.info.stored_between_experiences
