@@ -17,9 +17,9 @@ from protocl.federation import (
     QuorumGrid,
     simulate,
 )
+from protocl.federation.choosing import NotEnoughClientsError
 from protocl.federation.client_state import StatesOnDisk
 from protocl.federation.merging import same_statistics
-from protocl.federation.choosing import NotEnoughClientsError
 from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean, Ridge
 
 DIM, CLIENTS, ROUNDS = 6, 6, 4
