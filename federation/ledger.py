@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from protocl.storage import atomic_write
 
@@ -95,15 +95,12 @@ class Ledger:
     def load(cls, path: Path) -> Ledger:
         """Read what :meth:`save` wrote."""
         lines = path.read_text(encoding="utf-8").splitlines()
-        return cls(
-            Entry(
-                **{
-                    key: tuple(value) if isinstance(value, list) else value
-                    for key, value in json.loads(line).items()
-                }
-            )
-            for line in lines
-        )
+        return cls(_entry(json.loads(line)) for line in lines)
+
+
+def _entry(values: dict[str, Any]) -> Entry:
+    lists = {key: tuple(values[key]) for key in ("classes", "counts")}
+    return Entry(**{**values, **lists})
 
 
 def _without(entry: Entry, gone: set[int]) -> Entry:

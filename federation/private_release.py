@@ -6,15 +6,15 @@ class of one sample passes with probability ``delta`` at most (:func:`release_by
 
 Who adds the noise decides whom it protects from:
 
-============== ====================== ===================================== ====================
-placement      noise of each party    protects from                         noise of the sum
-============== ====================== ===================================== ====================
-``local``      all of it              everyone, the server included         ``sqrt(n)`` times
-``distributed`` ``1/n`` of the variance everyone who sees only the sum, so     once
-                                      together with secure aggregation
-``central``    none; the server's is  those who see what the server         once
-               added to the sum       publishes; the server is trusted
-============== ====================== ===================================== ====================
+=============== ========================= ==================================== ================
+placement       noise of each party       protects from                        noise of the sum
+=============== ========================= ==================================== ================
+``local``       all of it                 everyone, the server included        ``sqrt(n)`` times
+``distributed`` ``1/n`` of the variance   everyone who sees only the sum, so   once
+                                          together with secure aggregation
+``central``     none; the server's is     those who see what the server        once
+                added to the sum          publishes; the server is trusted
+=============== ========================= ==================================== ================
 
 Limits. A sum of discrete Gaussians is not exactly one. Here each has a standard deviation of at
 least :data:`SMALLEST_NOISE` steps, and then the difference is below ``exp(-2000)`` for every event

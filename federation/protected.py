@@ -41,7 +41,7 @@ class ProtectedPrototypes(Strategy):
     merge of the same statistics, bit for bit.
 
     A secure round is four messages to each client, all sent while Flower asks for the messages to
-    train; nothing of a client's data remains to be sent afterwards.
+    train. Each vector is in one sum that is unmasked, so the differences of sums tell nothing more.
 
     Args:
         layout: the public class list and the kind of memory.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodInfo
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from protocl.federation.layout import StatisticsLayout
-    from protocl.federation.private_release import Placement, PrivateRelease
+    from protocl.federation.private_release import PrivateRelease
     from protocl.memory import PrototypeMemory
 
 
@@ -84,7 +84,7 @@ class ProtectedPrototypesConfig(HeadConfig):
         except ValueError as error:
             raise ConfigError(f"method.{error}") from error
         contributors = Agreement.threshold(asked) if self.noise == "distributed" else 1
-        return PrivateRelease(mechanism, layout, cast("Placement", self.noise), contributors)
+        return PrivateRelease(mechanism, layout, self.noise, contributors)
 
 
 class ProtectedMethod:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flwr.app import ArrayRecord
     from torch import Tensor
 
-    from protocl.federation.strategy import FederatedPrototypes
+    from protocl.federation.strategy import FederatedPrototypes, Merge, Screen
     from protocl.memory import PrototypeMemory
 
 
@@ -74,6 +74,14 @@ class PrototypesConfig(HeadConfig):
             )
         return PrototypesMethod(self, setup)
 
+    def build_screen(self) -> Screen | None:
+        """What looks at the contributions of a round; nothing here."""
+        return None
+
+    def build_merge(self) -> Merge | None:
+        """How the clients' sums are merged; None for the exact sum."""
+        return None
+
 
 class PrototypesMethod:
     """See :class:`protocl.federation.config.Method`."""
@@ -99,6 +107,8 @@ class PrototypesMethod:
             ),
             keep_contributions=config.keep_contributions,
             checkpoints=setup.checkpoints,
+            screen=config.build_screen(),
+            merge=config.build_merge(),
         )
         self.client = PrototypeClient(
             setup.load,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ from protocl.federation.client_means import (
     trimmed_mean,
     weighted_mean,
 )
-from protocl.federation.messages import Contribution
 from protocl.memory import PrototypeMemory
+
+if TYPE_CHECKING:
+    from protocl.federation.messages import Contribution
 
 Centre = Literal["mean", "trimmed_mean", "geometric_median"]
 CENTRES: tuple[Centre, ...] = ("mean", "trimmed_mean", "geometric_median")

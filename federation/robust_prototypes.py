@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.prototypes import PrototypesConfig, PrototypesMethod
 from protocl.federation.robust import ConsistencyScreen, RobustMerge
-
-if TYPE_CHECKING:
-    from protocl.memory import PrototypeMemory
 
 
 @dataclass
@@ -39,7 +36,7 @@ class RobustPrototypesConfig(PrototypesConfig):
     share_votes: bool = False
     screen: float = 0.0
 
-    def build(self, setup: FederationSetup) -> RobustPrototypesMethod:
+    def build(self, setup: FederationSetup) -> PrototypesMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""
         if not self.keep_contributions:
             raise ConfigError(
@@ -50,7 +47,7 @@ class RobustPrototypesConfig(PrototypesConfig):
                 f"method.head={self.head} needs second moments, which method.centre={self.centre} "
                 "does not give; use head=nearest_mean, or centre=exact with a screen"
             )
-        return RobustPrototypesMethod(self, setup)
+        return PrototypesMethod(self, setup)
 
     def build_merge(self) -> RobustMerge | None:
         """The rule, or None for the exact sum.
@@ -82,26 +79,3 @@ class RobustPrototypesConfig(PrototypesConfig):
             return ConsistencyScreen(self.screen) if self.screen else None
         except ValueError as error:
             raise ConfigError(f"method.screen: {error}") from error
-
-
-class RobustPrototypesMethod(PrototypesMethod):
-    """See :class:`protocl.federation.config.Method`."""
-
-    def __init__(self, config: RobustPrototypesConfig, setup: FederationSetup) -> None:
-        self._merge = config.build_merge()
-        super().__init__(config, setup)
-        self.strategy.screen = config.build_screen()
-        self._seen = ""
-        self._robust: PrototypeMemory | None = None
-
-    @property
-    def memory(self) -> PrototypeMemory:
-        """The clients' contributions under the rule; the exact sum where there is none."""
-        merged = self.strategy.merged
-        if self._merge is None or not merged.clients:
-            return self.strategy.memory
-        if self._robust is None or self._seen != merged.memory.revision:
-            parts = [merged.contribution_of(client) for client in merged.clients]
-            self._robust = self._merge([part for part in parts if len(part)])
-            self._seen = merged.memory.revision
-        return self._robust

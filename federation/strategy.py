@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,10 @@ class Screen(Protocol):
         self, contributions: Sequence[Contribution], merged: PrototypeMemory
     ) -> Sequence[str | None]:
         """For each contribution None to accept it, or the reason why not."""
+
+
+Merge = Callable[[Sequence[PrototypeMemory]], PrototypeMemory]
+"""One memory of those of all clients: :class:`protocl.federation.robust.RobustMerge`."""
 
 
 @dataclass
@@ -112,6 +116,8 @@ class FederatedPrototypes(Strategy):
         checkpoints: folder to which the whole state is written after each round, before anything
             is acknowledged; :meth:`resume` continues from there.
         screen: looks at the contributions of a round before they are merged.
+        merge: makes the merged memory of what each client contributed; the exact sum by default.
+            Needs ``keep_contributions``.
 
     Attributes:
         merged: the server's state; its ledger, its names.
@@ -129,11 +135,16 @@ class FederatedPrototypes(Strategy):
         keep_contributions: bool = True,
         checkpoints: Path | None = None,
         screen: Screen | None = None,
+        merge: Merge | None = None,
     ) -> None:
+        if merge is not None and not keep_contributions:
+            raise ValueError("merge looks at clients side by side: keep_contributions must be true")
         self.options = options or Options()
         self.empty = empty.empty_like()
         self.merged = MergedMemory(empty, keep_contributions=keep_contributions)
         self.screen = screen
+        self.merge = merge
+        self._merged: tuple[str, PrototypeMemory] | None = None
         self.traffic = Traffic()
         self.seconds = Seconds()
         self.evaluations: dict[int, Confusion] = {}
@@ -145,7 +156,13 @@ class FederatedPrototypes(Strategy):
     @property
     def memory(self) -> PrototypeMemory:
         """The merged memory; read it, do not change it."""
-        return self.merged.memory
+        exact, clients = self.merged.memory, self.merged.clients
+        if self.merge is None or not len(exact):
+            return exact
+        if self._merged is None or self._merged[0] != exact.revision:
+            parts = [self.merged.contribution_of(client) for client in clients]
+            self._merged = exact.revision, self.merge([part for part in parts if len(part)])
+        return self._merged[1]
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint that is whole.

@@ -79,9 +79,10 @@ def test_robust_run_withstands_liars(tmp_path: Path) -> None:
 
 
 def test_robust_run_without_liars_keeps_every_client(tmp_path: Path) -> None:
-    result, memory = run(tmp_path, "federation=digits_robust", "rounds=2", "seed=2")
+    result, memory = run(tmp_path, "federation=digits_robust", "rounds=2", "seed=2", "evaluate=1")
     assert result["metrics"]["last_accuracy"] > 0.89
     assert len(memory) == 10
+    assert 0.7 * 1347 < memory.total < 1347  # counts are capped
 
 
 @pytest.mark.parametrize(
