@@ -204,8 +204,8 @@ class PrototypeClient:
         for key, value in self.empty.describe().items():
             if config.get(key) != value:
                 raise ValueError(
-                    f"the federation merges memories with {key}={config.get(key)}, this client's "
-                    f"has {key}={value}; give server and clients the same settings"
+                    f"the federation merges memories with {key}={config.get(key)!r}, this client's "
+                    f"has {key}={value!r}; give server and clients the same settings"
                 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -87,7 +87,7 @@ class ClientState:
 class StateStore(Protocol):
     """Where the states of clients are kept."""
 
-    def open(self, client: str, empty: PrototypeMemory) -> Iterator[ClientState]:
+    def open(self, client: str, empty: PrototypeMemory) -> AbstractContextManager[ClientState]:
         """The state of ``client``, for a ``with`` block that saves it when it ends well.
 
         Args:

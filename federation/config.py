@@ -37,10 +37,17 @@ class Method(Protocol):
         memory: the merged memory, or None where there is none.
     """
 
-    strategy: Strategy
-    client_app: ClientApp
-    initial: ArrayRecord
-    memory: PrototypeMemory | None
+    @property
+    def strategy(self) -> Strategy: ...
+
+    @property
+    def client_app(self) -> ClientApp: ...
+
+    @property
+    def initial(self) -> ArrayRecord: ...
+
+    @property
+    def memory(self) -> PrototypeMemory | None: ...
 
     def classify(self, arrays: ArrayRecord, features: Tensor) -> Tensor:
         """Class ids ``(N,)`` that the federation's present model gives ``features`` ``(N, D)``."""

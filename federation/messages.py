@@ -162,7 +162,7 @@ def _check_header(header: ConfigRecord, like: PrototypeMemory) -> None:
     if header.get("format") != FORMAT or header.get("version") != VERSION:
         raise RejectedError(
             "format",
-            f"format '{header.get('format')}' version {header.get('version')!r}; expected "
+            f"format {header.get('format')!r} version {header.get('version')!r}; expected "
             f"'{FORMAT}' version {VERSION}: install the same protocl on all nodes",
         )
     for key, kind in (("epoch", str), ("seq", int), ("fingerprint", str)):

@@ -188,7 +188,7 @@ def _unpack_rounded(
         raise DataError(
             f"array '{name}' is {array.shape} {array.dtype}; expected {shape} {precision}"
         )
-    rows = torch.from_numpy(array.astype(np.float64) * factors.reshape(-1, 1))
+    rows = torch.from_numpy(array.astype(np.float64) * factors.astype(np.float64).reshape(-1, 1))
     sums = rows * _weights(memory, name, memory.get_buffer("count"))
     sums = sums[0] if _is_pooled(memory, name) else sums
     if not memory.exact:

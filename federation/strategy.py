@@ -227,7 +227,7 @@ class FederatedPrototypes(Strategy):
         self._save()
         # Asked no more than one round ago, a node may still be reported as gone.
         self._asked = {n: sent for n, sent in self._asked.items() if n >= self.round - 1}
-        return self._encoded()[0], MetricRecord(self._summary())
+        return self._encoded()[0], MetricRecord(dict(self._summary()))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -142,7 +142,7 @@ def build(
     for field in dataclasses.fields(schema):  # type: ignore[arg-type]
         kind = OmegaConf.get_type(config, field.name)
         if dataclasses.is_dataclass(kind):
-            schemas[field.name] = kind  # type: ignore[assignment]
+            schemas[field.name] = kind
     for group, registry in groups.items():
         picked = _pick(group, registry, settings)
         if group in subclasses:

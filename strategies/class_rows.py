@@ -61,4 +61,4 @@ class ClassRows(nn.Module):
         stored = state_dict.get(f"{prefix}_ids")
         if stored is not None:
             self._ids = self.get_buffer("_ids").new_empty(stored.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -6,6 +6,8 @@ of it whatever the model does not have.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn, optim
 
 
@@ -20,7 +22,8 @@ def companion_optimizer(
     """
     group = optimizer.param_groups[0]
     settings = {name: group[name] for name in optimizer.defaults if name in group}
-    companion = type(optimizer)(parameters, lr=group["lr"])
+    kind: Callable[..., optim.Optimizer] = type(optimizer)
+    companion = kind(parameters, lr=group["lr"])
     companion.param_groups[0].update(settings)
     return companion
 
