@@ -161,7 +161,7 @@ class FeTrILPlugin(PrototypePlugin):
 
     Args:
         head: fitted to the statistics of new and pseudo-features; its logits must be linear in the
-            features. ``Ridge()`` by default.
+            features. ``LinearDiscriminant("auto")`` by default.
         svm_c: fit a support vector machine instead, with this inverse strength of regularisation.
         **settings: those of :class:`.PrototypePlugin` but ``collect``, ``memory`` and ``level``.
 
@@ -173,7 +173,9 @@ class FeTrILPlugin(PrototypePlugin):
         self, head: Head | None = None, *, svm_c: float | None = None, **settings: Any
     ) -> None:
         super().__init__(
-            Ridge(dtype=torch.float64) if head is None else head, level="mean", **settings
+            LinearDiscriminant("auto", dtype=torch.float64) if head is None else head,
+            level="mean",
+            **settings,
         )
         if self.exact:
             raise ValueError("exact=True: pseudo-features are not sums of samples; use exact=False")
@@ -251,7 +253,7 @@ class FeTrIL(FrozenBackbone):
         self, *, head: Head | None = None, svm_c: float | None = None, **settings: Any
     ) -> None:
         super().__init__(
-            head=Ridge(dtype=torch.float64) if head is None else head,
+            head=LinearDiscriminant("auto", dtype=torch.float64) if head is None else head,
             plugin=partial(FeTrILPlugin, svm_c=svm_c),
             **settings,
         )
@@ -262,7 +264,7 @@ class FeTrILConfig(FrozenBackboneConfig):
     """Settings of :class:`FeTrIL`.
 
     Attributes:
-        classifier: ``ridge`` (the default), ``lda``, or the authors' ``svm``.
+        classifier: ``lda`` (the default), ``ridge``, or the authors' ``svm``.
         regularization: of ridge: a number or ``auto``.
         shrinkage: of lda: a number in [0, 1] or ``auto``.
         svm_c: inverse strength of the regularisation of svm.
@@ -276,7 +278,7 @@ class FeTrILConfig(FrozenBackboneConfig):
     )
 
     name: str = "fetril"
-    classifier: str = "ridge"
+    classifier: str = "lda"
     regularization: float | str = "auto"
     shrinkage: float | str = "auto"
     svm_c: float = 1.0
