@@ -135,7 +135,9 @@ class BatchStatistics:
                 present = places < counts[:, None]
                 samples = order[torch.where(present, starts[positions][:, None] + places, 0)]
                 values = self._values(samples.flatten())[1].view(*samples.shape, self._width)
-                self._add_products(moments, values * present[:, :, None])
+                self._add_products(
+                    moments, values if present.all() else values * present[..., None]
+                )
             yield positions, moments
 
     def second_moment_bound(self) -> int:
@@ -182,11 +184,15 @@ class BatchStatistics:
         if self._step is None:
             # Half precision is summed after conversion, which is exact.
             features = features if features.dtype == torch.float64 else features.to(torch.float32)
-            return features.to(torch.float64), self._map(features).to(torch.float64)
+            mapped = self._map(features).to(torch.float64)
+            return features.to(torch.float64) if self._raw else mapped, mapped
         if not bool(torch.isfinite(features).all()):
             self._refuse_not_finite()
         raw = quantise(features, self._step)
-        mapped = quantise(self._map(raw * self._step), self._step)
+        if self._map.spec == "identity":
+            mapped = raw
+        else:
+            mapped = quantise(self._map(raw * self._step), self._step)
         self._largest = max(self._largest, int(mapped.abs().max()), int(raw.abs().max()))
         if self._level != "mean":
             rows_per_exact_product(mapped, self._step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -49,6 +49,28 @@ def features_of(
             finally:
                 seen = tap.close()
         yield x, joined(seen, tasks), y, tasks
+
+
+def in_pieces(
+    batches: Iterable[tuple[Tensor, Tensor]], size: int = 4096
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Join features ``(B, D)`` and class ids ``(B,)`` of successive batches to ``size`` or more.
+
+    An update of a memory costs little more for thousands of samples than for one.
+    """
+    waiting: list[tuple[Tensor, Tensor]] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(ids) for _, ids in waiting) >= size:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    features, ids = zip(*batches, strict=True)
+    return torch.cat(features), torch.cat(ids)
 
 
 def _batches(dataset: Any, size: int, num_workers: int) -> Iterator[Any]:

@@ -27,7 +27,7 @@ Avalanche 0.6.0 has faults that no plugin can mend. What to do about them:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -39,7 +39,7 @@ from protocl.errors import NotFittedError
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.strategies.extraction import classes_of, features_of, signature
+from protocl.strategies.extraction import classes_of, features_of, in_pieces, signature
 from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, refuse_compiled
 from protocl.strategies.task_classes import TaskClasses
 
@@ -199,10 +199,15 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         part: PrototypeMemory | None = None
         signatures = []
         dataset = strategy.experience.dataset
-        for x, features, labels, tasks in features_of(strategy, dataset, self.layer, workers):
+
+        def noted() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, features, labels, tasks in features_of(strategy, dataset, self.layer, workers):
+                signatures.append(signature(x, labels))
+                yield features, self.tasks.note(labels, tasks)
+
+        for features, ids in in_pieces(noted()):
             part = part or self._new_memory(features)
-            part.update(features, self.tasks.note(labels, tasks))
-            signatures.append(signature(x, labels))
+            part.update(features, ids)
         if part is None:
             return
         moves = any(parameter.requires_grad for parameter in strategy.model.parameters())

@@ -18,6 +18,9 @@ from protocl.memory import PrototypeMemory
 _PIECE = 1 << 20
 """Elements of the differences ``(G, N, W)`` that are held at once."""
 
+_BLOCKS = 4
+"""Blocks of rows in which a triangular factor is multiplied, without most of its zeros."""
+
 
 class Mahalanobis(Head):
     """The class whose mean is nearest under the class's own covariance.
@@ -75,6 +78,7 @@ class Mahalanobis(Head):
         self.mean_of = mean_of
         self.normalize = normalize
         self.correlation = correlation
+        self._triangular = True
         self.raw_means = tukey is not None and mean_of == "raw"  # type: ignore[misc]
 
     @classmethod
@@ -101,6 +105,9 @@ class Mahalanobis(Head):
         self._set(_means=self._class_means(memory))
         factors = [whitening(part).to(self.dtype) for part in self._matrices(memory)]
         self._set(_factors=torch.cat(factors))
+        stored = self.get_buffer("_factors")
+        # A pseudo-inverse, for a singular matrix, has a factor that is not triangular.
+        self._triangular = all(torch.equal(factor, factor.tril()) for factor in stored)
 
     def _class_means(self, memory: PrototypeMemory) -> Tensor:
         if self.tukey is None:
@@ -136,6 +143,17 @@ class Mahalanobis(Head):
             for first in range(0, len(means), group):
                 chosen = slice(first, first + group)
                 differences = part - means[chosen, None]
-                whitened = differences @ factors[chosen].mT
-                logits[start : start + rows, chosen] = whitened.square().sum(-1).T.neg()
+                distances = self._squared_lengths(differences, factors[chosen])
+                logits[start : start + rows, chosen] = distances.T.neg()
         return logits
+
+    def _squared_lengths(self, differences: Tensor, factors: Tensor) -> Tensor:
+        """``|A_c d|^2`` ``(G, N)`` of differences ``(G, N, W)`` under factors ``(G, W, W)``."""
+        width = factors.shape[1]
+        block = -(-width // _BLOCKS) if self._triangular else width
+        total = differences.new_zeros(differences.shape[:2])
+        for start in range(0, width, block):
+            stop = min(start + block, width) if self._triangular else width
+            whitened = differences[..., :stop] @ factors[:, start : start + block, :stop].mT
+            total += whitened.square_().sum(-1)
+        return total
