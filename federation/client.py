@@ -202,10 +202,11 @@ class PrototypeClient:
                 "use the same weights and preprocessing on all nodes"
             )
         for key, value in self.empty.describe().items():
-            if config.get(key) != value:
+            theirs = str(config.get(key))
+            if theirs != value:
                 raise ValueError(
-                    f"the federation merges memories with {key}={config.get(key)!r}, this client's "
-                    f"has {key}={value!r}; give server and clients the same settings"
+                    f"the federation merges memories with {key}={theirs}, this client's "
+                    f"has {key}={value}; give server and clients the same settings"
                 )
 
 
