@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PYTEST_FLAGS ?=
+PROCESSES ?= 2
 BENCH_FLAGS ?=
 
 VENV := .venv
@@ -38,7 +39,7 @@ demo: setup  ## Run the benchmark on digits: five strategies, three seeds
 	@$(BIN)/protocl run experiment=demo
 
 test: setup lint typecheck  ## Lint, check types, run the tests
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) $(PYTEST_FLAGS)
 
 test-slow: setup  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
