@@ -22,7 +22,9 @@ def test_field_is_a_field_and_holds_every_secret() -> None:
     assert PRIME > 2**256
 
 
-@pytest.mark.parametrize("secret", [bytes(32), b"\xff" * 32, secrets.token_bytes(32)])
+@pytest.mark.parametrize(
+    "secret", [bytes(32), b"\xff" * 32, secrets.token_bytes(32)], ids=["zero", "largest", "random"]
+)
 def test_every_subset_of_the_threshold_joins(secret: bytes) -> None:
     shares = split_secret(secret, points=[1, 2, 5, 9, 11], threshold=3)
     assert {len(share) for share in shares.values()} == {SHARE_BYTES}

@@ -60,7 +60,9 @@ def test_weights_on_the_new_api(name: str, plugins: str, new_benchmark: Any) -> 
 
 
 @pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.parametrize("plugins", [[], [PrototypePlugin()], [InMemory()]], ids=str)
+@pytest.mark.parametrize(
+    "plugins", [[], [PrototypePlugin()], [InMemory()]], ids=["none", "prototypes", "in_memory"]
+)
 def test_where_avalanche_fails_on_its_new_api_we_are_not_the_cause(
     name: str, plugins: list[Any], new_benchmark: Any
 ) -> None:
