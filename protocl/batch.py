@@ -21,9 +21,36 @@ LEVELS: dict[str, Callable[[int], tuple[int, ...] | None]] = {
 }
 """Shape of the second moment by level; -1 stands for the number of classes."""
 
-_PIECE = 1 << 18
-"""Elements of the float64 working copy of one piece: 2 MiB stay in the cache, and larger
+_PIECE = 1 << 17
+"""Elements of the float64 working copy of one piece: 1 MiB stays in the cache, and larger
 temporaries cost a page fault for every 4 KiB at each turn."""
+
+
+_BLOCK = 128
+"""Least width of the blocks of a symmetric product, of which one triangle is computed."""
+
+
+def add_upper_products_(totals: Tensor, values: Tensor) -> None:
+    """Add the upper blocks of ``values^T values`` to ``totals``; :func:`mirror_` gives the rest.
+
+    Args:
+        totals: ``(G, W, W)``.
+        values: ``(G, L, W)``.
+    """
+    width = values.shape[2]
+    block = max(_BLOCK, -(-width // 8))
+    for start in range(0, width, block):
+        left, right = values[:, :, start : start + block], values[:, :, start:]
+        for total, a, b in zip(totals[:, start : start + block, start:], left, right, strict=True):
+            total.addmm_(a.T, b)
+
+
+def mirror_(totals: Tensor) -> None:
+    """Copy the upper blocks of symmetric ``(G, W, W)`` to the lower ones."""
+    width = totals.shape[2]
+    block = max(_BLOCK, -(-width // 8))
+    for start in range(block, width, block):
+        totals[:, start : start + block, :start] = totals[:, :start, start : start + block].mT
 
 
 def check_batch(features: Tensor, labels: Tensor, feature_dim: int) -> None:
@@ -109,6 +136,8 @@ class BatchStatistics:
         rows_at_once = max(1, _PIECE // self._width)
         for start in range(0, len(self._rows), rows_at_once):
             self._add_piece(totals, slice(start, start + rows_at_once))
+        if self._level == "shared":
+            mirror_(totals["second"][None])
         if not bool(torch.isfinite(totals["sum"]).all()):
             self._refuse_not_finite()
         self._require_room()
@@ -138,6 +167,7 @@ class BatchStatistics:
                 self._add_products(
                     moments, values if present.all() else values * present[..., None]
                 )
+            mirror_(moments)
             yield positions, moments
 
     def second_moment_bound(self) -> int:
@@ -171,9 +201,9 @@ class BatchStatistics:
             total.index_add_(0, rows, values.to(torch.int64))
 
     def _add_products(self, moments: Tensor, values: Tensor) -> None:
-        """Add ``values^T values`` ``(G, W, W)`` of ``(G, L, W)`` to ``moments``."""
+        """Add ``values^T values`` ``(G, W, W)`` of ``(G, L, W)``, at least its upper blocks."""
         if self._step is None:
-            moments.baddbmm_(values.mT, values)
+            add_upper_products_(moments, values)
             return
         for part in values.split(rows_per_exact_product(values, self._step), dim=1):
             moments += (part.mT @ part).to(torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ def features_of(
     layer: str | None = None,
     num_workers: int = 0,
     view: Callable[[Tensor], Tensor] | None = None,
+    held: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Features of ``dataset`` under its evaluation transforms, batch by batch.
 
@@ -32,6 +34,8 @@ def features_of(
         layer: name of the classification layer, found by itself if None.
         num_workers: processes that load data which is not in memory.
         view: what to do with the inputs of a batch first, such as a rotation.
+        held: the caller keeps the model :func:`undisturbed` through the whole pass, which saves
+            doing it for each batch.
 
     Yields:
         Inputs ``(B, ...)``, features ``(B, D)``, labels ``(B,)`` and task labels ``(B,)`` or None.
@@ -42,7 +46,7 @@ def features_of(
         x, y, *rest = (part.to(strategy.device, non_blocking=True) for part in batch)
         tasks = rest[-1] if rest else None
         x = x if view is None else view(x)
-        with undisturbed(model):
+        with nullcontext() if held else undisturbed(model):
             tap.open(classifier)
             try:
                 avalanche_forward(model, x, tasks)

@@ -40,7 +40,13 @@ from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.strategies.extraction import classes_of, features_of, in_pieces, signature
-from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, refuse_compiled
+from protocl.strategies.feature_tap import (
+    FeatureTap,
+    find_classifier,
+    joined,
+    refuse_compiled,
+    undisturbed,
+)
 from protocl.strategies.task_classes import TaskClasses
 
 FLUSH_AT = 256
@@ -201,13 +207,15 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         dataset = strategy.experience.dataset
 
         def noted() -> Iterator[tuple[Tensor, Tensor]]:
-            for x, features, labels, tasks in features_of(strategy, dataset, self.layer, workers):
+            passed = features_of(strategy, dataset, self.layer, workers, held=True)
+            for x, features, labels, tasks in passed:
                 signatures.append(signature(x, labels))
                 yield features, self.tasks.note(labels, tasks)
 
-        for features, ids in in_pieces(noted()):
-            part = part or self._new_memory(features)
-            part.update(features, ids)
+        with undisturbed(strategy.model):
+            for features, ids in in_pieces(noted()):
+                part = part or self._new_memory(features)
+                part.update(features, ids)
         if part is None:
             return
         moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
