@@ -342,12 +342,12 @@ class PrototypeMemory(AdditiveStatistics):
             )
         rows = torch.searchsorted(self.get_buffer("class_ids"), ids)
         mine = self.get_buffer("count")[rows]
-        for class_id, here, there in zip(
-            ids[theirs > mine], mine[theirs > mine], theirs[theirs > mine], strict=True
-        ):
+        too_many = (theirs > mine).nonzero()
+        if len(too_many):
+            first = int(too_many[0])
             raise ValueError(
-                f"cannot subtract {int(there)} samples of class {int(class_id)}: "
-                f"this memory has {int(here)}"
+                f"cannot subtract {int(theirs[first])} samples of class {int(ids[first])}: "
+                f"this memory has {int(mine[first])}"
             )
         gone = theirs == mine
         sums, removed = self.sums[rows][gone], other.sums.to(self.device)[gone]

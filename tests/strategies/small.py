@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from protocl import checkpoint
 from protocl.data import TensorData
 
 CLASSES = 6
@@ -118,6 +120,21 @@ def assert_equal_weights(
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+def assert_continues_bit_for_bit(strategy: Any, benchmark: Any, folder: Path) -> None:
+    """Saved after the first experience, a strategy goes on from the file as the original does."""
+    train_on(strategy, benchmark.train_stream[:1])
+    shared = {"benchmark": benchmark, "stream": benchmark.train_stream}
+    checkpoint.save(folder / "a", (strategy, torch.get_rng_state()), shared)
+    restored, random_state = checkpoint.load(folder / "a", shared)
+    runs = []
+    for one in (strategy, restored):
+        torch.set_rng_state(random_state)
+        train_on(one, benchmark.train_stream[1:])
+        runs.append(torch.cat(outputs_at_eval(one, benchmark.test_stream)))
+    assert_equal_weights(strategy.model, restored.model)
+    assert torch.equal(*runs)
 
 
 def digits(train: bool) -> TensorData:

@@ -10,7 +10,6 @@ import torch
 from avalanche.benchmarks import nc_benchmark
 from avalanche.models import MTSimpleMLP
 
-from protocl import checkpoint
 from protocl.data import TensorData
 from protocl.strategies import InMemory
 from protocl.strategies.epoch_schedule import EpochSchedule
@@ -18,6 +17,7 @@ from protocl.strategies.prd import PRD, PRDPlugin, build_projector
 from protocl.strategies.prd_losses import PRDLoss
 from protocl.strategies.views import AugmentedViews, DatasetViews
 from tests.strategies.small import (
+    assert_continues_bit_for_bit,
     assert_equal_weights,
     build_net,
     build_strategy,
@@ -294,17 +294,7 @@ class TestPrediction:
 class TestState:
     def test_a_checkpoint_continues_bit_for_bit(self, benchmark, tmp_path: Path):
         strategy = build_strategy("replay", [build_plugin()])
-        train_on(strategy, benchmark.train_stream[:1])
-        shared = {"benchmark": benchmark, "stream": benchmark.train_stream}
-        checkpoint.save(tmp_path / "a", (strategy, torch.get_rng_state()), shared)
-        restored, random_state = checkpoint.load(tmp_path / "a", shared)
-        runs = []
-        for one in (strategy, restored):
-            torch.set_rng_state(random_state)
-            train_on(one, benchmark.train_stream[1:])
-            runs.append(torch.cat(outputs_at_eval(one, benchmark.test_stream)))
-        assert_equal_weights(strategy.model, restored.model)
-        assert torch.equal(*runs)
+        assert_continues_bit_for_bit(strategy, benchmark, tmp_path)
 
     def test_state_dict_holds_tensors_and_numbers_only(self, task_benchmark, tmp_path: Path):
         plugin = build_plugin()

@@ -10,12 +10,13 @@ import torch
 from avalanche.benchmarks import nc_benchmark
 from torch import nn
 
-from protocl import PrototypeMemory, checkpoint
+from protocl import PrototypeMemory
 from protocl.heads import BayesianPrototypes, RandomPrior, SharedPrior
 from protocl.strategies import InMemory
 from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin
 from protocl.strategies.sample_memory import SampleMemory
 from tests.strategies.small import (
+    assert_continues_bit_for_bit,
     assert_equal_weights,
     build_net,
     build_strategy,
@@ -240,17 +241,7 @@ class TestPrediction:
 class TestState:
     def test_a_checkpoint_continues_bit_for_bit(self, benchmark, tmp_path: Path):
         strategy = build_strategy("naive", [build_plugin()])
-        train_on(strategy, benchmark.train_stream[:1])
-        shared = {"benchmark": benchmark, "stream": benchmark.train_stream}
-        checkpoint.save(tmp_path / "a", (strategy, torch.get_rng_state()), shared)
-        restored, random_state = checkpoint.load(tmp_path / "a", shared)
-        runs = []
-        for one in (strategy, restored):
-            torch.set_rng_state(random_state)
-            train_on(one, benchmark.train_stream[1:])
-            runs.append(torch.cat(outputs_at_eval(one, benchmark.test_stream)))
-        assert_equal_weights(strategy.model, restored.model)
-        assert torch.equal(*runs)
+        assert_continues_bit_for_bit(strategy, benchmark, tmp_path)
 
     def test_state_dict_holds_tensors_and_numbers_only(self, benchmark, tmp_path: Path):
         plugin = build_plugin()
