@@ -18,11 +18,10 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp import ClientApp
-from torch import Tensor, nn
+from torch import Tensor
 
 from protocl.confusion import Confusion
 from protocl.errors import FingerprintError
-from protocl.features import extract
 from protocl.federation.client_state import ClientState, StatesInProcess, StateStore
 from protocl.federation.messages import class_id_of, decode, encode
 from protocl.federation.packing import Precision
@@ -208,19 +207,6 @@ class PrototypeClient:
                     f"the federation merges memories with {key}={theirs}, this client's "
                     f"has {key}={value}; give server and clients the same settings"
                 )
-
-
-def backbone_encoder(backbone: nn.Module, device: torch.device | str | None = None) -> Encode:
-    """Features of ``backbone``, each chunk encoded once in this process."""
-    cache: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def encode(x: Tensor) -> Tensor:
-        # Keyed by identity; the samples are kept beside, so that their id stays theirs.
-        if id(x) not in cache:
-            cache[id(x)] = (x, extract(backbone, x, device=device, progress=False))
-        return cache[id(x)][1]
-
-    return encode
 
 
 def names_of(data: ClientData) -> dict[int, str]:
