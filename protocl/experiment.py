@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from protocl import provenance
+from protocl.augmentation import TrainingAugmentation, named_augmentation
 from protocl.backbones import save_weights
 from protocl.checkpoint import CheckpointFolder
 from protocl.config import ExperimentConfig, Setup
@@ -181,7 +182,7 @@ class _Run:
             n_classes=self.prepared.n_classes,
             device=device,
             seed=self.config.seed,
-            plugins=[self.recorder, self.epochs, self.loss],
+            plugins=[*self._augmentation(), self.recorder, self.epochs, self.loss],
             evaluator=evaluation_plugin(self.events),
             fingerprint=self.prepared.fingerprint,
         )
@@ -189,6 +190,10 @@ class _Run:
             self.strategy = self.config.strategy.build(setup)
         except ValueError as error:
             raise ConfigError(f"strategy={self.config.strategy.name}: {error}") from error
+
+    def _augmentation(self) -> list[TrainingAugmentation]:
+        augmentation = named_augmentation(self.config.benchmark.augmentation)
+        return [] if augmentation is None else [TrainingAugmentation(augmentation)]
 
     def _continue(self, device: torch.device) -> bool:
         """Take up the newest checkpoint that is whole; False where there is none."""

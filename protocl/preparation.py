@@ -12,6 +12,7 @@ from torch import nn
 from protocl.backbones import BackboneConfig, Classifier, build_backbone, fingerprint
 from protocl.config import ExperimentConfig
 from protocl.data import build_benchmark, load_data
+from protocl.errors import ConfigError
 from protocl.features import FeatureCache
 from protocl.phases import PhaseLog
 
@@ -72,6 +73,12 @@ def prepare(
         on_phase: called with the name of each phase as it starts.
         feature_progress: show a progress bar while features are computed.
     """
+    if config.benchmark.augmentation != "none" and not config.strategy.trains_backbone:
+        raise ConfigError(
+            f"benchmark.augmentation={config.benchmark.augmentation}: strategy "
+            f"'{config.strategy.name}' leaves its backbone frozen and sees each image once, as it "
+            "is; leave the augmentation out, or train on the first experience"
+        )
     on_phase("data")
     with phases.phase("data"):
         data = load_data(config.benchmark)

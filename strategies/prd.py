@@ -33,7 +33,7 @@ from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prd_losses import PRDLoss, PRDTerms, Relations
 from protocl.strategies.prototype_table import PrototypeTable
-from protocl.strategies.views import AugmentedViews, ImageAugmentation, Views, named_views
+from protocl.strategies.views import Views, named_views
 
 
 def build_projector(inputs: int, hidden: int = 512, outputs: int = 128) -> nn.Sequential:
@@ -61,7 +61,7 @@ class PRDPlugin(FeatureLossPlugin):
     Args:
         loss: weights, temperatures and forms of the three losses.
         views: two views of each sample; by default drawn on the device by
-            :class:`.ImageAugmentation`. :class:`.DatasetViews` takes those that the data set made.
+            :func:`.full_augmentation`. :class:`.DatasetViews` takes those that the data set made.
         projector: from features ``(N, D)`` to ``(N, P)``; by default :func:`build_projector`.
         teacher_mode: mode of the old model; ``"train"`` normalises its batches by their own
             statistics, as the released code does.
@@ -88,7 +88,7 @@ class PRDPlugin(FeatureLossPlugin):
     ) -> None:
         super().__init__(
             layer=layer,
-            views=AugmentedViews(ImageAugmentation()) if views is None else views,
+            views=named_views("augmented") if views is None else views,
             host_loss=host_loss,
             mask_tasks=mask_tasks,
             per_task=per_task,

@@ -294,3 +294,21 @@ def test_timm_follows_the_data_configuration_of_the_model(tmp_path: Path) -> Non
         features = reference.forward_features((x - mean) / std)
         expected = reference.forward_head(features, pre_logits=True)
         torch.testing.assert_close(backbone(x), expected)
+
+
+def test_half_precision_stays_inside_and_is_part_of_the_identity() -> None:
+    made = {
+        precision: build_backbone(
+            BackboneConfig(name="resnet18_slim", width=4, precision=precision), (3, 16, 16), seed=0
+        ).eval()
+        for precision in ("float32", "bfloat16")
+    }
+    images = torch.rand(4, 3, 16, 16)
+    full, half = (backbone(images) for backbone in made.values())
+    assert half.dtype == torch.float32
+    assert 0 < float((half - full).detach().abs().max()) < 0.05 * float(full.detach().abs().max())
+    half.sum().backward()
+    assert all(parameter.grad is not None for parameter in made["bfloat16"].parameters())
+    assert fingerprint(made["float32"]) != fingerprint(made["bfloat16"])
+    with pytest.raises(ConfigError, match="float32 or bfloat16"):
+        build_backbone(BackboneConfig(name="conv4", precision="half"), (1, 28, 28), seed=0)

@@ -35,6 +35,18 @@ def _acme(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
+SMALL_IMAGES = (
+    "benchmark.n_experiences=2",
+    "benchmark.classes=4",
+    "benchmark.train_per_class=20",
+    "backbone=conv4",
+    "backbone.width=4",
+    "backbone.image_size=16",
+    "strategy=naive",
+    "strategy.train_epochs=1",
+)
+
+
 def configure(output: Path, *arguments: str) -> ExperimentConfig:
     (config,) = load([f"output={output}", f"cache={output / 'cache'}", "device=cpu", *arguments])
     return config
@@ -273,3 +285,14 @@ def test_results_are_valid_json(slda: Any):
     _, folder = slda
     text = (folder / experiment.RESULT_FILE).read_text()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in result.json"))
+
+
+def test_augmentation_reaches_the_training_of_a_run(tmp_path: Path):
+    plain, _ = run(tmp_path / "plain", *SMALL_IMAGES)
+    moved, _ = run(tmp_path / "moved", *SMALL_IMAGES, "benchmark.augmentation=crop_flip")
+    assert numbers(plain)[:2] != numbers(moved)[:2]
+
+
+def test_augmentation_of_what_is_encoded_once_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"augmentation=full: strategy 'slda' leaves"):
+        run(tmp_path, "strategy=slda", "benchmark.augmentation=full")

@@ -12,6 +12,8 @@ from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
 from protocl.data.arrays import tensor_hash
 
+Precision = Literal["float32", "bfloat16"]
+
 
 class Backbone(nn.Module):
     """A network behind its own preprocessing.
@@ -27,6 +29,9 @@ class Backbone(nn.Module):
         mean: per channel, subtracted after resizing; in units of [0, 1].
         std: per channel, divided by after that.
         channels: channels that the network takes; grey images are repeated to fill them.
+        precision: ``"bfloat16"`` runs the network's products in half precision with channels-last
+            images, two to three times as fast where the hardware has it; features are float32
+            either way.
     """
 
     mean: Tensor
@@ -43,6 +48,7 @@ class Backbone(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         channels: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
         self.network = network
@@ -51,6 +57,7 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.interpolation = interpolation
         self.channels = channels
+        self.precision: Precision = precision
         self.normalized = mean is not None or std is not None
         if self.normalized:
             for name, values in (("mean", mean or (0.0,)), ("std", std or (1.0,))):
@@ -69,13 +76,21 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(N, feature_dim)`` of images ``(N, C, H, W)`` in [0, 1] or of vectors."""
-        features: Tensor = self.network(self.preprocess(x))
-        return features
+        x = self.preprocess(x)
+        if self.precision == "float32":
+            features: Tensor = self.network(x)
+            return features
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            features = self.network(x)
+        return features.float()
 
     def describe(self) -> str:
         """Architecture and preprocessing in one line."""
         size = "native size" if self.image_size is None else f"resized to {self.image_size}"
         size += " (bicubic)" if self.interpolation == "bicubic" else ""
+        size += "" if self.precision == "float32" else f", in {self.precision}"
         if not self.normalized:
             return f"{self.architecture}, {size}"
         mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import torch
 
-from protocl.backbones.base import Backbone
+from protocl.backbones.base import Backbone, Precision
 from protocl.backbones.weights import load_weights
 from protocl.errors import ConfigError
 from protocl.registry import BACKBONES
@@ -26,6 +27,7 @@ class BackboneConfig:
         image_size: side in pixels to which images are resized inside the module; None for the
             backbone's own choice.
         seed: seed of the initial weights; None takes the seed of the run.
+        precision: ``"float32"``, or ``"bfloat16"`` for products in half precision.
     """
 
     name: str = "identity"
@@ -34,6 +36,7 @@ class BackboneConfig:
     width: int | None = None
     image_size: int | None = None
     seed: int | None = None
+    precision: str = "float32"
 
 
 def build_backbone(config: BackboneConfig, input_shape: tuple[int, ...], seed: int) -> Backbone:
@@ -55,10 +58,15 @@ def build_backbone(config: BackboneConfig, input_shape: tuple[int, ...], seed: i
         value = getattr(config, key)
         if value is not None and value < 1:
             raise ConfigError(f"backbone.{key}={value}: expected a number of at least 1")
+    if config.precision not in get_args(Precision):
+        raise ConfigError(
+            f"backbone.precision={config.precision}: expected {' or '.join(get_args(Precision))}"
+        )
     builder = BACKBONES.get(config.name.split("/")[0])
     with torch.random.fork_rng():
         torch.manual_seed(seed if config.seed is None else config.seed)
         backbone: Backbone = builder(config, input_shape)
+    backbone.precision = cast(Precision, config.precision)
     if config.checkpoint is not None:
         load_weights(backbone, config.checkpoint)
     return backbone

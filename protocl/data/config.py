@@ -45,6 +45,9 @@ class BenchmarkConfig:
         split: part of a data set that has parts: Omniglot's ``background`` or ``evaluation``.
         image_size: side in pixels to which images are resized when they are read (image folders,
             Omniglot's own files); a backbone's ``image_size`` is separate.
+        augmentation: of training images, drawn anew in each epoch: ``"none"``, ``"crop_flip"`` or
+            ``"full"`` (colour jitter and greyscale besides). Features that a frozen backbone
+            computes once are of the images as they are, and refuse it.
     """
 
     name: str = "digits"
@@ -65,6 +68,7 @@ class BenchmarkConfig:
     test_per_class: int | None = None
     split: str | None = None
     image_size: int | None = None
+    augmentation: str = "none"
 
 
 def load_data(config: BenchmarkConfig) -> ArrayData:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from protocl.strategies.views import AugmentedViews, ImageAugmentation, named_views
+from protocl.augmentation import ImageAugmentation
+from protocl.strategies.views import AugmentedViews, named_views
 
 
 def images(count: int = 40, channels: int = 3) -> torch.Tensor:
@@ -77,7 +78,7 @@ def test_views_are_drawn_independently():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="views=two: expected augmented, copies or dataset"):
+    with pytest.raises(ValueError, match="views=two: expected augmented, crop_flip, copies"):
         named_views("two")
     with pytest.raises(ValueError, match="count=0: expected at least one view"):
         AugmentedViews(count=0)
