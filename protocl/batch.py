@@ -25,6 +25,9 @@ _PIECE = 1 << 17
 """Elements of the float64 working copy of one piece: 1 MiB stays in the cache, and larger
 temporaries cost a page fault for every 4 KiB at each turn."""
 
+_PIECE_OF_SUMS = 1 << 19
+"""The same where rows are only added up: a call of ``index_add_`` costs as much as many rows."""
+
 
 _BLOCK = 128
 """Least width of the blocks of a symmetric product, of which one triangle is computed."""
@@ -133,7 +136,8 @@ class BatchStatistics:
             totals["second"] = self._zeros(classes, self._width)
         elif self._level == "shared":
             totals["second"] = self._zeros(self._width, self._width)
-        rows_at_once = max(1, _PIECE // self._width)
+        sums_only = self._step is None and self._level != "shared"
+        rows_at_once = max(1, (_PIECE_OF_SUMS if sums_only else _PIECE) // self._width)
         for start in range(0, len(self._rows), rows_at_once):
             self._add_piece(totals, slice(start, start + rows_at_once))
         if self._level == "shared":

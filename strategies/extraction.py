@@ -41,7 +41,7 @@ def features_of(
         Inputs ``(B, ...)``, features ``(B, D)``, labels ``(B,)`` and task labels ``(B,)`` or None.
     """
     model = strategy.model
-    classifier, tap = find_classifier(model, layer), FeatureTap()
+    classifier, tap = find_classifier(model, layer), FeatureTap(features_only=True)
     for batch in _batches(dataset.eval(), strategy.eval_mb_size, num_workers):
         x, y, *rest = (part.to(strategy.device, non_blocking=True) for part in batch)
         tasks = rest[-1] if rest else None
@@ -55,26 +55,41 @@ def features_of(
         yield x, joined(seen, tasks), y, tasks
 
 
-def in_pieces(
-    batches: Iterable[tuple[Tensor, Tensor]], size: int = 4096
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Join features ``(B, D)`` and class ids ``(B,)`` of successive batches to ``size`` or more.
+Piece = tuple[Tensor, Tensor, Tensor | None]
+"""Features ``(B, D)``, labels ``(B,)`` and task labels ``(B,)`` or None."""
+
+_PIECE = 1 << 21
+"""Elements of the features of a piece: 8 MiB in float32."""
+
+
+def in_pieces(batches: Iterable[Piece]) -> Iterator[Piece]:
+    """Join successive batches to pieces of thousands of samples, at most 8 MiB each.
 
     An update of a memory costs little more for thousands of samples than for one.
+
+    Yields:
+        Pieces in order. The next one overwrites the features of the one before.
     """
-    waiting: list[tuple[Tensor, Tensor]] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(len(ids) for _, ids in waiting) >= size:
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
+    buffer: Tensor | None = None
+    filled, columns = 0, []
+    for features, *column in batches:
+        if buffer is None or filled + len(features) > len(buffer):
+            if buffer is not None and filled:
+                yield buffer[:filled], *_joined(columns)
+            filled, columns = 0, []
+            if buffer is None or len(features) > len(buffer):
+                rows = max(len(features), _PIECE // features.shape[1])
+                buffer = features.new_empty((rows, features.shape[1]))
+        buffer[filled : filled + len(features)] = features
+        filled += len(features)
+        columns.append(column)
+    if buffer is not None and filled:
+        yield buffer[:filled], *_joined(columns)
 
 
-def _joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    features, ids = zip(*batches, strict=True)
-    return torch.cat(features), torch.cat(ids)
+def _joined(columns: list[Any]) -> tuple[Tensor, Tensor | None]:
+    labels, tasks = zip(*columns, strict=True)
+    return torch.cat(labels), None if tasks[0] is None else torch.cat(tasks)
 
 
 def _batches(dataset: Any, size: int, num_workers: int) -> Iterator[Any]:
@@ -100,8 +115,24 @@ def classes_of(dataset: Any) -> Tensor:
     return torch.from_numpy(integers(dataset.targets)).unique()
 
 
-def signature(x: Tensor, labels: Tensor) -> Tensor:
-    """What tells samples from other samples: label and one projection of each, ``(B, 2)``."""
-    flat = x.flatten(1).float()
-    direction = torch.sin(torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device))
-    return torch.stack([labels.to(flat.dtype), flat @ direction], dim=1)
+class Signature:
+    """What tells samples from other samples: label and one projection of each input."""
+
+    def __init__(self) -> None:
+        self._direction: Tensor | None = None
+        self._labels: list[Tensor] = []
+        self._projections: list[Tensor] = []
+
+    def add(self, x: Tensor, labels: Tensor) -> None:
+        """Take in inputs ``(B, ...)`` and labels ``(B,)``."""
+        flat = x.flatten(1).float()
+        if self._direction is None or len(self._direction) != flat.shape[1]:
+            places = torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device)
+            self._direction = torch.sin(places)
+        self._labels.append(labels)
+        self._projections.append(flat @ self._direction)
+
+    def value(self) -> Tensor:
+        """``(2, N)`` of all samples, on the CPU."""
+        projections = torch.cat(self._projections)
+        return torch.stack([torch.cat(self._labels).to(projections.dtype), projections]).cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,10 +72,14 @@ class FeatureTap:
     Args:
         differentiable: keep the features in the graph, for losses that train the backbone;
             otherwise they are detached copies.
+        features_only: nobody reads what the model returns, so that a linear layer need not be
+            computed: zeros of its shape take the place of its output.
     """
 
-    def __init__(self, differentiable: bool = False) -> None:
+    def __init__(self, differentiable: bool = False, features_only: bool = False) -> None:
         self.differentiable = differentiable
+        self.features_only = features_only
+        self._skipped: nn.Module | None = None
         self._handle: RemovableHandle | None = None
         self._seen: list[Tensor] = []
 
@@ -82,12 +87,15 @@ class FeatureTap:
         """Start to listen; what an interrupted pass left behind is dropped."""
         self.close()
         self._handle = layer.register_forward_pre_hook(self._keep, with_kwargs=True)
+        if self.features_only and type(layer) is nn.Linear and not _is_watched(layer):
+            layer.forward = partial(_zeros_like_output, layer.out_features)  # type: ignore[method-assign]
+            self._skipped = layer
 
     def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         features = args[0] if args else next(iter(kwargs.values()))
         features = features if self.differentiable else features.detach()
         # A copy, since a layer may begin with an operation in place (dropout, ReLU).
-        self._seen.append(features.flatten(1).clone())
+        self._seen.append(features.flatten(1) if self._skipped else features.flatten(1).clone())
 
     def close(self) -> list[Tensor]:
         """Stop to listen.
@@ -98,8 +106,20 @@ class FeatureTap:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+        if self._skipped is not None:
+            del self._skipped.forward
+            self._skipped = None
         seen, self._seen = self._seen, []
         return seen
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether somebody else changed what a layer does, or looks at what it returns."""
+    return "forward" in vars(layer) or bool(layer._forward_hooks)
+
+
+def _zeros_like_output(width: int, features: Tensor) -> Tensor:
+    return features.new_zeros((*features.shape[:-1], width))
 
 
 def joined(seen: list[Tensor], tasks: Tensor | None) -> Tensor:

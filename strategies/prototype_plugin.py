@@ -39,7 +39,13 @@ from protocl.errors import NotFittedError
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.strategies.extraction import classes_of, features_of, in_pieces, signature
+from protocl.strategies.extraction import (
+    Piece,
+    Signature,
+    classes_of,
+    features_of,
+    in_pieces,
+)
 from protocl.strategies.feature_tap import (
     FeatureTap,
     find_classifier,
@@ -203,23 +209,23 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         """Add the statistics of the current experience, or replace those it added just before."""
         workers = num_workers if self.num_workers is None else self.num_workers
         part: PrototypeMemory | None = None
-        signatures = []
+        signature = Signature()
         dataset = strategy.experience.dataset
 
-        def noted() -> Iterator[tuple[Tensor, Tensor]]:
+        def signed() -> Iterator[Piece]:
             passed = features_of(strategy, dataset, self.layer, workers, held=True)
             for x, features, labels, tasks in passed:
-                signatures.append(signature(x, labels))
-                yield features, self.tasks.note(labels, tasks)
+                signature.add(x, labels)
+                yield features, labels, tasks
 
         with undisturbed(strategy.model):
-            for features, ids in in_pieces(noted()):
+            for features, labels, tasks in in_pieces(signed()):
                 part = part or self._new_memory(features)
-                part.update(features, ids)
+                part.update(features, self.tasks.note(labels, tasks))
         if part is None:
             return
         moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
-        samples = torch.cat(signatures).cpu()
+        samples = signature.value()
         if self.memory is not None and self._last is not None:
             before, contribution, revision = self._last
             if revision == self.memory.revision and torch.equal(before, samples):

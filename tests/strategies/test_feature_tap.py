@@ -155,3 +155,43 @@ class TestUndisturbed:
         with undisturbed(nn.Identity()):
             torch.rand(3)
         assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestFeaturesOnly:
+    """Where nobody reads the model's output, its classifier is not computed."""
+
+    def run(self, model: nn.Module, layer: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        tap = FeatureTap(features_only=True)
+        tap.open(layer)
+        try:
+            output = model(x)
+        finally:
+            seen = tap.close()
+        return seen, output
+
+    def test_a_linear_layer_is_left_out_and_comes_back(self) -> None:
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(6, 5)
+        expected = model(x)
+        (features,), output = self.run(model, model[2], x)
+        torch.testing.assert_close(features, model[:2](x), rtol=0, atol=0)
+        assert torch.equal(output, torch.zeros(6, 3))
+        assert torch.equal(model(x), expected)
+        assert "forward" not in vars(model[2])
+
+    def test_a_layer_that_is_watched_or_patched_runs(self) -> None:
+        model, x = nn.Sequential(nn.Linear(5, 3)), torch.randn(2, 5)
+        expected = model(x)
+        model[0].register_forward_hook(lambda *_: None)
+        assert torch.equal(self.run(model, model[0], x)[1], expected)
+        patched = nn.Sequential(nn.Linear(5, 3))
+        patched[0].forward = lambda x: x.sum(1, keepdim=True)
+        assert torch.equal(self.run(patched, patched[0], x)[1], x.sum(1, keepdim=True))
+        assert "forward" in vars(patched[0])
+
+    def test_an_interrupted_pass_leaves_the_layer_as_it_was(self) -> None:
+        model = nn.Sequential(nn.Linear(5, 3), nn.Linear(4, 2))
+        with pytest.raises(RuntimeError):
+            self.run(model, model[0], torch.randn(2, 5))
+        assert "forward" not in vars(model[0])
+        assert not model[0]._forward_pre_hooks
