@@ -27,7 +27,7 @@ from torch import Tensor, nn, optim
 from protocl.config import Setup, StrategyConfig, StrategyInfo
 from protocl.strategies.contrastive import cosine_similarities
 from protocl.strategies.epoch_schedule import EpochSchedule
-from protocl.strategies.feature_loss import FeatureLossPlugin
+from protocl.strategies.feature_loss import FeatureLossPlugin, tasks_of
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
@@ -143,7 +143,7 @@ class PRDPlugin(FeatureLossPlugin):
         if self._old is None or self._old_prototypes is None or self.prototypes is None:
             return None
         known = len(self._old_prototypes)
-        tasks = strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None
+        tasks = tasks_of(strategy.mbatch)
         if tasks is not None:
             tasks = tasks.repeat(len(inputs) // len(tasks))
         return Relations(
