@@ -3,6 +3,7 @@
 from protocl.strategies.drift_compensation import DriftCompensation, DriftEstimator
 from protocl.strategies.fecam import FeCAM
 from protocl.strategies.fetril import FeTrIL, FeTrILPlugin
+from protocl.strategies.icarl import ICaRL, ICaRLPlugin
 from protocl.strategies.il2a import IL2A, IL2APlugin
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.napa_vq import NAPAVQ, NAPAVQPlugin
@@ -25,6 +26,8 @@ __all__ = [
     "FeCAM",
     "FeTrIL",
     "FeTrILPlugin",
+    "ICaRL",
+    "ICaRLPlugin",
     "IL2APlugin",
     "InMemory",
     "NAPAVQPlugin",
