@@ -154,6 +154,10 @@ class FrozenBackboneConfig(StrategyConfig):
     def trains_backbone(self) -> bool:
         return self.first_experience_epochs > 0
 
+    @property
+    def old_prototypes(self) -> str:
+        return "exact"  # nothing is stored before the backbone stays
+
     def _build(
         self, kind: Callable[..., FrozenBackbone], setup: Setup, **settings: Any
     ) -> FrozenBackbone:

@@ -165,10 +165,15 @@ class ICaRLNMEConfig(BaselineConfig):
         paper="Rebuffi et al., CVPR 2017",
         stored_between_experiences="samples, at most mem_size, and the means of their features",
         keeps_data=True,
+        bytes_per_class="16 D + 16",
     )
 
     name: str = "icarl_nme"
     mem_size: int = 200
+
+    @property
+    def old_prototypes(self) -> str:
+        return "refreshed"
 
     def build(self, setup: Setup) -> ICaRL:
         return self._build(ICaRL, setup, mem_size=self.mem_size)

@@ -182,6 +182,7 @@ class IL2AConfig(ExemplarFreeConfig):
         paper="Zhu et al., NeurIPS 2021",
         stored_between_experiences="mean and covariance of each class, a linear classifier",
         keeps_data=False,
+        bytes_per_class="16 D^2 + 20 D + 28",
     )
 
     name: str = "il2a"

@@ -255,6 +255,7 @@ class PRDConfig(StrategyConfig):
         paper="Asadi et al., ICML 2023",
         stored_between_experiences="one trained prototype of each class",
         keeps_data=False,
+        bytes_per_class="4 D + 16",
     )
 
     name: str = "prd"
@@ -273,6 +274,10 @@ class PRDConfig(StrategyConfig):
     projector_outputs: int = 128
     first_experience_epochs: int | None = None
     milestones: list[int] | None = None
+
+    @property
+    def old_prototypes(self) -> str:
+        return "trained"
 
     def build(self, setup: Setup) -> PRD:
         loss = PRDLoss(

@@ -305,6 +305,7 @@ class ProtoCLConfig(StrategyConfig):
         paper="Kessler et al., Entropy 2023",
         stored_between_experiences="posterior of each class's mean; samples, at most mem_size",
         keeps_data=True,
+        bytes_per_class="16 D + 32",
     )
 
     name: str = "protocl"
@@ -319,6 +320,10 @@ class ProtoCLConfig(StrategyConfig):
     temperature: float = 2.0
     answer: str = "posterior"
     all_classes: bool = False
+
+    @property
+    def old_prototypes(self) -> str:
+        return "refreshed" if self.refit == "memory" else "trained"
 
     def build(self, setup: Setup) -> ProtoCL:
         plugin = ProtoCLPlugin(
