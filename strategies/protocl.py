@@ -46,6 +46,7 @@ from protocl.heads.priors import (
 )
 from protocl.memory import PrototypeMemory
 from protocl.precision import in_full_precision
+from protocl.strategies.epoch_schedule import EpochSchedule
 from protocl.strategies.extraction import features_of
 from protocl.strategies.feature_loss import FeatureLossPlugin, tasks_of
 from protocl.strategies.in_memory import InMemory
@@ -298,6 +299,8 @@ class ProtoCLConfig(StrategyConfig):
     Attributes:
         concentration: of the prior over classes.
         all_classes: let every class of the stream take part from the start, as the paper does.
+        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
+        milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -320,6 +323,8 @@ class ProtoCLConfig(StrategyConfig):
     temperature: float = 2.0
     answer: str = "posterior"
     all_classes: bool = False
+    first_experience_epochs: int | None = None
+    milestones: list[int] | None = None
 
     @property
     def old_prototypes(self) -> str:
@@ -339,6 +344,7 @@ class ProtoCLConfig(StrategyConfig):
             answer=self.answer,  # type: ignore[arg-type]
             all_classes=range(setup.n_classes) if self.all_classes else (),
         )
+        schedule = EpochSchedule(self.first_experience_epochs, self.milestones or ())
         return ProtoCL(
             model=setup.model,
             optimizer=build_optimizer(self, setup.model),
@@ -347,6 +353,6 @@ class ProtoCLConfig(StrategyConfig):
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[InMemory(), *setup.plugins],
+            plugins=[schedule, InMemory(), *setup.plugins],
             evaluator=setup.evaluator,
         )

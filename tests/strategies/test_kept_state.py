@@ -101,7 +101,8 @@ def test_a_baseline_answers_by_compensated_prototypes(tmp_path: Path) -> None:
     for drift in ("none", "ldc"):
         (config,) = load([
             "benchmark=digits", "benchmark.n_experiences=5", "backbone=mlp", "backbone.width=64",
-            "strategy=naive", "strategy.train_epochs=3", "strategy.lr=0.005", "strategy.answer=nearest_mean",
+            "strategy=naive", "strategy.train_epochs=3", "strategy.lr=0.005",
+            "strategy.answer=nearest_mean",
             f"strategy.drift={drift}", f"output={tmp_path}", "device=cpu", "seed=1",
         ])  # fmt: skip
         folder = tmp_path / drift
