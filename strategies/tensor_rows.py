@@ -253,6 +253,8 @@ def integers(attribute: DataAttribute[Any]) -> Rows:
 
 def _values(data: Any, rows: Rows) -> Rows:
     """Values ``(N,)`` of an attribute such as the task labels."""
+    if isinstance(data, DataAttribute):
+        data = data.data  # to iterate over the attribute itself takes a call for each sample
     if isinstance(data, ConstantSequence):
         return np.full(len(rows), data._constant_value, dtype=np.int64)
     if isinstance(data, FlatData):
