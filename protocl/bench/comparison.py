@@ -80,6 +80,7 @@ class Size:
         classes: number of classes, equally frequent.
         batch: mini-batch of the streaming cases.
         images: number of 3x32x32 images of the training-loop cases.
+        step_width: channels of the first stage of the ResNet-18 whose steps are timed.
         repeats: rounds of each interleaved measurement; the best of them counts.
     """
 
@@ -88,12 +89,15 @@ class Size:
     classes: int
     batch: int
     images: int
+    step_width: int
     repeats: int
 
 
 SIZES = {
-    "full": Size(samples=50_000, width=512, classes=100, batch=128, images=6_400, repeats=7),
-    "small": Size(samples=600, width=16, classes=6, batch=64, images=128, repeats=1),
+    "full": Size(
+        samples=50_000, width=512, classes=100, batch=128, images=6_400, step_width=64, repeats=7
+    ),
+    "small": Size(samples=600, width=16, classes=6, batch=64, images=128, step_width=2, repeats=1),
 }
 """``full`` is what the targets are stated for; ``small`` only shows that everything runs."""
 
