@@ -9,10 +9,10 @@ posteriors do not prevent that. Very many small experiences would each keep noth
 
 Three options go beyond the paper, all off by default: ``distillation`` holds on to what the model
 before the experience predicted, ``refit`` drops evidence from embeddings long outdated, and
-``answer="covariance"`` learns the noise, correlations included, from the refitted statistics.
+``answer`` learns the noise from the refitted statistics and takes all classes for equally probable.
 
 Stored between experiences: the posterior, ``8 (D + 1)`` bytes a class and as many for its prior,
-and ``mem_size`` samples; with ``answer="covariance"`` also one covariance. During training with
+and ``mem_size`` samples; with ``refit`` the statistics of the memory's level. During training with
 ``distillation``, a frozen copy of the model from before the experience.
 
 Differences from the released code (``skezle/bayes_cl_posterior``): one posterior instead of one for
@@ -25,7 +25,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from avalanche.training.plugins.evaluation import default_evaluator
@@ -55,6 +55,8 @@ from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.sample_memory import SampleMemory
 
 DEFAULT_NOISE = 0.05
+
+Answer = Literal["posterior", "iso", "diag", "full"]
 
 EQUAL_CLASSES = SharedPrior(concentration=1e12, precision=0.0)
 """Flat over the means, and so sure of equal classes that counts of samples do not matter."""
@@ -99,9 +101,9 @@ class ProtoCLPlugin(FeatureLossPlugin):
         distillation: weight of :func:`predictive_distillation` to the model and posterior from
             before the experience.
         temperature: of the distillation.
-        answer: ``"posterior"``, or ``"covariance"`` for :class:`.BayesianPrototypes` on the
-            refitted statistics: one full covariance of all classes for the noise, all classes
-            equally probable. Needs ``refit="memory"``.
+        answer: ``"posterior"``; or ``"iso"``, ``"diag"`` or ``"full"`` for
+            :class:`.BayesianPrototypes` on the refitted statistics, with a noise of that form
+            estimated from them and all classes equally probable. Needs ``refit="memory"``.
         all_classes: class ids that take part with their prior from the start.
         layer, host_loss, mask_tasks, per_task: as in :class:`.FeatureLossPlugin`.
 
@@ -126,7 +128,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         discount: float = 1.0,
         distillation: float = 0.0,
         temperature: float = 2.0,
-        answer: Literal["posterior", "covariance"] = "posterior",
+        answer: Answer = "posterior",
         all_classes: Sequence[int] = (),
         layer: str | None = None,
         host_loss: float = 0.0,
@@ -145,10 +147,10 @@ class ProtoCLPlugin(FeatureLossPlugin):
                 f"distillation={distillation}, temperature={temperature}: expected a weight of at "
                 "least 0 and a temperature above 0"
             )
-        if answer not in ("posterior", "covariance"):
-            raise ValueError(f"answer='{answer}': expected 'posterior' or 'covariance'")
-        if answer == "covariance" and refit != "memory":
-            raise ValueError("answer='covariance' is made of refitted statistics: add refit=memory")
+        if answer not in get_args(Answer):
+            raise ValueError(f"answer='{answer}': expected {', '.join(get_args(Answer))}")
+        if answer != "posterior" and refit != "memory":
+            raise ValueError(f"answer='{answer}' is made of refitted statistics: add refit=memory")
         self.prior: Prior = RandomPrior() if prior is None else prior
         self.noise = noise
         self.covariance: Covariance = covariance
@@ -158,7 +160,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         self.distillation = distillation
         self.temperature = temperature
         self.head = (
-            BayesianPrototypes(EQUAL_CLASSES, covariance="full") if answer == "covariance" else None
+            None if answer == "posterior" else BayesianPrototypes(EQUAL_CLASSES, covariance=answer)
         )
         self.all_classes = tuple(all_classes)
         self.samples = SampleMemory(mem_size)

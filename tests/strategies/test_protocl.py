@@ -184,7 +184,7 @@ class TestRefit:
         assert_equal_weights(*models)
 
     def test_the_fitted_covariance_answers_with_equal_classes(self, benchmark):
-        plugin = build_plugin(refit="memory", answer="covariance")
+        plugin = build_plugin(refit="memory", answer="full")
         strategy = build_strategy("naive", [plugin])
         train_on(strategy, benchmark.train_stream)
         assert plugin.memory.level == "shared"
@@ -300,7 +300,7 @@ class TestState:
         assert_continues_bit_for_bit(strategy, benchmark, tmp_path)
 
     @pytest.mark.parametrize(
-        "settings", [{}, {"refit": "memory", "answer": "covariance"}], ids=["plain", "covariance"]
+        "settings", [{}, {"refit": "memory", "answer": "full"}], ids=["plain", "covariance"]
     )
     def test_state_dict_holds_tensors_and_numbers_only(self, benchmark, tmp_path: Path, settings):
         plugin = build_plugin(**settings)
@@ -325,8 +325,8 @@ class TestState:
         ({"refit": "all"}, "refit='all': expected 'none' or 'memory'"),
         ({"discount": 0.0}, "discount=0.0: expected a number above 0, at most 1"),
         ({"distillation": -1.0}, "distillation=-1.0, temperature=2.0: expected a weight of"),
-        ({"answer": "lda"}, "answer='lda': expected 'posterior' or 'covariance'"),
-        ({"answer": "covariance"}, "add refit=memory"),
+        ({"answer": "lda"}, "answer='lda': expected posterior, iso, diag, full"),
+        ({"answer": "iso"}, "answer='iso' is made of refitted statistics: add refit=memory"),
         ({"mem_size": -1}, "mem_size=-1: expected a number of samples, at least 0"),
     ],
 )
