@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from protocl.federation.block import Block
 from protocl.federation.ledger import Entry, Ledger
@@ -25,7 +26,7 @@ from protocl.memory import PrototypeMemory
 _MAX_PARTS = 8
 """Contributions of a client that are kept as they came; more are added up."""
 
-_REBUILT = ("ledger", "_form", "_block")
+_REBUILT = ("ledger", "_form", "_block", "_last_ids", "_last_listed")
 
 
 class MergedMemory:
@@ -55,6 +56,8 @@ class MergedMemory:
         self.ledger = Ledger()
         self.names: dict[int, str] = {}
         self.wants_full: set[str] = set()
+        self._last_ids: NDArray[np.int64] | None = None
+        self._last_listed: tuple[int, ...] = ()
         self._parts: dict[str, list[Packed]] = {}
         self._contributors: set[str] = set()
         self._settled: dict[str, int] = {}
@@ -113,7 +116,7 @@ class MergedMemory:
         self._contributors.add(client)
         self.names.update(contribution.names)
         self.ledger.add(
-            Entry(round_number, client, "merged", tuple(packed.class_ids.tolist()),
+            Entry(round_number, client, "merged", self._listed(packed.class_ids),
                   tuple(packed.counts.tolist()), size, epoch, seq, contribution.kind)
         )  # fmt: skip
         return True
@@ -224,6 +227,12 @@ class MergedMemory:
         self._block.learn_reach(self._memory)
 
     # -- parts ------------------------------------------------------------------------------
+
+    def _listed(self, class_ids: NDArray[np.int64]) -> tuple[int, ...]:
+        """Class ids for the ledger; contributions with the same array share one tuple."""
+        if class_ids is not self._last_ids:
+            self._last_ids, self._last_listed = class_ids, tuple(class_ids.tolist())
+        return self._last_listed
 
     def _packed(self, contribution: Contribution | Received) -> Packed:
         if isinstance(contribution, Received):

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from protocl.errors import DataError
 from protocl.federation.packed import Packed, PackedForm, Precision
 from protocl.federation.packing import ERROR_BOUNDS, pack, pack_exactly
-from protocl.federation.validation import Limits, RejectedError, check_values
+from protocl.federation.validation import Limits, RejectedError, check_class_ids, check_values
 from protocl.memory import PrototypeMemory
 
 FORMAT = "protocl-memory"
 _LONGEST_CLAIM = 10_000  # characters of an array's header; numpy's own limit
+_USUAL_HEADER = 128  # bytes before the content of an array of few dimensions
 VERSION = 1
 
 Kind = Literal["delta", "full", "merged"]
@@ -146,6 +147,7 @@ class MessageReader:
         self.form = PackedForm(like)
         self.limits = limits or Limits()
         self._fingerprint = like.fingerprint
+        self._known_ids: NDArray[np.int64] | None = None
         self._expected: dict[str, object] = {"format": FORMAT, "version": VERSION}
         self._described = like.describe()
         if not like.exact:
@@ -173,6 +175,9 @@ class MessageReader:
             packed = self.form.read({name: read_npy(d) for name, d in data.items()}, precision)
         except DataError as error:
             raise RejectedError("shape", str(error)) from error
+        if packed.class_ids is not self._known_ids:
+            check_class_ids(packed.class_ids, self.limits)
+            self._known_ids = packed.class_ids
         check_values(packed, self.form, self.limits, ERROR_BOUNDS[precision])
         return Received(
             packed,
@@ -239,26 +244,41 @@ def read_npy(data: bytes) -> NDArray[np.generic]:
         DataError: not the bytes of one plain array.
     """
     try:
-        if data[:8] not in (b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00"):
-            raise DataError("an array is not in .npy format")
-        wide = data[6] == 2
-        start = 12 if wide else 10
-        (length,) = struct.unpack_from("<I" if wide else "<H", data, 8)
-        kind, shape, fortran = _read_claim(data[start : start + min(length, _LONGEST_CLAIM)])
-        content = memoryview(data)[start + length :]
-        array = np.frombuffer(content, dtype=kind)
-        return array.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, SyntaxError, KeyError, TypeError, struct.error) as error:
+        kind, shape, order, start = _read_claim(data[:_USUAL_HEADER])
+    except _LongHeaderError as error:
+        kind, shape, order, start = _read_claim(data[: error.length])
+    try:
+        return np.frombuffer(data, kind, offset=start).reshape(shape, order=order)
+    except ValueError as error:
         raise DataError(f"an array is not in .npy format: {error}") from error
 
 
+class _LongHeaderError(Exception):
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+
 @lru_cache(maxsize=1024)  # messages of one federation repeat a few headers
-def _read_claim(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    claimed = ast.literal_eval(header.decode("ascii"))
-    kind, shape = np.dtype(claimed["descr"]), tuple(claimed["shape"])
-    if kind.kind not in "if" or claimed["fortran_order"] not in (False, True):
-        raise DataError(f"an array is of type {kind}; expected numbers")
-    return kind, shape, claimed["fortran_order"]
+def _read_claim(
+    beginning: bytes,
+) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], int]:
+    """Type, shape, order and start of the content of an array that begins so."""
+    try:
+        if beginning[:8] not in (b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00"):
+            raise DataError("an array is not in .npy format")
+        wide = beginning[6] == 2
+        first = 12 if wide else 10
+        (length,) = struct.unpack_from("<I" if wide else "<H", beginning, 8)
+        start = first + length
+        if start > len(beginning) and start <= _LONGEST_CLAIM and len(beginning) == _USUAL_HEADER:
+            raise _LongHeaderError(start)
+        claimed = ast.literal_eval(beginning[first:start].decode("ascii"))
+        kind, shape = np.dtype(claimed["descr"]), tuple(claimed["shape"])
+        if kind.kind not in "if" or claimed["fortran_order"] not in (False, True):
+            raise DataError(f"an array is of type {kind}; expected numbers")
+        return kind, shape, "F" if claimed["fortran_order"] else "C", start
+    except (ValueError, SyntaxError, KeyError, TypeError, IndexError, struct.error) as error:
+        raise DataError(f"an array is not in .npy format: {error}") from error
 
 
 def _checked_names(class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:

@@ -90,6 +90,7 @@ class PackedForm:
         self.units = dict.fromkeys(self.shapes, 1.0)
         if like.exact:
             self.units = {n: like.step**2 if n == "second" else like.step for n in self.shapes}
+        self._ids, self._ids_key = np.zeros(0, dtype=np.int64), b""
         self._plain = {"classes", *self.shapes}
         self._scaled = {*self._plain, "scale"}
 
@@ -112,12 +113,19 @@ class PackedForm:
             raise DataError(
                 f"array 'classes' is {classes.shape} {classes.dtype}; expected (2, C) int64"
             )
-        ids, counts = classes
+        ids, counts = self._same_ids(classes[0]), classes[1]
         if precision == "exact":
             for name in self.shapes:
                 self._check_exact(name, arrays[name], len(ids))
             return Packed.measured(ids, counts, {name: arrays[name] for name in self.shapes})
         return Packed.measured(ids, counts, self._restored(arrays, counts, precision))
+
+    def _same_ids(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The array of an earlier message that says the same, for then it was looked at."""
+        key = ids.tobytes()
+        if key != self._ids_key:
+            self._ids_key, self._ids = key, ids.copy()
+        return self._ids
 
     def memory(self, packed: Packed) -> PrototypeMemory:
         """A memory of its own with these statistics."""

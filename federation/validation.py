@@ -56,10 +56,11 @@ def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float)
         error: largest rounding error of a mean, as a share of the largest magnitude in its row.
 
     Raises:
-        RejectedError: class ids out of order, counts or means out of bounds, values that are not
-            finite, or a variance below zero.
+        RejectedError: counts or means out of bounds, values that are not finite, or a variance
+            below zero.
     """
-    check_classes(packed.class_ids, packed.counts, limits)
+    if len(packed.counts):
+        _check_counts(packed.counts, limits)
     feature = limits.max_feature * (1 + error)
     for name in packed.sums:
         _check_magnitude(name, packed, form, feature)
@@ -67,17 +68,22 @@ def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float)
         _check_moment(packed, form, error)
 
 
-def check_classes(ids: NDArray[np.int64], counts: NDArray[np.int64], limits: Limits) -> None:
-    """The part of :func:`check_values` that concerns classes and counts."""
+def check_class_ids(ids: NDArray[np.int64], limits: Limits) -> None:
+    """Refuse class ids that are negative, repeated, out of order or too many.
+
+    Raises:
+        RejectedError: they are.
+    """
     if len(ids) > limits.max_classes:
         raise RejectedError(
             "bounds", f"{len(ids)} classes; at most {limits.max_classes} are accepted"
         )
-    if not len(ids):
-        return
-    if ids[0] < 0 or bool((ids[1:] <= ids[:-1]).any()):
+    if bool((ids[1:] <= ids[:-1]).any()) or bool((ids[:1] < 0).any()):
         raise RejectedError("values", "class ids are negative, repeated or out of order")
-    least, most = int(counts.min()), int(counts.max())
+
+
+def _check_counts(counts: NDArray[np.int64], limits: Limits) -> None:
+    least, most = int(np.minimum.reduce(counts)), int(np.maximum.reduce(counts))
     if not 1 <= least <= most <= limits.max_count:
         raise RejectedError(
             "bounds", f"counts lie in {least}..{most}; expected 1..{limits.max_count}"
@@ -92,7 +98,7 @@ def _check_magnitude(name: str, packed: Packed, form: PackedForm, feature: float
     largest = feature**2 if name == "second" else feature
     limit = largest / form.units[name]
     samples = counts.sum(keepdims=True) if name == form.pooled else counts
-    least = float(samples.min()) * limit
+    least = float(np.minimum.reduce(samples)) * limit
     # At first all together, which is enough for all that is well.
     if form.exact:
         within = packed.reach[name] <= least
