@@ -7,6 +7,7 @@ Learning, arXiv 2109.00150, 2021.
 from protocl.federation.reconnaissance.config import (
     Learner,
     LearnerConfig,
+    LearnerSetup,
     ReconnaissanceConfig,
     ScenarioConfig,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "SERVER",
     "Learner",
     "LearnerConfig",
+    "LearnerSetup",
     "Mission",
     "ReconnaissanceConfig",
     "Scenario",

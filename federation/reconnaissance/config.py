@@ -58,6 +58,25 @@ class Learner(ABC):
         """Bytes that ``node`` keeps from one step to the next, apart from the backbone."""
 
 
+@dataclass(frozen=True)
+class LearnerSetup:
+    """All that a method needs besides its own settings; made by the runner.
+
+    Attributes:
+        clients: number of clients.
+        feature_dim: width ``D`` of the features.
+        n_classes: number of class ids.
+        seed: of the run.
+        fingerprint: of the backbone that made the features.
+    """
+
+    clients: int
+    feature_dim: int
+    n_classes: int
+    seed: int
+    fingerprint: str
+
+
 @dataclass
 class LearnerConfig:
     """Settings of a method, which adds its own in a subclass.
@@ -78,7 +97,7 @@ class LearnerConfig:
 
     name: str = MISSING
 
-    def build(self, clients: int, feature_dim: int, n_classes: int, seed: int) -> Learner:
+    def build(self, setup: LearnerSetup) -> Learner:
         """A method that knows nothing yet."""
         raise NotImplementedError(f"{type(self).__name__}.build is not defined")
 
@@ -101,7 +120,7 @@ class ScenarioConfig:
         holders: clients among which ``overlapping`` divides a class.
         skew: concentration of the Dirichlet distribution from which their shares are drawn; None
             for equal shares.
-        missions: steps of ``random``; None until no class has enough samples left.
+        missions: steps with missions at most; None for all that the samples allow.
         merge: ``star`` (all with the server) or ``gossip`` (random pairs, no server).
         every: steps from one merge to the next.
         finish: after the last step, let gossip go on until everybody knows everything.

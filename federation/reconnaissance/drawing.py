@@ -50,6 +50,7 @@ def draw_scenario(
     shown = base if config.base_in_memory else []
     pool = _draw_pool(config, data, [*shown, *field], random)
     plan = SCHEDULES[config.schedule](config, {c: pool.train[c] for c in field}, random)
+    plan = plan[: config.missions]
     met = meetings(config, [{m.client for m in missions} for missions in plan], random)
     steps = [
         Step(tuple(missions), tuple(pairs))

@@ -13,7 +13,7 @@ from torch.nn import functional
 from protocl.errors import ConfigError
 from protocl.federation.config import MethodInfo
 from protocl.federation.fedavg import LocalSteps
-from protocl.federation.reconnaissance.config import Learner, LearnerConfig
+from protocl.federation.reconnaissance.config import Learner, LearnerConfig, LearnerSetup
 from protocl.federation.reconnaissance.exemplars import Exemplars
 from protocl.federation.reconnaissance.layer import Layer
 from protocl.federation.reconnaissance.scenario import SERVER
@@ -46,10 +46,10 @@ class FedAvgConfig(LinearConfig):
     name: str = "fedavg"
     exemplars: int = 0
 
-    def build(self, clients: int, feature_dim: int, n_classes: int, seed: int) -> FedAvgLearner:
+    def build(self, setup: LearnerSetup) -> FedAvgLearner:
         """See :class:`protocl.federation.reconnaissance.config.LearnerConfig`."""
         self.check()
-        return FedAvgLearner(self, clients, feature_dim, n_classes, seed)
+        return FedAvgLearner(self, setup)
 
 
 @dataclass
@@ -74,20 +74,18 @@ class FedAvgLearner(Learner):
 
     Args:
         config: settings.
-        clients: number of clients.
-        feature_dim: width of the features.
-        n_classes: number of class ids.
-        seed: of the order of the samples.
+        setup: number of clients, width of the features, classes, seed.
     """
 
-    def __init__(
-        self, config: FedAvgConfig, clients: int, feature_dim: int, n_classes: int, seed: int
-    ) -> None:
+    def __init__(self, config: FedAvgConfig, setup: LearnerSetup) -> None:
         self.config = config
-        self.generator = torch.Generator().manual_seed(seed)
-        self.layers = {node: Layer(n_classes, feature_dim) for node in (SERVER, *range(clients))}
+        self.generator = torch.Generator().manual_seed(setup.seed)
+        self.layers = {
+            node: Layer(setup.n_classes, setup.feature_dim)
+            for node in (SERVER, *range(setup.clients))
+        }
         self.exemplars = Exemplars(config.exemplars)
-        self._missions: dict[int, tuple[Tensor, Tensor]] = {}
+        self._missions: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def learn(self, node: int, features: Tensor, labels: Tensor) -> None:
         """See :class:`Learner`."""
@@ -97,7 +95,7 @@ class FedAvgLearner(Learner):
         if node == SERVER:
             self.exemplars.add(features, labels)
         else:
-            self._missions[node] = (features, labels)
+            self._missions.setdefault(node, []).append((features, labels))
 
     def merge(self, meetings: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """See :class:`Learner`.
@@ -111,12 +109,11 @@ class FedAvgLearner(Learner):
         if not active:
             return 0, 0
         server = self.layers[SERVER]
-        shares = {node: len(self._missions[node][1]) for node in active}
+        counts = [sum(len(y) for _, y in self._missions[node]) for node in active]
         up = sum(self.layers[node].nbytes for node in active)
-        server.average([self.layers[node] for node in active], list(shares.values()))
+        server.average([self.layers[node] for node in active], counts)
         down = server.nbytes * len(told)
-        for node in active:
-            x, y = self._missions.pop(node)
+        for x, y in (mission for node in active for mission in self._missions.pop(node)):
             sent = self.exemplars.add(x, y)
             up += sent
             down += sent * (len(told) - 1)
@@ -149,10 +146,10 @@ class FineTuneConfig(LinearConfig):
 
     name: str = "finetune"
 
-    def build(self, clients: int, feature_dim: int, n_classes: int, seed: int) -> CentralLearner:
+    def build(self, setup: LearnerSetup) -> CentralLearner:
         """See :class:`protocl.federation.reconnaissance.config.LearnerConfig`."""
         self.check()
-        return CentralLearner(self, feature_dim, n_classes, seed)
+        return CentralLearner(self, setup)
 
 
 @dataclass
@@ -172,15 +169,13 @@ class CentralLearner(Learner):
 
     Args:
         config: settings.
-        feature_dim: width of the features.
-        n_classes: number of class ids.
-        seed: of the order of the samples.
+        setup: width of the features, classes, seed.
     """
 
-    def __init__(self, config: FineTuneConfig, feature_dim: int, n_classes: int, seed: int) -> None:
+    def __init__(self, config: FineTuneConfig, setup: LearnerSetup) -> None:
         self.config = config
-        self.generator = torch.Generator().manual_seed(seed)
-        self.layer = Layer(n_classes, feature_dim)
+        self.generator = torch.Generator().manual_seed(setup.seed)
+        self.layer = Layer(setup.n_classes, setup.feature_dim)
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._new: list[tuple[int, Tensor, Tensor]] = []
 

@@ -13,7 +13,7 @@ from protocl.federation.head_settings import HeadSettings
 from protocl.federation.merging import MergedMemory
 from protocl.federation.messages import Contribution, decode, encode
 from protocl.federation.packing import ERROR_BOUNDS, Precision
-from protocl.federation.reconnaissance.config import Learner, LearnerConfig
+from protocl.federation.reconnaissance.config import Learner, LearnerConfig, LearnerSetup
 from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.heads.bayesian import BayesianPrototypes
 from protocl.heads.nearest_mean import NearestMean
@@ -45,15 +45,17 @@ class PrototypesConfig(HeadSettings, LearnerConfig):
     step: float = 2.0**-16
     precision: str = "exact"
 
-    def build(self, clients: int, feature_dim: int, n_classes: int, seed: int) -> PrototypeLearner:
+    def build(self, setup: LearnerSetup) -> PrototypeLearner:
         """See :class:`protocl.federation.reconnaissance.config.LearnerConfig`."""
         if self.precision not in ERROR_BOUNDS:
             raise ConfigError(
                 f"method.precision={self.precision}: expected one of {', '.join(ERROR_BOUNDS)}"
             )
         head = self.build_head()
-        empty = head.new_memory(feature_dim, exact=self.exact, step=self.step)
-        return PrototypeLearner(head, empty, clients, cast(Precision, self.precision))
+        empty = head.new_memory(
+            setup.feature_dim, exact=self.exact, step=self.step, fingerprint=setup.fingerprint
+        )
+        return PrototypeLearner(head, empty, setup.clients, cast(Precision, self.precision))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from protocl.errors import ConfigError, DataError
 from protocl.evaluation import Evaluation, History
 from protocl.experiment import resolve_device
 from protocl.features import FeatureCache
-from protocl.federation.reconnaissance.config import Learner, ReconnaissanceConfig
+from protocl.federation.reconnaissance.config import Learner, LearnerSetup, ReconnaissanceConfig
 from protocl.federation.reconnaissance.drawing import draw_scenario
 from protocl.federation.reconnaissance.measures import (
     BeforeMerge,
@@ -70,8 +70,9 @@ class Reconnaissance:
     Attributes:
         scenario: who sees what when.
         reports: what each step brought.
-        history: evaluations after the base classes and after each step with new classes.
-        stages: the base classes, and the new classes of each such step.
+        known: all classes that anybody has been taught.
+        stages: the base classes, then what was new to everybody between one merge and the next.
+        history: evaluations after each stage, the last before the next stage begins.
     """
 
     def __init__(self, config: ReconnaissanceConfig, run_dir: Path) -> None:
@@ -83,6 +84,7 @@ class Reconnaissance:
         self.learner = self._build()
         with_hermits = config.alone and config.method.learns_alone
         self.hermits = self._build() if with_hermits else None
+        self.known: set[int] = set()
         self.stages: list[set[int]] = []
         self.reports: list[StepReport] = []
         self.history = History()
@@ -107,11 +109,6 @@ class Reconnaissance:
         result = build_result(self)
         atomic_write(self.run_dir / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
         return result
-
-    @property
-    def known(self) -> set[int]:
-        """All classes that anybody has been taught."""
-        return set().union(*self.stages)
 
     # -- before -----------------------------------------------------------------------------
 
@@ -151,22 +148,26 @@ class Reconnaissance:
         self.x_test, self.y_test = self.x[rows], self.y[rows]
 
     def _build(self) -> Learner:
-        config = self.config
-        return config.method.build(
-            self.scenario.clients, self.x.shape[1], len(self.class_names), config.seed
+        return self.config.method.build(
+            LearnerSetup(
+                clients=self.scenario.clients,
+                feature_dim=self.x.shape[1],
+                n_classes=len(self.class_names),
+                seed=self.config.seed,
+                fingerprint=self.fingerprint,
+            )
         )
 
     def _teach_base(self) -> None:
         rows = torch.tensor(self.scenario.base_rows, dtype=torch.int64)
-        self.stages = [set(self.y[rows].tolist())] if len(rows) else []
         if not len(rows):
             return
+        self.known = set(self.y[rows].tolist())
         for learner in self._learners():
             learner.learn(SERVER, self.x[rows], self.y[rows])
             self.setup_bytes = learner.publish()
         asked = self._asked(self.known)
-        answers = self.learner.predict(SERVER, self.x_test[asked])
-        self.history.append(Evaluation(confusions(self.stages, answers, self.y_test[asked])))
+        self._note(self.learner.predict(SERVER, self.x_test[asked]), self.y_test[asked])
 
     # -- a step -----------------------------------------------------------------------------
 
@@ -175,8 +176,7 @@ class Reconnaissance:
         new = set().union(*taught.values()) - self.known if taught else set()
         earlier = self.known - self.base
         learn_seconds = self._learn(step)
-        if new:
-            self.stages.append(new)
+        self.known |= new
         for client, classes in taught.items():
             self.own[client] |= classes
         before = [
@@ -185,7 +185,8 @@ class Reconnaissance:
         began = time.perf_counter()
         up, down = self.learner.merge(step.meetings)
         merge_seconds = time.perf_counter() - began
-        return self._evaluate(new, before, (up, down), (learn_seconds, merge_seconds))
+        merged = bool(step.meetings)
+        return self._evaluate(new, before, merged, (up, down), (learn_seconds, merge_seconds))
 
     def _learn(self, step: Step) -> float:
         began = time.perf_counter()
@@ -207,6 +208,7 @@ class Reconnaissance:
         self,
         new: set[int],
         before: list[BeforeMerge],
+        merged: bool,
         sizes: tuple[int, int],
         seconds: tuple[float, float],
     ) -> StepReport:
@@ -214,8 +216,8 @@ class Reconnaissance:
         labels = self.y_test[asked]
         judges = self._judges()
         answers = {node: self._answers(self.learner, node, asked) for node in judges}
-        if new:
-            self.history.append(Evaluation(confusions(self.stages, answers[judges[0]], labels)))
+        if merged:
+            self._note(answers[judges[0]], labels)
         everybody = [answers[node] for node in judges]
         of_client = {c: answers.get(c, everybody[0]) for c in self.clients}
         alone = self._alone(asked)
@@ -237,6 +239,15 @@ class Reconnaissance:
             state_bytes=sum(map(self.learner.state_bytes, self.clients)) / len(self.clients),
             unknown=self._unknown(judges[0]) if self.config.unknown else {},
         )
+
+    def _note(self, answers: Tensor, labels: Tensor) -> None:
+        """Keep an evaluation of all stages, in place of the last if there is no new one."""
+        new = self.known.difference(*self.stages)
+        if new:
+            self.stages.append(new)
+        else:
+            self.history.evaluations.pop()
+        self.history.append(Evaluation(confusions(self.stages, answers, labels)))
 
     def _alone(self, asked: Tensor) -> dict[int, Tensor]:
         """Answers of clients that never meet anybody; those who were taught something."""
