@@ -13,6 +13,7 @@ from torch import Tensor
 from protocl.backbones import BackboneConfig
 from protocl.data import BenchmarkConfig
 from protocl.federation.config import MethodInfo
+from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.registry import Registry
 
 METHODS = Registry("protocl.reconnaissance", "method of federated reconnaissance")
@@ -45,17 +46,21 @@ class Learner(ABC):
     def predict(self, node: int, features: Tensor) -> Tensor:
         """Class ids ``(N,)`` among all classes that ``node`` knows."""
 
-    @abstractmethod
-    def publish(self) -> int:
-        """All clients take over what the server knows; bytes of it for one client."""
+    def publish(self, clients: int) -> int:
+        """All clients take over what the server knows; bytes of it for one client.
+
+        By default the server meets each client once.
+        """
+        _, down = self.merge([(SERVER, client) for client in range(clients)])
+        return down // clients
 
     def known_scores(self, node: int, features: Tensor) -> dict[str, Tensor]:
         """Scores ``(N,)``, high for samples of known classes, by name; none by default."""
         return {}
 
-    @abstractmethod
     def state_bytes(self, node: int) -> int:
-        """Bytes that ``node`` keeps from one step to the next, apart from the backbone."""
+        """Bytes that ``node`` keeps from one step to the next; 0 where a method does not count."""
+        return 0
 
 
 @dataclass(frozen=True)

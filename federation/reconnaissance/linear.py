@@ -121,11 +121,10 @@ class FedAvgLearner(Learner):
             self.layers[node].copy_from(server)
         return up, down
 
-    def publish(self) -> int:
+    def publish(self, clients: int) -> int:
         """See :class:`Learner`."""
-        for node, layer in self.layers.items():
-            if node != SERVER:
-                layer.copy_from(self.layers[SERVER])
+        for node in range(clients):
+            self.layers[node].copy_from(self.layers[SERVER])
         return self.layers[SERVER].nbytes + self.exemplars.nbytes
 
     def predict(self, node: int, features: Tensor) -> Tensor:
@@ -198,7 +197,7 @@ class CentralLearner(Learner):
         self._train()
         return up, self.layer.nbytes * sum(a == SERVER for a, _ in meetings)
 
-    def publish(self) -> int:
+    def publish(self, clients: int) -> int:
         """See :class:`Learner`."""
         return self.layer.nbytes
 

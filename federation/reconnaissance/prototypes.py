@@ -153,11 +153,6 @@ class PrototypeLearner(Learner):
                 up += there + self._send(receiver, sender)
         return up, down
 
-    def publish(self) -> int:
-        """See :class:`Learner`."""
-        sizes = [self._send(SERVER, node) for node in self.nodes if node != SERVER]
-        return max(sizes)
-
     def predict(self, node: int, features: Tensor) -> Tensor:
         """See :class:`Learner`."""
         return self.head.fit(self.memory(node)).predict(features)

@@ -165,7 +165,7 @@ class Reconnaissance:
         self.known = set(self.y[rows].tolist())
         for learner in self._learners():
             learner.learn(SERVER, self.x[rows], self.y[rows])
-            self.setup_bytes = learner.publish()
+            self.setup_bytes = learner.publish(self.scenario.clients)
         asked = self._asked(self.known)
         self._note(self.learner.predict(SERVER, self.x_test[asked]), self.y_test[asked])
 
