@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class FedAvgConfig(MethodConfig):
-    """Settings of federated averaging.
+class LocalSteps:
+    """Settings of a client's training.
 
     Attributes:
         local_epochs: passes over the client's data in each round.
@@ -35,20 +35,34 @@ class FedAvgConfig(MethodConfig):
         weight_decay: its L2 penalty.
     """
 
-    info: ClassVar[MethodInfo] = MethodInfo(title="FedAvg, linear head", stored="one linear layer")
-
-    name: str = "fedavg"
     local_epochs: int = 1
     batch_size: int = 64
     lr: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 0.0
 
-    def build(self, setup: FederationSetup) -> FedAvgMethod:
-        """See :class:`protocl.federation.config.MethodConfig`."""
+    def check(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ConfigError: a number is not positive.
+        """
         for key in ("local_epochs", "batch_size", "lr"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"method.{key}={getattr(self, key)}: expected a number > 0")
+
+
+@dataclass
+class FedAvgConfig(LocalSteps, MethodConfig):
+    """Settings of federated averaging."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(title="FedAvg, linear head", stored="one linear layer")
+
+    name: str = "fedavg"
+
+    def build(self, setup: FederationSetup) -> FedAvgMethod:
+        """See :class:`protocl.federation.config.MethodConfig`."""
+        self.check()
         return FedAvgMethod(self, setup)
 
 
@@ -122,7 +136,8 @@ class LinearClient:
         if chunks:
             x, y = (torch.cat(parts) for parts in zip(*chunks, strict=True))
             seed = hash((self.seed, int(context.node_config.get("partition-id", 0)), number))
-            self._descend(weights, x.float(), y, torch.Generator().manual_seed(abs(seed)))
+            generator = torch.Generator().manual_seed(abs(seed))
+            descend(self.config, weights, x.float(), y, generator)
         arrays = {
             name: Array(weight.detach().numpy())
             for name, weight in zip(("weight", "bias"), weights, strict=True)
@@ -132,15 +147,23 @@ class LinearClient:
         )
         return Message(content, reply_to=message)
 
-    def _descend(
-        self, weights: list[Tensor], x: Tensor, y: Tensor, generator: torch.Generator
-    ) -> None:
-        config = self.config
-        optimizer = torch.optim.SGD(
-            weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        for _ in range(config.local_epochs):
-            for rows in torch.randperm(len(y), generator=generator).split(config.batch_size):
-                optimizer.zero_grad()
-                functional.cross_entropy(functional.linear(x[rows], *weights), y[rows]).backward()
-                optimizer.step()
+
+def descend(
+    config: LocalSteps, weights: list[Tensor], x: Tensor, y: Tensor, generator: torch.Generator
+) -> None:
+    """Local epochs of SGD on the cross-entropy of a linear layer, in place.
+
+    Args:
+        config: number of epochs, size of a batch, optimizer.
+        weights: weight ``(C, D)`` and bias ``(C,)``, which require gradients.
+        x, y: features ``(N, D)`` and class ids ``(N,)``.
+        generator: decides the order of the samples.
+    """
+    optimizer = torch.optim.SGD(
+        weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    for _ in range(config.local_epochs):
+        for rows in torch.randperm(len(y), generator=generator).split(config.batch_size):
+            optimizer.zero_grad()
+            functional.cross_entropy(functional.linear(x[rows], *weights), y[rows]).backward()
+            optimizer.step()
