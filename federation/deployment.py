@@ -101,6 +101,9 @@ In every shell, in this folder:
 
     . ./environment.sh
 
+Each of the three ways below goes on from what the folders `output` and `clients` hold. To begin
+anew, remove both; to go on, raise `rounds` in `pyproject.toml`.
+
 ## On one machine, simulated (needs `pip install 'flwr[simulation]'`)
 
     flwr run . simulation --stream \\

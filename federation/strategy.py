@@ -50,12 +50,14 @@ class Seconds:
 
     Attributes:
         encode, decode, merge, save: parts of a round; ``decode`` includes validation.
+        measure: counting the bytes of messages.
     """
 
     encode: float = 0.0
     decode: float = 0.0
     merge: float = 0.0
     save: float = 0.0
+    measure: float = 0.0
 
 
 @dataclass
@@ -198,7 +200,10 @@ class FederatedPrototypes(Strategy):
 
     def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
         """Run rounds, as every Flower strategy does, and measure every message."""
-        return super().start(MeteredGrid(grid, self.traffic), *arguments, **options)
+        metered = MeteredGrid(grid, self.traffic)
+        result = super().start(metered, *arguments, **options)
+        self.seconds.measure += metered.seconds
+        return result
 
     # -- Flower calls these -----------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Merging beside the mere reading of the same bytes (``protocl bench federation``)."""
+"""Merging beside the mere reading of the same bytes (``protocl bench merging``)."""
 
 from __future__ import annotations
 
