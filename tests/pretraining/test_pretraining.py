@@ -89,7 +89,9 @@ def test_an_episode_needs_enough_samples_and_classes():
 
 def test_turning_is_by_quarter_turns_of_each_image():
     images, turns = torch.rand(5, 2, 6, 6), torch.tensor([3, 0, 1, 2, 1])
-    expected = torch.stack([torch.rot90(x, int(k), (1, 2)) for x, k in zip(images, turns, strict=True)])
+    expected = torch.stack(
+        [torch.rot90(x, int(k), (1, 2)) for x, k in zip(images, turns, strict=True)]
+    )
     assert torch.equal(turned(images, turns), expected)
 
 
