@@ -14,6 +14,7 @@ from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError, DataError
 from protocl.federation.merging import same_statistics
 from protocl.federation.reconnaissance.command import load
+from protocl.federation.reconnaissance.pictures import draw_prototypes
 from protocl.federation.reconnaissance.run import Reconnaissance, run_reconnaissance
 from protocl.federation.reconnaissance.scenario import SERVER, Scenario
 from protocl.registry import HEADS
@@ -206,3 +207,14 @@ def test_the_backbone_names_the_statistics(tmp_path):
     data = load_data(BenchmarkConfig(name="digits"))
     assert run.fingerprint == fingerprint(build_backbone(BackboneConfig(), data.input_shape, 0))
     assert run.learner.memory(SERVER).fingerprint == run.fingerprint
+
+
+def test_prototypes_of_nodes_that_agree_lie_on_each_other(tmp_path):
+    run, _ = finish(tmp_path, "alone=false")
+    nodes = {f"client {c}": run.learner.memory(c) for c in run.clients}
+    (axes,) = draw_prototypes({"after": nodes}).axes
+    first, *others = (collection.get_offsets() for collection in axes.collections)
+    assert len(first) == 10
+    assert all(np.allclose(first, other) for other in others)
+    with pytest.raises(ValueError, match="at least 2"):
+        draw_prototypes({"before": {"client 0": run.learner.empty}})
