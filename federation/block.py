@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -140,9 +142,7 @@ class Block:
                 self._narrow[name] = _spread(self._narrow[name], places, len(class_ids), 0)
 
 
-def _add(
-    total: NDArray[np.generic], rows: NDArray[np.intp] | None, term: NDArray[np.generic]
-) -> None:
+def _add(total: NDArray[Any], rows: NDArray[np.intp] | None, term: NDArray[Any]) -> None:
     """Add ``term`` to different rows of ``total``, or to all of it."""
     if rows is None:
         np.add(total, term, out=total)
@@ -151,8 +151,8 @@ def _add(
 
 
 def _spread(
-    values: NDArray[np.generic], places: NDArray[np.intp], size: int, axis: int
-) -> NDArray[np.generic]:
+    values: NDArray[Any], places: NDArray[np.intp], size: int, axis: int
+) -> NDArray[Any]:
     """``values`` at ``places`` along an axis of length ``size``, zeros elsewhere."""
     shape = list(values.shape)
     shape[axis] = size

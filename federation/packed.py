@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from protocl.errors import DataError
 from protocl.memory import PrototypeMemory
 
 Precision = Literal["exact", "float32", "float16", "int8"]
-Arrays = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[Any]]
 
 INTEGERS = (np.int8, np.int16, np.int32, np.int64)
 
@@ -98,7 +98,7 @@ class PackedForm:
         """Shape of a sum for ``classes`` classes."""
         return self.shapes[name] if name == self.pooled else (classes, *self.shapes[name])
 
-    def read(self, arrays: Mapping[str, NDArray[np.generic]], precision: Precision) -> Packed:
+    def read(self, arrays: Mapping[str, NDArray[Any]], precision: Precision) -> Packed:
         """What ``arrays`` say; those of precision ``exact`` are taken as they are.
 
         Raises:
@@ -149,7 +149,7 @@ class PackedForm:
 
     # -- parts ------------------------------------------------------------------------------
 
-    def _check_exact(self, name: str, array: NDArray[np.generic], classes: int) -> None:
+    def _check_exact(self, name: str, array: NDArray[Any], classes: int) -> None:
         shape = self.shape(name, classes)
         if self.exact:
             if array.shape != shape or array.dtype not in INTEGERS:
@@ -164,7 +164,7 @@ class PackedForm:
 
     def _restored(
         self,
-        arrays: Mapping[str, NDArray[np.generic]],
+        arrays: Mapping[str, NDArray[Any]],
         counts: NDArray[np.int64],
         precision: Precision,
     ) -> Arrays:
@@ -187,17 +187,18 @@ class PackedForm:
     def _sums(
         self,
         name: str,
-        array: NDArray[np.generic],
-        factors: NDArray[np.generic],
+        array: NDArray[Any],
+        factors: NDArray[Any],
         counts: NDArray[np.int64],
         precision: Precision,
-    ) -> NDArray[np.generic]:
+    ) -> NDArray[Any]:
         shape = (len(factors), *self.shapes[name])
         if array.shape != shape or array.dtype != np.dtype(precision):
             raise DataError(
                 f"array '{name}' is {array.shape} {array.dtype}; expected {shape} {precision}"
             )
-        weights = counts.sum(keepdims=True).clip(min=1) if name == self.pooled else counts
+        weights = counts.astype(np.float64)
+        weights = weights.sum(keepdims=True).clip(min=1) if name == self.pooled else weights
         with np.errstate(over="ignore", invalid="ignore"):  # they are refused with the values
             sums = array.astype(np.float64) * factors[:, None] * weights[:, None]
         sums = sums[0] if name == self.pooled else sums
@@ -210,7 +211,7 @@ class PackedForm:
             )
         return whole.astype(np.int64)
 
-    def _whole(self, name: str, values: NDArray[np.generic]) -> torch.Tensor:
+    def _whole(self, name: str, values: NDArray[Any]) -> torch.Tensor:
         """Triangles become symmetric matrices again."""
         tensor = torch.from_numpy(values)
         if name != self._symmetric:
@@ -222,8 +223,8 @@ class PackedForm:
         return whole
 
 
-def _reach(array: NDArray[np.generic]) -> int:
+def _reach(array: NDArray[np.signedinteger[Any]]) -> int:
     if array.itemsize <= 2 or not array.size:
-        return -int(np.iinfo(array.dtype).min)  # type: ignore[arg-type]
+        return -int(np.iinfo(array.dtype).min)
     # Not abs(), which writes a copy and leaves the least integer negative.
     return max(int(np.maximum.reduce(array, axis=None)), -int(np.minimum.reduce(array, axis=None)))

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
@@ -116,10 +117,11 @@ def _rows(size: Size, clients: int, engine: Engine) -> Iterator[Comparison]:
             target=target,
             threads=1,
         )
-    for what, amount, unit in (
+    quantities: tuple[tuple[str, float, Literal["s", "MiB"]], ...] = (
         ("CPU time of a round in this process", processor / _ROUNDS, "s"),
         (f"growth of this process over {_ROUNDS} rounds", meter.rise / MIB, "MiB"),
-    ):
+    )
+    for what, amount, unit in quantities:
         yield Comparison(
             case=f"{what}; {clients} clients, {engine}", peer_name="-", ours=amount, peer=None,
             kind="limit", target=None, threads=1, unit=unit,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ class StepReport:
     learn_seconds: float
     merge_seconds: float
     state_bytes: float
-    unknown: Mapping[str, float] = field(default_factory=dict)
+    unknown: Mapping[str, float] = dataclass_field(default_factory=dict)
 
 
 def accuracy_on(classes: set[int], answers: Tensor, labels: Tensor) -> float | None:

@@ -11,7 +11,7 @@ from protocl.errors import ConfigError
 from protocl.federation.config import MethodInfo
 from protocl.federation.head_settings import HeadSettings
 from protocl.federation.merging import MergedMemory
-from protocl.federation.messages import Contribution, decode, encode
+from protocl.federation.messages import Contribution, Kind, decode, encode
 from protocl.federation.packing import ERROR_BOUNDS, Precision
 from protocl.federation.reconnaissance.config import Learner, LearnerConfig, LearnerSetup
 from protocl.federation.reconnaissance.scenario import SERVER
@@ -137,7 +137,7 @@ class PrototypeLearner(Learner):
         author = _author(node)
         number = len(mine.letters.get(author, ())) + 1
         # The first is all that its author has seen, which opens the count.
-        kind = "full" if number == 1 else "delta"
+        kind: Kind = "full" if number == 1 else "delta"
         memory = self.empty.empty_like().update(features, labels)
         records = encode(Contribution(memory, author, number, kind), self.precision)
         mine.read([Letter(author, *records, self.empty)])

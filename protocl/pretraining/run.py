@@ -96,7 +96,8 @@ class Pretraining:
         data = load_data(config.benchmark)
         self.classes: BaseClasses = base_classes(data, config)
         self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
-        self.backbone.to(self.device, memory_format=torch.channels_last)
+        self.backbone.to(self.device)
+        self.backbone.to(memory_format=torch.channels_last)
         self.images = self.classes.images.to(self.device)
         n_classes = len(self.classes.ids)
         self.labels = self.classes.labels
