@@ -34,11 +34,6 @@ def measure(size: Size) -> Iterator[Comparison]:
         yield from _rows(size, clients, "in_process")
 
 
-def measure_ray(size: Size) -> Iterator[Comparison]:
-    """1,000 clients in Flower's own simulation engine; needs ``flwr[simulation]``."""
-    yield from _rows(size, 1_000 if size.samples >= 10_000 else 4, "ray")
-
-
 class SyntheticData:
     """Fifty samples of ten of the classes for each client and round; every hundredth has the same.
 
