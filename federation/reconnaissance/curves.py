@@ -51,7 +51,8 @@ def draw_curves(groups: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
             _draw(axes, title, series(results, key), results)
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if axes.lines:
+            axes.legend(fontsize="small")
     return figure
 
 
