@@ -150,9 +150,7 @@ def _add(total: NDArray[Any], rows: NDArray[np.intp] | None, term: NDArray[Any])
         total[rows] += term
 
 
-def _spread(
-    values: NDArray[Any], places: NDArray[np.intp], size: int, axis: int
-) -> NDArray[Any]:
+def _spread(values: NDArray[Any], places: NDArray[np.intp], size: int, axis: int) -> NDArray[Any]:
     """``values`` at ``places`` along an axis of length ``size``, zeros elsewhere."""
     shape = list(values.shape)
     shape[axis] = size

@@ -65,7 +65,7 @@ def series(results: Sequence[dict[str, Any]], key: str) -> np.ndarray:
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean over the first axis, and half the width of its 95 % interval; 0 for a single run."""
-    from scipy.stats import t  # type: ignore[import-untyped]
+    from scipy.stats import t
 
     n = len(values)
     if n == 1:
