@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,9 +13,8 @@ from protocl.bench.comparison import Comparison, Size
 from protocl.bench.peak_memory import MIB, PeakMeter
 from protocl.bench.timing import thread_count
 from protocl.federation.client import ClientData, PrototypeClient
-from protocl.federation.client_state import StatesInProcess, StatesOnDisk, StateStore
 from protocl.federation.messages import Contribution
-from protocl.federation.simulation import Engine, simulate
+from protocl.federation.simulation import simulate
 from protocl.federation.strategy import FederatedPrototypes, Options
 from protocl.memory import PrototypeMemory
 
@@ -31,7 +28,7 @@ _SAMPLES, _CLASSES_EACH = 50, 10
 def measure(size: Size) -> Iterator[Comparison]:
     """1,000 and 10,000 clients inside this process."""
     for clients in (1_000, 10_000) if size.samples >= 10_000 else (20,):
-        yield from _rows(size, clients, "in_process")
+        yield from _rows(size, clients)
 
 
 class SyntheticData:
@@ -63,8 +60,8 @@ class TimedClient(PrototypeClient):
         seconds: of everything, and of encoding.
     """
 
-    def __init__(self, load: SyntheticData, empty: PrototypeMemory, states: StateStore) -> None:
-        super().__init__(load, empty, states=states)
+    def __init__(self, load: SyntheticData, empty: PrototypeMemory) -> None:
+        super().__init__(load, empty)
         self.seconds = {"all": 0.0, "encode": 0.0}
 
     def train(self, message: Message, context: Context) -> Message:
@@ -82,7 +79,7 @@ class TimedClient(PrototypeClient):
         return records
 
 
-def _rows(size: Size, clients: int, engine: Engine) -> Iterator[Comparison]:
+def _rows(size: Size, clients: int) -> Iterator[Comparison]:
     empty = PrototypeMemory(size.width, exact=True, fingerprint="bench")
     strategy = FederatedPrototypes(empty, Options(evaluate=0.0, min_clients=clients))
     ends: list[tuple[float, float]] = []
@@ -92,19 +89,16 @@ def _rows(size: Size, clients: int, engine: Engine) -> Iterator[Comparison]:
         return None
 
     # Clients are many and small: threads of torch would only wait for one another.
-    with thread_count(1), tempfile.TemporaryDirectory() as folder, PeakMeter() as meter:
-        states = StatesInProcess() if engine == "in_process" else StatesOnDisk(Path(folder))
-        client = TimedClient(SyntheticData(size), empty, states)
-        simulate(
-            strategy, client.app(), clients=clients, rounds=_ROUNDS, engine=engine, after_round=note
-        )
+    with thread_count(1), PeakMeter() as meter:
+        client = TimedClient(SyntheticData(size), empty)
+        simulate(strategy, client.app(), clients=clients, rounds=_ROUNDS, after_round=note)
     expected = _ROUNDS * _SAMPLES * clients
     if strategy.memory.total != expected:
         raise ValueError(f"{strategy.memory.total} samples were merged; expected {expected}")
     rounds, processor = (after - before for before, after in zip(ends[0], ends[-1], strict=True))
-    for part, seconds, target in _parts(strategy, client, rounds, engine):
+    for part, seconds, target in _parts(strategy, client, rounds):
         yield Comparison(
-            case=f"{part}; {clients} clients of {_CLASSES_EACH} classes x {size.width}, {engine}",
+            case=f"{part}; {clients} clients of {_CLASSES_EACH} classes x {size.width}",
             peer_name="the whole round",
             ours=seconds / _ROUNDS,
             peer=rounds / _ROUNDS,
@@ -118,13 +112,13 @@ def _rows(size: Size, clients: int, engine: Engine) -> Iterator[Comparison]:
     )
     for what, amount, unit in quantities:
         yield Comparison(
-            case=f"{what}; {clients} clients, {engine}", peer_name="-", ours=amount, peer=None,
+            case=f"{what}; {clients} clients", peer_name="-", ours=amount, peer=None,
             kind="limit", target=None, threads=1, unit=unit,
         )  # fmt: skip
 
 
 def _parts(
-    strategy: FederatedPrototypes, client: TimedClient, rounds: float, engine: Engine
+    strategy: FederatedPrototypes, client: TimedClient, rounds: float
 ) -> Iterator[tuple[str, float, float | None]]:
     """Name, seconds of all rounds, and target of each part."""
     server, clients = strategy.seconds, client.seconds
@@ -134,9 +128,6 @@ def _parts(
     yield "of these: decode and check", server.decode, None
     yield "of these: merge and ledger", server.merge, None
     yield "counting bytes", server.measure, None
-    if engine == "in_process":
-        yield "of these: encode, on the clients", clients["encode"], None
-        yield "clients: data, sums, state", clients["all"] - clients["encode"], None
-        yield "Flower: messages and records", other, None
-    else:
-        yield "Flower, Ray and the work of the clients", other, None
+    yield "of these: encode, on the clients", clients["encode"], None
+    yield "clients: data, sums, state", clients["all"] - clients["encode"], None
+    yield "Flower: messages and records", other, None
