@@ -102,7 +102,7 @@ def _rows(size: Size, clients: int) -> Iterator[Comparison]:
             peer_name="the whole round",
             ours=seconds / _ROUNDS,
             peer=rounds / _ROUNDS,
-            kind="cost",
+            kind="share",
             target=target,
             threads=1,
         )

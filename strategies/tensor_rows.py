@@ -263,6 +263,6 @@ def _values(data: Any, rows: Rows) -> Rows:
             gathered[mine] = _values(child, below_rows)
         return gathered
     values = data if isinstance(data, list) else list(data)
-    if not all(isinstance(value, int | np.integer) for value in values):
+    if not all(issubclass(kind, int | np.integer) for kind in set(map(type, values))):
         raise NotInMemory(f"it has per-sample values in a {type(data).__name__} beside the label")
     return np.asarray(values, dtype=np.int64)[rows]

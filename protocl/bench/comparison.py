@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["speedup", "cost", "limit"]
+Kind = Literal["speedup", "cost", "share", "limit"]
 """How ``ours`` and ``peer`` make the value that meets a target or misses it.
 
 * ``speedup``: ``peer / ours``, at least the target.
 * ``cost``: ``ours / peer``, at most the target.
+* ``share``: ``ours / peer``, at most the target, where the two are not the same work: a part and
+  the whole, or more than the peer does.
 * ``limit``: ``ours`` itself, at most the target; there is no peer.
 """
 

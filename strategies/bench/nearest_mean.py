@@ -56,7 +56,7 @@ def _compare(data: Any, source: str, target: float | None, size: Size) -> Compar
         CurrentDataNCMUpdate().after_training_exp(frozen_features(classifier, data, size.batch))
         return classifier.class_means
 
-    mine, theirs = interleaved(ours, peer, repeats=min(size.repeats, 3))
+    mine, theirs = interleaved(ours, peer, repeats=size.repeats)
     case = f"nearest-mean update, {size.samples} x {size.width}, batches of {size.batch}, {source}"
     difference = float((mine.result - theirs.result).abs().max())
     return Comparison(

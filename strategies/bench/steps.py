@@ -101,7 +101,7 @@ def _comparison(
         peer_name=peer_name,
         ours=ours,
         peer=peer,
-        kind="cost",
+        kind="share",
         target=target,
         threads=torch.get_num_threads(),
     )
