@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from protocl.errors import DataError
 from protocl.storage import atomic_write
@@ -93,13 +94,13 @@ class Scenario:
             if content.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             steps = tuple(_step(step) for step in content.pop("steps"))
-            rows = {key: tuple(content.pop(key)) for key in ("base_rows", "test_rows")}
-            return cls(**content, **rows, steps=steps)
+            base, test = tuple(content.pop("base_rows")), tuple(content.pop("test_rows"))
+            return cls(**content, base_rows=base, test_rows=test, steps=steps)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a scenario of protocl: {error}") from error
 
 
-def _step(content: dict[str, list]) -> Step:  # type: ignore[type-arg]
+def _step(content: dict[str, list[Any]]) -> Step:
     return Step(
         tuple(Mission(m["client"], tuple(m["rows"])) for m in content["missions"]),
         tuple((a, b) for a, b in content["meetings"]),
