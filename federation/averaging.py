@@ -29,8 +29,8 @@ from protocl.federation.network import (
     GradientConfig,
     arrived,
     client_seed,
-    descend,
     set_weights,
+    train,
     weights_of,
 )
 
@@ -121,7 +121,7 @@ class WeightClient:
         set_weights(self.network, read_weights(content.array_records["arrays"]))
         x, y = arrived(self.load, context, number)
         if len(y):
-            descend(self.network, x, y, self.config, client_seed(self.seed, context, number))
+            train(self.network, x, y, self.config, client_seed(self.seed, context, number))
         answer = RecordDict(
             {
                 "arrays": weights_record(self.network),

@@ -23,7 +23,7 @@ from torch import Tensor
 from protocl.confusion import Confusion
 from protocl.errors import FingerprintError
 from protocl.federation.client_state import ClientState, StatesInProcess, StateStore
-from protocl.federation.messages import class_id_of, decode, encode
+from protocl.federation.messages import Contribution, class_id_of, decode, encode
 from protocl.federation.packing import Precision
 from protocl.federation.received_backbone import ReceivedBackbone
 from protocl.heads.base import Head
@@ -54,6 +54,8 @@ class ClientData:
     test: tuple[Tensor, Tensor] | None = None
     class_names: Sequence[str] | None = None
 
+
+_NEWEST = "protocl-newest"
 
 Loader = Callable[[Context], ClientData]
 """Gives the data of the client that a Flower ``Context`` describes."""
@@ -131,20 +133,26 @@ class PrototypeClient:
         data = self.load(context)
         with self.states.open(self.name(context), self.empty) as state:
             state.names = names_of(data)
+            self._notice_older_state(state, context)
             state.acknowledge(str(config["epoch"]), int(config["settled"]))  # type: ignore[arg-type]
             self._count(state, data, int(config["round"]))  # type: ignore[arg-type]
             if config["full"]:
                 state.send_everything()
             pending = list(state.pending)
+        context.state[_NEWEST] = ConfigRecord({"epoch": state.epoch, "seq": state.seq})
         # The state is saved before anything leaves: what is sent twice is merged once, but what
         # is forgotten after it was sent would be counted again.
         content = RecordDict()
         for number, contribution in enumerate(pending):
-            arrays, header = encode(contribution, self.precision)
+            arrays, header = self.packed(contribution)
             content[f"arrays-{number}"] = arrays
             content[f"header-{number}"] = header
         content["metrics"] = MetricRecord({"num-examples": state.memory.total})
         return Message(content, reply_to=message)
+
+    def packed(self, contribution: Contribution) -> tuple[ArrayRecord, ConfigRecord]:
+        """The records that carry a contribution."""
+        return encode(contribution, self.precision)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Classify the client's test data with the merged memory; answer with the confusion."""
@@ -191,6 +199,17 @@ class PrototypeClient:
         if self.empty.fingerprint != expected:
             self.empty = self.empty.empty_like()
             self.empty.fingerprint = expected
+
+    def _notice_older_state(self, state: ClientState, context: Context) -> None:
+        """Begin another epoch where the disk holds less than this process has already sent.
+
+        Numbers that were used would be used again, and the server would take new statistics for
+        old ones. Flower keeps ``context.state`` for as long as the run and the node live.
+        """
+        newest = context.state.get(_NEWEST)
+        same_epoch = isinstance(newest, ConfigRecord) and newest["epoch"] == state.epoch
+        if same_epoch and state.seq < int(newest["seq"]):  # type: ignore[index, arg-type]
+            state.begin_anew()
 
     def _features(self, x: Tensor) -> Tensor:
         return x if self.encode is None else self.encode(x)

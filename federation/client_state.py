@@ -53,6 +53,11 @@ class ClientState:
         if epoch == self.epoch:
             self.pending = [c for c in self.pending if c.seq > seq]
 
+    def begin_anew(self) -> None:
+        """Send the full state under another epoch, which replaces all that was sent before."""
+        self.epoch, self.seq, self.pending = secrets.token_hex(16), 0, []
+        self.send_everything()
+
     def contribute(self, delta: PrototypeMemory, counted: int) -> None:
         """Add new samples to the memory and to what is to be sent.
 

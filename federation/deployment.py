@@ -101,12 +101,18 @@ In every shell, in this folder:
 
     . ./environment.sh
 
+Each of the three ways below goes on from what the folders `output` and `clients` hold. To begin
+anew, remove both; to go on, raise `rounds` in `pyproject.toml`.
+
 ## On one machine, simulated (needs `pip install 'flwr[simulation]'`)
 
     flwr run . simulation --stream \\
       --federation-config "num-supernodes=3 client-resources-num-cpus=1"
 
-The first command starts a SuperLink on port 39091, which stays up.
+The first command starts a SuperLink on port 39091, which stays up. Flower gives it 15 seconds; on a
+slow machine start it before, in a shell of its own:
+
+    flower-superlink --insecure --simulation --host 127.0.0.1 --port 39091
 
 ## On one machine, as real processes
 
@@ -138,6 +144,8 @@ A node whose key is not registered is refused. The address is in `flower/config.
 
 ## When something fails
 
+- `Runtime task-token authentication failed` on a node: its ClientApp needed longer to start than
+  Flower waits, about a minute; the machine is too busy.
 - A node that dies is left out after a minute; with `quorum=0.5` a round does not wait for it. Start
   it again with the same `client-state` folder: it goes on, nothing is counted twice.
 - If the SuperLink is restarted, Flower marks the run in progress as failed. Start `flwr run` again:

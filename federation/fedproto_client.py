@@ -16,7 +16,7 @@ from protocl.federation.client import ClientData
 from protocl.federation.config import FederationSetup
 from protocl.federation.fedproto import FedProtoConfig
 from protocl.federation.messages import Contribution, decode, encode
-from protocl.federation.network import Penalty, arrived, client_seed, descend, set_weights
+from protocl.federation.network import Penalty, arrived, client_seed, set_weights, train
 from protocl.heads import NearestMean
 from protocl.memory import PrototypeMemory
 
@@ -58,7 +58,7 @@ class FedProtoClient:
         content = RecordDict({"metrics": MetricRecord({"num-examples": len(y)})})
         if len(y):
             seed = client_seed(self.setup.seed, context, number)
-            descend(self.network, x, y, self.config, seed, penalty(prototypes, self.config.weight))
+            train(self.network, x, y, self.config, seed, penalty(prototypes, self.config.weight))
             context.state["network"] = weights_record(self.network)
             embedded = extract(self.network.backbone, x, progress=False)
             statistics = self.empty.empty_like().update(embedded, y)

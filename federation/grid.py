@@ -196,11 +196,15 @@ class MeteredGrid(_Wrapper):
     Args:
         grid: what does the sending.
         traffic: where they are noted.
+
+    Attributes:
+        seconds: time that the measuring took.
     """
 
     def __init__(self, grid: Grid, traffic: Traffic) -> None:
         super().__init__(grid)
         self.traffic = traffic
+        self.seconds = 0.0
         self._requests = 0
 
     def send_and_receive(
@@ -214,7 +218,7 @@ class MeteredGrid(_Wrapper):
             # A broadcast is one content object in many messages; it is measured once.
             key = id(message.content)
             if key not in sizes:
-                sizes[key] = content_bytes(message.content)
+                sizes[key] = self._measure(message)
             self._note(message, message.metadata.dst_node_id, "down", sizes[key])
         replies = list(super().send_and_receive(sent, timeout=timeout))
         self._note_replies(replies)
@@ -229,8 +233,13 @@ class MeteredGrid(_Wrapper):
     def _note_replies(self, replies: Iterable[Message]) -> None:
         for reply in replies:
             if reply.has_content():
-                size = content_bytes(reply.content)
-                self._note(reply, reply.metadata.src_node_id, "up", size)
+                self._note(reply, reply.metadata.src_node_id, "up", self._measure(reply))
+
+    def _measure(self, message: Message) -> int:
+        start = time.perf_counter()
+        size = content_bytes(message.content)
+        self.seconds += time.perf_counter() - start
+        return size
 
     def _note(self, message: Message, client: int, direction: Direction, size: int) -> None:
         # Flower's own strategies do not group their messages; they train once a round.

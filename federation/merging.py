@@ -7,15 +7,26 @@ may die at any moment: the merged memory stays the exact sum over the contributi
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from dataclasses import replace
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from protocl.federation.block import Block
 from protocl.federation.ledger import Entry, Ledger
-from protocl.federation.messages import Contribution, RejectedError
+from protocl.federation.messages import Contribution, Received
+from protocl.federation.packed import Packed, PackedForm
+from protocl.federation.packing import pack_exactly
+from protocl.federation.validation import RejectedError
 from protocl.memory import PrototypeMemory
+
+_MAX_PARTS = 8
+"""Contributions of a client that are kept as they came; more are added up."""
+
+_REBUILT = ("ledger", "_form", "_block", "_last_ids", "_last_listed")
 
 
 class MergedMemory:
@@ -27,24 +38,27 @@ class MergedMemory:
 
     Args:
         empty: memory without samples that all contributions must fit.
-        keep_contributions: keep each client's sum besides the merged one. Needed to forget a
-            client and to take a client back that lost its state; costs as much memory as all
-            clients together hold.
+        keep_contributions: keep what each client sent besides the merged sum. Needed to forget a
+            client and to take a client back that lost its state; costs the bytes that all clients
+            sent, of a client that sends often no more than those of some contributions.
 
     Attributes:
-        memory: the merged memory.
         ledger: what was accepted from whom, and what was not.
         names: class id -> name, where classes are known by name.
         wants_full: clients whose next contribution must be their full state.
     """
 
     def __init__(self, empty: PrototypeMemory, *, keep_contributions: bool = True) -> None:
-        self.memory = empty.empty_like()
+        self._memory = empty.empty_like()
+        self._form = PackedForm(empty)
+        self._block = Block(self._form)
         self.keep_contributions = keep_contributions
         self.ledger = Ledger()
         self.names: dict[int, str] = {}
         self.wants_full: set[str] = set()
-        self._parts: dict[str, PrototypeMemory] = {}
+        self._last_ids: NDArray[np.int64] | None = None
+        self._last_listed: tuple[int, ...] = ()
+        self._parts: dict[str, list[Packed]] = {}
         self._contributors: set[str] = set()
         self._settled: dict[str, int] = {}
         self._owners: dict[str, str] = {}
@@ -52,15 +66,27 @@ class MergedMemory:
         self._forgotten: set[str] = set()
         self._forgotten_classes: set[int] = set()
 
+    @property
+    def memory(self) -> PrototypeMemory:
+        """The merged memory."""
+        self._block.empty_into(self._memory)
+        return self._memory
+
     # -- what arrives -----------------------------------------------------------------------
 
     def accept(
-        self, contribution: Contribution, *, client: str, round_number: int = 0, size: int = 0
+        self,
+        contribution: Contribution | Received,
+        *,
+        client: str,
+        round_number: int = 0,
+        size: int = 0,
     ) -> bool:
         """Merge a contribution, once.
 
         Args:
-            contribution: checked by :func:`protocl.federation.messages.decode`.
+            contribution: checked by :class:`protocl.federation.messages.MessageReader`. What was
+                received is kept as it came, without a copy.
             client: who sent it.
             round_number: for the ledger.
             size: bytes of it, for the ledger.
@@ -72,30 +98,27 @@ class MergedMemory:
             RejectedError: it may not be merged; the merged memory is as it was.
         """
         client = self._owners.get(contribution.epoch, client)
-        entry = Entry(
-            round_number, client, "merged", bytes=size, epoch=contribution.epoch,
-            seq=contribution.seq, kind=contribution.kind,
-        )  # fmt: skip
-        if contribution.seq <= self._settled.get(contribution.epoch, 0):
-            self.ledger.add(replace(entry, outcome="duplicate"))
+        epoch, seq, full = contribution.epoch, contribution.seq, contribution.kind == "full"
+        if seq <= self._settled.get(epoch, 0):
+            self.ledger.add(
+                Entry(round_number, client, "duplicate", bytes=size, epoch=epoch, seq=seq,
+                      kind=contribution.kind)
+            )  # fmt: skip
             return False
         self._require_sequence(contribution, client)
-        memory = self._without_forgotten(contribution.memory)
-        self._merge(memory, client, contribution.kind == "full")
-        if contribution.kind == "full":
+        packed = self._without_forgotten(self._packed(contribution))
+        self._merge(packed, client, full)
+        if full:
             self._close_epochs(client)
-        self._own(contribution.epoch, client)
-        self._settled[contribution.epoch] = contribution.seq
+        self._own(epoch, client)
+        self._settled[epoch] = seq
         self.wants_full.discard(client)
         self._contributors.add(client)
         self.names.update(contribution.names)
         self.ledger.add(
-            replace(
-                entry,
-                classes=tuple(memory.classes.tolist()),
-                counts=tuple(memory.counts.tolist()),
-            )
-        )
+            Entry(round_number, client, "merged", self._listed(packed.class_ids),
+                  tuple(packed.counts.tolist()), size, epoch, seq, contribution.kind)
+        )  # fmt: skip
         return True
 
     def refuse(
@@ -130,7 +153,8 @@ class MergedMemory:
         """Remove all that ``client`` contributed and accept nothing more from it.
 
         In fixed point the merged memory is, bit for bit, what it would be if the client had never
-        been heard; in floating point up to rounding near 2^-104.
+        been heard; in floating point up to the rounding of :data:`protocl.federation.block.TERMS`
+        additions.
 
         Raises:
             ValueError: contributions are not kept.
@@ -144,7 +168,9 @@ class MergedMemory:
         if client not in self._parts:
             known = ", ".join(sorted(self._parts)[:10])
             raise KeyError(f"client '{client}' contributed nothing; clients are {known}")
-        self.memory.subtract(self._parts.pop(client))
+        for part in self._parts.pop(client):
+            self.memory.subtract(self._form.memory(part))
+        self._block.learn_reach(self._memory)
         self._forgotten.add(client)
         self.ledger.forget(client)
 
@@ -157,16 +183,20 @@ class MergedMemory:
         """
         gone = list(classes)
         self.memory.forget(gone)
-        for client, part in self._parts.items():
-            self._parts[client] = part.copy().forget([c for c in gone if c in part])
+        self._block.learn_reach(self._memory)
         self._forgotten_classes.update(gone)
+        for parts in self._parts.values():
+            parts[:] = map(self._without_forgotten, parts)
         self.ledger.forget_classes(gone)
         for class_id in gone:
             self.names.pop(class_id, None)
 
     def contribution_of(self, client: str) -> PrototypeMemory:
         """A copy of the sum of what ``client`` contributed; KeyError if there is none."""
-        return self._parts[client].copy()
+        total = self._memory.empty_like()
+        for part in self._parts[client]:
+            total.merge(self._form.memory(part))
+        return total
 
     @property
     def clients(self) -> list[str]:
@@ -177,8 +207,11 @@ class MergedMemory:
 
     def state(self) -> dict[str, Any]:
         """Everything, in a form that :mod:`protocl.checkpoint` saves."""
-        return {name: value for name, value in vars(self).items() if name != "ledger"} | {
-            "ledger": list(self.ledger)
+        state = {name: value for name, value in vars(self).items() if name not in _REBUILT}
+        return state | {
+            "_memory": self.memory,
+            "_parts": {client: list(map(_saved, parts)) for client, parts in self._parts.items()},
+            "ledger": list(self.ledger),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -187,12 +220,27 @@ class MergedMemory:
         Raises:
             ValueError, FingerprintError: it belongs to a federation of other statistics.
         """
-        self.memory._require_compatible(state["memory"])
-        vars(self).update(state | {"ledger": Ledger(state["ledger"])})
+        self._memory._require_compatible(state["_memory"])
+        parts = {client: list(map(_restored, saved)) for client, saved in state["_parts"].items()}
+        vars(self).update(state | {"ledger": Ledger(state["ledger"]), "_parts": parts})
+        self._block = Block(self._form)
+        self._block.learn_reach(self._memory)
 
     # -- parts ------------------------------------------------------------------------------
 
-    def _require_sequence(self, contribution: Contribution, client: str) -> None:
+    def _listed(self, class_ids: NDArray[np.int64]) -> tuple[int, ...]:
+        """Class ids for the ledger; contributions with the same array share one tuple."""
+        if class_ids is not self._last_ids:
+            self._last_ids, self._last_listed = class_ids, tuple(class_ids.tolist())
+        return self._last_listed
+
+    def _packed(self, contribution: Contribution | Received) -> Packed:
+        if isinstance(contribution, Received):
+            return contribution.statistics
+        self._memory._require_compatible(contribution.memory)
+        return pack_exactly(contribution.memory)
+
+    def _require_sequence(self, contribution: Contribution | Received, client: str) -> None:
         if client in self._forgotten:
             raise RejectedError("forgotten", f"client '{client}' was forgotten")
         if contribution.kind == "full":
@@ -222,29 +270,65 @@ class MergedMemory:
         for epoch in self._lives.get(client, ()):
             self._settled[epoch] = sys.maxsize
 
-    def _without_forgotten(self, memory: PrototypeMemory) -> PrototypeMemory:
+    def _without_forgotten(self, packed: Packed) -> Packed:
         if not self._forgotten_classes:
-            return memory
-        ids = memory.get_buffer("class_ids")
-        kept = [class_id for class_id in ids.tolist() if class_id not in self._forgotten_classes]
-        return memory if len(kept) == len(ids) else memory.subset(kept)
+            return packed
+        kept = ~np.isin(packed.class_ids, list(self._forgotten_classes))
+        return packed if kept.all() else packed.subset(kept, self._form)
 
-    def _merge(self, memory: PrototypeMemory, client: str, replaces: bool) -> None:
-        before = self._parts.get(client) if self.keep_contributions else None
-        try:
-            if before is None:
-                self.memory.merge(memory)
-                part = memory
-            elif replaces:
-                self.memory = (self.memory - before).merge(memory)
-                part = memory
-            else:
-                part = before + memory
-                self.memory.merge(memory)
-        except OverflowError as error:
-            raise RejectedError("overflow", str(error)) from error
+    def _merge(self, packed: Packed, client: str, replaces: bool) -> None:
+        parts = self._parts.get(client, [])
+        if replaces and parts:
+            self._replace(parts, packed)
+            parts.clear()
+        elif self._block.room_for(packed):
+            self._block.add(packed)
+            if self._block.full:
+                self._block.empty_into(self._memory)
+        else:
+            self._merge_nearly_full(packed)
         if self.keep_contributions:
-            self._parts[client] = part
+            parts.append(packed)
+            self._parts[client] = parts
+            if len(parts) > _MAX_PARTS:
+                self._parts[client] = [pack_exactly(self.contribution_of(client))]
+
+    def _replace(self, before: Sequence[Packed], packed: Packed) -> None:
+        memory = self.memory.copy()
+        for part in before:
+            memory.subtract(self._form.memory(part))
+        self._memory = _merged(memory, self._form.memory(packed))
+        self._block.learn_reach(self._memory)
+
+    def _merge_nearly_full(self, packed: Packed) -> None:
+        """Merge where sums come close to 64 bits, so that each must be looked at."""
+        _merged(self.memory, self._form.memory(packed))
+        self._block.learn_reach(self._memory)
+
+
+def _merged(memory: PrototypeMemory, other: PrototypeMemory) -> PrototypeMemory:
+    try:
+        return memory.merge(other)
+    except OverflowError as error:
+        raise RejectedError("overflow", str(error)) from error
+
+
+def _saved(packed: Packed) -> dict[str, Any]:
+    """A form that is written to a file without a copy in memory: tensors on the same bytes."""
+    with warnings.catch_warnings():
+        # The bytes of a message are read-only, and they are only read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {
+            "class_ids": torch.from_numpy(packed.class_ids),
+            "counts": torch.from_numpy(packed.counts),
+            "sums": {name: torch.from_numpy(array) for name, array in packed.sums.items()},
+            "reach": packed.reach,
+        }
+
+
+def _restored(saved: dict[str, Any]) -> Packed:
+    sums = {name: tensor.numpy() for name, tensor in saved["sums"].items()}
+    return Packed(saved["class_ids"].numpy(), saved["counts"].numpy(), sums, saved["reach"])
 
 
 def same_statistics(a: PrototypeMemory, b: PrototypeMemory) -> bool:

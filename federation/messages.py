@@ -16,52 +16,23 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 from numpy.typing import NDArray
 
-from protocl.errors import DataError, ProtoclError
-from protocl.federation.packing import ERROR_BOUNDS, Arrays, Precision, pack, unpack
+from protocl.errors import DataError
+from protocl.federation.packed import Packed, PackedForm, Precision
+from protocl.federation.packing import ERROR_BOUNDS, pack, pack_exactly
+from protocl.federation.validation import Limits, RejectedError, check_class_ids, check_values
 from protocl.memory import PrototypeMemory
 
 FORMAT = "protocl-memory"
 _LONGEST_CLAIM = 10_000  # characters of an array's header; numpy's own limit
+_USUAL_HEADER = 128  # bytes before the content of an array of few dimensions
 VERSION = 1
 
 Kind = Literal["delta", "full", "merged"]
-Reason = Literal[
-    "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
-    "forgotten", "overflow", "screened",
-]  # fmt: skip
-
-
-class RejectedError(ProtoclError, ValueError):
-    """A message that must not be merged.
-
-    Attributes:
-        reason: one word to count by.
-    """
-
-    def __init__(self, reason: Reason, text: str) -> None:
-        super().__init__(text)
-        self.reason: Reason = reason
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a contribution may at most claim; a message beyond it is rejected.
-
-    Attributes:
-        max_count: samples of one class in one contribution.
-        max_classes: classes in one contribution.
-        max_bytes: bytes of the arrays of one contribution.
-        max_feature: magnitude of a (mapped) feature, hence of a mean.
-    """
-
-    max_count: int = 10_000_000
-    max_classes: int = 100_000
-    max_bytes: int = 1 << 30
-    max_feature: float = 1e6
+KINDS: tuple[Kind, ...] = ("delta", "full", "merged")
+PRECISIONS = tuple(ERROR_BOUNDS)
 
 
 @dataclass(frozen=True)
@@ -93,6 +64,30 @@ def class_id_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A contribution as it came; see :class:`Contribution`.
+
+    Attributes:
+        statistics: checked, and still in the bytes of the message.
+        epoch, seq, kind, names: see :class:`Contribution`.
+    """
+
+    statistics: Packed
+    epoch: str
+    seq: int
+    kind: Kind
+    names: Mapping[int, str]
+
+    @classmethod
+    def of(cls, contribution: Contribution) -> Received:
+        """A contribution that did not come in a message."""
+        return cls(
+            pack_exactly(contribution.memory),
+            contribution.epoch, contribution.seq, contribution.kind, contribution.names,
+        )  # fmt: skip
+
+
 def encode(
     contribution: Contribution, precision: Precision = "exact"
 ) -> tuple[ArrayRecord, ConfigRecord]:
@@ -122,7 +117,7 @@ def decode(
     like: PrototypeMemory,
     limits: Limits | None = None,
 ) -> Contribution:
-    """Check what came in and read it.
+    """Check what came in and read it; for many messages use one :class:`MessageReader`.
 
     Args:
         arrays, header: as :func:`encode` makes them, from a sender that may be faulty or hostile.
@@ -133,63 +128,110 @@ def decode(
     Raises:
         RejectedError: anything does not fit; the reason says what.
     """
-    limits = limits or Limits()
-    _check_header(header, like)
-    size = sum(len(array.data) for array in arrays.values())
-    if size > limits.max_bytes:
-        raise RejectedError(
-            "size", f"{size} bytes of arrays; at most {limits.max_bytes} are accepted"
+    reader = MessageReader(like, limits)
+    return reader.contribution(reader.read(arrays, header))
+
+
+class MessageReader:
+    """Reads the messages of one federation.
+
+    Args:
+        like: as for :func:`decode`.
+        limits: as for :func:`decode`.
+
+    Attributes:
+        form: how statistics are packed.
+    """
+
+    def __init__(self, like: PrototypeMemory, limits: Limits | None = None) -> None:
+        self.form = PackedForm(like)
+        self.limits = limits or Limits()
+        self._fingerprint = like.fingerprint
+        self._known_ids: NDArray[np.int64] | None = None
+        self._expected: dict[str, object] = {"format": FORMAT, "version": VERSION}
+        self._described = like.describe()
+        if not like.exact:
+            del self._described["step"]
+        self._expected |= self._described
+        if like.fingerprint is not None:
+            self._expected["fingerprint"] = like.fingerprint
+
+    def read(self, arrays: ArrayRecord, header: ConfigRecord) -> Received:
+        """Check a contribution; its statistics stay where they are, in the bytes of the message.
+
+        Raises:
+            RejectedError: anything does not fit; the reason says what.
+        """
+        values = dict(header.items())
+        self._check_header(values)
+        data = {name: array.data for name, array in arrays.items()}
+        size = sum(map(len, data.values()))
+        if size > self.limits.max_bytes:
+            raise RejectedError(
+                "size", f"{size} bytes of arrays; at most {self.limits.max_bytes} are accepted"
+            )
+        precision: Precision = values["precision"]  # type: ignore[assignment]
+        try:
+            packed = self.form.read({name: read_npy(d) for name, d in data.items()}, precision)
+        except DataError as error:
+            raise RejectedError("shape", str(error)) from error
+        if packed.class_ids is not self._known_ids:
+            check_class_ids(packed.class_ids, self.limits)
+            self._known_ids = packed.class_ids
+        check_values(packed, self.form, self.limits, ERROR_BOUNDS[precision])
+        return Received(
+            packed,
+            str(values["epoch"]),
+            int(values["seq"]),  # type: ignore[arg-type]
+            values["kind"],  # type: ignore[arg-type]
+            _checked_names(packed.class_ids, values.get("class-names")),
         )
-    precision: Precision = header["precision"]  # type: ignore[assignment]
-    try:
-        memory = unpack(_read_arrays(arrays), like, precision)
-    except DataError as error:
-        raise RejectedError("shape", str(error)) from error
-    _check_values(memory, limits, ERROR_BOUNDS[precision])
-    return Contribution(
-        memory,
-        epoch=str(header["epoch"]),
-        seq=int(header["seq"]),  # type: ignore[arg-type]
-        kind=header["kind"],  # type: ignore[arg-type]
-        names=_checked_names(memory, header.get("class-names")),
-    )
 
+    def contribution(self, received: Received) -> Contribution:
+        """The same with a memory of its own."""
+        memory = self.form.memory(received.statistics)
+        return Contribution(memory, received.epoch, received.seq, received.kind, received.names)
 
-# -- checks -------------------------------------------------------------------------------------
+    def _check_header(self, values: Mapping[str, object]) -> None:
+        if not (
+            self._expected.items() <= values.items()
+            and isinstance(values.get("fingerprint"), str)
+            and isinstance(values.get("epoch"), str)
+            and isinstance(values.get("seq"), int)
+            and values.get("precision") in PRECISIONS
+            and values.get("kind") in KINDS
+        ):
+            self._refuse_header(values)
 
-
-def _check_header(header: ConfigRecord, like: PrototypeMemory) -> None:
-    if header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise RejectedError(
-            "format",
-            f"format {header.get('format')!r} version {header.get('version')!r}; expected "
-            f"'{FORMAT}' version {VERSION}: install the same protocl on all nodes",
-        )
-    for key, kind in (("epoch", str), ("seq", int), ("fingerprint", str)):
-        if not isinstance(header.get(key), kind):
-            raise RejectedError("format", f"{key}={header.get(key)!r}: expected {kind.__name__}")
-    if header.get("precision") not in ERROR_BOUNDS:
-        raise RejectedError("format", f"precision {header.get('precision')!r} is unknown")
-    if header.get("kind") not in ("delta", "full", "merged"):
-        raise RejectedError(
-            "format", f"kind {header.get('kind')!r}: expected delta, full or merged"
-        )
-    theirs = str(header["fingerprint"])
-    if like.fingerprint is not None and theirs != like.fingerprint:
-        raise RejectedError(
-            "fingerprint",
-            f"statistics of backbone {theirs or '(none)'}; this federation's is {like.fingerprint}",
-        )
-    described = like.describe()
-    if not like.exact:
-        described.pop("step")
-    for key, value in described.items():
-        if header.get(key) != value:
-            raise RejectedError("mismatch", f"{key} is {header.get(key)!r}; expected {value!r}")
-
-
-def _read_arrays(record: ArrayRecord) -> Arrays:
-    return {name: read_npy(array.data) for name, array in record.items()}
+    def _refuse_header(self, header: Mapping[str, object]) -> None:
+        """Say what is wrong with a header."""
+        if header.get("format") != FORMAT or header.get("version") != VERSION:
+            raise RejectedError(
+                "format",
+                f"format {header.get('format')!r} version {header.get('version')!r}; expected "
+                f"'{FORMAT}' version {VERSION}: install the same protocl on all nodes",
+            )
+        for key, kind in (("epoch", str), ("seq", int), ("fingerprint", str)):
+            if not isinstance(header.get(key), kind):
+                raise RejectedError(
+                    "format", f"{key}={header.get(key)!r}: expected {kind.__name__}"
+                )
+        if header.get("precision") not in PRECISIONS:
+            raise RejectedError("format", f"precision {header.get('precision')!r} is unknown")
+        if header.get("kind") not in KINDS:
+            raise RejectedError(
+                "format", f"kind {header.get('kind')!r}: expected {', '.join(KINDS)}"
+            )
+        theirs = header["fingerprint"]
+        if self._fingerprint is not None and theirs != self._fingerprint:
+            raise RejectedError(
+                "fingerprint",
+                f"statistics of backbone {theirs or '(none)'}; this federation's is "
+                f"{self._fingerprint}",
+            )
+        for key, value in self._described.items():
+            if header.get(key) != value:
+                raise RejectedError("mismatch", f"{key} is {header.get(key)!r}; expected {value!r}")
 
 
 def read_npy(data: bytes) -> NDArray[np.generic]:
@@ -202,87 +244,47 @@ def read_npy(data: bytes) -> NDArray[np.generic]:
         DataError: not the bytes of one plain array.
     """
     try:
-        if data[:8] not in (b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00"):
-            raise DataError("an array is not in .npy format")
-        wide = data[6] == 2
-        start = 12 if wide else 10
-        (length,) = struct.unpack_from("<I" if wide else "<H", data, 8)
-        kind, shape, fortran = _read_claim(data[start : start + min(length, _LONGEST_CLAIM)])
-        content = memoryview(data)[start + length :]
-        array = np.frombuffer(content, dtype=kind)
-        return array.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, SyntaxError, KeyError, TypeError, struct.error) as error:
+        kind, shape, order, start = _read_claim(data[:_USUAL_HEADER])
+    except _LongHeaderError as error:
+        kind, shape, order, start = _read_claim(data[: error.length])
+    try:
+        return np.frombuffer(data, kind, offset=start).reshape(shape, order=order)
+    except ValueError as error:
         raise DataError(f"an array is not in .npy format: {error}") from error
 
 
+class _LongHeaderError(Exception):
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+
 @lru_cache(maxsize=1024)  # messages of one federation repeat a few headers
-def _read_claim(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    claimed = ast.literal_eval(header.decode("ascii"))
-    kind, shape = np.dtype(claimed["descr"]), tuple(claimed["shape"])
-    if kind.kind not in "if" or claimed["fortran_order"] not in (False, True):
-        raise DataError(f"an array is of type {kind}; expected numbers")
-    return kind, shape, claimed["fortran_order"]
+def _read_claim(
+    beginning: bytes,
+) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], int]:
+    """Type, shape, order and start of the content of an array that begins so."""
+    try:
+        if beginning[:8] not in (b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00"):
+            raise DataError("an array is not in .npy format")
+        wide = beginning[6] == 2
+        first = 12 if wide else 10
+        (length,) = struct.unpack_from("<I" if wide else "<H", beginning, 8)
+        start = first + length
+        if start > len(beginning) and start <= _LONGEST_CLAIM and len(beginning) == _USUAL_HEADER:
+            raise _LongHeaderError(start)
+        claimed = ast.literal_eval(beginning[first:start].decode("ascii"))
+        kind, shape = np.dtype(claimed["descr"]), tuple(claimed["shape"])
+        if kind.kind not in "if" or claimed["fortran_order"] not in (False, True):
+            raise DataError(f"an array is of type {kind}; expected numbers")
+        return kind, shape, "F" if claimed["fortran_order"] else "C", start
+    except (ValueError, SyntaxError, KeyError, TypeError, IndexError, struct.error) as error:
+        raise DataError(f"an array is not in .npy format: {error}") from error
 
 
-def _check_values(memory: PrototypeMemory, limits: Limits, error: float) -> None:
-    ids, counts = memory.get_buffer("class_ids"), memory.get_buffer("count")
-    if len(ids) > limits.max_classes:
-        raise RejectedError(
-            "bounds", f"{len(ids)} classes; at most {limits.max_classes} are accepted"
-        )
-    if bool((ids[1:] <= ids[:-1]).any()) or bool((ids[:1] < 0).any()):
-        raise RejectedError("values", "class ids are negative, repeated or out of order")
-    if len(counts) and not 1 <= int(counts.min()) <= int(counts.max()) <= limits.max_count:
-        raise RejectedError(
-            "bounds",
-            f"counts lie in {int(counts.min())}..{int(counts.max())}; "
-            f"expected 1..{limits.max_count}",
-        )
-    _check_magnitudes(memory, limits.max_feature * (1 + error))
-    if memory.level != "mean":
-        _check_moment(memory, error)
-
-
-def _check_magnitudes(memory: PrototypeMemory, largest_feature: float) -> None:
-    """No mean may exceed the largest feature; NaN and infinity fail the same comparison."""
-    counts = memory.get_buffer("count").to(torch.float64)
-    for name in memory._shapes:
-        unit, power = (1.0, 1) if name != "second" else (largest_feature, 2)
-        samples = counts.sum() if memory._is_shared(name) else counts
-        bound = samples * largest_feature * unit
-        if memory.exact:
-            bound = bound / memory.step**power
-        for part in (name,) if memory.exact else (name, f"{name}_low"):
-            values = memory.get_buffer(part)
-            flat = values.reshape(1 if memory._is_shared(name) else len(values), -1)
-            # Largest and smallest in one pass each; abs() would write a copy of everything.
-            if flat.numel() and not bool(
-                ((flat.amax(1) <= bound) & (flat.amin(1) >= -bound)).all()
-            ):
-                raise RejectedError(
-                    "values",
-                    f"array '{name}' holds NaN, infinite values, or means of features beyond "
-                    f"{largest_feature:g}",
-                )
-
-
-def _check_moment(memory: PrototypeMemory, error: float) -> None:
-    """``n sum f^2 >= (sum f)^2`` in every dimension: no variance is negative."""
-    counts = memory.get_buffer("count").to(torch.float64)[:, None]
-    second = memory.second_moment
-    diagonal = second if memory.level == "diagonal" else second.diagonal(dim1=-2, dim2=-1)
-    explained = memory.sums**2 / counts
-    if memory.level == "shared":
-        explained, counts = explained.sum(0), counts.sum()
-    largest = max(float(second.abs().max()), float(explained.max())) if len(memory) else 0.0
-    if bool((diagonal < explained - (1e-9 + 4 * error) * largest).any()):
-        raise RejectedError("values", "the second moment is less than the means allow")
-
-
-def _checked_names(memory: PrototypeMemory, names: Any) -> dict[int, str]:
+def _checked_names(class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:
     if names is None:
         return {}
-    ids = memory.classes.tolist()
+    ids = class_ids.tolist()
     if not isinstance(names, list) or len(names) != len(ids):
         raise RejectedError("names", f"class names are {names!r:.80}; expected one for each class")
     for class_id, name in zip(ids, names, strict=True):

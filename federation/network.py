@@ -14,6 +14,7 @@ from protocl.backbones.base import Classifier
 from protocl.data.arrays import as_images
 from protocl.errors import ConfigError, DataError
 from protocl.federation.config import FederationSetup, MethodConfig
+from protocl.federation.local_steps import LocalSteps, descend
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -27,28 +28,18 @@ Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
-class GradientConfig(MethodConfig):
-    """Settings of local training.
+class GradientConfig(LocalSteps, MethodConfig):
+    """Settings of methods in which clients train a network.
 
     Attributes:
         train: what learns: ``head``, a linear layer on the frozen features; ``projection``, a layer
             of ``width`` rectified units before it as well; ``backbone``, backbone and head, from
             the samples.
-        width: units of the projection.
-        local_epochs: passes over the client's data in each round.
-        batch_size: samples in a mini-batch.
-        lr: learning rate of SGD.
-        momentum: its momentum, forgotten after each round.
-        weight_decay: its L2 penalty.
+        width: units of the projection, > 0.
     """
 
     train: str = "head"
     width: int = 64
-    local_epochs: int = 1
-    batch_size: int = 64
-    lr: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
 
     @property
     def needs_samples(self) -> bool:
@@ -61,9 +52,9 @@ class GradientConfig(MethodConfig):
         Raises:
             ConfigError: a setting is out of range, or a backbone without weights is to be trained.
         """
-        for key in ("local_epochs", "batch_size", "lr", "width"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(f"method.{key}={getattr(self, key)}: expected a number > 0")
+        self.check()
+        if self.width < 1:
+            raise ConfigError(f"method.width={self.width}: expected a number > 0")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed)
             embed, width = self._build_embedding(setup)
@@ -124,7 +115,7 @@ def arrived(load: Loader, context: Context, round_number: int) -> tuple[Tensor, 
     return torch.cat(x), torch.cat(y)
 
 
-def descend(
+def train(
     network: Classifier,
     x: Tensor,
     y: Tensor,
@@ -142,23 +133,14 @@ def descend(
         seed: of the order of the samples.
         penalty: none by default.
     """
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
+
+    def loss(rows: Tensor) -> Tensor:
+        embedded = network.backbone(as_images(x[rows]))
+        cross_entropy = functional.cross_entropy(network.classifier(embedded), y[rows])
+        return cross_entropy if penalty is None else cross_entropy + penalty(embedded, y[rows])
+
     network.train()
-    for _ in range(config.local_epochs):
-        for rows in torch.randperm(len(y), generator=generator).split(config.batch_size):
-            optimizer.zero_grad()
-            embedded = network.backbone(as_images(x[rows]))
-            loss = functional.cross_entropy(network.classifier(embedded), y[rows])
-            if penalty is not None:
-                loss = loss + penalty(embedded, y[rows])
-            loss.backward()
-            optimizer.step()
+    descend(config, network.parameters(), loss, len(y), torch.Generator().manual_seed(seed))
     network.eval()
 
 

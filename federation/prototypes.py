@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from protocl.errors import ConfigError
 from protocl.features import extract
 from protocl.federation.config import FederationSetup, MethodConfig, MethodInfo
-from protocl.heads.base import Head
-from protocl.registry import HEADS
+from protocl.federation.head_settings import HeadSettings
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -20,28 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class HeadConfig(MethodConfig):
-    """Settings of the head that classifies.
-
-    Attributes:
-        head: registered head (``protocl list heads``).
-        head_options: its arguments, such as ``{shrinkage: 0.1}``.
-    """
-
-    head: str = "nearest_mean"
-    head_options: dict[str, Any] = field(default_factory=dict)
-
-    def build_head(self) -> Head:
-        """The head that classifies.
-
-        Raises:
-            ConfigError: its name or an option is wrong.
-        """
-        try:
-            head: Head = HEADS.get(self.head)(**self.head_options)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"method.head_options={self.head_options}: {error}") from error
-        return head
+class HeadConfig(HeadSettings, MethodConfig):
+    """Settings of a method whose memory a head classifies with."""
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
 from protocl.errors import ConfigError
 from protocl.federation.config import (
@@ -13,16 +12,12 @@ from protocl.federation.config import (
     FederationConfig,
     MethodConfig,
 )
-from protocl.registry import BACKBONES, BENCHMARKS, unknown_name
+from protocl.registry import BACKBONES, BENCHMARKS
 from protocl.settings import (
     Settings,
     build,
-    expand,
-    flatten,
-    group_file,
     group_names,
-    parse,
-    read_mapping,
+    settle,
 )
 
 _GROUPS = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
@@ -40,19 +35,8 @@ def load(arguments: Sequence[str]) -> list[FederateConfig]:
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
-    typed = {_full(key): values for key, values in parse(arguments).items()}
-    preset = typed.pop("federation", None)
-    if preset is None:
-        return [compose(settings) for settings in expand(typed)]
-    if len(preset) > 1:
-        raise ConfigError("'federation' takes one value; it cannot be swept")
-    # Picking a group anew drops what the preset says about the old pick's own keys.
-    kept = {
-        key: [value]
-        for key, value in _read_preset(str(preset[0])).items()
-        if key not in typed and key.partition(".")[0] not in typed
-    }
-    return [compose(settings) for settings in expand({**kept, **typed})]
+    sections = {*_GROUPS, "federation", "partition"}
+    return [compose(settings) for settings in settle(arguments, "federation", {}, sections, _full)]
 
 
 def compose(settings: Settings) -> FederateConfig:
@@ -75,15 +59,6 @@ def presets() -> list[str]:
 
 def _full(key: str) -> str:
     return f"federation.{key}" if key in _SHORT else key
-
-
-def _read_preset(name: str) -> dict[str, Any]:
-    source = group_file("federation", name)
-    if source is None:
-        raise unknown_name("federation", name, presets())
-    sections = {*_GROUPS, "federation", "partition"}
-    content = flatten(read_mapping(source.read_bytes(), str(source)), sections)
-    return {_full(key): value for key, value in content.items()}
 
 
 def _method_schema(name: str) -> type[MethodConfig]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +22,11 @@ from protocl.federation.choosing import choose_nodes
 from protocl.federation.grid import MeteredGrid
 from protocl.federation.ledger import Entry, Traffic
 from protocl.federation.merging import MergedMemory
-from protocl.federation.messages import Contribution, Limits, RejectedError, decode, encode
+from protocl.federation.messages import Contribution, MessageReader, Received, encode
 from protocl.federation.packing import Precision
 from protocl.federation.received_backbone import backbone_record
 from protocl.federation.replies import read_confusion, read_headers
+from protocl.federation.validation import Limits, RejectedError
 from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
@@ -52,18 +53,20 @@ class Seconds:
 
     Attributes:
         encode, decode, merge, save: parts of a round; ``decode`` includes validation.
+        measure: counting the bytes of messages.
     """
 
     encode: float = 0.0
     decode: float = 0.0
     merge: float = 0.0
     save: float = 0.0
+    measure: float = 0.0
 
 
 @dataclass
 class _Arrival:
     client: str
-    contribution: Contribution
+    received: Received
     size: int
 
 
@@ -152,6 +155,7 @@ class FederatedPrototypes(Strategy):
         self.merged = MergedMemory(empty, keep_contributions=keep_contributions)
         self.screen = screen
         self.merge = merge
+        self._reader = MessageReader(self.empty, self.options.limits)
         self._merged: tuple[str, PrototypeMemory] | None = None
         self.traffic = Traffic()
         self.seconds = Seconds()
@@ -206,7 +210,10 @@ class FederatedPrototypes(Strategy):
 
     def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
         """Run rounds, as every Flower strategy does, and measure every message."""
-        return super().start(MeteredGrid(grid, self.traffic), *arguments, **options)
+        metered = MeteredGrid(grid, self.traffic)
+        result = super().start(metered, *arguments, **options)
+        self.seconds.measure += metered.seconds
+        return result
 
     # -- Flower calls these -----------------------------------------------------------------
 
@@ -219,7 +226,7 @@ class FederatedPrototypes(Strategy):
         number = self._first + server_round
         self.round = number
         # Before asking: a client whose late answer is merged now need not repeat it.
-        self._merge(self._read(_collect_late(grid)))
+        self._take(_collect_late(grid))
         nodes = self._choose(grid, number, self.options.participation)
         messages = [
             _message(node, MessageType.TRAIN, number, self._request(node, number, config))
@@ -233,7 +240,7 @@ class FederatedPrototypes(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge what came, in the order of clients, then save; nothing is acknowledged before."""
         self.round = self._first + server_round
-        self._merge(self._read(list(replies)))
+        self._take(replies)
         self._save()
         # Asked no more than one round ago, a node may still be reported as gone.
         self._asked = {n: sent for n, sent in self._asked.items() if n >= self.round - 1}
@@ -309,9 +316,17 @@ class FederatedPrototypes(Strategy):
 
     # -- merging ----------------------------------------------------------------------------
 
-    def _read(self, replies: Sequence[Message]) -> list[_Arrival]:
+    def _take(self, replies: Iterable[Message]) -> None:
+        """Merge what is good in ``replies``, in the order of clients."""
+        arrivals = self._arrivals(sorted(replies, key=_sender))
+        if self.screen is not None:
+            arrivals = iter(self._screened(self.screen, list(arrivals)))
+        # One by one, each while its bytes are still in the processor's cache.
+        for arrival in arrivals:
+            self._accept(arrival)
+
+    def _arrivals(self, replies: Iterable[Message]) -> Iterator[_Arrival]:
         """Contributions that pass the checks; all others are entered in the ledger."""
-        arrivals = []
         for reply in replies:
             if reply.has_error():
                 self._equipped.discard(reply.metadata.src_node_id)
@@ -319,36 +334,49 @@ class FederatedPrototypes(Strategy):
                 continue
             self._equipped.add(reply.metadata.src_node_id)
             client = _sender(reply)
-            start = time.perf_counter()
             for arrays, header, size in read_headers(reply.content):
+                start = time.perf_counter()
                 try:
-                    contribution = decode(arrays, header, self.empty, self.options.limits)
+                    received = self._reader.read(arrays, header)
                 except RejectedError as error:
                     epoch, seq = header.get("epoch"), header.get("seq")
                     well_formed = isinstance(epoch, str) and isinstance(seq, int)
                     self._refuse(error, client, size, *((epoch, seq) if well_formed else ("", 0)))  # type: ignore[arg-type]
                     continue
-                arrivals.append(_Arrival(client, contribution, size))
-            self.seconds.decode += time.perf_counter() - start
-        return arrivals
+                finally:
+                    self.seconds.decode += time.perf_counter() - start
+                yield _Arrival(client, received, size)
 
-    def _merge(self, arrivals: Sequence[_Arrival]) -> None:
+    def _screened(self, screen: Screen, arrivals: list[_Arrival]) -> list[_Arrival]:
+        """The contributions that the screen lets pass."""
         start = time.perf_counter()
-        arrivals = sorted(arrivals, key=lambda a: (a.client, a.contribution.seq))
-        verdicts: Sequence[str | None] = [None] * len(arrivals)
-        if self.screen is not None and arrivals:
-            verdicts = self.screen([arrival.contribution for arrival in arrivals], self.memory)
+        sent = [self._reader.contribution(arrival.received) for arrival in arrivals]
+        verdicts = screen(sent, self.memory) if arrivals else ()
+        passed = []
         for arrival, verdict in zip(arrivals, verdicts, strict=True):
-            sent = arrival.contribution
-            try:
-                if verdict is not None:
-                    raise RejectedError("screened", verdict)
-                self.merged.accept(
-                    sent, client=arrival.client, round_number=self.round, size=arrival.size
-                )
-            except RejectedError as error:
-                self._refuse(error, arrival.client, arrival.size, sent.epoch, sent.seq)
+            if verdict is None:
+                passed.append(arrival)
+            else:
+                self._refuse_arrival(RejectedError("screened", verdict), arrival)
         self.seconds.merge += time.perf_counter() - start
+        return passed
+
+    def _accept(self, arrival: _Arrival) -> None:
+        start = time.perf_counter()
+        try:
+            self.merged.accept(
+                arrival.received,
+                client=arrival.client,
+                round_number=self.round,
+                size=arrival.size,
+            )
+        except RejectedError as error:
+            self._refuse_arrival(error, arrival)
+        self.seconds.merge += time.perf_counter() - start
+
+    def _refuse_arrival(self, error: RejectedError, arrival: _Arrival) -> None:
+        received = arrival.received
+        self._refuse(error, arrival.client, arrival.size, received.epoch, received.seq)
 
     def _refuse(self, error: RejectedError, client: str, size: int, epoch: str, seq: int) -> None:
         logger.warning("contribution of client %s rejected: %s", client, error)

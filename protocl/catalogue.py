@@ -31,7 +31,8 @@ def tables(kind: str | None = None) -> Iterator[Table]:
 
 def _strategies() -> Table:
     table = Table(title="strategy=NAME", title_justify="left", title_style="bold")
-    for column in ("name", "method", "paper", "kept between experiences", "keeps data"):
+    table.add_column("name", no_wrap=True)
+    for column in ("method", "paper", "kept between experiences", "bytes a class", "data"):
         table.add_column(column, overflow="fold")
     for name in group_names("strategy"):
         if name not in STRATEGIES.names():
@@ -44,7 +45,8 @@ def _strategies() -> Table:
             continue
         info = schema.info
         keeps = "yes" if info.keeps_data else "no"
-        cells = (info.title, info.paper, info.stored_between_experiences, keeps)
+        stored = info.stored_between_experiences
+        cells = (info.title, info.paper, stored, info.bytes_per_class, keeps)
         table.add_row(name, *(Text(cell) for cell in cells))
     return table
 

@@ -1,4 +1,4 @@
-"""Laws that every memory and every head must keep: ours, and those of other packages.
+"""Laws that every memory, head and strategy must keep: ours, and those of other packages.
 
 Each check builds what it needs from a factory, uses random data with a seed of its own, and raises
 ``AssertionError`` with what was violated. A package that brings a head tests it in one line::
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
+from protocl.strategy_checks import STRATEGY_CHECKS as STRATEGY_CHECKS
+from protocl.strategy_checks import check_strategy as check_strategy
 
 MemoryFactory = Callable[[], PrototypeMemory]
 HeadFactory = Callable[[], Head]

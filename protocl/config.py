@@ -28,12 +28,16 @@ class StrategyInfo:
         paper: authors, year and venue, or "-" for a plain baseline.
         stored_between_experiences: what is kept from one experience to the next, in words.
         keeps_data: whether training samples themselves are among it.
+        bytes_per_class: what one more class adds to it besides samples, in bytes for ``D``
+            features, as text ("16 D + 16"); sums are kept as pairs of float64. ``C`` stands for
+            the classes before it, ``M`` for the width of random features.
     """
 
     title: str
     paper: str
     stored_between_experiences: str
     keeps_data: bool
+    bytes_per_class: str = "not stated"
 
 
 @dataclass
@@ -100,6 +104,15 @@ class StrategyConfig:
         and give the strategy a model whose backbone is the identity on those features.
         """
         return True
+
+    @property
+    def old_prototypes(self) -> str:
+        """What becomes of the prototypes of old classes when the backbone has moved, in words.
+
+        Part of ``result.json``: "none" (it keeps no prototypes), "exact" (the backbone does not
+        move), "left", "compensated (METHOD)", "refreshed" or "trained".
+        """
+        return "none" if self.trains_backbone else "exact"
 
     def build(self, setup: Setup) -> Any:
         """The Avalanche strategy with these settings, ready for its first ``train`` call."""

@@ -186,8 +186,12 @@ class PrototypeMemory(AdditiveStatistics):
             self._require_bound(batch.second_moment_bound())
         rows = self._add_all(batch.class_ids, batch.counts, sums, None, sign=1)
         if self.level == "full":
+            fresh = self.counts[rows] == batch.counts
             for positions, moments in batch.second_moments():
-                self._add("second", rows[positions], moments, None)
+                if bool(fresh[positions].all()):  # there is nothing yet to add to
+                    self.get_buffer("second")[rows[positions]] = moments
+                else:
+                    self._add("second", rows[positions], moments, None)
         self._touch()
         return self
 

@@ -50,6 +50,7 @@ def build_result(
             "title": info.title,
             "keeps_data": info.keeps_data,
             "stored": info.stored_between_experiences,
+            "old_prototypes": config.strategy.old_prototypes,
             "state_bytes": None if memory is None else memory.nbytes,
         },
         "backbone": _describe_backbone(config, prepared, strategy),

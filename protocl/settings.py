@@ -253,6 +253,47 @@ def _read_preset(name: str) -> dict[str, list[Any]]:
     return values
 
 
+def settle(
+    arguments: Sequence[str],
+    preset: str,
+    defaults: Mapping[str, str],
+    sections: Container[str],
+    full: Callable[[str], str] = str,
+) -> list[Settings]:
+    """Keys and values of all runs that ``arguments`` ask for; a comma makes a sweep.
+
+    Args:
+        arguments: ``key=value`` texts.
+        preset: the key that names a preset: a file of the group of that name, or the user's own.
+        defaults: groups with the part that is picked where nothing else says so.
+        sections: keys whose nested values a preset gives as ``key.inner``.
+        full: the whole name of a key that may be typed short.
+
+    Raises:
+        ConfigError: an argument or the preset is not readable, or the preset does not exist.
+    """
+    typed = {full(key): values for key, values in parse(arguments).items()}
+    picked = typed.pop(preset, None)
+    if picked is not None:
+        if len(picked) > 1:
+            raise ConfigError(f"'{preset}' takes one value; it cannot be swept")
+        source = group_file(preset, str(picked[0]))
+        if source is None:
+            raise unknown_name(preset, str(picked[0]), group_names(preset))
+        content = flatten(read_mapping(source.read_bytes(), str(source)), sections)
+        # Picking a group anew drops what the preset says about the old pick's own keys.
+        kept = {
+            full(key): [value]
+            for key, value in content.items()
+            if full(key) not in typed and full(key).partition(".")[0] not in typed
+        }
+        typed = {**kept, **typed}
+    for group, default in defaults.items():
+        if group not in typed and f"{group}.name" not in typed:
+            typed[group] = [default]
+    return expand(typed)
+
+
 def flatten(content: Mapping[str, Any], groups: Container[str] = GROUPS) -> Settings:
     """``{"strategy": {"lr": 1}}`` as ``{"strategy.lr": 1}``."""
     flat: Settings = {}

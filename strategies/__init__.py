@@ -3,6 +3,8 @@
 from protocl.strategies.drift_compensation import DriftCompensation, DriftEstimator
 from protocl.strategies.fecam import FeCAM
 from protocl.strategies.fetril import FeTrIL, FeTrILPlugin
+from protocl.strategies.icarl import ICaRL, ICaRLPlugin
+from protocl.strategies.il2a import IL2A, IL2APlugin
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.napa_vq import NAPAVQ, NAPAVQPlugin
 from protocl.strategies.nearest_mean import NearestMean
@@ -14,6 +16,7 @@ from protocl.strategies.ranpac import RanPAC
 from protocl.strategies.slda import SLDA
 
 __all__ = [
+    "IL2A",
     "NAPAVQ",
     "PASS",
     "PRD",
@@ -23,6 +26,9 @@ __all__ = [
     "FeCAM",
     "FeTrIL",
     "FeTrILPlugin",
+    "ICaRL",
+    "ICaRLPlugin",
+    "IL2APlugin",
     "InMemory",
     "NAPAVQPlugin",
     "NearestMean",

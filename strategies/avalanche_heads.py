@@ -62,6 +62,7 @@ class AvalancheNCMConfig(AvalancheHeadConfig):
         paper="Mensink et al., TPAMI 2013",
         stored_between_experiences="mean of each class",
         keeps_data=False,
+        bytes_per_class="4 D",
     )
 
     name: str = "avalanche_ncm"
@@ -84,6 +85,7 @@ class AvalancheSLDAConfig(AvalancheHeadConfig):
         paper="Hayes & Kanan, CVPR Workshops 2020",
         stored_between_experiences="count and mean of each class, one covariance",
         keeps_data=False,
+        bytes_per_class="4 D",
     )
 
     name: str = "avalanche_slda"
@@ -117,6 +119,7 @@ class AvalancheFeCAMConfig(AvalancheHeadConfig):
         paper="Goswami et al., NeurIPS 2023",
         stored_between_experiences="mean and covariance of each class",
         keeps_data=False,
+        bytes_per_class="4 D^2 + 4 D",
     )
 
     name: str = "avalanche_fecam"

@@ -1,4 +1,4 @@
-"""Avalanche's own strategies, unchanged, for comparison.
+"""Avalanche's own strategies, for comparison; prototypes may answer in their classifier's place.
 
 They learn by gradient descent on the whole model, or, with ``freeze_backbone``, on its classifier
 over fixed features. :class:`Joint` is the one exception, for Avalanche's takes the whole stream in
@@ -16,8 +16,13 @@ from avalanche.training import EWC, Cumulative, ICaRL, LwF, Naive, Replay
 from torch import nn
 
 from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.errors import ConfigError
+from protocl.registry import HEADS
+from protocl.strategies.drift_compensation import DriftCompensation, carried
+from protocl.strategies.epoch_schedule import EpochSchedule
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.optimizers import build_optimizer
+from protocl.strategies.prototype_plugin import PrototypePlugin
 
 
 @dataclass
@@ -26,13 +31,21 @@ class BaselineConfig(StrategyConfig):
 
     Attributes:
         freeze_backbone: train only a classifier over the features of the backbone as given.
+        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
+        milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
     """
 
     freeze_backbone: bool = False
+    first_experience_epochs: int | None = None
+    milestones: list[int] | None = None
 
     @property
     def trains_backbone(self) -> bool:
         return not self.freeze_backbone
+
+    def prototype_plugins(self) -> list[Any]:
+        """Plugins that answer in the place of the classifier."""
+        return []
 
     def _build(self, kind: Callable[..., Any], setup: Setup, **settings: Any) -> Any:
         """An Avalanche strategy of class ``kind`` on the model of ``setup``."""
@@ -43,24 +56,68 @@ class BaselineConfig(StrategyConfig):
     def _build_around(self, kind: Callable[..., Any], setup: Setup, **settings: Any) -> Any:
         """The same for strategies that put model and loss together themselves."""
         setup.model.backbone.requires_grad_(self.trains_backbone)
+        schedule = EpochSchedule(self.first_experience_epochs, self.milestones or ())
         return kind(
             optimizer=build_optimizer(self, setup.model),
             train_epochs=self.train_epochs,
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[InMemory(), *setup.plugins],
+            plugins=[schedule, *self.prototype_plugins(), InMemory(), *setup.plugins],
             evaluator=setup.evaluator,
             **settings,
         )
 
 
 @dataclass
-class NaiveConfig(BaselineConfig):
+class AnsweredBaselineConfig(BaselineConfig):
+    """Settings of baselines whose prototypes can answer instead of their classifier.
+
+    Attributes:
+        answer: ``"classifier"``, or a registered head on the class statistics of each experience
+            (``nearest_mean``, ``lda``, ...).
+        drift: how the statistics of old classes are carried over when the backbone has moved:
+            none, sdc, ldc or adc.
+        drift_sigma: of sdc, in units of the features.
+    """
+
+    answer: str = "classifier"
+    drift: str = "none"
+    drift_sigma: float = 0.3
+
+    @property
+    def old_prototypes(self) -> str:
+        if self.answer == "classifier":
+            return "none"
+        return carried(self.drift) if self.trains_backbone else "exact"
+
+    def prototype_plugins(self) -> list[Any]:
+        if self.answer == "classifier":
+            if self.drift != "none":
+                raise ConfigError(
+                    f"strategy.drift={self.drift}: there are no prototypes to carry over; add "
+                    "strategy.answer=nearest_mean or another head"
+                )
+            return []
+        prototypes = PrototypePlugin(HEADS.get(self.answer)())
+        compensation = DriftCompensation(
+            prototypes,
+            self.drift,  # type: ignore[arg-type]
+            sigma=self.drift_sigma,
+        )
+        return [compensation, prototypes]
+
+
+@dataclass
+class NaiveConfig(AnsweredBaselineConfig):
     """Gradient descent on each experience in turn, with nothing against forgetting."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
-        title="Naive", paper="-", stored_between_experiences="nothing", keeps_data=False
+        title="Naive",
+        paper="-",
+        stored_between_experiences="nothing",
+        keeps_data=False,
+        bytes_per_class="0",
     )
 
     name: str = "naive"
@@ -70,7 +127,7 @@ class NaiveConfig(BaselineConfig):
 
 
 @dataclass
-class ReplayConfig(BaselineConfig):
+class ReplayConfig(AnsweredBaselineConfig):
     """Experience replay: batches of new samples beside batches from a buffer of old ones.
 
     Attributes:
@@ -82,6 +139,7 @@ class ReplayConfig(BaselineConfig):
         paper="Chaudhry et al., 2019",
         stored_between_experiences="samples, at most mem_size",
         keeps_data=True,
+        bytes_per_class="0",
     )
 
     name: str = "replay"
@@ -92,7 +150,7 @@ class ReplayConfig(BaselineConfig):
 
 
 @dataclass
-class LwFConfig(BaselineConfig):
+class LwFConfig(AnsweredBaselineConfig):
     """Learning without forgetting: distil the outputs of the model before the experience.
 
     Attributes:
@@ -105,6 +163,7 @@ class LwFConfig(BaselineConfig):
         paper="Li & Hoiem, ECCV 2016",
         stored_between_experiences="the model before the experience",
         keeps_data=False,
+        bytes_per_class="0",
     )
 
     name: str = "lwf"
@@ -116,7 +175,7 @@ class LwFConfig(BaselineConfig):
 
 
 @dataclass
-class EWCConfig(BaselineConfig):
+class EWCConfig(AnsweredBaselineConfig):
     """Elastic weight consolidation: hold on to weights that mattered to earlier experiences.
 
     Attributes:
@@ -130,6 +189,7 @@ class EWCConfig(BaselineConfig):
         paper="Kirkpatrick et al., PNAS 2017",
         stored_between_experiences="weights and their importance, for each experience",
         keeps_data=False,
+        bytes_per_class="0",
     )
 
     name: str = "ewc"
@@ -160,6 +220,7 @@ class ICaRLConfig(BaselineConfig):
         paper="Rebuffi et al., CVPR 2017",
         stored_between_experiences="samples, at most mem_size, and the model before",
         keeps_data=True,
+        bytes_per_class="0",
     )
 
     name: str = "icarl"
@@ -182,7 +243,11 @@ class CumulativeConfig(BaselineConfig):
     """Train on, in each experience, with all data so far."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
-        title="Cumulative", paper="-", stored_between_experiences="all samples", keeps_data=True
+        title="Cumulative",
+        paper="-",
+        stored_between_experiences="all samples",
+        keeps_data=True,
+        bytes_per_class="0",
     )
 
     name: str = "cumulative"
@@ -215,7 +280,11 @@ class JointConfig(BaselineConfig):
     """Train from scratch, in each experience, on all data so far: the upper bound."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
-        title="Joint", paper="-", stored_between_experiences="all samples", keeps_data=True
+        title="Joint",
+        paper="-",
+        stored_between_experiences="all samples",
+        keeps_data=True,
+        bytes_per_class="0",
     )
 
     name: str = "joint"

@@ -38,6 +38,11 @@ _CLASSES_AT_ONCE = 4
 """Old classes whose samples ADC perturbs in one batch; bounds its memory."""
 
 
+def carried(method: str) -> str:
+    """``StrategyConfig.old_prototypes`` of a strategy with this drift compensation."""
+    return "left" if method == "none" else f"compensated ({method})"
+
+
 @dataclass(frozen=True)
 class DriftEstimator:
     """How old classes are carried over to a new backbone.

@@ -18,7 +18,7 @@ from protocl.memory import PrototypeMemory
 from protocl.strategies.class_rows import ClassRows
 from protocl.strategies.drift_compensation import DriftEstimator
 from protocl.strategies.extraction import features_of
-from protocl.strategies.feature_loss import FeatureLossPlugin
+from protocl.strategies.feature_loss import FeatureLossPlugin, tasks_of
 from protocl.strategies.old_model import OldModel, feature_distillation
 from protocl.strategies.rotations import rotate
 from protocl.strategies.views import Views
@@ -123,7 +123,7 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         loss = self.class_loss(features, self.rows(labels))
         if self._old_model is None or not self.distillation_weight:
             return loss
-        tasks = strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None
+        tasks = tasks_of(strategy.mbatch)
         if tasks is not None:
             tasks = tasks.repeat(len(inputs) // len(tasks))
         old = self._old_model.features(inputs, tasks)

@@ -12,7 +12,7 @@ from torch import nn, optim
 
 from protocl.config import Setup, StrategyConfig
 from protocl.memory import PrototypeMemory
-from protocl.strategies.drift_compensation import DriftEstimator
+from protocl.strategies.drift_compensation import DriftEstimator, carried
 from protocl.strategies.epoch_schedule import EpochSchedule
 from protocl.strategies.exemplar_free import ExemplarFreePlugin
 from protocl.strategies.in_memory import InMemory
@@ -77,6 +77,10 @@ class ExemplarFreeConfig(StrategyConfig):
     milestones: list[int] | None = None
     drift: str = "none"
     drift_sigma: float = 0.3
+
+    @property
+    def old_prototypes(self) -> str:
+        return carried(self.drift)
 
     def estimator(self) -> DriftEstimator:
         """What ``drift`` names."""

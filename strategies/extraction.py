@@ -71,7 +71,8 @@ def in_pieces(batches: Iterable[Piece]) -> Iterator[Piece]:
         Pieces in order. The next one overwrites the features of the one before.
     """
     buffer: Tensor | None = None
-    filled, columns = 0, []
+    filled = 0
+    columns: list[Any] = []
     for features, *column in batches:
         if buffer is None or filled + len(features) > len(buffer):
             if buffer is not None and filled:

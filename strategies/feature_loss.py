@@ -97,7 +97,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         batch = strategy.mbatch
-        self._features = joined(self._tap.close(), _tasks(batch))
+        self._features = joined(self._tap.close(), tasks_of(batch))
         self._inputs = batch[0]
         if self._single is not None:
             self._undo_views(strategy, *self._single)
@@ -105,7 +105,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
 
     def _make_views(self, batch: list[Tensor], views: Views) -> None:
         """Put all views in the place of the inputs, and keep what was there."""
-        self._single = (batch[0], _tasks(batch))
+        self._single = (batch[0], tasks_of(batch))
         batch[0] = self._inputs = views(batch[0])
         if len(batch) > 2:
             batch[-1] = batch[-1].repeat(len(batch[0]) // len(batch[-1]))
@@ -125,7 +125,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         assert self._features is not None
         assert self._inputs is not None
-        labels = self.tasks.ids(strategy.mb_y, _tasks(strategy.mbatch))
+        labels = self.tasks.ids(strategy.mb_y, tasks_of(strategy.mbatch))
         own = self.feature_loss(strategy, self._features, labels, self._inputs)
         strategy.loss = self.host_loss * strategy.loss + own if self.host_loss else own
 
@@ -149,7 +149,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         self._tap.open(self._classifier)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        tasks = _tasks(strategy.mbatch)
+        tasks = tasks_of(strategy.mbatch)
         answer = self.class_logits(joined(self._tap.close(), tasks))
         if answer is None:
             return
@@ -161,7 +161,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         self._classifier = None
 
 
-def _tasks(batch: list[Tensor]) -> Tensor | None:
+def tasks_of(batch: list[Tensor]) -> Tensor | None:
     """Task labels ``(B,)`` of a mini-batch, which new-style benchmarks do not have."""
     return batch[-1] if len(batch) > 2 else None
 

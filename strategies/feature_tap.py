@@ -94,8 +94,10 @@ class FeatureTap:
     def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         features = args[0] if args else next(iter(kwargs.values()))
         features = features if self.differentiable else features.detach()
-        # A copy, since a layer may begin with an operation in place (dropout, ReLU).
-        self._seen.append(features.flatten(1) if self._skipped else features.flatten(1).clone())
+        # A copy, since a layer may begin with an operation in place (dropout, ReLU). A linear one
+        # does not, and for its gradient torch itself refuses changes to what entered it.
+        features = features.flatten(1)
+        self._seen.append(features if type(layer) is nn.Linear else features.clone())
 
     def close(self) -> list[Tensor]:
         """Stop to listen.

@@ -54,6 +54,7 @@ class FeCAMConfig(FrozenBackboneConfig):
         paper="Goswami et al., NeurIPS 2023",
         stored_between_experiences="count, mean and covariance of each class",
         keeps_data=False,
+        bytes_per_class="16 D^2 + 32 D + 16",
     )
 
     name: str = "fecam"

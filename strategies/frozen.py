@@ -22,6 +22,7 @@ from protocl.config import Setup, StrategyConfig
 from protocl.errors import ConfigError
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
+from protocl.strategies.epoch_schedule import EpochSchedule
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prototype_plugin import PrototypePlugin
@@ -142,17 +143,23 @@ class FrozenBackboneConfig(StrategyConfig):
     Attributes:
         first_experience_epochs: epochs in which the backbone is trained on the first experience
             before it is frozen; 0 uses it as given. ``train_epochs`` has no meaning here.
+        milestones: epochs of these (from 0) after which ``lr`` falls to a tenth.
         exact: sum in fixed point.
         step: quantisation step of ``exact``.
     """
 
     first_experience_epochs: int = 0
+    milestones: list[int] | None = None
     exact: bool = False
     step: float = 2.0**-16
 
     @property
     def trains_backbone(self) -> bool:
         return self.first_experience_epochs > 0
+
+    @property
+    def old_prototypes(self) -> str:
+        return "exact"  # nothing is stored before the backbone stays
 
     def _build(
         self, kind: Callable[..., FrozenBackbone], setup: Setup, **settings: Any
@@ -175,7 +182,7 @@ class FrozenBackboneConfig(StrategyConfig):
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[InMemory(), *setup.plugins],
+            plugins=[EpochSchedule(None, self.milestones or ()), InMemory(), *setup.plugins],
             evaluator=setup.evaluator,
             **settings,
         )

@@ -12,6 +12,9 @@ from torch.nn import functional
 from protocl.strategies.companion_optimizer import companion_optimizer, follow
 from protocl.strategies.exemplar_free import ExemplarFreePlugin, GrowingParameters
 
+NOT_COUNTED = -100
+"""Output row of samples that a cross-entropy leaves out."""
+
 
 class LinearRows(GrowingParameters):
     """A linear classifier that grows by rows.
@@ -81,18 +84,31 @@ class LinearExemplarFreePlugin(ExemplarFreePlugin):
             self.parameters.append(rows, feature_dim, self.rows.ids.device)
 
     def make_optimizer(self, strategy: Any) -> optim.Optimizer:
-        return companion_optimizer(strategy.optimizer, list(self.parameters.parameters()))
+        return companion_optimizer(strategy.optimizer, self.trained_parameters())
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters of one experience's optimizer."""
+        return list(self.parameters.parameters())
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         if self._optimizer is not None:
             follow(self._optimizer, strategy.optimizer)
         super().before_update(strategy, **kwargs)
 
+    def logits(self, features: Tensor, classifier: LinearRows | None = None) -> Tensor:
+        """Outputs ``(N, M)`` of features ``(N, D)``, in the classifier's precision."""
+        classifier = self.parameters if classifier is None else classifier
+        with torch.autocast(features.device.type, enabled=False):
+            outputs: Tensor = classifier(features.to(classifier.weight.dtype))
+            return outputs
+
+    def loss_of_logits(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Cross-entropy at the temperature, of samples whose row is not :data:`NOT_COUNTED`."""
+        return functional.cross_entropy(logits / self.temperature, rows, ignore_index=NOT_COUNTED)
+
     def cross_entropy(self, features: Tensor, rows: Tensor) -> Tensor:
         """Cross-entropy at the temperature of features ``(N, D)`` with output rows ``(N,)``."""
-        with torch.autocast(features.device.type, enabled=False):
-            logits = self.parameters(features.to(self.parameters.weight.dtype))
-            return functional.cross_entropy(logits / self.temperature, rows)
+        return self.loss_of_logits(self.logits(features), rows)
 
     def old_samples(self, count: int) -> tuple[Tensor, Tensor]:
         """Prototypes ``(count, D)`` of old classes, evenly drawn, and class rows ``(count,)``."""
@@ -102,6 +118,4 @@ class LinearExemplarFreePlugin(ExemplarFreePlugin):
         return self.table[rows], rows
 
     def answer(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            logits = self.parameters(features.to(self.parameters.weight.dtype))
-        return logits[:, :: self.rows_per_class] / self.temperature
+        return self.logits(features)[:, :: self.rows_per_class] / self.temperature

@@ -277,6 +277,7 @@ class NAPAVQConfig(ExemplarFreeConfig):
         paper="Malepathirana et al., ICCV 2023",
         stored_between_experiences="four coding vectors and means of each class, their graph",
         keeps_data=False,
+        bytes_per_class="80 D + 128 C + 136",
     )
 
     name: str = "napa_vq"

@@ -51,6 +51,7 @@ class NearestMeanConfig(FrozenBackboneConfig):
         paper="Mensink et al., TPAMI 2013; Janson et al., 2022",
         stored_between_experiences="count and mean of each class",
         keeps_data=False,
+        bytes_per_class="16 D + 16",
     )
 
     name: str = "nearest_mean"

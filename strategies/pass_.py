@@ -128,6 +128,7 @@ class PASSConfig(ExemplarFreeConfig):
         paper="Zhu et al., CVPR 2021",
         stored_between_experiences="mean and variances of each class, a linear classifier",
         keeps_data=False,
+        bytes_per_class="48 D + 40",
     )
 
     name: str = "pass"

@@ -27,7 +27,7 @@ from torch import Tensor, nn, optim
 from protocl.config import Setup, StrategyConfig, StrategyInfo
 from protocl.strategies.contrastive import cosine_similarities
 from protocl.strategies.epoch_schedule import EpochSchedule
-from protocl.strategies.feature_loss import FeatureLossPlugin
+from protocl.strategies.feature_loss import FeatureLossPlugin, tasks_of
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
@@ -143,7 +143,7 @@ class PRDPlugin(FeatureLossPlugin):
         if self._old is None or self._old_prototypes is None or self.prototypes is None:
             return None
         known = len(self._old_prototypes)
-        tasks = strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None
+        tasks = tasks_of(strategy.mbatch)
         if tasks is not None:
             tasks = tasks.repeat(len(inputs) // len(tasks))
         return Relations(
@@ -255,6 +255,7 @@ class PRDConfig(StrategyConfig):
         paper="Asadi et al., ICML 2023",
         stored_between_experiences="one trained prototype of each class",
         keeps_data=False,
+        bytes_per_class="4 D + 16",
     )
 
     name: str = "prd"
@@ -273,6 +274,10 @@ class PRDConfig(StrategyConfig):
     projector_outputs: int = 128
     first_experience_epochs: int | None = None
     milestones: list[int] | None = None
+
+    @property
+    def old_prototypes(self) -> str:
+        return "trained"
 
     def build(self, setup: Setup) -> PRD:
         loss = PRDLoss(

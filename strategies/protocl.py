@@ -7,8 +7,13 @@ posterior of an experience is the prior of the next.
 It is a replay method: without its memory of samples the embedding forgets old classes, and stored
 posteriors do not prevent that. Very many small experiences would each keep nothing of the budget.
 
+Three options go beyond the paper, all off by default: ``distillation`` holds on to what the model
+before the experience predicted, ``refit`` drops evidence from embeddings long outdated, and
+``answer`` learns the noise from the refitted statistics and takes all classes for equally probable.
+
 Stored between experiences: the posterior, ``8 (D + 1)`` bytes a class and as many for its prior,
-and ``mem_size`` samples.
+and ``mem_size`` samples; with ``refit`` the statistics of the memory's level. During training with
+``distillation``, a frozen copy of the model from before the experience.
 
 Differences from the released code (``skezle/bayes_cl_posterior``): one posterior instead of one for
 each row of a batch; evaluation does not update the posterior with test labels, and runs without
@@ -17,25 +22,64 @@ dropout; classes take part when they arrive, unless ``all_classes`` names them f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn, optim
+from torch.nn import functional
 
+from protocl.batch import Level
 from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.heads.bayesian import BayesianPrototypes
 from protocl.heads.posterior import ConjugatePosterior
-from protocl.heads.priors import DEFAULT_CONCENTRATION, Covariance, Prior, RandomPrior
+from protocl.heads.priors import (
+    DEFAULT_CONCENTRATION,
+    Covariance,
+    Prior,
+    RandomPrior,
+    SharedPrior,
+)
+from protocl.memory import PrototypeMemory
+from protocl.precision import in_full_precision
+from protocl.strategies.epoch_schedule import EpochSchedule
 from protocl.strategies.extraction import features_of
-from protocl.strategies.feature_loss import FeatureLossPlugin
+from protocl.strategies.feature_loss import FeatureLossPlugin, tasks_of
 from protocl.strategies.in_memory import InMemory
+from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.sample_memory import SampleMemory
 
 DEFAULT_NOISE = 0.05
+
+Answer = Literal["posterior", "iso", "diag", "full"]
+
+EQUAL_CLASSES = SharedPrior(concentration=1e12, precision=0.0)
+"""Flat over the means, and so sure of equal classes that counts of samples do not matter."""
+
+
+@in_full_precision
+def predictive_distillation(
+    log_joint: Tensor, old_log_joint: Tensor, temperature: float = 2.0
+) -> Tensor:
+    """``T^2 KL(p_old || p)``, a scalar: mean over samples, over the classes known before.
+
+    Args:
+        log_joint: ``(N, C)``, columns of the ``C`` old classes, with gradient.
+        old_log_joint: ``(N, C)`` of the model and posterior before the experience.
+        temperature: ``T`` by which both are divided.
+
+    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2, on the
+    posterior predictive.
+    """
+    old = functional.log_softmax(old_log_joint.detach() / temperature, dim=1)
+    new = functional.log_softmax(log_joint / temperature, dim=1)
+    divergence = functional.kl_div(new, old, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
 
 
 class ProtoCLPlugin(FeatureLossPlugin):
@@ -54,11 +98,18 @@ class ProtoCLPlugin(FeatureLossPlugin):
             as often as an epoch counts them.
         discount: what evidence weighs, in each update, against one update before; 1 for never
             forgetting it.
+        distillation: weight of :func:`predictive_distillation` to the model and posterior from
+            before the experience.
+        temperature: of the distillation.
+        answer: ``"posterior"``; or ``"iso"``, ``"diag"`` or ``"full"`` for
+            :class:`.BayesianPrototypes` on the refitted statistics, with a noise of that form
+            estimated from them and all classes equally probable. Needs ``refit="memory"``.
         all_classes: class ids that take part with their prior from the start.
         layer, host_loss, mask_tasks, per_task: as in :class:`.FeatureLossPlugin`.
 
     Attributes:
         posterior: the posterior, or None before the first iteration.
+        memory: the refitted statistics, or None without ``refit``.
         samples: the stored samples.
 
     Source: Kessler et al. 2023, "On sequential Bayesian inference for continual learning",
@@ -75,6 +126,9 @@ class ProtoCLPlugin(FeatureLossPlugin):
         objective: Literal["conditional", "joint"] = "conditional",
         refit: Literal["none", "memory"] = "none",
         discount: float = 1.0,
+        distillation: float = 0.0,
+        temperature: float = 2.0,
+        answer: Answer = "posterior",
         all_classes: Sequence[int] = (),
         layer: str | None = None,
         host_loss: float = 0.0,
@@ -88,15 +142,31 @@ class ProtoCLPlugin(FeatureLossPlugin):
             raise ValueError(f"refit='{refit}': expected 'none' or 'memory'")
         if not 0 < discount <= 1:
             raise ValueError(f"discount={discount}: expected a number above 0, at most 1")
+        if distillation < 0 or not temperature > 0:
+            raise ValueError(
+                f"distillation={distillation}, temperature={temperature}: expected a weight of at "
+                "least 0 and a temperature above 0"
+            )
+        if answer not in get_args(Answer):
+            raise ValueError(f"answer='{answer}': expected {', '.join(get_args(Answer))}")
+        if answer != "posterior" and refit != "memory":
+            raise ValueError(f"answer='{answer}' is made of refitted statistics: add refit=memory")
         self.prior: Prior = RandomPrior() if prior is None else prior
         self.noise = noise
         self.covariance: Covariance = covariance
         self.objective: Literal["conditional", "joint"] = objective
         self.refit = refit
         self.discount = discount
+        self.distillation = distillation
+        self.temperature = temperature
+        self.head = (
+            None if answer == "posterior" else BayesianPrototypes(EQUAL_CLASSES, covariance=answer)
+        )
         self.all_classes = tuple(all_classes)
         self.samples = SampleMemory(mem_size)
         self.posterior: ConjugatePosterior | None = None
+        self.memory: PrototypeMemory | None = None
+        self._old: tuple[OldModel, ConjugatePosterior] | None = None
         self._classes: Tensor | None = None
         self._batch: tuple[Tensor, Tensor] | None = None
 
@@ -107,6 +177,8 @@ class ProtoCLPlugin(FeatureLossPlugin):
 
     def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
         self._classes = class_ids
+        if self.distillation and self.posterior is not None:
+            self._old = OldModel(strategy.model, self.layer), copy.deepcopy(self.posterior)
 
     def feature_loss(
         self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
@@ -117,7 +189,14 @@ class ProtoCLPlugin(FeatureLossPlugin):
             self._classes = None
         assert self.posterior is not None
         self._batch = (features.detach(), labels)
-        return self.posterior.loss(features, labels, self.objective)
+        loss = self.posterior.loss(features, labels, self.objective)
+        if self._old is None:
+            return loss
+        model, before = self._old
+        old = before.log_joint(model.features(inputs, tasks_of(strategy.mbatch)))
+        known = self.posterior.rows_of(before.class_ids)
+        now = self.posterior.log_joint(features)[:, known]
+        return loss + self.distillation * predictive_distillation(now, old, self.temperature)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Update the posterior with the batch that it has just predicted."""
@@ -129,16 +208,23 @@ class ProtoCLPlugin(FeatureLossPlugin):
         self._batch = None
 
     def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        self._old = None
         if self.refit == "memory" and self.posterior is not None:
             self._refit(strategy, num_workers)
         self.samples.add(strategy.experience.dataset)
 
     def _refit(self, strategy: Any, num_workers: int) -> None:
         assert self.posterior is not None
-        self.posterior.discount(0.0)
+        fresh = PrototypeMemory(self.posterior.feature_dim, self._level).to(strategy.device)
         dataset = strategy.adapted_dataset
         for _, features, labels, tasks in features_of(strategy, dataset, self.layer, num_workers):
-            self.posterior.update(features, self.tasks.ids(labels, tasks))
+            fresh.update(features, self.tasks.ids(labels, tasks))
+        self.posterior.replace(fresh)
+        self.memory = fresh
+
+    @property
+    def _level(self) -> Level:
+        return "mean" if self.head is None else self.head.required_level
 
     def _new_posterior(self, features: Tensor) -> ConjugatePosterior:
         made = ConjugatePosterior(
@@ -149,13 +235,19 @@ class ProtoCLPlugin(FeatureLossPlugin):
     # -- answering --------------------------------------------------------------------------
 
     def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
-        return None if self.posterior is None else self.posterior.answer(features)
+        if self.posterior is None:
+            return None
+        if self.head is None or self.memory is None:
+            return self.posterior.answer(features)
+        logits = self.head.to(features.device).fit(self.memory.to(features.device))(features)
+        return logits, self.head.classes
 
     # -- state ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The posterior and what is known of tasks. Stored samples are not part of it."""
+        """Posterior, statistics and what is known of tasks. Stored samples are not part of it."""
         return {
+            "memory": None if self.memory is None else self.memory.state_dict(),
             "posterior": None if self.posterior is None else self.posterior.state_dict(),
             "tasks": {task: sorted(classes) for task, classes in self.tasks.seen.items()},
         }
@@ -168,6 +260,10 @@ class ProtoCLPlugin(FeatureLossPlugin):
             return
         self.posterior = self._new_posterior(state["posterior"]["sums"])
         self.posterior.load_state_dict(state["posterior"])
+        self.memory = None
+        if state["memory"] is not None:
+            self.memory = PrototypeMemory(self.posterior.feature_dim, self._level)
+            self.memory.load_state_dict(state["memory"])
 
 
 class ProtoCL(SupervisedTemplate):
@@ -205,6 +301,8 @@ class ProtoCLConfig(StrategyConfig):
     Attributes:
         concentration: of the prior over classes.
         all_classes: let every class of the stream take part from the start, as the paper does.
+        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
+        milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -212,6 +310,7 @@ class ProtoCLConfig(StrategyConfig):
         paper="Kessler et al., Entropy 2023",
         stored_between_experiences="posterior of each class's mean; samples, at most mem_size",
         keeps_data=True,
+        bytes_per_class="16 D + 32",
     )
 
     name: str = "protocl"
@@ -222,7 +321,16 @@ class ProtoCLConfig(StrategyConfig):
     objective: str = "conditional"
     refit: str = "none"
     discount: float = 1.0
+    distillation: float = 0.0
+    temperature: float = 2.0
+    answer: str = "posterior"
     all_classes: bool = False
+    first_experience_epochs: int | None = None
+    milestones: list[int] | None = None
+
+    @property
+    def old_prototypes(self) -> str:
+        return "refreshed" if self.refit == "memory" else "trained"
 
     def build(self, setup: Setup) -> ProtoCL:
         plugin = ProtoCLPlugin(
@@ -233,8 +341,12 @@ class ProtoCLConfig(StrategyConfig):
             objective=self.objective,  # type: ignore[arg-type]
             refit=self.refit,  # type: ignore[arg-type]
             discount=self.discount,
+            distillation=self.distillation,
+            temperature=self.temperature,
+            answer=self.answer,  # type: ignore[arg-type]
             all_classes=range(setup.n_classes) if self.all_classes else (),
         )
+        schedule = EpochSchedule(self.first_experience_epochs, self.milestones or ())
         return ProtoCL(
             model=setup.model,
             optimizer=build_optimizer(self, setup.model),
@@ -243,6 +355,6 @@ class ProtoCLConfig(StrategyConfig):
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[InMemory(), *setup.plugins],
+            plugins=[schedule, InMemory(), *setup.plugins],
             evaluator=setup.evaluator,
         )

@@ -55,8 +55,11 @@ from protocl.strategies.feature_tap import (
 )
 from protocl.strategies.task_classes import TaskClasses
 
-FLUSH_AT = 256
-"""Samples that wait for one update of the memory: a third of the time per sample that 64 take."""
+FLUSH_AT = 8192
+"""Samples that wait for one update of the memory, whose cost is mostly that of the call."""
+
+_FLUSH_AT_ELEMENTS = 1 << 21
+"""Elements of the features that wait, if that is fewer samples: 8 MiB in float32."""
 
 
 class PrototypePlugin(SupervisedPlugin[Any]):
@@ -86,7 +89,9 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         step: quantisation step of ``exact``.
 
     Attributes:
-        memory: the statistics, or None until the first features were seen.
+        memory: the statistics, or None until the first features were seen. With
+            ``collect="training"`` up to 8,192 samples wait to be added until the next evaluation
+            or the end of the experience.
         head: fitted to the memory whenever it is asked.
     """
 
@@ -121,8 +126,11 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self.step = step
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
         self._tap = FeatureTap()
+        # Two, because an evaluation can come in the middle of an epoch.
         self._classifier: nn.Module | None = None
-        self._waiting: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._evaluated: nn.Module | None = None
+        self._waiting: list[Piece] = []
+        self._samples_waiting = 0
         self._collected = False
         self._current: Tensor | None = None
         self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
@@ -134,6 +142,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._waiting.clear()
+        self._samples_waiting = 0
         self._collected = False
         self._current = None
 
@@ -159,7 +168,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             )
         self._collected = True
         self._waiting.append((features, labels, tasks))
-        if sum(len(waiting) for _, waiting, _ in self._waiting) >= FLUSH_AT:
+        self._samples_waiting += len(labels)
+        if self._samples_waiting >= min(FLUSH_AT, _FLUSH_AT_ELEMENTS // features.shape[1]):
             self._flush(strategy)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
@@ -196,6 +206,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         some = [tasks for _, _, tasks in self._waiting if tasks is not None]
         tasks = torch.cat(some) if some else None
         self._waiting.clear()
+        self._samples_waiting = 0
         if self._current is None:
             self._current = classes_of(strategy.experience.dataset).to(labels.device)
         mine = torch.isin(labels, self._current)
@@ -253,17 +264,18 @@ class PrototypePlugin(SupervisedPlugin[Any]):
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         refuse_compiled(strategy.model)
+        self._flush(strategy)  # an evaluation in the middle of training
         if self.memory is not None:
             self.memory.to(strategy.device)
             self.head.to(strategy.device)
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         knows_something = self.memory is not None and len(self.memory) > 0
-        self._classifier = find_classifier(strategy.model, self.layer) if knows_something else None
+        self._evaluated = find_classifier(strategy.model, self.layer) if knows_something else None
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._classifier is not None:
-            self._tap.open(self._classifier)
+        if self._evaluated is not None:
+            self._tap.open(self._evaluated)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         seen = self._tap.close()
@@ -274,7 +286,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         strategy.mb_output = self.logits(joined(seen, tasks), tasks, width)
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._classifier = None
+        self._evaluated = None
 
     def logits(self, features: Tensor, tasks: Tensor | None = None, width: int = 0) -> Tensor:
         """Logits ``(N, width or more)`` with one column for each class id.

@@ -49,6 +49,7 @@ class RanPACConfig(FrozenBackboneConfig):
         paper="McDonnell et al., NeurIPS 2023",
         stored_between_experiences="Gram matrix and class sums of random features",
         keeps_data=False,
+        bytes_per_class="16 M + 16",
     )
 
     name: str = "ranpac"

@@ -46,6 +46,7 @@ class SLDAConfig(FrozenBackboneConfig):
         paper="Hayes & Kanan, CVPR Workshops 2020",
         stored_between_experiences="count and mean of each class, one covariance",
         keeps_data=False,
+        bytes_per_class="16 D + 16",
     )
 
     name: str = "slda"

@@ -253,6 +253,8 @@ def integers(attribute: DataAttribute[Any]) -> Rows:
 
 def _values(data: Any, rows: Rows) -> Rows:
     """Values ``(N,)`` of an attribute such as the task labels."""
+    if isinstance(data, DataAttribute):
+        data = data.data  # to iterate over the attribute itself takes a call for each sample
     if isinstance(data, ConstantSequence):
         return np.full(len(rows), data._constant_value, dtype=np.int64)
     if isinstance(data, FlatData):
@@ -261,6 +263,6 @@ def _values(data: Any, rows: Rows) -> Rows:
             gathered[mine] = _values(child, below_rows)
         return gathered
     values = data if isinstance(data, list) else list(data)
-    if not all(isinstance(value, int | np.integer) for value in values):
+    if not all(issubclass(kind, int | np.integer) for kind in set(map(type, values))):
         raise NotInMemory(f"it has per-sample values in a {type(data).__name__} beside the label")
     return np.asarray(values, dtype=np.int64)[rows]

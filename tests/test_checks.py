@@ -10,7 +10,8 @@ import torch
 from protocl import PrototypeMemory, checks
 from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean, Ridge
 from protocl.maps import ReluProjection, Tukey, UnitNorm
-from protocl.registry import HEADS
+from protocl.registry import HEADS, STRATEGIES
+from protocl.settings import load
 
 LEVELS = ("mean", "diagonal", "shared", "full")
 MAPS = {
@@ -129,3 +130,35 @@ class AlwaysRefits(NearestMean):
 def test_head_laws_catch_violations(head, check):
     with pytest.raises(AssertionError):
         check(head)
+
+
+SMALL = {
+    "ranpac": ["projection=50"],
+    "il2a": ["ratio=0.1", "augmentation_weight=0.5"],
+    "protocl": ["mem_size=30", "lr=1e-3"],
+    "replay": ["mem_size=30"],
+    "icarl": ["mem_size=30"],
+    "icarl_nme": ["mem_size=30"],
+}
+EXEMPT = {
+    ("avalanche_ncm", "check_unseen_never_win"): "its prototypes of unseen classes are zeros",
+    ("avalanche_slda", "check_unseen_never_win"): "its scores of unseen classes are zero",
+    ("avalanche_fecam", "check_unseen_never_win"): "its prototypes of unseen classes are zeros",
+    ("avalanche_fecam", "check_evaluation_changes_nothing"): "its unseen classes' logits change",
+    ("icarl", "check_a_class_comes_back"): "Avalanche's iCaRL wants each class in one experience",
+}
+
+
+@pytest.mark.parametrize("check", checks.STRATEGY_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", STRATEGIES.names())
+def test_registered_strategies_keep_the_laws(check, name):
+    if (name, check.__name__) in EXEMPT:
+        pytest.skip(EXEMPT[name, check.__name__])
+    small = [f"strategy.{setting}" for setting in SMALL.get(name, [])]
+
+    def settings():
+        (config,) = load([f"strategy={name}", *small])
+        config.strategy.train_epochs = 2
+        return config.strategy
+
+    check(settings)

@@ -140,7 +140,13 @@ def test_processes_side_by_side_give_the_numbers_of_one(capsys: pytest.CaptureFi
         ("experiments", ["demo", "Five strategies"]),
     ],
 )
-def test_lists(what: str, expected: list[str], capsys: pytest.CaptureFixture[str]):
+def test_lists(
+    what: str,
+    expected: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("COLUMNS", "160")  # a narrow terminal folds the texts
     assert main(["list", what]) == 0
     out = capsys.readouterr().out
     assert [text for text in expected if text not in out] == []

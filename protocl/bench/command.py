@@ -20,7 +20,7 @@ from protocl.storage import atomic_write
 
 GROUPS = Registry("protocl.speed", "benchmark group")
 FORMAT = 1
-_SIGNS = {"speedup": ">=", "cost": "<=", "limit": "<="}
+_SIGNS = {"speedup": ">=", "cost": "<=", "share": "<=", "limit": "<="}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["speedup", "cost", "limit"]
+Kind = Literal["speedup", "cost", "share", "limit"]
 """How ``ours`` and ``peer`` make the value that meets a target or misses it.
 
 * ``speedup``: ``peer / ours``, at least the target.
 * ``cost``: ``ours / peer``, at most the target.
+* ``share``: ``ours / peer``, at most the target, where the two are not the same work: a part and
+  the whole, or more than the peer does.
 * ``limit``: ``ours`` itself, at most the target; there is no peer.
 """
 
@@ -80,6 +82,7 @@ class Size:
         classes: number of classes, equally frequent.
         batch: mini-batch of the streaming cases.
         images: number of 3x32x32 images of the training-loop cases.
+        step_width: channels of the first stage of the ResNet-18 whose steps are timed.
         repeats: rounds of each interleaved measurement; the best of them counts.
     """
 
@@ -88,12 +91,15 @@ class Size:
     classes: int
     batch: int
     images: int
+    step_width: int
     repeats: int
 
 
 SIZES = {
-    "full": Size(samples=50_000, width=512, classes=100, batch=128, images=6_400, repeats=7),
-    "small": Size(samples=600, width=16, classes=6, batch=64, images=128, repeats=1),
+    "full": Size(
+        samples=50_000, width=512, classes=100, batch=128, images=6_400, step_width=64, repeats=7
+    ),
+    "small": Size(samples=600, width=16, classes=6, batch=64, images=128, step_width=2, repeats=1),
 }
 """``full`` is what the targets are stated for; ``small`` only shows that everything runs."""
 

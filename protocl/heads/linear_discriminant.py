@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from protocl.batch import Level
 from protocl.heads.base import Head
@@ -15,6 +16,7 @@ from protocl.heads.covariance import (
     solve_symmetric,
 )
 from protocl.heads.streaming import StreamingMemory
+from protocl.maps import FeatureMap, UnitNorm
 from protocl.memory import PrototypeMemory
 
 
@@ -33,6 +35,7 @@ class LinearDiscriminant(Head):
             ``T = tr(S) / W * I``, free of the features' unit; ``"auto"`` implies ``"scaled"``.
         priors: ``"uniform"`` or ``"empirical"`` (class frequencies).
         ddof: the scatter is divided by ``N`` for ``"n"``, by ``N - C`` for ``"n-c"``.
+        normalize_input: divide each sample by its norm, in the statistics and in queries.
         streaming: estimate means and covariance one sample at a time as Deep SLDA does. The result
             depends on the order of the samples and cannot be merged.
         dtype: precision of the parameters and logits.
@@ -47,6 +50,7 @@ class LinearDiscriminant(Head):
         target: Literal["identity", "scaled"] = "identity",
         priors: Literal["uniform", "empirical"] = "uniform",
         ddof: Literal["n", "n-c"] = "n",
+        normalize_input: bool = False,
         streaming: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -64,7 +68,13 @@ class LinearDiscriminant(Head):
         self.target = target
         self.priors = priors
         self.ddof = ddof
+        if streaming and normalize_input:
+            raise ValueError("streaming=True takes features as they are: use normalize_input=False")
+        self.normalize_input = normalize_input
         self.streaming = streaming
+
+    def feature_map(self, feature_dim: int) -> FeatureMap:
+        return UnitNorm() if self.normalize_input else FeatureMap()
 
     def new_memory(self, feature_dim: int, **options: object) -> PrototypeMemory:
         if self.streaming:
@@ -109,4 +119,6 @@ class LinearDiscriminant(Head):
         self._set(_weights=weights, _biases=biases)
 
     def _logits(self, features: Tensor) -> Tensor:
+        if self.normalize_input:
+            features = functional.normalize(features, dim=1)
         return torch.addmm(self.get_buffer("_biases"), features, self.get_buffer("_weights").T)

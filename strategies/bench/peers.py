@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from avalanche.benchmarks import tensors_benchmark
 from avalanche.models import TrainEvalModel
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
@@ -24,6 +25,12 @@ def experience(x: Tensor, y: Tensor) -> Any:
     data = ArrayData(x, y, x, y, names, "synthetic")
     config = BenchmarkConfig(n_experiences=1, shuffle_classes=False)
     return build_benchmark(config, data, seed=0).train_stream[0]
+
+
+def avalanche_experience(x: Tensor, y: Tensor) -> Any:
+    """The same out of Avalanche's own generator, whose data set its users have."""
+    benchmark = tensors_benchmark([(x, y)], [(x[:1], y[:1])], task_labels=[0])
+    return benchmark.train_stream[0]
 
 
 def silent() -> EvaluationPlugin:

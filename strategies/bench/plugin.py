@@ -37,7 +37,7 @@ def _compare(
     ours, peer = interleaved(
         lambda: trained(build, data, BATCH, PrototypePlugin(collect=collect)),
         lambda: trained(build, data, BATCH),
-        repeats=size.repeats,
+        repeats=3 * size.repeats,  # a few percent are looked for
         clock=time.process_time,
     )
     case = f"one epoch with PrototypePlugin, collect={collect}, {size.images} x 3x32x32"

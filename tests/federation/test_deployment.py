@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -71,15 +72,27 @@ def test_the_server_needs_an_absolute_output():
 
 # -- real processes -----------------------------------------------------------------------------
 
-NODES, ROUNDS = 4, 6
+NODES, ROUNDS = 4, 10
+STRANGER = NODES  # a node that has a key, which nobody registered
+
+
+def command_of(folder: Path, beginning: str) -> list[str]:
+    """The words of the command that the deployment's README gives for a network."""
+    text = (folder / "README.md").read_text().partition("## Over a network")[2]
+    lines = text.replace("\\\n", " ").splitlines()
+    (found,) = [line for line in lines if re.match(rf"    {beginning}(?![\w/.-])", line)]
+    return shlex.split(found, comments=True)
 
 
 class Network:
-    """A SuperLink and SuperNodes on loopback, each a process group that is ended with the test."""
+    """A SuperLink and SuperNodes on loopback, each a process group that is ended with the test.
+
+    All that is run are the commands of the README, with other ports and numbers of nodes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port, *self.node_ports = free_ports(1 + NODES)
+        self.port, *self.node_ports = free_ports(2 + NODES)
         connections = folder / "flower/config.toml"
         connections.write_text(re.sub(r"127.0.0.1:\d+", f"127.0.0.1:{self.port}",
                                       connections.read_text()))  # fmt: skip
@@ -92,29 +105,42 @@ class Network:
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, *words: str) -> None:
+        self.once("./make_test_keys.sh", str(NODES + 1), "127.0.0.1")
+
+    def start(self, name: str, words: list[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [str(BIN / words[0]), *words[1:]], cwd=self.folder, env=self.environment,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
+    def once(self, *words: str) -> str:
+        done = subprocess.run(words, cwd=self.folder, env=self.environment,
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
     def superlink(self) -> None:
-        self.start("superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1",
-                   "--port", str(self.port), "--database", "superlink.db")  # fmt: skip
-        wait("the SuperLink's port", lambda: is_open(self.port), 120)
+        words = command_of(self.folder, "flower-superlink")
+        words[words.index("--port") + 1] = str(self.port)
+        self.start("superlink", [*words, "--host", "127.0.0.1"])
+        wait("the SuperLink's port", lambda: is_open(self.port), 300)
+
+    def register(self, number: int) -> None:
+        words = command_of(self.folder, "flwr supernode register keys/node0.pub")
+        self.once(*(word.replace("node0", f"node{number}") for word in words))
 
     def supernode(self, number: int) -> None:
-        self.start(f"node{number}", "flower-supernode", "--insecure", "--superlink",
-                   f"127.0.0.1:{self.port}", "--port", str(self.node_ports[number]),
-                   "--node-config", f"partition-id={number} num-partitions={NODES}")  # fmt: skip
+        words = command_of(self.folder, "flower-supernode .* keys/node0 .*")
+        words[words.index("--superlink") + 1] = f"127.0.0.1:{self.port}"
+        words[words.index("--port") + 1] = str(self.node_ports[number])
+        words[words.index("--node-config") + 1] = f"partition-id={number} num-partitions={NODES}"
+        self.start(f"node{number}", [word.replace("node0", f"node{number}") for word in words])
 
     def run(self) -> None:
-        config = f"rounds={ROUNDS} min-clients=3 quorum=0.6 grace=2.0 evaluate=0.0 deadline=90.0"
-        command = [str(BIN / "flwr"), "run", ".", "insecure", "--run-config", config]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment,
-                              capture_output=True, text=True, check=False)  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        config = f"rounds={ROUNDS} min-clients=3 quorum=0.6 grace=2.0 evaluate=0.0 deadline=120.0"
+        words = [w for w in command_of(self.folder, "flwr run") if w != "--stream"]
+        self.once(*words, "--run-config", config)
 
     def kill(self, name: str) -> None:
         """SIGKILL to the whole group: as if the machine lost its power."""
@@ -206,19 +232,21 @@ def test_nodes_and_superlink_die_and_the_sum_stays_exact(tmp_path):
     write_deployment(folder)
     with network(folder) as net:
         net.superlink()
-        for number in range(3):
+        for number in range(NODES):
+            net.register(number)
+        for number in (0, 1, 2, STRANGER):
             net.supernode(number)
         net.run()
-        wait("the first round", lambda: net.rounds() >= 1, 240)
+        wait("the first round", lambda: net.rounds() >= 1, 900)
         net.kill("node1")
         net.supernode(3)
-        wait("two more rounds, with the fourth node", lambda: net.rounds() >= 3, 300)
-        wait("the fourth node's state", lambda: 3 in epochs(folder).values(), 240)
+        wait("the fourth node's state", lambda: 3 in epochs(folder).values(), 900)
         net.kill("superlink")
         before = net.rounds()
-        assert before < ROUNDS, "the SuperLink was to die in the middle of the run"
+        assert 1 <= before < ROUNDS, "the SuperLink was to die in the middle of the run"
         net.superlink()
         net.run()
-        wait("the last round", lambda: net.rounds() == ROUNDS, 400)
+        wait("the last round", lambda: net.rounds() == ROUNDS, 1800)
         memory = PrototypeMemory.load(folder / "output/memory.safetensors")
         assert same_statistics(memory, expected(folder, memory))
+        assert STRANGER not in epochs(folder).values()

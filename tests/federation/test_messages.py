@@ -133,6 +133,7 @@ def test_other_versions_and_formats_are_refused():
     assert refusal(filled(), header={"version": 2}) == "format"
     assert refusal(filled(), header={"format": "x"}) == "format"
     assert refusal(filled(), header={"precision": "float8"}) == "format"
+    assert refusal(filled(), header={"precision": ["exact"]}) == "format"
     assert refusal(filled(), header={"kind": "steal"}) == "format"
     assert refusal(filled(), header={"seq": "1"}) == "format"
 
@@ -239,6 +240,13 @@ def test_npy_bytes_are_read_as_numpy_reads_them(array):
     read = read_npy(Array(array).data)
     assert read.dtype == array.dtype
     assert np.array_equal(read, array)
+
+
+def test_a_header_of_any_length_is_read():
+    claim = b"{'descr': '<i2', 'fortran_order': False, 'shape': (3,)}"
+    for padding in (0, 60, 90, 400):
+        data = _npy(claim + b" " * padding) + np.arange(3, dtype=np.int16).tobytes()
+        assert read_npy(data).tolist() == [0, 1, 2]
 
 
 def _npy(header: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable
 from fractions import Fraction
 
@@ -129,6 +130,37 @@ def test_server_receives_nothing_in_the_clear(monkeypatch: pytest.MonkeyPatch) -
         assert all(not (sent == vector).any() for vector in vectors)
     total = np.sum(masked, axis=0)
     assert not (total == np.sum(vectors, axis=0)).any()
+
+
+def test_server_never_holds_the_statistics_of_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing the server refers to after a step has an entry of a client's vector in it.
+
+    A third of the clients vanish on the way; what is summed of the others is exact.
+    """
+    strategy = ProtectedPrototypes(layout("mean"))
+    held: list[bytes] = []
+    original = InProcessGrid.send_and_receive
+
+    def record(self: InProcessGrid, messages: Iterable[Message], **options: float) -> list[Message]:
+        replies = original(self, messages, **options)  # type: ignore[arg-type]
+        contents = [reply.content for reply in replies if reply.has_content()]
+        held.append(pickle.dumps((vars(strategy), contents)))
+        return replies
+
+    monkeypatch.setattr(InProcessGrid, "send_and_receive", record)
+    gone = {("train.share", 1): {0}, ("train.mask", 1): {4}}
+    run(strategy, ProtectedClient(load, layout("mean")), gone, rounds=1)
+    stayed = [1, 2, 3, 5, 6]
+    assert_same(strategy.memory, plain(stayed, rounds=1, level="mean"), "the sum of who stayed")
+    assert len(held) >= 4  # advertise, share, mask, unmask
+    part = layout("mean").parts["sum"]
+    for client in range(CLIENTS):
+        vector = layout("mean").pack(plain([client], rounds=1, level="mean"))[part]
+        for state in held:
+            assert not any(entry.tobytes() in state for entry in vector if entry)
+    # The control: the same look does find the sum that the server is meant to learn.
+    total = strategy._total[part]
+    assert any(entry.tobytes() in pickle.dumps(vars(strategy)) for entry in total if entry)
 
 
 @pytest.mark.parametrize(

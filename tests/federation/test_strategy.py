@@ -345,3 +345,31 @@ def test_quorum_closes_the_round_and_merges_stragglers_later():
     strategy.start(grid, ArrayRecord(), num_rounds=1)
     assert strategy.merged.ledger.outcomes() == {"merged": 2 * CLIENTS}
     assert same_statistics(strategy.memory, centralised(empty(), rounds=2))
+
+
+def test_a_delta_holds_only_the_classes_that_changed():
+    like = empty()
+    batches = [chunk(0, 0), (torch.ones(3, DIM), torch.full((3,), 77)), chunk(0, 0)]
+    client = PrototypeClient(lambda context: ClientData(batches), like)
+    strategy = FederatedPrototypes(like, Options(evaluate=0.0))
+    simulate(strategy, client.app(), clients=1, rounds=3)
+    first, second, third = strategy.merged.ledger
+    assert (first.kind, second.kind, third.kind) == ("full", "delta", "delta")
+    assert second.classes == (77,)
+    assert second.counts == (3,)
+    assert third.classes == first.classes == tuple(chunk(0, 0)[1].unique().tolist())
+
+
+def test_a_state_file_set_back_to_an_older_one_loses_and_doubles_nothing(tmp_path):
+    """Numbers used before would make new statistics look like old ones."""
+    like = empty()
+    client = PrototypeClient(load, like, states=StatesOnDisk(tmp_path))
+    strategy = FederatedPrototypes(like, Options(evaluate=0.0))
+    grid = InProcessGrid(client.app(), 1)
+    strategy.start(grid, ArrayRecord(), num_rounds=1)
+    (file,) = tmp_path.glob("*.safetensors")
+    backup = file.read_bytes()
+    strategy.start(grid, ArrayRecord(), num_rounds=2)
+    file.write_bytes(backup)
+    strategy.start(grid, ArrayRecord(), num_rounds=1)
+    assert same_statistics(strategy.memory, centralised(like, [0]))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from avalanche.benchmarks import nc_benchmark
 from avalanche.training import EWC, Cumulative, ICaRL, JointTraining, LwF, Naive, Replay
 from torch import nn
 
@@ -100,3 +101,34 @@ def test_joint_ends_as_avalanches_joint_training_on_the_whole_stream(
     torch.manual_seed(9)
     theirs.train(benchmark.train_stream)
     assert_equal_weights(joint.model, theirs.model)
+
+
+@pytest.mark.parametrize("name", ["naive", "lwf"])
+def test_the_first_experience_may_have_epochs_of_its_own(name: str, train_data: TensorData) -> None:
+    config = configured(
+        name,
+        "strategy.first_experience_epochs=3",
+        "strategy.train_epochs=2",
+        "strategy.milestones=[0]",
+        "strategy.lr=0.5",
+    )
+    setup = setup_of(train_data)
+    rates: list[float] = []
+
+    class Look:
+        def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            rate = strategy.optimizer.param_groups[0]["lr"]
+            if strategy.clock.train_exp_iterations == 0 or rate != rates[-1]:
+                rates.append(rate)
+
+        def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+            epochs.append(strategy.clock.train_exp_epochs)
+
+    epochs: list[int] = []
+    setup.plugins = [Look()]
+    strategy = config.build(setup)
+    stream = nc_benchmark(train_data, train_data, 2, task_labels=False, seed=0).train_stream
+    for experience in stream:
+        strategy.train(experience, eval_streams=[])
+    assert epochs == [0, 1, 2, 0, 1]
+    assert rates == pytest.approx([0.5, 0.05, 0.5, 0.05])

@@ -13,7 +13,7 @@ from torch import nn
 from protocl import PrototypeMemory
 from protocl.heads import BayesianPrototypes, RandomPrior, SharedPrior
 from protocl.strategies import InMemory
-from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin
+from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin, predictive_distillation
 from protocl.strategies.sample_memory import SampleMemory
 from tests.strategies.small import (
     assert_continues_bit_for_bit,
@@ -183,6 +183,62 @@ class TestRefit:
             models.append(weights_of(strategy.model))
         assert_equal_weights(*models)
 
+    def test_the_fitted_covariance_answers_with_equal_classes(self, benchmark):
+        plugin = build_plugin(refit="memory", answer="full")
+        strategy = build_strategy("naive", [plugin])
+        train_on(strategy, benchmark.train_stream)
+        assert plugin.memory.level == "shared"
+        x = torch.stack([sample[0] for sample in benchmark.test_stream[0].dataset])
+        with torch.no_grad():
+            features = strategy.model.eval().features(x)
+        logits, ids = plugin.class_logits(features)
+        assert ids.tolist() == plugin.memory.classes.tolist()
+        # Log densities of Gaussians with one covariance, whatever the counts of the classes.
+        noise = plugin.head.get_buffer("_noise")
+        covariances = noise.double() * (1 + 1 / plugin.memory.counts)[:, None, None]
+        gaussians = torch.distributions.MultivariateNormal(plugin.memory.means, covariances)
+        expected = gaussians.log_prob(features.double()[:, None]).double()
+        found = logits.double()
+        torch.testing.assert_close(
+            found - found[:, :1], expected - expected[:, :1], rtol=1e-2, atol=1e-2
+        )
+
+
+class TestDistillation:
+    def test_is_the_divergence_of_the_tempered_predictions(self):
+        torch.manual_seed(0)
+        new, old = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+        p, q = (old / 2).softmax(1), (new / 2).softmax(1)
+        expected = 4 * (p * (p / q).log()).sum(1).mean()
+        torch.testing.assert_close(predictive_distillation(new, old, 2.0), expected)
+        assert predictive_distillation(old, old) == 0
+        new.requires_grad_(True)
+        assert torch.autograd.gradcheck(lambda x: predictive_distillation(x, old), (new,))
+
+    def test_holds_the_embedding_where_it_was(self, benchmark):
+        drifts = []
+        for weight in (0.0, 1.0):
+            torch.manual_seed(0)
+            plugin = build_plugin(mem_size=0, distillation=weight)
+            strategy = build_strategy("naive", [plugin])
+            train_on(strategy, benchmark.train_stream[:1])
+            x = torch.stack([sample[0] for sample in benchmark.test_stream[1].dataset])
+            before = strategy.model.eval().features(x).detach()
+            train_on(strategy, benchmark.train_stream[1:2])
+            drifts.append(float((strategy.model.eval().features(x) - before).norm()))
+        assert drifts[1] < drifts[0]
+
+    def test_nothing_is_held_in_the_first_experience_or_kept_after_one(self, benchmark):
+        models = []
+        for weight in (0.0, 1.0):
+            torch.manual_seed(0)
+            plugin = build_plugin(distillation=weight)
+            strategy = build_strategy("naive", [plugin])
+            train_on(strategy, benchmark.train_stream[:1])
+            models.append(weights_of(strategy.model))
+            assert plugin._old is None
+        assert_equal_weights(*models)
+
 
 class TestPrediction:
     def test_before_training_the_model_answers_itself(self, benchmark):
@@ -243,12 +299,17 @@ class TestState:
         strategy = build_strategy("naive", [build_plugin()])
         assert_continues_bit_for_bit(strategy, benchmark, tmp_path)
 
-    def test_state_dict_holds_tensors_and_numbers_only(self, benchmark, tmp_path: Path):
-        plugin = build_plugin()
+    @pytest.mark.parametrize(
+        "settings", [{}, {"refit": "memory", "answer": "full"}], ids=["plain", "covariance"]
+    )
+    def test_state_dict_holds_tensors_and_numbers_only(self, benchmark, tmp_path: Path, settings):
+        plugin = build_plugin(**settings)
         strategy = build_strategy("naive", [plugin])
         train_on(strategy, benchmark.train_stream)
         torch.save(plugin.state_dict(), tmp_path / "a")
-        fresh = build_plugin(prior=RandomPrior(seed=9))  # the prior is part of the state
+        fresh = build_plugin(
+            prior=RandomPrior(seed=9), **settings
+        )  # the prior is part of the state
         fresh.load_state_dict(torch.load(tmp_path / "a", weights_only=True))
         features = torch.rand(7, 16)
         for found, expected in zip(
@@ -263,6 +324,9 @@ class TestState:
         ({"objective": "both"}, "objective='both': expected 'conditional' or 'joint'"),
         ({"refit": "all"}, "refit='all': expected 'none' or 'memory'"),
         ({"discount": 0.0}, "discount=0.0: expected a number above 0, at most 1"),
+        ({"distillation": -1.0}, "distillation=-1.0, temperature=2.0: expected a weight of"),
+        ({"answer": "lda"}, "answer='lda': expected posterior, iso, diag, full"),
+        ({"answer": "iso"}, "answer='iso' is made of refitted statistics: add refit=memory"),
         ({"mem_size": -1}, "mem_size=-1: expected a number of samples, at least 0"),
     ],
 )

@@ -199,6 +199,40 @@ def test_evaluation_during_training_does_not_disturb_the_collection(
     assert torch.equal(plugin.memory.counts, torch.bincount(train_data.y))
 
 
+def test_an_evaluation_in_mid_epoch_answers_from_all_samples_seen_so_far(benchmark: Any) -> None:
+    seen = []
+
+    class EvaluateEachIteration(SupervisedPlugin):
+        def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            strategy.eval(benchmark.test_stream)
+            seen.append(plugin.memory.total)
+
+    plugin = PrototypePlugin(collect="training")
+    strategy = build_strategy("naive", [plugin, EvaluateEachIteration()], train_epochs=1)
+    train_on(strategy, benchmark.train_stream[:1])
+    samples = len(benchmark.train_stream[0].dataset)
+    assert seen == [*range(18, samples, 18), samples]
+
+
+def test_wide_features_are_flushed_before_many_bytes_wait(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protocl.strategies.prototype_plugin._FLUSH_AT_ELEMENTS", 16 * 30)
+    updates = []
+    update = PrototypeMemory.update
+
+    def noted(memory: PrototypeMemory, features: Any, labels: Any) -> PrototypeMemory:
+        updates.append(len(labels))
+        return update(memory, features, labels)
+
+    monkeypatch.setattr(PrototypeMemory, "update", noted)
+    plugin = PrototypePlugin(collect="training")
+    train_on(build_strategy("naive", [plugin]), benchmark.train_stream[:1])
+    samples = len(benchmark.train_stream[0].dataset)
+    assert updates[:-1] == [36] * (len(updates) - 1)  # two mini-batches of 18 exceed 30 samples
+    assert sum(updates) == samples
+
+
 def test_a_memory_from_elsewhere_is_continued(benchmark: Any) -> None:
     elsewhere = PrototypeMemory(16).update(torch.rand(7, 16), torch.full((7,), 40))
     plugin = PrototypePlugin(memory=elsewhere)

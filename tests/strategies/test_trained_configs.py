@@ -29,6 +29,7 @@ SMALL = [
         ["strategy=prd_released", "strategy.first_experience_epochs=4", "strategy.views=copies"],
         ["strategy=protocl", "strategy.mem_size=50", "strategy.all_classes=true"],
         ["strategy=protocl", "strategy.refit=memory", "strategy.covariance=diag"],
+        ["strategy=protocl_tuned", "strategy.mem_size=50", "strategy.milestones=[1]"],
     ],
 )
 def test_a_run_from_the_command_lines_settings(settings: list[str], tmp_path: Path) -> None:

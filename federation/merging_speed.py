@@ -1,0 +1,117 @@
+"""Merging beside the mere reading of the same bytes (``protocl bench merging``)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+
+from protocl.bench.comparison import Comparison, Size, require_equal
+from protocl.bench.timing import interleaved, thread_count
+from protocl.federation.merging import MergedMemory
+from protocl.federation.messages import Contribution, MessageReader, encode
+from protocl.federation.packing import Precision
+from protocl.memory import PrototypeMemory
+
+TARGET = 2.0
+_CLIENTS = 10_000
+_MESSAGES = 500
+"""Different messages: at full size 100 MB or more, several times the processor's cache."""
+
+_PAYLOADS: tuple[tuple[bool, Precision], ...] = (
+    (True, "exact"),
+    (False, "exact"),
+    (False, "float32"),
+    (True, "float16"),
+    (True, "int8"),
+)
+
+Message = tuple[ArrayRecord, ConfigRecord]
+
+
+def measure(size: Size) -> Iterator[Comparison]:
+    """Decode, check and merge the messages of 10,000 clients with all classes each, one thread.
+
+    What is kept of each client is kept, so that any of them can be forgotten afterwards. Two
+    floors: copying the bytes of all messages into one buffer, and adding them up as 64-bit words.
+    Each of 500 messages comes from 20 clients.
+    """
+    for exact, precision in _PAYLOADS:
+        yield from _compare(size, exact, precision)
+
+
+def _compare(size: Size, exact: bool, precision: Precision) -> Iterator[Comparison]:
+    messages, total = _messages(size, exact, precision)
+    clients = _CLIENTS if size.samples >= _CLIENTS else len(messages)
+    empty = total.empty_like()
+    buffers = [array.data for arrays, _ in messages for array in arrays.values()]
+    rounds = range(clients // len(messages))
+    target = np.empty(max(map(len, buffers)), dtype=np.uint8)
+
+    def ours() -> PrototypeMemory:
+        return _merge(messages, clients, empty)
+
+    def copy() -> None:
+        for _ in rounds:
+            for data in buffers:
+                np.copyto(target[: len(data)], np.frombuffer(data, dtype=np.uint8))
+
+    def add() -> None:
+        for _ in rounds:
+            for data in buffers:
+                np.add.reduce(np.frombuffer(data, dtype=np.int64, count=len(data) // 8))
+
+    bytes_each = sum(map(len, buffers)) // len(messages)
+    case = (
+        f"merge {clients} clients, {size.classes} classes x {size.width}, "
+        f"{'fixed point' if exact else 'float64'}, payload {precision}, {bytes_each} bytes each"
+    )
+    repeats, clock = min(3, size.repeats), time.process_time
+    with thread_count(1):
+        mine, copied = interleaved(ours, copy, repeats=repeats, clock=clock)
+        _, added = interleaved(copy, add, repeats=repeats, clock=clock)
+    expected = total.means
+    error = float((mine.result.means - expected).abs().max() / expected.abs().max())
+    for name, floor in (("copying the bytes", copied), ("adding up the bytes", added)):
+        yield Comparison(
+            case=case,
+            peer_name=f"{name} (CPU time)",
+            ours=mine.seconds,
+            peer=floor.seconds,
+            kind="cost",
+            target=TARGET if precision == "exact" else None,
+            threads=1,
+            difference=require_equal(case, error, 1e-12 if precision == "exact" else 1e-2),
+        )
+
+
+def _merge(messages: list[Message], clients: int, empty: PrototypeMemory) -> PrototypeMemory:
+    reader, merged = MessageReader(empty), MergedMemory(empty)
+    numbers = count()
+    for _ in range(clients // len(messages)):
+        for arrays, header in messages:
+            name = f"{next(numbers)}"
+            header["epoch"] = name
+            merged.accept(reader.read(arrays, header), client=name)
+    return merged.memory
+
+
+def _messages(
+    size: Size, exact: bool, precision: Precision
+) -> tuple[list[Message], PrototypeMemory]:
+    """Messages of clients with five samples of every class, and the sum of what they hold."""
+    generator = torch.Generator().manual_seed(0)
+    empty = PrototypeMemory(size.width, exact=exact, fingerprint="bench")
+    total = empty.empty_like()
+    labels = torch.arange(5 * size.classes) % size.classes
+    messages = []
+    for _ in range(_MESSAGES if size.samples >= _CLIENTS else 4):
+        features = torch.randn(len(labels), size.width, generator=generator)
+        memory = empty.empty_like().update(features, labels)
+        total.merge(memory)
+        messages.append(encode(Contribution(memory, "", 1, "full"), precision))
+    return messages, total

@@ -1,0 +1,126 @@
+"""The command ``protocl reconnaissance``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from protocl.federation.reconnaissance.config import LearnerConfig, ReconnaissanceConfig
+
+_HELP = """\
+Federated reconnaissance: clients learn classes on missions, merge, and are asked about all.
+
+Settings are KEY=VALUE. reconnaissance=NAME reads a preset; three groups pick parts:
+  benchmark=NAME  backbone=NAME  method=prototypes|fedavg|exemplars|finetune|joint
+Who sees what when:  scenario.clients=5 scenario.schedule=disjoint|overlapping|handover|random
+                     scenario.classes_per_mission=5 scenario.samples_per_class=30
+Who meets whom:      scenario.merge=star|gossip scenario.every=1
+The very same again: scenario.file=RUN/scenario.json
+What is learned:     method.head=lda  benchmark.base_classes=50  unknown=true
+Other keys:          seed=1,2,3  name=NAME  output=runs  resume=true
+A comma makes a sweep; curves over its seeds are drawn where there are several.
+"""
+
+_EXAMPLES = """\
+examples:
+  protocl reconnaissance reconnaissance=digits
+  protocl reconnaissance reconnaissance=digits method=prototypes,fedavg,joint seed=1,2,3
+  protocl reconnaissance reconnaissance=digits scenario.merge=gossip
+"""
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """Add the command to the parser of ``protocl``."""
+    parser = commands.add_parser(
+        "reconnaissance",
+        parents=[common],
+        help="evaluate methods of federated class-incremental learning in one scenario",
+        description=_HELP,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="see above")
+    parser.add_argument("--show", action="store_true", help="print the configuration; do not run")
+    parser.set_defaults(command=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what ``args.settings`` ask for; the exit code."""
+    from rich.console import Console
+
+    from protocl.settings import to_yaml
+
+    configs = load(args.settings)
+    if args.show:
+        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
+        return 0
+    from protocl.federation.reconnaissance.curves import write_curves
+    from protocl.report import compare
+
+    folders = [_run(config, Console(stderr=True)) for config in configs]
+    several = len(folders) > 1
+    compare(folders, folders[0].parent if several else None, console=Console())
+    for file in write_curves(folders, folders[0].parent if several else folders[0]):
+        Console(stderr=True).print(f"wrote {file}")
+    return 0
+
+
+def load(arguments: Sequence[str]) -> list[ReconnaissanceConfig]:
+    """The configurations of all runs that ``arguments`` ask for; a comma makes a sweep.
+
+    Raises:
+        ConfigError: an unknown key or name, or a value that does not fit its key.
+    """
+    from protocl.federation.reconnaissance.config import METHODS, ReconnaissanceConfig
+    from protocl.registry import BACKBONES, BENCHMARKS
+    from protocl.settings import build, settle
+
+    groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
+    defaults = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
+    return [
+        build(ReconnaissanceConfig, settings, groups, {"method": _schema})
+        for settings in settle(arguments, "reconnaissance", defaults, {*groups, "scenario"})
+    ]
+
+
+def _schema(name: str) -> type[LearnerConfig]:
+    from protocl.errors import ConfigError
+    from protocl.federation.reconnaissance.config import METHODS, LearnerConfig
+
+    schema = METHODS.get(name)
+    if not (isinstance(schema, type) and issubclass(schema, LearnerConfig)):
+        raise ConfigError(
+            f"method '{name}' is registered as {schema!r}; expected a subclass of "
+            "protocl.federation.reconnaissance.LearnerConfig"
+        )
+    return schema
+
+
+def _run(config: ReconnaissanceConfig, console: Console) -> Path:
+    from protocl.federation.flower import quiet
+    from protocl.federation.reconnaissance.measures import StepReport
+    from protocl.federation.reconnaissance.run import run_reconnaissance
+    from protocl.runs import open_run
+
+    quiet()
+    folder = open_run(config)
+    console.print(f"{config.name} seed={config.seed} -> {folder}")
+
+    def show(report: StepReport) -> None:
+        alone = "" if report.alone is None else f", alone {report.alone:.4f}"
+        unknown = "".join(f", {name} AUROC {area:.3f}" for name, area in report.unknown.items())
+        console.print(
+            f"  step {report.step}: accuracy {report.accuracy:.4f} on {report.classes} classes"
+            f"{alone}{unknown}, {report.bytes_up} B up, {report.bytes_down} B down"
+        )
+
+    run_reconnaissance(config, folder, on_step=show)
+    return folder

@@ -1,0 +1,177 @@
+"""The typed schema of every key of ``protocl reconnaissance``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from omegaconf import MISSING
+from torch import Tensor
+
+from protocl.backbones import BackboneConfig
+from protocl.data import BenchmarkConfig
+from protocl.federation.config import MethodInfo
+from protocl.federation.reconnaissance.scenario import SERVER
+from protocl.registry import Registry
+
+METHODS = Registry("protocl.reconnaissance", "method of federated reconnaissance")
+
+
+class Learner(ABC):
+    """A method in a scenario: the three verbs that a user's own method defines.
+
+    Nodes are numbered: clients from 0, the server is -1. A method keeps what each of them knows;
+    only :meth:`merge` may let it pass from one to another.
+    """
+
+    @abstractmethod
+    def learn(self, node: int, features: Tensor, labels: Tensor) -> None:
+        """A mission's samples ``(N, D)`` with class ids ``(N,)`` arrive at ``node``.
+
+        Before the first step the base classes arrive so at the server, and :meth:`publish` is
+        called.
+        """
+
+    @abstractmethod
+    def merge(self, meetings: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """The nodes of each pair tell each other what the other lacks, in that order.
+
+        Returns:
+            Bytes towards the server and away from it; between clients all count as towards.
+        """
+
+    @abstractmethod
+    def predict(self, node: int, features: Tensor) -> Tensor:
+        """Class ids ``(N,)`` among all classes that ``node`` knows."""
+
+    def publish(self, clients: int) -> int:
+        """All clients take over what the server knows; bytes of it for one client.
+
+        By default the server meets each client once.
+        """
+        _, down = self.merge([(SERVER, client) for client in range(clients)])
+        return down // clients
+
+    def known_scores(self, node: int, features: Tensor) -> dict[str, Tensor]:
+        """Scores ``(N,)``, high for samples of known classes, by name; none by default."""
+        return {}
+
+    def state_bytes(self, node: int) -> int:
+        """Bytes that ``node`` keeps from one step to the next; 0 where a method does not count."""
+        return 0
+
+
+@dataclass(frozen=True)
+class LearnerSetup:
+    """All that a method needs besides its own settings; made by the runner.
+
+    Attributes:
+        clients: number of clients.
+        feature_dim: width ``D`` of the features.
+        n_classes: number of class ids.
+        seed: of the run.
+        fingerprint: of the backbone that made the features.
+    """
+
+    clients: int
+    feature_dim: int
+    n_classes: int
+    seed: int
+    fingerprint: str
+
+
+@dataclass
+class LearnerConfig:
+    """Settings of a method, which adds its own in a subclass.
+
+    Registered under the entry-point group ``protocl.reconnaissance``, a subclass is usable as
+    ``method=NAME`` and its fields as ``method.FIELD=VALUE``.
+
+    Attributes:
+        info: what reports say about it.
+        keeps_data: whether training samples are kept from one step to the next.
+        learns_alone: whether a client learns anything without meeting the server.
+        name: the registered name.
+    """
+
+    info: ClassVar[MethodInfo]
+    keeps_data: ClassVar[bool] = False
+    learns_alone: ClassVar[bool] = True
+
+    name: str = MISSING
+
+    def build(self, setup: LearnerSetup) -> Learner:
+        """A method that knows nothing yet."""
+        raise NotImplementedError(f"{type(self).__name__}.build is not defined")
+
+
+@dataclass
+class ScenarioConfig:
+    """How a scenario is drawn.
+
+    The field classes are those after ``benchmark.base_classes`` in the class order.
+
+    Attributes:
+        file: a saved scenario, in place of everything below.
+        clients: number of clients.
+        schedule: ``disjoint`` (each class with one client), ``overlapping`` (each with
+            ``holders`` of them), ``handover`` (the second half of each class's samples comes later
+            and to another client), or ``random`` (every mission draws classes; clients may
+            collide).
+        classes_per_mission: classes in a mission.
+        samples_per_class: samples of a class in a mission; None for all that the client will see.
+        holders: clients among which ``overlapping`` divides a class.
+        skew: concentration of the Dirichlet distribution from which their shares are drawn; None
+            for equal shares.
+        missions: steps with missions at most; None for all that the samples allow.
+        merge: ``star`` (all with the server) or ``gossip`` (random pairs, no server).
+        every: steps from one merge to the next.
+        finish: after the last step, let gossip go on until everybody knows everything.
+        redraw: draw anew which samples are for training and which for the test.
+        base_in_memory: the base classes are part of what is known and tested.
+    """
+
+    file: str | None = None
+    clients: int = 5
+    schedule: str = "disjoint"
+    classes_per_mission: int = 5
+    samples_per_class: int | None = None
+    holders: int = 2
+    skew: float | None = None
+    missions: int | None = None
+    merge: str = "star"
+    every: int = 1
+    finish: bool = True
+    redraw: bool = False
+    base_in_memory: bool = True
+
+
+@dataclass
+class ReconnaissanceConfig:
+    """One run of a method in a scenario.
+
+    Attributes:
+        name: folder under ``output``.
+        benchmark: the data; ``benchmark.base_classes`` of them are known from the start.
+        backbone: the frozen feature extractor that all clients share.
+        method: what learns.
+        scenario: who sees what when, and who meets whom.
+        alone: also run the same method without any meeting, for the gain from merging.
+        unknown: also ask after each merge which queries are of classes that nobody taught yet.
+        seed, device, output, cache, resume: as for ``protocl run``.
+    """
+
+    name: str = "reconnaissance-${benchmark.name}-${method.name}"
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    method: LearnerConfig = field(default_factory=LearnerConfig)
+    scenario: ScenarioConfig = field(default_factory=ScenarioConfig)
+    alone: bool = True
+    unknown: bool = False
+    seed: int = 0
+    device: str = "auto"
+    output: str = "runs"
+    cache: str = "~/.cache/protocl/features"
+    resume: bool = False

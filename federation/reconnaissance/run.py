@@ -1,0 +1,295 @@
+"""One run of a method in a scenario, from its configuration to its result."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protocl.backbones import build_backbone, fingerprint
+from protocl.data import load_data
+from protocl.data.arrays import as_images
+from protocl.data.streams import class_order
+from protocl.errors import ConfigError, DataError
+from protocl.evaluation import Evaluation, History
+from protocl.experiment import resolve_device
+from protocl.features import FeatureCache
+from protocl.federation.reconnaissance.config import Learner, LearnerSetup, ReconnaissanceConfig
+from protocl.federation.reconnaissance.drawing import draw_scenario
+from protocl.federation.reconnaissance.measures import (
+    BeforeMerge,
+    StepReport,
+    accuracy_on,
+    area_under_roc,
+    confusions,
+    mean,
+)
+from protocl.federation.reconnaissance.prototypes import PrototypeLearner
+from protocl.federation.reconnaissance.result import build_result
+from protocl.federation.reconnaissance.scenario import SERVER, Mission, Scenario, Step
+from protocl.phases import PhaseLog
+from protocl.runs import RESULT_FILE, exclusive, is_complete, read_result
+from protocl.storage import atomic_write
+
+SCENARIO_FILE = "scenario.json"
+
+OnStep = Callable[[StepReport], None]
+
+
+def run_reconnaissance(
+    config: ReconnaissanceConfig, run_dir: Path, *, on_step: OnStep | None = None
+) -> dict[str, Any]:
+    """Run a method in a scenario.
+
+    Args:
+        config: what to run.
+        run_dir: existing folder of the run (:func:`protocl.runs.open_run`).
+        on_step: told of every step.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        ProtoclError: the configuration, the data or the scenario does not allow the run.
+    """
+    with exclusive(run_dir):
+        finished = read_result(run_dir)
+        if finished is not None and is_complete(finished):
+            return finished
+        return Reconnaissance(config, run_dir).finish(on_step or (lambda report: None))
+
+
+class Reconnaissance:
+    """The state of one run.
+
+    Attributes:
+        scenario: who sees what when.
+        reports: what each step brought.
+        known: all classes that anybody has been taught.
+        stages: the base classes, then what was new to everybody between one merge and the next.
+        history: evaluations after each stage, the last before the next stage begins.
+    """
+
+    def __init__(self, config: ReconnaissanceConfig, run_dir: Path) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.phases = PhaseLog()
+        self._load()
+        self.clients = range(self.scenario.clients)
+        self.learner = self._build()
+        with_hermits = config.alone and config.method.learns_alone
+        self.hermits = self._build() if with_hermits else None
+        self.known: set[int] = set()
+        self.stages: list[set[int]] = []
+        self.reports: list[StepReport] = []
+        self.history = History()
+        self.own: dict[int, set[int]] = {client: set() for client in self.clients}
+        self.setup_bytes = 0
+
+    def finish(self, on_step: OnStep) -> dict[str, Any]:
+        """Run all steps and write the results."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.scenario.save(self.run_dir / SCENARIO_FILE)
+        with SummaryWriter(str(self.run_dir)) as events, self.phases.phase("train"):
+            self._teach_base()
+            for step in self.scenario.steps:
+                report = self._step(step)
+                self.reports.append(report)
+                for name in ("accuracy", "own", "bytes_up", "bytes_down"):
+                    events.add_scalar(f"step/{name}", getattr(report, name), report.step)
+                on_step(report)
+        if isinstance(self.learner, PrototypeLearner):
+            self.learner.memory(self._judges()[0]).save(self.run_dir / "memory.safetensors")
+        result = build_result(self)
+        atomic_write(self.run_dir / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
+        return result
+
+    # -- before -----------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        config = self.config
+        with self.phases.phase("data"):
+            data = load_data(config.benchmark)
+        backbone = build_backbone(config.backbone, data.input_shape, config.seed)
+        self.fingerprint = fingerprint(backbone)
+        with self.phases.phase("features"):
+            device = resolve_device(config.device)
+            encoded = (
+                FeatureCache(config.cache).encode(data, backbone, device=device)
+                if config.backbone.name != "identity"
+                else data.with_samples(
+                    as_images(data.x_train).flatten(1), as_images(data.x_test).flatten(1)
+                )
+            )
+        self.x = torch.cat([encoded.x_train, encoded.x_test]).float()
+        self.y = torch.cat([data.y_train, data.y_test])
+        self.data_hash, self.class_names = data.content_hash, data.class_names
+        order = class_order(config.benchmark, data.y_train, config.seed)
+        n_base = config.benchmark.base_classes or 0
+        self.base = set(order[:n_base])
+        if config.scenario.file is None:
+            self.scenario = draw_scenario(
+                config.scenario, data, order[:n_base], order[n_base:], config.seed
+            )
+        else:
+            self.scenario = Scenario.load(Path(config.scenario.file).expanduser())
+            if self.scenario.data_hash != self.data_hash:
+                raise DataError(
+                    f"scenario.file={config.scenario.file}: it was drawn from other data; "
+                    "give the same benchmark settings"
+                )
+        rows = torch.tensor(self.scenario.test_rows, dtype=torch.int64)
+        self.x_test, self.y_test = self.x[rows], self.y[rows]
+
+    def _build(self) -> Learner:
+        return self.config.method.build(
+            LearnerSetup(
+                clients=self.scenario.clients,
+                feature_dim=self.x.shape[1],
+                n_classes=len(self.class_names),
+                seed=self.config.seed,
+                fingerprint=self.fingerprint,
+            )
+        )
+
+    def _teach_base(self) -> None:
+        rows = torch.tensor(self.scenario.base_rows, dtype=torch.int64)
+        if not len(rows):
+            return
+        self.known = set(self.y[rows].tolist())
+        for learner in self._learners():
+            learner.learn(SERVER, self.x[rows], self.y[rows])
+            self.setup_bytes = learner.publish(self.scenario.clients)
+        asked = self._asked(self.known)
+        self._note(self.learner.predict(SERVER, self.x_test[asked]), self.y_test[asked])
+
+    # -- a step -----------------------------------------------------------------------------
+
+    def _step(self, step: Step) -> StepReport:
+        taught = {m.client: set(self._labels(m).tolist()) for m in step.missions}
+        new = set().union(*taught.values()) - self.known if taught else set()
+        earlier = self.known - self.base
+        learn_seconds = self._learn(step)
+        self.known |= new
+        for client, classes in taught.items():
+            self.own[client] |= classes
+        before = [
+            self._before(client, classes, earlier - classes) for client, classes in taught.items()
+        ]
+        began = time.perf_counter()
+        up, down = self.learner.merge(step.meetings)
+        merge_seconds = time.perf_counter() - began
+        merged = bool(step.meetings)
+        return self._evaluate(new, before, merged, (up, down), (learn_seconds, merge_seconds))
+
+    def _learn(self, step: Step) -> float:
+        began = time.perf_counter()
+        for mission in step.missions:
+            self.learner.learn(mission.client, *self._samples(mission))
+        seconds = time.perf_counter() - began
+        if self.hermits is not None:
+            for mission in step.missions:
+                self.hermits.learn(mission.client, *self._samples(mission))
+        return seconds
+
+    def _before(self, client: int, mission: set[int], earlier: set[int]) -> BeforeMerge:
+        asked = self._asked(self.base | mission | earlier)
+        answers, labels = self._answers(self.learner, client, asked), self.y_test[asked]
+        parts = (accuracy_on(c, answers, labels) for c in (self.base, earlier, mission))
+        return BeforeMerge(client, *parts)
+
+    def _evaluate(
+        self,
+        new: set[int],
+        before: list[BeforeMerge],
+        merged: bool,
+        sizes: tuple[int, int],
+        seconds: tuple[float, float],
+    ) -> StepReport:
+        asked = self._asked(self.known)
+        labels = self.y_test[asked]
+        judges = self._judges()
+        answers = {node: self._answers(self.learner, node, asked) for node in judges}
+        if merged:
+            self._note(answers[judges[0]], labels)
+        everybody = [answers[node] for node in judges]
+        of_client = {c: answers.get(c, everybody[0]) for c in self.clients}
+        alone = self._alone(asked)
+        return StepReport(
+            step=len(self.reports) + 1,
+            classes=len(self.known),
+            new_classes=len(new),
+            accuracy=_required([accuracy_on(self.known, a, labels) for a in everybody]),
+            base=mean([accuracy_on(self.base, a, labels) for a in everybody]),
+            field=mean([accuracy_on(self.known - self.base, a, labels) for a in everybody]),
+            own=_required([accuracy_on(self.own[c], of_client[c], labels) for c in self.clients]),
+            alone=mean([accuracy_on(self.known, a, labels) for a in alone.values()]),
+            alone_own=mean([accuracy_on(self.own[c], a, labels) for c, a in alone.items()]),
+            before=before,
+            bytes_up=sizes[0],
+            bytes_down=sizes[1],
+            learn_seconds=seconds[0],
+            merge_seconds=seconds[1],
+            state_bytes=sum(map(self.learner.state_bytes, self.clients)) / len(self.clients),
+            unknown=self._unknown(judges[0]) if self.config.unknown else {},
+        )
+
+    def _note(self, answers: Tensor, labels: Tensor) -> None:
+        """Keep an evaluation of all stages, in place of the last if there is no new one."""
+        new = self.known.difference(*self.stages)
+        if new:
+            self.stages.append(new)
+        else:
+            self.history.evaluations.pop()
+        self.history.append(Evaluation(confusions(self.stages, answers, labels)))
+
+    def _alone(self, asked: Tensor) -> dict[int, Tensor]:
+        """Answers of clients that never meet anybody; those who were taught something."""
+        if self.hermits is None:
+            return {}
+        taught = [client for client in self.clients if self.own[client] or self.base]
+        return {client: self._answers(self.hermits, client, asked) for client in taught}
+
+    def _unknown(self, judge: int) -> dict[str, float]:
+        asked = self._asked(self.known)
+        if bool(asked.all()):
+            return {}
+        known = self.learner.known_scores(judge, self.x_test[asked])
+        others = self.learner.known_scores(judge, self.x_test[~asked])
+        return {name: area_under_roc(known[name], others[name]) for name in known}
+
+    # -- parts ------------------------------------------------------------------------------
+
+    def _learners(self) -> list[Learner]:
+        return [self.learner, *([] if self.hermits is None else [self.hermits])]
+
+    def _judges(self) -> list[int]:
+        """Who is evaluated after a merge: the server, or all clients where there is none."""
+        return [SERVER] if self.scenario.has_server else list(self.clients)
+
+    def _answers(self, learner: Learner, node: int, asked: Tensor) -> Tensor:
+        return learner.predict(node, self.x_test[asked])
+
+    def _asked(self, classes: set[int]) -> Tensor:
+        """``(M,)`` whether a test sample is of one of ``classes``."""
+        return torch.isin(self.y_test, torch.tensor(sorted(classes), dtype=torch.int64))
+
+    def _labels(self, mission: Mission) -> Tensor:
+        return self.y[torch.tensor(mission.rows)]
+
+    def _samples(self, mission: Mission) -> tuple[Tensor, Tensor]:
+        rows = torch.tensor(mission.rows)
+        return self.x[rows], self.y[rows]
+
+
+def _required(values: list[float | None]) -> float:
+    value = mean(values)
+    if value is None:
+        raise ConfigError("no test samples of the classes taught; give more test samples")
+    return value

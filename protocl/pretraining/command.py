@@ -1,0 +1,99 @@
+"""The command ``protocl pretrain``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from protocl.pretraining.config import PretrainConfig
+
+_HELP = """\
+Train an embedding on base classes: the network that prototypes are means of.
+
+Settings are KEY=VALUE. pretraining=NAME reads a preset; three groups pick parts:
+  benchmark=NAME  backbone=NAME  objective=cosine|episodes
+Base classes:  benchmark.base_classes=50  holdout=10  rotations=true  whole=true
+Training:      epochs=20 lr=0.003 weight_decay=0.01 distortion={degrees:12,elastic:0.05}
+Other keys:    seed=1  name=NAME  device=auto|cpu|cuda  output=runs  resume=true
+"""
+
+_EXAMPLES = """\
+examples:
+  protocl pretrain pretraining=omniglot benchmark.path=omniglot.npz
+  protocl pretrain benchmark=digits backbone=conv4 benchmark.base_classes=5 objective=episodes \\
+      objective.ways=5
+
+The run's backbone.safetensors goes wherever backbone.checkpoint= is read.
+"""
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    """Add the command to the parser of ``protocl``."""
+    parser = commands.add_parser(
+        "pretrain",
+        parents=[common],
+        help="train an embedding on base classes",
+        description=_HELP,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="see above")
+    parser.add_argument("--show", action="store_true", help="print the configuration; do not run")
+    parser.set_defaults(command=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what ``args.settings`` ask for; the exit code."""
+    from protocl.settings import to_yaml
+
+    configs = load(args.settings)
+    if args.show:
+        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
+        return 0
+    for config in configs:
+        _train(config)
+    return 0
+
+
+def load(arguments: Sequence[str]) -> list[PretrainConfig]:
+    """The configurations that ``arguments`` ask for; a comma makes a sweep.
+
+    Raises:
+        ConfigError: an unknown key or name, or a value that does not fit its key.
+    """
+    from protocl.pretraining.config import OBJECTIVES, PretrainConfig
+    from protocl.registry import BACKBONES, BENCHMARKS
+    from protocl.settings import build, settle
+
+    groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "objective": OBJECTIVES}
+    defaults = {"benchmark": "digits", "backbone": "conv4", "objective": "cosine"}
+    return [
+        build(PretrainConfig, settings, groups, {"objective": OBJECTIVES.get})
+        for settings in settle(arguments, "pretraining", defaults, {*groups, "distortion"})
+    ]
+
+
+def _train(config: PretrainConfig) -> None:
+    from rich.console import Console
+
+    from protocl.pretraining.run import BACKBONE_FILE, EpochReport, pretrain
+    from protocl.runs import open_run
+
+    console = Console(stderr=True)
+    folder = open_run(config)
+    console.print(f"{config.name} seed={config.seed} -> {folder}")
+
+    def show(report: EpochReport) -> None:
+        held_out = "" if report.accuracy is None else f", held out {report.accuracy:.4f}"
+        console.print(
+            f"  epoch {report.epoch}/{config.epochs}: loss {report.loss:.4f}{held_out}, "
+            f"{report.seconds:.1f} s"
+        )
+
+    pretrain(config, folder, on_epoch=show)
+    console.print(f"wrote {folder / BACKBONE_FILE}")

@@ -1,0 +1,33 @@
+"""Choosing exemplars whose mean stays near that of their class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def herd(features: Tensor, count: int) -> Tensor:
+    """Rows ``(min(count, N),)`` in the order of choice, so that any first few are a good choice.
+
+    The next one is always that which brings the mean of those chosen nearest to the mean of all:
+    ``argmin_i |m - (x_i + sum of chosen) / j|`` over those not yet chosen.
+
+    Args:
+        features: ``(N, D)`` of one class, as they enter the mean (iCaRL: of unit length).
+        count: how many to choose.
+
+    Source: Rebuffi et al. 2017 (iCaRL), algorithm 4.
+    """
+    x = features.to(torch.float64)
+    mean = x.mean(0)
+    squares, towards_mean = x.square().sum(1), x @ mean
+    with_chosen = torch.zeros_like(squares)
+    chosen = torch.zeros(min(count, len(x)), dtype=torch.int64, device=x.device)
+    taken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for j in range(len(chosen)):
+        # |j m - s - x_i|^2 without what is the same for all i.
+        cost = squares - 2 * ((j + 1) * towards_mean - with_chosen)
+        best = cost.masked_fill(taken, float("inf")).argmin()
+        chosen[j], taken[best] = best, True
+        with_chosen += x @ x[best]
+    return chosen

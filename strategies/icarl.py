@@ -1,0 +1,179 @@
+"""iCaRL: exemplars chosen by herding, whose means classify under the backbone of the moment.
+
+The network learns from new samples and exemplars by a binary cross-entropy for each class, in which
+the outputs for old classes are held to those of the model before the experience. Its own classifier
+only trains the features: a sample belongs to the class whose exemplars have the nearest mean
+(Rebuffi et al., CVPR 2017). The means are a prototype memory, computed anew with each experience.
+
+Stored between experiences: ``mem_size`` samples in all, count and mean of their features for each
+class (``16 D + 8`` bytes in double-double), and the model itself. During training also a frozen
+copy of the model from before the experience.
+
+Where this differs from Avalanche's own (``icarl``): exemplars are herded from all samples without
+a cap, a class may come back, the old model runs in evaluation mode, and classes never seen cannot
+win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from avalanche.models import avalanche_forward
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn, optim
+from torch.nn import functional
+
+from protocl.config import Setup, StrategyInfo
+from protocl.heads import NearestMean
+from protocl.precision import in_full_precision
+from protocl.strategies.baselines import BaselineConfig
+from protocl.strategies.exemplar_sets import ExemplarSets
+from protocl.strategies.extraction import features_of
+from protocl.strategies.feature_loss import tasks_of
+from protocl.strategies.herding import herd
+from protocl.strategies.old_model import OldModel
+from protocl.strategies.prototype_plugin import PrototypePlugin
+
+
+@in_full_precision
+def distilled_binary_loss(
+    logits: Tensor, labels: Tensor, old_logits: Tensor | None, old_classes: Tensor
+) -> Tensor:
+    """Binary cross-entropy of every output, a scalar: mean over samples and outputs.
+
+    Args:
+        logits: ``(B, M)``.
+        labels: ``(B,)``, columns of the true classes.
+        old_logits: ``(B, M)`` of the model before the experience, or None.
+        old_classes: ``(K,)`` columns whose targets are the old model's probabilities.
+
+    Source: Rebuffi et al. 2017, algorithm 3.
+    """
+    targets = functional.one_hot(labels, logits.shape[1]).to(logits)
+    if old_logits is not None:
+        targets[:, old_classes] = old_logits.detach()[:, old_classes].sigmoid()
+    return functional.binary_cross_entropy_with_logits(logits, targets)
+
+
+class ICaRLPlugin(PrototypePlugin):
+    """iCaRL inside any Avalanche strategy whose model has one output for each class id.
+
+    The strategy's criterion is replaced. Use it without another replay plugin.
+
+    Args:
+        mem_size: exemplars of all classes together.
+        **settings: ``layer``, ``num_workers``, ``floor``, ``fingerprint``, ``exact`` and ``step``
+            of :class:`.PrototypePlugin`.
+
+    Attributes:
+        exemplars: the stored samples by class, best first.
+    """
+
+    def __init__(self, mem_size: int = 2000, **settings: Any) -> None:
+        head = NearestMean(normalize_input=True, normalize_mean=True)
+        super().__init__(head, **settings)
+        self.exemplars = ExemplarSets(mem_size)
+        self._old: OldModel | None = None
+        self._old_classes = torch.zeros(0, dtype=torch.int64)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, **kwargs)
+        present = torch.as_tensor(list(strategy.experience.dataset.targets)).unique()
+        stored = torch.tensor(sorted(self.exemplars.sets), dtype=torch.int64)
+        self._old_classes = stored[~torch.isin(stored, present)].to(strategy.device)
+        self._old = OldModel(strategy.model, self.layer) if len(self._old_classes) else None
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.adapted_dataset = self.exemplars.beside(strategy.adapted_dataset)
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        old_logits = None
+        if self._old is not None:
+            with torch.no_grad():
+                tasks = tasks_of(strategy.mbatch)
+                old_logits = avalanche_forward(self._old.model, strategy.mb_x, tasks)
+        strategy.loss = distilled_binary_loss(
+            strategy.mb_output, strategy.mb_y, old_logits, self._old_classes
+        )
+
+    def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        self._old = None
+        self.exemplars.put(self._chosen(strategy, num_workers))
+        self.refresh(strategy, list(self.exemplars.sets.values()))
+
+    def _chosen(self, strategy: Any, num_workers: int) -> dict[int, Any]:
+        """Herded samples of the experience's classes, those stored before among the candidates."""
+        dataset = strategy.adapted_dataset
+        labels = torch.as_tensor(list(dataset.targets))
+        here = torch.as_tensor(list(strategy.experience.dataset.targets)).unique()
+        rows = torch.isin(labels, here).nonzero().flatten()
+        candidates, labels = dataset.subset(rows.tolist()), labels[rows]
+        passed = features_of(strategy, candidates, self.layer, num_workers)
+        features = torch.cat([functional.normalize(part, dim=1) for _, part, _, _ in passed])
+        new = sum(class_id not in self.exemplars.sets for class_id in here.tolist())
+        share = self.exemplars.share(new)
+        chosen = {}
+        for class_id in here.tolist():
+            mine = (labels == class_id).nonzero().flatten()
+            best = herd(features[mine.to(features.device)], share)
+            chosen[class_id] = candidates.subset(mine[best.cpu()].tolist())
+        return chosen
+
+
+class ICaRL(SupervisedTemplate):
+    """iCaRL as a ready-made strategy.
+
+    Args:
+        model: one output for each class id of the stream.
+        optimizer: for the model.
+        mem_size: exemplars of all classes together.
+        plugins: further Avalanche plugins.
+        **settings: those of Avalanche's ``SupervisedTemplate``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        mem_size: int = 2000,
+        plugins: Sequence[Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.icarl = ICaRLPlugin(mem_size)
+        settings.setdefault("evaluator", default_evaluator)
+        settings.setdefault("criterion", nn.CrossEntropyLoss())
+        super().__init__(
+            model=model, optimizer=optimizer, plugins=[self.icarl, *(plugins or [])], **settings
+        )
+
+
+@dataclass
+class ICaRLNMEConfig(BaselineConfig):
+    """Settings of :class:`ICaRL`.
+
+    Attributes:
+        mem_size: exemplars of all classes together.
+    """
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="iCaRL (NME)",
+        paper="Rebuffi et al., CVPR 2017",
+        stored_between_experiences="samples, at most mem_size, and the means of their features",
+        keeps_data=True,
+        bytes_per_class="16 D + 16",
+    )
+
+    name: str = "icarl_nme"
+    mem_size: int = 200
+
+    @property
+    def old_prototypes(self) -> str:
+        return "refreshed"
+
+    def build(self, setup: Setup) -> ICaRL:
+        return self._build(ICaRL, setup, mem_size=self.mem_size)

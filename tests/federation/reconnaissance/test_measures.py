@@ -1,0 +1,87 @@
+"""What is measured in a scenario, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from protocl.federation.reconnaissance.curves import interval, series
+from protocl.federation.reconnaissance.exemplars import Exemplars
+from protocl.federation.reconnaissance.layer import Layer
+from protocl.federation.reconnaissance.measures import (
+    BeforeMerge,
+    accuracy_on,
+    area_under_roc,
+    confusions,
+    mean,
+)
+from protocl.federation.reconnaissance.meetings import Spread, star
+
+
+def test_accuracy_is_on_the_classes_asked_for():
+    answers, labels = torch.tensor([1, 2, 2, 5]), torch.tensor([1, 1, 2, 3])
+    assert accuracy_on({1}, answers, labels) == 0.5
+    assert accuracy_on({1, 2}, answers, labels) == pytest.approx(2 / 3)
+    assert accuracy_on({7}, answers, labels) is None
+    table = confusions([{1, 2}, {3}], answers, labels)
+    assert (table[0].correct, table[0].total, table[1].correct) == (2, 3, 0)
+
+
+def test_the_paper_s_mean_skips_what_is_absent():
+    assert BeforeMerge(0, 0.8, None, 0.4).mean == pytest.approx(0.6)
+    assert mean([None, 1.0, 0.0]) == 0.5
+    assert mean([None]) is None
+
+
+def test_area_under_roc_counts_pairs_and_half_of_ties():
+    known, unknown = torch.tensor([3.0, 1.0]), torch.tensor([2.0, 1.0])
+    assert area_under_roc(known, unknown) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+
+
+def test_the_interval_is_student_s():
+    middle, half = interval(np.array([[1.0], [2.0], [3.0]]))
+    assert middle[0] == 2
+    assert half[0] == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+    assert interval(np.array([[5.0]]))[1][0] == 0
+
+
+def test_series_end_with_the_shortest_run():
+    def result(*values):
+        return {"reconnaissance": {"steps": [{"accuracy": v} for v in values]}}
+
+    assert series([result(0.1, 0.2), result(0.3)], "accuracy").tolist() == [[0.1], [0.3]]
+
+
+def test_gossip_is_complete_when_everybody_heard_everything():
+    spread = Spread(3)
+    for client in range(3):
+        spread.learn(client)
+    spread.exchange([(0, 1)])
+    assert not spread.complete
+    spread.exchange([(1, 2), (0, 1)])
+    assert spread.complete
+    assert star(2) == [(0, -1), (1, -1), (-1, 0), (-1, 1)]
+
+
+def test_averaging_weighs_a_row_by_those_who_know_its_class():
+    layers = [Layer(2, 1), Layer(2, 1)]
+    for layer, value in zip(layers, (1.0, 4.0), strict=True):
+        layer.weights[0][:] = value
+        layer.known[0] = True
+    layers[1].known[1] = True
+    merged = Layer(2, 1)
+    merged.average(layers, [2, 1])
+    assert merged.weights[0].tolist() == [[2.0], [4.0]]
+    assert merged.known.tolist() == [True, True]
+
+
+def test_exemplars_are_nearest_to_their_mean_within_the_budget():
+    pool = Exemplars(4)
+    pool.add(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([3, 3, 3]))
+    pool.add(torch.tensor([[7.0], [8.0], [9.0]]), torch.tensor([1, 1, 1]))
+    x, y = pool.joined_with(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
+    assert sorted(x[y == 3].flatten().tolist()) == [0.0, 1.0]
+    assert sorted(x[y == 1].flatten().tolist())[0] in (7.0, 8.0)
+    assert len(x) == 4
+    assert pool.nbytes == 16
