@@ -143,7 +143,7 @@ def test_partitioners_of_flwr_datasets_share_out_every_sample():
         partitioner="PathologicalPartitioner",
         options={"num_classes_per_partition": 2, "class_assignment_mode": "deterministic"},
     )
-    parts = assign(LABELS, 5, config, seed=0)
+    parts = assign(LABELS, 10, config, seed=0)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(LABELS)))
     assert all(len(np.unique(LABELS.numpy()[part])) == 2 for part in parts)
     with pytest.raises(ConfigError, match=r"choose from|did you mean"):
