@@ -115,6 +115,15 @@ class StatesInProcess:
         yield self._states[client]
 
 
+class NoStates:
+    """Every client begins anew with every message; for simulations of one round."""
+
+    @contextmanager
+    def open(self, client: str, empty: PrototypeMemory) -> Iterator[ClientState]:
+        """See :class:`StateStore`."""
+        yield ClientState(empty.empty_like())
+
+
 class StatesOnDisk:
     """One file a client, replaced as a whole; a client that is killed goes on where it was.
 

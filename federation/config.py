@@ -151,6 +151,8 @@ class FederationConfig:
         engine: ``in_process``, or ``ray`` for Flower's simulation engine.
         lost: share of the replies that never arrive (``in_process``), in [0, 1).
         late: share of the replies that arrive a round late (``in_process``), in [0, 1).
+        remember: clients keep their state between rounds; ``false`` saves its memory where there
+            is one round.
     """
 
     clients: int = 10
@@ -162,6 +164,7 @@ class FederationConfig:
     engine: str = "in_process"
     lost: float = 0.0
     late: float = 0.0
+    remember: bool = True
 
 
 @dataclass

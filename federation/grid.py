@@ -6,7 +6,7 @@ import copy
 import logging
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -97,21 +97,8 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Have every node answer at once."""
-        self._replies.update(self._delayed)
-        self._delayed = {}
-        ids = []
-        for message in messages:
-            name_message(message, f"{self._random.getrandbits(128):032x}")
-            ids.append(message.metadata.message_id)
-            if message.metadata.dst_node_id not in self.online:
-                continue
-            reply = self._answer(message)
-            fate = self._random.random()
-            if fate >= self.lost + self.late:
-                self._replies[ids[-1]] = reply
-            elif fate >= self.lost:
-                self._delayed[ids[-1]] = reply
-        return ids
+        self._release_delayed()
+        return [self._deliver(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Replies that have arrived, each once."""
@@ -119,13 +106,36 @@ class InProcessGrid(Grid):
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        """Replies to ``messages``; nothing is waited for, so the timeout has no effect."""
-        return self.pull_messages(self.push_messages(messages))
+    ) -> Iterator[Message]:
+        """Replies to ``messages``, each made when it is asked for: one is in memory at a time.
+
+        Nothing is waited for, so the timeout has no effect.
+        """
+        self._release_delayed()
+        for message in messages:
+            yield from self.pull_messages([self._deliver(message)])
 
     def collect_late(self) -> list[Message]:
         """Replies that arrived after their request was closed."""
         return self.pull_messages(list(self._replies))
+
+    def _release_delayed(self) -> None:
+        self._replies.update(self._delayed)
+        self._delayed = {}
+
+    def _deliver(self, message: Message) -> str:
+        """Have one node answer; the id of the message."""
+        name_message(message, f"{self._random.getrandbits(128):032x}")
+        name = message.metadata.message_id
+        if message.metadata.dst_node_id not in self.online:
+            return name
+        reply = self._answer(message)
+        fate = self._random.random()
+        if fate >= self.lost + self.late:
+            self._replies[name] = reply
+        elif fate >= self.lost:
+            self._delayed[name] = reply
+        return name
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
@@ -209,8 +219,8 @@ class MeteredGrid(_Wrapper):
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        """Send, wait, and note both."""
+    ) -> Iterator[Message]:
+        """Send, wait, and note both, the replies as they are read."""
         sent = list(messages)
         self._requests += any(m.metadata.message_type == MessageType.TRAIN for m in sent)
         sizes: dict[int, int] = {}
@@ -220,20 +230,20 @@ class MeteredGrid(_Wrapper):
             if key not in sizes:
                 sizes[key] = self._measure(message)
             self._note(message, message.metadata.dst_node_id, "down", sizes[key])
-        replies = list(super().send_and_receive(sent, timeout=timeout))
-        self._note_replies(replies)
-        return replies
+        for reply in super().send_and_receive(sent, timeout=timeout):
+            self._note_reply(reply)
+            yield reply
 
     def collect_late(self) -> list[Message]:
         """Late replies; they are noted under the round of their request."""
         replies = super().collect_late()
-        self._note_replies(replies)
+        for reply in replies:
+            self._note_reply(reply)
         return replies
 
-    def _note_replies(self, replies: Iterable[Message]) -> None:
-        for reply in replies:
-            if reply.has_content():
-                self._note(reply, reply.metadata.src_node_id, "up", self._measure(reply))
+    def _note_reply(self, reply: Message) -> None:
+        if reply.has_content():
+            self._note(reply, reply.metadata.src_node_id, "up", self._measure(reply))
 
     def _measure(self, message: Message) -> int:
         start = time.perf_counter()

@@ -21,7 +21,7 @@ from protocl.evaluation import Evaluation, History
 from protocl.experiment import resolve_device
 from protocl.features import FeatureCache
 from protocl.federation.benchmark_clients import BenchmarkClients
-from protocl.federation.client_state import StatesInProcess, StatesOnDisk
+from protocl.federation.client_state import NoStates, StatesInProcess, StatesOnDisk, StateStore
 from protocl.federation.config import FederateConfig, FederationSetup
 from protocl.federation.ledger import Traffic
 from protocl.federation.one_place import OnePlace, compare_with_one_place, require_comparable
@@ -170,8 +170,7 @@ class FederatedRun:
             stages=self.stages,
             tests=federation.evaluate > 0 or config.method.personal,
         )
-        on_ray = federation.engine == "ray"
-        if on_ray:
+        if federation.engine == "ray":
             clients.spill(self.run_dir / "features.pt")
         self.clients = clients
         self.method = config.method.build(
@@ -183,13 +182,19 @@ class FederatedRun:
                 fingerprint=self.fingerprint,
                 seed=config.seed,
                 federation=federation,
-                # Ray's workers share no memory, so the states of their clients are files.
-                states=StatesOnDisk(self.run_dir / "clients") if on_ray else StatesInProcess(),
+                states=self._states(),
                 checkpoints=self.run_dir / "checkpoint",
             )
         )
         self._measures_itself = hasattr(self.method.strategy, "traffic")
         self.traffic: Traffic = getattr(self.method.strategy, "traffic", Traffic())
+
+    def _states(self) -> StateStore:
+        if not self.config.federation.remember:
+            return NoStates()
+        # Ray's workers share no memory, so the states of their clients are files.
+        on_ray = self.config.federation.engine == "ray"
+        return StatesOnDisk(self.run_dir / "clients") if on_ray else StatesInProcess()
 
     def _has_checkpoint(self) -> bool:
         return (self.run_dir / "checkpoint").is_dir()

@@ -85,6 +85,10 @@ def _validate(config: FederateConfig) -> None:
         value = getattr(federation, key)
         if not 0 <= value <= 1:
             raise ConfigError(f"{key}={value}: expected a share in [0, 1]")
+    if federation.rounds > 1 and not federation.remember:
+        raise ConfigError(
+            f"remember=false: clients need their state for rounds={federation.rounds}"
+        )
     if federation.engine not in ("in_process", "ray"):
         raise ConfigError(f"engine={federation.engine}: expected in_process or ray")
     if federation.engine == "ray" and (federation.lost or federation.late):

@@ -317,8 +317,10 @@ class FederatedPrototypes(Strategy):
     # -- merging ----------------------------------------------------------------------------
 
     def _take(self, replies: Iterable[Message]) -> None:
-        """Merge what is good in ``replies``, in the order of clients."""
-        arrivals = self._arrivals(sorted(replies, key=_sender))
+        """Merge what is good in ``replies``, in floating point in the order of clients."""
+        # In fixed point no order changes a bit, so replies need not all be there to be sorted.
+        ordered = replies if self.empty.exact else sorted(replies, key=_sender)
+        arrivals = self._arrivals(ordered)
         if self.screen is not None:
             arrivals = iter(self._screened(self.screen, list(arrivals)))
         # One by one, each while its bytes are still in the processor's cache.

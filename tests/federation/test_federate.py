@@ -87,6 +87,16 @@ def test_a_difference_from_one_place_is_seen(tmp_path):
         run(tmp_path, "method=fedavg", "verify=true")
 
 
+def test_clients_without_a_state_give_the_same_memory_in_one_round(tmp_path):
+    memories = [
+        PrototypeMemory.load(
+            run(tmp_path, "rounds=1", f"remember={keep}")[1] / "memory.safetensors"
+        )
+        for keep in ("true", "false")
+    ]
+    assert same_statistics(*memories)
+
+
 def test_every_client_has_two_classes_and_the_ledger_says_so(tmp_path):
     result, folder = run(tmp_path)
     ledger = list(Ledger.load(folder / "ledger.jsonl"))
@@ -250,6 +260,7 @@ def test_picking_a_partition_anew_drops_the_presets_keys():
         (["participation=0"], r"share in \(0, 1\]"),
         (["engine=gpu"], "expected in_process or ray"),
         (["engine=ray", "lost=0.1"], "in_process only"),
+        (["rounds=2", "remember=false"], "need their state"),
         (["method=fedprox"], "choose from"),
         (["method.lr=3"], "unknown key"),
         (["partition.alpha=x"], "expected float"),

@@ -112,7 +112,7 @@ def test_server_receives_nothing_in_the_clear(monkeypatch: pytest.MonkeyPatch) -
     original = InProcessGrid.send_and_receive
 
     def record(self: InProcessGrid, messages: Iterable[Message], **options: float) -> list[Message]:
-        replies = original(self, messages, **options)  # type: ignore[arg-type]
+        replies = list(original(self, messages, **options))  # type: ignore[arg-type]
         received.extend(replies)
         return replies
 
@@ -142,7 +142,7 @@ def test_server_never_holds_the_statistics_of_a_client(monkeypatch: pytest.Monke
     original = InProcessGrid.send_and_receive
 
     def record(self: InProcessGrid, messages: Iterable[Message], **options: float) -> list[Message]:
-        replies = original(self, messages, **options)  # type: ignore[arg-type]
+        replies = list(original(self, messages, **options))  # type: ignore[arg-type]
         contents = [reply.content for reply in replies if reply.has_content()]
         held.append(pickle.dumps((vars(strategy), contents)))
         return replies

@@ -47,9 +47,10 @@ def test_ray_ends_where_one_process_does(tmp_path: Path, words: list[str]) -> No
     kinds = [r["federation"]["bytes_by_message_type"] for r in (ray, here)]
     assert kinds[0].keys() == kinds[1].keys()
     for kind, sizes in kinds[0].items():
-        # Node ids are other numbers, of other lengths on the wire.
-        assert sizes == pytest.approx(kinds[1][kind], rel=0.05)
-    if (there / "memory.safetensors").exists():
+        # Other nodes are asked to evaluate, and epochs are drawn at random.
+        assert sizes == pytest.approx(kinds[1][kind], rel=0.1)
+    # Weights that were averaged in another order make other features.
+    if (there / "memory.safetensors").exists() and "method=fedavg_prototypes" not in words:
         memories = [
             PrototypeMemory.load(folder / "memory.safetensors") for folder in (there, at_home)
         ]
