@@ -35,8 +35,10 @@ $(NOTEBOOKS_INSTALLED): $(INSTALLED)
 	@$(BIN)/python -m pip install --editable '.[notebooks]' --constraint $(CONSTRAINTS)
 	@touch $@
 
-demo: setup  ## Run the benchmark on digits: five strategies, three seeds
+demo: setup  ## Run digits: five strategies, three seeds; then ten clients against one place
 	@$(BIN)/protocl run experiment=demo
+	@$(BIN)/protocl federate federation=digits name=demo/federated method.head=lda \
+		method.exact=true,false verify=true
 
 test: setup lint typecheck  ## Lint, check types, run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) $(PYTEST_FLAGS)

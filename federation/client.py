@@ -25,6 +25,7 @@ from protocl.errors import FingerprintError
 from protocl.federation.client_state import ClientState, StatesInProcess, StateStore
 from protocl.federation.messages import Contribution, class_id_of, decode, encode
 from protocl.federation.packing import Precision
+from protocl.federation.received_backbone import ReceivedBackbone
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 
@@ -79,6 +80,7 @@ class PrototypeClient:
         states: where the state of a client is kept between messages; in this process by default,
             which only suits a simulation.
         encode: samples to features; the samples are taken as features by default.
+        backbone: in place of ``encode``, the one that the server distributes.
         head: classifies at evaluation; without one the client does not evaluate.
         precision: of what is sent.
         sanitise: changes the client's samples before they are counted.
@@ -92,6 +94,7 @@ class PrototypeClient:
         *,
         states: StateStore | None = None,
         encode: Encode | None = None,
+        backbone: ReceivedBackbone | None = None,
         head: Head | None = None,
         precision: Precision = "exact",
         sanitise: Sanitise | None = None,
@@ -100,7 +103,8 @@ class PrototypeClient:
         self.load = load
         self.empty = empty
         self.states = states or StatesInProcess()
-        self.encode = encode
+        self.encode = encode if backbone is None else backbone.encode
+        self.backbone = backbone
         self.head = head
         self.precision: Precision = precision
         self.sanitise = sanitise
@@ -120,9 +124,11 @@ class PrototypeClient:
         """Count the data that arrived, and send what the server has not acknowledged.
 
         Raises:
-            FingerprintError, ValueError: the server merges statistics of another kind.
+            FingerprintError, ValueError: the server sent weights other than announced, or merges
+                statistics of another kind.
         """
         config = message.content.config_records["config"]
+        self._take_backbone(str(config["fingerprint"]), message.content, context)
         self._require_same_statistics(config)
         data = self.load(context)
         with self.states.open(self.name(context), self.empty) as state:
@@ -154,6 +160,8 @@ class PrototypeClient:
         if data.test is None or self.head is None or not len(data.test[1]):
             confusion = Confusion.empty()
         else:
+            header = message.content.config_records["header"]
+            self._take_backbone(str(header["fingerprint"]), message.content, context)
             self._fit(message.content)
             x, y = data.test
             confusion = Confusion.from_predictions(
@@ -183,6 +191,14 @@ class PrototypeClient:
                 features, labels = self.sanitise(features, labels)
             delta.update(features, labels)
         state.contribute(delta, arrived)
+
+    def _take_backbone(self, expected: str, content: RecordDict, context: Context) -> None:
+        if self.backbone is None:
+            return
+        self.backbone.require(expected, content, context)
+        if self.empty.fingerprint != expected:
+            self.empty = self.empty.empty_like()
+            self.empty.fingerprint = expected
 
     def _notice_older_state(self, state: ClientState, context: Context) -> None:
         """Begin another epoch where the disk holds less than this process has already sent.

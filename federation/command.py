@@ -16,12 +16,15 @@ _HELP = """\
 Federate: clients exchange statistics of their classes instead of gradients or samples.
 
 Settings are KEY=VALUE. federation=NAME reads a preset; three groups pick parts:
-  benchmark=NAME  backbone=NAME  method=prototypes|fedavg
+  benchmark=NAME  backbone=NAME
+  method=prototypes|robust|protected|fedavg|fedavg_prototypes|fedproto
 Clients and rounds:  clients=100 rounds=5 participation=0.5 evaluate=0.1 lost=0.2 late=0.1
-Who holds what:      partition=classes|dirichlet|iid|file  partition.alpha=0.1
+Who holds what:      partition=classes|dirichlet|iid|file|flwr  partition.alpha=0.1
                      partition.classes_per_client=2 partition.growth=none|samples|classes|stream
 What is exchanged:   method.head=lda  method.precision=float16  method.exact=true
+                     method.distribute=true (the backbone too)
 Other keys:          seed=1,2,3  name=NAME  output=runs  resume=true  engine=in_process|ray
+                     verify=true (compare with all samples in one place)
 A comma makes a sweep.
 """
 
@@ -80,6 +83,7 @@ def _run(config: FederateConfig, console: Console) -> Path:
     import logging
 
     from protocl.federation.flower import quiet
+    from protocl.federation.one_place import OnePlace
     from protocl.federation.run import RoundReport, run_federation
     from protocl.runs import open_run
 
@@ -96,7 +100,9 @@ def _run(config: FederateConfig, console: Console) -> Path:
             f"{_size(report.bytes_down)} down, {report.seconds:.2f} s"
         )
 
-    run_federation(config, folder, on_round=show)
+    result = run_federation(config, folder, on_round=show)
+    if (compared := result["federation"].get("one_place")) is not None:
+        console.print(f"  {OnePlace(**compared)}")
     return folder
 
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from flwr.app import ArrayRecord
     from flwr.clientapp import ClientApp
     from flwr.serverapp.strategy import Strategy
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from protocl.federation.client import Loader
     from protocl.federation.client_state import StateStore
+    from protocl.federation.strategy import Options
     from protocl.memory import PrototypeMemory
 
 METHODS = Registry("protocl.federated", "federated method")
@@ -49,8 +50,8 @@ class Method(Protocol):
     @property
     def memory(self) -> PrototypeMemory | None: ...
 
-    def classify(self, arrays: ArrayRecord, features: Tensor) -> Tensor:
-        """Class ids ``(N,)`` that the federation's present model gives ``features`` ``(N, D)``."""
+    def classify(self, arrays: ArrayRecord, x: Tensor) -> Tensor:
+        """Class ids ``(N,)`` that the present model gives ``x``, what ``setup.load`` gives."""
 
     def resume(self) -> int:
         """Continue from the checkpoint; the number of rounds done, 0 without a checkpoint."""
@@ -74,7 +75,8 @@ class FederationSetup:
     """All that a method needs besides its own settings; made by the runner.
 
     Attributes:
-        load: gives a client's features and labels.
+        load: gives a client's features and labels; its samples where the method asks for them.
+        backbone: makes features of samples.
         feature_dim: width ``D`` of the features.
         n_classes: number of class ids.
         fingerprint: of the backbone that made the features.
@@ -85,6 +87,7 @@ class FederationSetup:
     """
 
     load: Loader
+    backbone: nn.Module
     feature_dim: int
     n_classes: int
     fingerprint: str
@@ -92,6 +95,17 @@ class FederationSetup:
     federation: FederationConfig
     states: StateStore
     checkpoints: Path
+
+    def options(self) -> Options:
+        """How our strategies conduct a round."""
+        from protocl.federation.strategy import Options
+
+        return Options(
+            participation=self.federation.participation,
+            min_clients=self.federation.min_clients,
+            evaluate=self.federation.evaluate,
+            seed=self.seed,
+        )
 
 
 @dataclass
@@ -102,12 +116,20 @@ class MethodConfig:
     ``method=NAME`` and its fields as ``method.FIELD=VALUE``.
 
     Attributes:
+        personal: there is no common model; each client is measured on test data of its own classes
+            (the method then has a ``personal_confusion``).
         name: the registered name.
     """
 
     info: ClassVar[MethodInfo]
+    personal: ClassVar[bool] = False
 
     name: str = MISSING
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether clients are given samples rather than features of the frozen backbone."""
+        return False
 
     def build(self, setup: FederationSetup) -> Method:
         """The method with these settings."""
@@ -155,6 +177,7 @@ class FederateConfig:
         partition: who holds which samples, and from when on.
         seed, device, output, cache: as for ``protocl run``.
         resume: continue the newest unfinished run of the same configuration.
+        verify: compare the merged memory with that of all samples in one place at the end.
     """
 
     name: str = "federated-${benchmark.name}-${method.name}"
@@ -168,3 +191,4 @@ class FederateConfig:
     output: str = "runs"
     cache: str = "~/.cache/protocl/features"
     resume: bool = False
+    verify: bool = False

@@ -140,11 +140,12 @@ class Traffic:
             if way == direction and round_number in (None, number)
         )
 
-    def by_type(self) -> dict[str, dict[str, int]]:
-        """``{"train": {"up": bytes, "down": bytes}, ...}``."""
+    def by_type(self, round_number: int | None = None) -> dict[str, dict[str, int]]:
+        """``{"train": {"up": bytes, "down": bytes}, ...}``, in one round or in all."""
         totals: dict[str, dict[str, int]] = {}
-        for _, _, kind, way, size in self.rows:
-            totals.setdefault(kind, {"up": 0, "down": 0})[way] += size
+        for number, _, kind, way, size in self.rows:
+            if round_number in (None, number):
+                totals.setdefault(kind, {"up": 0, "down": 0})[way] += size
         return totals
 
     def save(self, path: Path) -> None:

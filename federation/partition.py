@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +26,15 @@ class PartitionConfig:
     Attributes:
         name: ``classes`` (each client holds some classes only), ``dirichlet`` (each class is
             shared out in proportions drawn from a Dirichlet distribution), ``iid`` (equal random
-            parts) or ``file``.
+            parts), ``file``, or ``flwr`` for a partitioner of ``flwr-datasets``.
         classes_per_client: for ``classes``.
         overlap: for ``classes``: share of each client's classes, in [0, 1], that all clients have
             in common; the rest is dealt out in turn.
         alpha: concentration of ``dirichlet``, > 0; small values give each client few classes.
         min_samples: for ``dirichlet``: draw again until every client has so many.
         path: for ``file``: a JSON list with one list of training sample numbers a client.
+        partitioner: for ``flwr``: class name, such as ``PathologicalPartitioner``.
+        options: for ``flwr``: its arguments besides number of clients, label column and seed.
         growth: ``none`` (all samples are there from the first round on), ``samples`` (a client's
             samples arrive in equal parts, one a round), ``classes`` (a client's classes arrive
             one after the other) or ``stream`` (all clients meet the same classes in the same
@@ -43,6 +47,8 @@ class PartitionConfig:
     alpha: float = 0.1
     min_samples: int = 1
     path: str | None = None
+    partitioner: str = "DirichletPartitioner"
+    options: dict[str, Any] = field(default_factory=dict)
     growth: str = "none"
 
 
@@ -219,9 +225,33 @@ def _file(
     return parts
 
 
+def _flwr(
+    labels: Rows, clients: int, config: PartitionConfig, random: np.random.Generator
+) -> list[Rows]:
+    """A partitioner of ``flwr-datasets``, given a table of row numbers and labels."""
+    try:
+        from datasets import Dataset
+        from flwr_datasets import partitioner as known
+    except ImportError as error:
+        raise ConfigError("partition=flwr needs: pip install 'protocl[partitioners]'") from error
+    kind = getattr(known, config.partitioner, None)
+    if kind is None:
+        raise unknown_name("partitioner", config.partitioner, known.__all__)
+    accepted = signature(kind).parameters
+    given = {"num_partitions": clients, "partition_by": "label", "seed": int(random.integers(2**31))}
+    try:
+        made = kind(**{k: v for k, v in given.items() if k in accepted} | config.options)
+        made.dataset = Dataset.from_dict({"row": np.arange(len(labels)), "label": labels})
+        parts = [np.array(made.load_partition(i)["row"], dtype=np.int64) for i in range(clients)]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"partition.partitioner={config.partitioner}: {error}") from error
+    return parts
+
+
 _PARTITIONS: dict[str, Callable[[Rows, int, PartitionConfig, np.random.Generator], list[Rows]]] = {
     "classes": _classes,
     "dirichlet": _dirichlet,
     "iid": _iid,
     "file": _file,
+    "flwr": _flwr,
 }

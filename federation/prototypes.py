@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from protocl.errors import ConfigError
+from protocl.features import extract
 from protocl.federation.config import FederationSetup, MethodConfig, MethodInfo
 from protocl.federation.head_settings import HeadSettings
 
@@ -31,6 +32,8 @@ class PrototypesConfig(HeadConfig):
         step: quantisation step of fixed point.
         precision: of what clients send: ``exact``, ``float32``, ``float16`` or ``int8``.
         keep_contributions: keep each client's sum on the server, so that it can be forgotten.
+        distribute: the server sends the backbone first; clients check its hash, then encode their
+            samples with it.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -42,6 +45,12 @@ class PrototypesConfig(HeadConfig):
     step: float = 2.0**-16
     precision: str = "exact"
     keep_contributions: bool = True
+    distribute: bool = False
+
+    @property
+    def needs_samples(self) -> bool:
+        """See :class:`protocl.federation.config.MethodConfig`."""
+        return self.distribute
 
     def build(self, setup: FederationSetup) -> PrototypesMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""
@@ -69,30 +78,28 @@ class PrototypesMethod:
         from flwr.app import ArrayRecord
 
         from protocl.federation.client import PrototypeClient
-        from protocl.federation.strategy import FederatedPrototypes, Options
+        from protocl.federation.received_backbone import ReceivedBackbone, without_weights
+        from protocl.federation.strategy import FederatedPrototypes
 
-        federation = setup.federation
+        self.backbone = setup.backbone if config.distribute else None
         self.head = config.build_head()
         empty = self.head.new_memory(
             setup.feature_dim, exact=config.exact, step=config.step, fingerprint=setup.fingerprint
         )
         self.strategy: FederatedPrototypes = FederatedPrototypes(
             empty,
-            Options(
-                participation=federation.participation,
-                min_clients=federation.min_clients,
-                evaluate=federation.evaluate,
-                seed=setup.seed,
-            ),
+            setup.options(),
             keep_contributions=config.keep_contributions,
             checkpoints=setup.checkpoints,
             screen=config.build_screen(),
             merge=config.build_merge(),
+            backbone=self.backbone,
         )
         self.client = PrototypeClient(
             setup.load,
             empty,
             states=setup.states,
+            backbone=ReceivedBackbone(without_weights(self.backbone)) if self.backbone else None,
             head=config.build_head(),
             precision=config.precision,  # type: ignore[arg-type]
         )
@@ -104,8 +111,9 @@ class PrototypesMethod:
         """The merged memory."""
         return self.strategy.memory
 
-    def classify(self, arrays: ArrayRecord, features: Tensor) -> Tensor:
+    def classify(self, arrays: ArrayRecord, x: Tensor) -> Tensor:
         """See :class:`protocl.federation.config.Method`."""
+        features = x if self.backbone is None else extract(self.backbone, x, progress=False)
         return self.head.fit(self.memory).predict(features)
 
     def resume(self) -> int:

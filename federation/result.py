@@ -43,7 +43,7 @@ def build_result(run: FederatedRun, *, complete: bool) -> dict[str, Any]:
         "backbone": {
             "name": config.backbone.name,
             "fingerprint": run.fingerprint,
-            "feature_dim": run.data.x_train.shape[1],
+            "feature_dim": run.backbone.feature_dim,
         },
         "metrics": run.history.summary(),
         "confusion": run.history.confusion_table(),
@@ -73,4 +73,5 @@ def _describe_federation(run: FederatedRun) -> dict[str, Any]:
         "rejected_for": dict(Counter() if merged is None else merged.ledger.reasons()),
         "server_seconds": {} if seconds is None else asdict(seconds),
         "privacy": getattr(run.method, "privacy", None),
+        "one_place": None if run.one_place is None else asdict(run.one_place),
     }

@@ -24,6 +24,7 @@ from protocl.federation.benchmark_clients import BenchmarkClients
 from protocl.federation.client_state import StatesInProcess, StatesOnDisk
 from protocl.federation.config import FederateConfig, FederationSetup
 from protocl.federation.ledger import Traffic
+from protocl.federation.one_place import OnePlace, compare_with_one_place, require_comparable
 from protocl.federation.partition import stage_starts
 from protocl.federation.result import build_result
 from protocl.phases import PhaseLog
@@ -91,10 +92,12 @@ class FederatedRun:
     """The state of one run.
 
     Attributes:
-        data: features of the benchmark.
+        data: features of the benchmark, or its samples where the method asks for them.
+        backbone: makes the features.
         stages: classes of each experience; one for all where classes do not arrive in a stream.
         reports: what each round brought.
         history: evaluations after the last round of each stage.
+        one_place: the comparison that ``verify=true`` asks for.
     """
 
     def __init__(self, config: FederateConfig, run_dir: Path, on_round: OnRound) -> None:
@@ -103,7 +106,10 @@ class FederatedRun:
         self.on_round = on_round
         self.phases = PhaseLog()
         self.reports: list[RoundReport] = []
+        self.one_place: OnePlace | None = None
         self.history = History()
+        if config.verify:
+            require_comparable(config.method)
         self._load()
         rounds = config.federation.rounds
         starts = stage_starts(len(self.stages), rounds)
@@ -134,20 +140,24 @@ class FederatedRun:
             self.data_hash, self.n_classes = data.content_hash, data.n_classes
             if config.benchmark.validation:
                 data = hold_out(data, config.benchmark.validation, config.seed)
-        backbone = build_backbone(config.backbone, data.input_shape, config.seed)
-        self.fingerprint = fingerprint(backbone)
+        self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
+        self.fingerprint = fingerprint(self.backbone)
         with self.phases.phase("features"):
-            device = resolve_device(config.device)
-            self.data: ArrayData = (
-                FeatureCache(config.cache).encode(data, backbone, device=device)
-                if config.backbone.name != "identity"
-                else data.with_samples(_flat(data.x_train), _flat(data.x_test))
-            )
+            self.data = self._encode(data)
         order = class_order(config.benchmark, data.y_train, config.seed)
         sizes = [len(order)]
         if config.partition.growth == "stream":
             sizes = experience_sizes(config.benchmark, len(order))
         self.stages = [list(part) for part in _cut(order, sizes)]
+
+    def _encode(self, data: ArrayData) -> ArrayData:
+        config = self.config
+        if config.method.needs_samples:
+            return data
+        if config.backbone.name == "identity":
+            return data.with_samples(_flat(data.x_train), _flat(data.x_test))
+        device = resolve_device(config.device)
+        return FeatureCache(config.cache).encode(data, self.backbone, device=device)
 
     def _prepare_method(self) -> None:
         config, federation = self.config, self.config.federation
@@ -158,7 +168,7 @@ class FederatedRun:
             rounds=federation.rounds,
             seed=config.seed,
             stages=self.stages,
-            tests=federation.evaluate > 0,
+            tests=federation.evaluate > 0 or config.method.personal,
         )
         on_ray = federation.engine == "ray"
         if on_ray:
@@ -167,7 +177,8 @@ class FederatedRun:
         self.method = config.method.build(
             FederationSetup(
                 load=clients,
-                feature_dim=self.data.x_train.shape[1],
+                backbone=self.backbone,
+                feature_dim=self.backbone.feature_dim,
                 n_classes=self.n_classes,
                 fingerprint=self.fingerprint,
                 seed=config.seed,
@@ -177,6 +188,7 @@ class FederatedRun:
                 checkpoints=self.run_dir / "checkpoint",
             )
         )
+        self._measures_itself = hasattr(self.method.strategy, "traffic")
         self.traffic: Traffic = getattr(self.method.strategy, "traffic", Traffic())
 
     def _has_checkpoint(self) -> bool:
@@ -208,18 +220,17 @@ class FederatedRun:
                 after_round=lambda number, arrays: self._after_round(number + done, arrays, number),
                 timeout=federation.deadline,
                 grid=grid,
+                traffic=None if self._measures_itself else self.traffic,
             )
 
     def _grid(self) -> Grid:
-        from protocl.federation.grid import InProcessGrid, MeteredGrid
+        from protocl.federation.grid import InProcessGrid
 
         federation = self.config.federation
-        grid: Grid = InProcessGrid(
+        return InProcessGrid(
             self.method.client_app, federation.clients,
             lost=federation.lost, late=federation.late, seed=self.config.seed,
         )  # fmt: skip
-        # A strategy of ours measures by itself.
-        return grid if hasattr(self.method.strategy, "traffic") else MeteredGrid(grid, self.traffic)
 
     def _after_round(self, number: int, arrays: ArrayRecord, since: int) -> MetricRecord | None:
         """Evaluate on the server's test data, and write everything that is known."""
@@ -248,6 +259,9 @@ class FederatedRun:
         """Confusion on the test data of each stage up to ``stage``; no answer is a wrong one."""
         memory = self.method.memory
         confusions = {}
+        if self.config.method.personal:
+            total: Confusion = self.method.personal_confusion  # type: ignore[attr-defined]
+            return {t: total.among(classes) for t, classes in enumerate(self.stages[: stage + 1])}
         for t, classes in enumerate(self.stages[: stage + 1]):
             rows = torch.isin(self.data.y_test, torch.tensor(classes))
             x, y = self.data.x_test[rows], self.data.y_test[rows]
@@ -261,6 +275,9 @@ class FederatedRun:
     def _log(self, report: RoundReport) -> None:
         for name in ("accuracy", "bytes_up", "bytes_down", "seconds"):
             self.events.add_scalar(f"round/{name}", getattr(report, name), report.round)
+        for kind, sizes in self.traffic.by_type(report.round).items():
+            for way, size in sizes.items():
+                self.events.add_scalar(f"bytes/{kind}/{way}", size, report.round)
 
     # -- after ------------------------------------------------------------------------------
 
@@ -274,6 +291,8 @@ class FederatedRun:
         if merged is not None:
             merged.ledger.save(self.run_dir / "ledger.jsonl")
         self.traffic.save(self.run_dir / "traffic.csv")
+        if self.config.verify:
+            self.one_place = compare_with_one_place(self)
         result = build_result(self, complete=True)
         plot_run(result, self.run_dir / "plots")
         return self._write(complete=True)

@@ -12,7 +12,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from protocl.errors import ConfigError
 from protocl.federation.flower import quiet
-from protocl.federation.grid import InProcessGrid
+from protocl.federation.grid import InProcessGrid, MeteredGrid
+from protocl.federation.ledger import Traffic
 
 Engine = Literal["in_process", "ray"]
 AfterRound = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -31,6 +32,7 @@ def simulate(
     run_config: Mapping[str, str | int | float | bool] | None = None,
     grid: Grid | None = None,
     train_config: ConfigRecord | None = None,
+    traffic: Traffic | None = None,
 ) -> Result:
     """Run ``rounds`` rounds of ``strategy`` with simulated clients.
 
@@ -48,6 +50,7 @@ def simulate(
         run_config: given to every client's context (in process only).
         grid: use this one (in process only).
         train_config: sent to clients with every request to train.
+        traffic: receives the bytes of every message; for strategies that do not measure themselves.
 
     Returns:
         Flower's result, with the metrics of every round.
@@ -61,7 +64,7 @@ def simulate(
     def run(where: Grid, context: Context | None = None) -> None:
         results.append(
             strategy.start(
-                where,
+                where if traffic is None else MeteredGrid(where, traffic),
                 ArrayRecord() if initial is None else initial,
                 num_rounds=rounds,
                 timeout=timeout,

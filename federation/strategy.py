@@ -12,7 +12,9 @@ from typing import Any, Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from torch import nn
 
+from protocl.backbones.base import fingerprint
 from protocl.checkpoint import CheckpointFolder
 from protocl.confusion import Confusion
 from protocl.errors import DataError
@@ -22,6 +24,7 @@ from protocl.federation.ledger import Entry, Traffic
 from protocl.federation.merging import MergedMemory
 from protocl.federation.messages import Contribution, MessageReader, Received, encode
 from protocl.federation.packing import Precision
+from protocl.federation.received_backbone import backbone_record
 from protocl.federation.replies import read_confusion, read_headers
 from protocl.federation.validation import Limits, RejectedError
 from protocl.memory import PrototypeMemory
@@ -121,6 +124,8 @@ class FederatedPrototypes(Strategy):
         screen: looks at the contributions of a round before they are merged.
         merge: makes the merged memory of what each client contributed; the exact sum by default.
             Needs ``keep_contributions``.
+        backbone: sent to each client with the first request that it answers; its fingerprint must
+            be that of ``empty``. None where clients have it.
 
     Attributes:
         merged: the server's state; its ledger, its names.
@@ -139,9 +144,12 @@ class FederatedPrototypes(Strategy):
         checkpoints: Path | None = None,
         screen: Screen | None = None,
         merge: Merge | None = None,
+        backbone: nn.Module | None = None,
     ) -> None:
         if merge is not None and not keep_contributions:
             raise ValueError("merge looks at clients side by side: keep_contributions must be true")
+        if backbone is not None and fingerprint(backbone) != empty.fingerprint:
+            raise ValueError("backbone: its fingerprint is not that of the statistics to merge")
         self.options = options or Options()
         self.empty = empty.empty_like()
         self.merged = MergedMemory(empty, keep_contributions=keep_contributions)
@@ -156,6 +164,8 @@ class FederatedPrototypes(Strategy):
         self._first = 0
         self._checkpoints = None if checkpoints is None else CheckpointFolder(checkpoints)
         self._asked: dict[int, Sequence[Message]] = {}
+        self._backbone = None if backbone is None else backbone_record(backbone)
+        self._equipped: set[int] = set()  # nodes known to have the backbone
 
     @property
     def memory(self) -> PrototypeMemory:
@@ -299,7 +309,10 @@ class FederatedPrototypes(Strategy):
                 "full": not epoch or str(node) in self.merged.wants_full,
             }
         )
-        return RecordDict({"config": request})
+        content = RecordDict({"config": request})
+        if self._backbone is not None and node not in self._equipped:
+            content["backbone"] = self._backbone
+        return content
 
     # -- merging ----------------------------------------------------------------------------
 
@@ -316,8 +329,10 @@ class FederatedPrototypes(Strategy):
         """Contributions that pass the checks; all others are entered in the ledger."""
         for reply in replies:
             if reply.has_error():
+                self._equipped.discard(reply.metadata.src_node_id)
                 self._note_failure(reply)
                 continue
+            self._equipped.add(reply.metadata.src_node_id)
             client = _sender(reply)
             for arrays, header, size in read_headers(reply.content):
                 start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,11 @@ class Confusion:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Confusion) and self.to_dict() == other.to_dict()
+
+    def among(self, classes: Sequence[int]) -> Confusion:
+        """The counts of samples whose true class is one of ``classes``."""
+        kept = torch.isin(self.true, torch.tensor(list(classes), device=self.true.device))
+        return Confusion(self.true[kept], self.predicted[kept], self.counts[kept])
 
     @property
     def total(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from protocl.federation.fedavg import LocalSteps, descend
+from protocl.federation.local_steps import LocalSteps, descend
 
 
 class Layer:
@@ -28,7 +28,12 @@ class Layer:
         self.known[y] = True
         ids = self.known.nonzero().flatten()
         active = [weight[ids].requires_grad_() for weight in self.weights]
-        descend(config, active, x, torch.searchsorted(ids, y), generator)
+        labels = torch.searchsorted(ids, y)
+
+        def loss(rows: Tensor) -> Tensor:
+            return functional.cross_entropy(functional.linear(x[rows], *active), labels[rows])
+
+        descend(config, active, loss, len(y), generator)
         for weight, trained in zip(self.weights, active, strict=True):
             weight[ids] = trained.detach()
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from protocl.errors import ConfigError
 from protocl.federation.config import MethodInfo
-from protocl.federation.fedavg import LocalSteps
+from protocl.federation.local_steps import LocalSteps
 from protocl.federation.reconnaissance.config import Learner, LearnerConfig, LearnerSetup
 from protocl.federation.reconnaissance.exemplars import Exemplars
 from protocl.federation.reconnaissance.layer import Layer

@@ -44,6 +44,47 @@ class Curve:
     accuracy: Sequence[MeanAndSpread]
 
 
+@dataclass(frozen=True)
+class RoundCurve:
+    """Accuracy of one federation over its rounds.
+
+    Attributes:
+        label: what the legend says.
+        accuracy: ``(R,)`` mean and spread after each round, in [0, 1].
+        exchanged: ``(R,)`` bytes up and down until then.
+    """
+
+    label: str
+    accuracy: Sequence[MeanAndSpread]
+    exchanged: Sequence[float]
+
+
+def round_curves(curves: Sequence[RoundCurve], *, width: float = 11.4) -> Figure:
+    """Accuracy (%) against rounds (left) and against megabytes exchanged (right, logarithmic).
+
+    Args:
+        curves: in the order of the legend.
+        width: of the figure, in inches.
+    """
+    figure, left = _panel(width, 4.0, columns=2)
+    right = figure.axes[1]
+    for i, curve in enumerate(curves):
+        rounds = range(1, len(curve.accuracy) + 1)
+        _draw(left, i, rounds, curve.accuracy, curve.label)
+        _draw(right, i, [size / 1e6 for size in curve.exchanged], curve.accuracy, curve.label)
+    left.set_xlabel("round")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set_ylabel("accuracy (%)")
+    right.set_xlabel("MB up and down, all clients")
+    right.set_xscale("log")
+    for axes in (left, right):
+        axes.set_ylim(0, 102)
+        axes.grid(color=GRID, linewidth=0.6, alpha=0.6)
+    if len(curves) > 1:
+        _legend(right)
+    return figure
+
+
 def accuracy_curves(curves: Sequence[Curve], *, width: float = 11.4) -> Figure:
     """Accuracy on all classes seen (%) against their number; bands are one standard deviation.
 
@@ -53,18 +94,7 @@ def accuracy_curves(curves: Sequence[Curve], *, width: float = 11.4) -> Figure:
     """
     figure, axes = _panel(width, 4.4)
     for i, curve in enumerate(curves):
-        mean = 100 * np.array([point.mean for point in curve.accuracy])
-        spread = 100 * np.array([point.std or 0.0 for point in curve.accuracy])
-        color = PALETTE[i % len(PALETTE)]
-        style = _LINES[i // len(PALETTE) % len(_LINES)]
-        marker = _MARKERS[i % len(_MARKERS)]
-        axes.fill_between(
-            curve.classes_seen, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0
-        )
-        axes.plot(
-            curve.classes_seen, mean, color=color, linestyle=style, marker=marker, markersize=4.5,
-            linewidth=1.8, label=curve.label,
-        )  # fmt: skip
+        _draw(axes, i, curve.classes_seen, curve.accuracy, curve.label)
     axes.set_xlabel("classes seen")
     axes.set_ylabel("accuracy on all classes seen (%)")
     axes.set_ylim(0, 102)
@@ -204,19 +234,36 @@ def _pooled_share(counts: np.ndarray, pooled: int) -> np.ndarray:
     return 100 * np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
 
 
-def _panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure (inches) with one set of axes in the house style."""
+def _draw(
+    axes: Axes, i: int, x: Sequence[float], accuracy: Sequence[MeanAndSpread], label: str
+) -> None:
+    """The ``i``-th curve (%) with a band of one standard deviation."""
+    mean = 100 * np.array([point.mean for point in accuracy])
+    spread = 100 * np.array([point.std or 0.0 for point in accuracy])
+    color = PALETTE[i % len(PALETTE)]
+    style = _LINES[i // len(PALETTE) % len(_LINES)]
+    marker = _MARKERS[i % len(_MARKERS)]
+    axes.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
+    axes.plot(
+        x, mean, color=color, linestyle=style, marker=marker, markersize=4.5, linewidth=1.8,
+        label=label,
+    )  # fmt: skip
+
+
+def _panel(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes]:
+    """An empty figure (inches) in the house style, and its first set of axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_facecolor("none")
     figure.patch.set_alpha(0.0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(colors=INK, labelsize=9, color=GRID)
-    axes.xaxis.label.set(color=INK, fontsize=10)
-    axes.yaxis.label.set(color=INK, fontsize=10)
-    axes.set_axisbelow(True)
-    return figure, axes
+    panels = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for axes in panels:
+        axes.set_facecolor("none")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(GRID)
+        axes.tick_params(colors=INK, labelsize=9, color=GRID)
+        axes.xaxis.label.set(color=INK, fontsize=10)
+        axes.yaxis.label.set(color=INK, fontsize=10)
+        axes.set_axisbelow(True)
+    return figure, panels[0]
 
 
 def _legend(axes: Axes) -> None:

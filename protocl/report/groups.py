@@ -58,6 +58,14 @@ class Group:
         columns = zip(*(run.stream_accuracy for run in self.runs), strict=True)
         return [metrics.mean_and_spread(column) for column in columns]
 
+    def rounds(self) -> list[tuple[MeanAndSpread, float]]:
+        """Accuracy after each round, and mean bytes up and down until then; of a federation."""
+        points, exchanged = [], 0.0
+        for column in zip(*(run.rounds for run in self.runs), strict=True):
+            exchanged += sum(one.bytes_up + one.bytes_down for one in column) / len(column)
+            points.append((metrics.mean_and_spread([one.accuracy for one in column]), exchanged))
+        return points
+
     def mean_accuracy_matrix(self) -> list[list[float]]:
         """Lower-triangular accuracy matrix, averaged over the runs."""
         rows = zip(*(run.accuracy_matrix for run in self.runs), strict=True)

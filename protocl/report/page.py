@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from protocl.metrics import MeanAndSpread, mean_and_spread
 from protocl.report import figures, table
 from protocl.report.groups import Benchmark, Group, differences
-from protocl.report.plots import svg_data_uri
+from protocl.report.plots import round_curve, svg_data_uri
 from protocl.report.runs import Run, Skipped
 
 _PHASE_ORDER = ("data", "features", "train", "eval")
@@ -53,6 +53,7 @@ class Section:
     rows: list[table.Row]
     curve: str
     curve_table: list[list[str]]
+    rounds: str
     final: str
     time: str
     accuracy_cards: list[Card]
@@ -106,6 +107,7 @@ def _section(benchmark: Benchmark) -> Section:
         rows=table.rows(benchmark),
         curve=svg_data_uri(figures.accuracy_curves(curves)),
         curve_table=[[_percent(point) for point in curve.accuracy] for curve in curves],
+        rounds=_rounds(groups),
         final=svg_data_uri(figures.final_bars(labels, final)),
         time=svg_data_uri(figures.phase_bars(labels, seconds)),
         accuracy_cards=[_accuracy_card(group) for group in groups],
@@ -114,6 +116,12 @@ def _section(benchmark: Benchmark) -> Section:
         differences=differences(groups),
         configs=[_config_text(group) for group in groups],
     )
+
+
+def _rounds(groups: Sequence[Group]) -> str:
+    """Accuracy of federations against rounds and bytes; empty where there is none."""
+    curves = [round_curve(group) for group in groups if group.first.rounds]
+    return svg_data_uri(figures.round_curves(curves)) if curves else ""
 
 
 def _accuracy_card(group: Group) -> Card:

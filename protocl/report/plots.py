@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from protocl.metrics import mean_and_spread
 from protocl.report import figures
+from protocl.report.groups import Group
 from protocl.report.runs import Run
 from protocl.storage import atomic_write
 
@@ -34,12 +35,22 @@ def write_plots(run: Run, out_dir: Path) -> list[Path]:
         "accuracy_matrix.png": figures.accuracy_matrix(run.accuracy_matrix),
         "confusion_matrix.png": figures.confusion_matrix(run, width=6.5, most_cells=300),
     }
+    if run.rounds:
+        drawn["rounds.png"] = figures.round_curves([round_curve(Group([run], run.title))])
     written = []
     for name, figure in drawn.items():
         figures.set_title(figure, f"{run.title} on {run.benchmark}, seed {run.seed}")
         atomic_write(out_dir / name, png(figure))
         written.append(out_dir / name)
     return written
+
+
+def round_curve(group: Group) -> figures.RoundCurve:
+    """The rounds of a federation, averaged over seeds."""
+    points = group.rounds()
+    return figures.RoundCurve(
+        group.label, [accuracy for accuracy, _ in points], [exchanged for _, exchanged in points]
+    )
 
 
 def png(figure: Figure) -> bytes:

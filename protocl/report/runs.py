@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -49,6 +49,20 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Round:
+    """One round of a federation.
+
+    Attributes:
+        accuracy: after the round, in [0, 1].
+        bytes_up, bytes_down: of all messages of the round.
+    """
+
+    accuracy: float
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
 class Run:
     """One run's ``result.json``, checked, with the ``config.yaml`` beside it.
 
@@ -62,6 +76,7 @@ class Run:
         confusion_classes: ``(C,)`` class ids of the rows and columns of ``confusion``.
         confusion: ``(C, C)`` counts, rows are true classes, columns predicted ones.
         config: the resolved configuration; empty where ``config.yaml`` is missing.
+        rounds: of a federation; empty for other runs.
     """
 
     path: Path
@@ -91,6 +106,7 @@ class Run:
     git: dict[str, Any]
     machine: dict[str, Any]
     config: dict[str, Any]
+    rounds: list[Round]
 
     @classmethod
     def from_result(cls, result: Any, path: Path, config: dict[str, Any] | None = None) -> Run:
@@ -136,6 +152,7 @@ class Run:
             git=whole.optional("git", dict) or {},
             machine=whole.optional("machine", dict) or {},
             config=config or {},
+            rounds=_rounds(whole),
         )
         _check_shapes(run)
         _check_metrics(run, measured)
@@ -151,6 +168,12 @@ class Run:
         """What the data set calls a class; its id where it has no name."""
         named = 0 <= class_id < len(self.class_names)
         return self.class_names[class_id] if named else str(class_id)
+
+    def exchanged(self, direction: Literal["up", "down"]) -> float | None:
+        """Bytes from or to all clients over all rounds; None without a federation."""
+        if not self.rounds:
+            return None
+        return float(sum(getattr(one, f"bytes_{direction}") for one in self.rounds))
 
     @property
     def seconds(self) -> float:
@@ -255,6 +278,17 @@ def _phase(entry: Any, index: int) -> Phase:
         seconds=fields.get("seconds", float),
         peak_mib=fields.optional("peak_mib", float) or 0.0,
     )
+
+
+def _rounds(whole: Fields) -> list[Round]:
+    if whole.optional("federation", dict) is None:
+        return []
+    entries = whole.inside("federation").list_of("rounds", dict)
+    fields = [Fields(entry, f"federation.rounds[{i}]") for i, entry in enumerate(entries)]
+    return [
+        Round(one.get("accuracy", float), one.get("bytes_up", int), one.get("bytes_down", int))
+        for one in fields
+    ]
 
 
 def _check_shapes(run: Run) -> None:

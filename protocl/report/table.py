@@ -141,6 +141,24 @@ COLUMNS = (
         short="KiB",
     ),
     Column(
+        "megabytes_up",
+        "Up (MB)",
+        "bytes of all messages from clients, serialised; a dash outside federations",
+        0,
+        lambda run: run.exchanged("up"),
+        scale=1e-6,
+        short="MB up",
+    ),
+    Column(
+        "megabytes_down",
+        "Down (MB)",
+        "bytes of all messages to clients, serialised; a dash outside federations",
+        0,
+        lambda run: run.exchanged("down"),
+        scale=1e-6,
+        short="MB down",
+    ),
+    Column(
         "seconds",
         "Time (s)",
         "wall time of the whole run",
@@ -220,10 +238,15 @@ def terminal(benchmark: Benchmark) -> Table:
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("Strategy", overflow="fold")
-    shown = [i for i, column in enumerate(COLUMNS) if column.short]
+    lines = rows(benchmark)
+    shown = [
+        i
+        for i, column in enumerate(COLUMNS)
+        if column.short and any(line.cells[i].text != NO_VALUE for line in lines)
+    ]
     for title in ("Seeds", *(COLUMNS[i].short for i in shown)):
         table.add_column(title, justify="right", no_wrap=True)
-    for row in rows(benchmark):
+    for row in lines:
         marked = [row.cells[i] for i in shown]
         cells = [Text(cell.text, "bold green" if cell.best else "") for cell in marked]
         table.add_row(Text(row.group.label), str(len(row.group.runs)), *cells)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from protocl import PrototypeMemory
 from protocl.backbones import BackboneConfig, build_backbone, fingerprint
@@ -36,6 +37,13 @@ def run(tmp_path: Path, *words: str):
     return run_federation(config, folder), folder
 
 
+def read_scalars(folder: Path) -> dict[str, float]:
+    """The last value of every curve in TensorBoard."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+
+
 @pytest.mark.parametrize("head", ["nearest_mean", "lda", "mahalanobis", "ridge"])
 def test_ten_clients_of_two_classes_equal_one_place_bit_for_bit(tmp_path, head):
     result, folder = run(tmp_path, f"method.head={head}")
@@ -59,6 +67,26 @@ def test_ten_clients_of_two_classes_equal_one_place_in_float64(tmp_path):
     torch.testing.assert_close(merged.second_moment, memory.second_moment, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("exact", ["true", "false"])
+def test_the_command_says_whether_it_equals_one_place(tmp_path, capsys, exact):
+    words = ["federation=digits", "method.head=lda", f"method.exact={exact}", "verify=true"]
+    assert main(["federate", *words, f"output={tmp_path}"]) == 0
+    (file,) = tmp_path.rglob("result.json")
+    compared = json.loads(file.read_text())["federation"]["one_place"]
+    assert compared["identical"] == (exact == "true")
+    assert compared["difference"] <= (0 if exact == "true" else 1e-12)
+    assert compared["accuracy"] == compared["federated_accuracy"] > 0.95
+    said = "bit for bit" if exact == "true" else "to "
+    assert f"equals that of one place {said}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_difference_from_one_place_is_seen(tmp_path):
+    result, _ = run(tmp_path, "verify=true", "method.precision=int8", "method.exact=false")
+    assert 1e-6 < result["federation"]["one_place"]["difference"] < 0.1
+    with pytest.raises(ConfigError, match="prototypes, robust or protected"):
+        run(tmp_path, "method=fedavg", "verify=true")
+
+
 def test_every_client_has_two_classes_and_the_ledger_says_so(tmp_path):
     result, folder = run(tmp_path)
     ledger = list(Ledger.load(folder / "ledger.jsonl"))
@@ -73,6 +101,8 @@ def test_bytes_in_the_result_are_those_of_the_messages(tmp_path):
     (first, second) = result["federation"]["rounds"]
     assert first["bytes_up"] == up > second["bytes_up"] > 0
     assert set(result["federation"]["bytes_by_message_type"]) == {"train", "evaluate"}
+    scalars = read_scalars(folder)
+    assert scalars["bytes/train/up"] + scalars["bytes/evaluate/up"] == second["bytes_up"]
     assert len([row for row in rows if row[2] == "evaluate" and row[3] == "up"]) == 2 * 5
 
 

@@ -134,3 +134,17 @@ def test_stream_brings_the_stages_in_order():
 def test_unknown_growth_is_refused():
     with pytest.raises(ConfigError, match="did you mean 'samples'"):
         schedule(LABELS, ROWS, 2, "sample", 0)
+
+
+def test_partitioners_of_flwr_datasets_share_out_every_sample():
+    pytest.importorskip("flwr_datasets", reason="needs the extra 'partitioners'")
+    config = PartitionConfig(
+        "flwr",
+        partitioner="PathologicalPartitioner",
+        options={"num_classes_per_partition": 2, "class_assignment_mode": "deterministic"},
+    )
+    parts = assign(LABELS, 5, config, seed=0)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(LABELS)))
+    assert all(len(np.unique(LABELS.numpy()[part])) == 2 for part in parts)
+    with pytest.raises(ConfigError, match="choose from|did you mean"):
+        assign(LABELS, 5, PartitionConfig("flwr", partitioner="NoPartitioner"), seed=0)

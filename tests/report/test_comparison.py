@@ -11,6 +11,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from rich.console import Console
 from protocl.errors import ConfigError, DataError
 from protocl.metrics import MeanAndSpread
 from protocl.report import Run, compare, figures, load_run, plot_run, table
+from protocl.report.plots import round_curve
 from tests.report.results import make_result, write_run
 
 
@@ -166,6 +168,37 @@ def test_plots_of_a_run_are_pictures_and_leave_pyplot_alone(tmp_path: Path) -> N
         assert np.isclose(pixels, to_rgb(figures.INK), atol=1 / 255).all(axis=-1).any()
         assert 0.01 < (pixels < 1).any(axis=-1).mean() < 0.95
     assert ("matplotlib.pyplot" in sys.modules) == was_loaded
+
+
+def federated(seed: int, accuracies: list[float], up: int) -> dict[str, Any]:
+    rounds = [{"accuracy": a, "bytes_up": up, "bytes_down": 1_000_000} for a in accuracies]
+    return make_result(seed=seed, federation={"rounds": rounds})
+
+
+def test_federations_are_compared_by_bytes_and_rounds(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", federated(1, [0.5, 0.75], 2_000_000))
+    write_run(tmp_path / "b", federated(2, [0.25, 0.75], 4_000_000))
+    compared = compare([tmp_path], tmp_path, formats=["html", "csv"])
+    (group,) = compared.benchmarks[0].groups
+    (first, early), (second, late) = group.rounds()
+    assert (first.mean, second.mean) == (0.375, 0.75)
+    assert (early, late) == (4e6, 8e6)
+    with (tmp_path / "table.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["megabytes_up_mean"]) == 6e6
+    assert float(row["megabytes_down_mean"]) == 2e6
+    assert "against rounds and bytes" in (tmp_path / "report.html").read_text()
+    figure = figures.round_curves([round_curve(group)])
+    lines = [axes.lines[0] for axes in figure.axes]
+    assert [line.get_xdata().tolist() for line in lines] == [[1, 2], [4.0, 8.0]]
+    assert all(line.get_ydata().tolist() == [37.5, 75.0] for line in lines)
+
+
+def test_other_runs_show_nothing_of_federations(runs: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    compare([runs], tmp_path / "out", console=console)
+    assert "MB up" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "against rounds and bytes" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_run_without_an_evaluation_has_no_plots(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Whether a federation ended where all samples in one place would have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from protocl.errors import ConfigError
+from protocl.features import extract
+from protocl.federation.config import MethodConfig
+from protocl.federation.merging import same_statistics
+from protocl.federation.network import GradientConfig
+from protocl.federation.prototypes import HeadConfig
+from protocl.memory import PrototypeMemory
+
+if TYPE_CHECKING:
+    from protocl.federation.run import FederatedRun
+
+
+@dataclass(frozen=True)
+class OnePlace:
+    """The merged memory beside that of all samples in one place.
+
+    Attributes:
+        identical: they hold the same bits.
+        difference: largest difference of a sum or second moment, relative to the largest of these.
+        accuracy: of the head on the memory of one place, in [0, 1].
+        federated_accuracy: of the head on the merged memory.
+    """
+
+    identical: bool
+    difference: float
+    accuracy: float
+    federated_accuracy: float
+
+    def __str__(self) -> str:
+        agreement = "bit for bit" if self.identical else f"to {self.difference:.1e}"
+        return (
+            f"merged memory equals that of one place {agreement}; "
+            f"accuracy {100 * self.federated_accuracy:.2f} %, in one place "
+            f"{100 * self.accuracy:.2f} %"
+        )
+
+
+def compare_with_one_place(run: FederatedRun) -> OnePlace:
+    """Gather the samples of all clients in one memory and compare.
+
+    Args:
+        run: of a method that passed :func:`require_comparable`.
+    """
+    merged, head = run.method.memory, run.method.head  # type: ignore[attr-defined]
+    assert merged is not None
+    rows = torch.cat([torch.from_numpy(part) for parts in run.clients.parts for part in parts])
+    rows = rows.sort().values
+    memory = merged.empty_like()
+    memory.update(_features(run, run.data.x_train[rows]), run.data.y_train[rows])
+    x, y = _features(run, run.data.x_test), run.data.y_test
+    accuracies = [float((head.fit(m).predict(x) == y).double().mean()) for m in (memory, merged)]
+    return OnePlace(same_statistics(merged, memory), largest_difference(merged, memory), *accuracies)
+
+
+def require_comparable(method: MethodConfig) -> None:
+    """Refuse methods whose features are not given before the run.
+
+    Raises:
+        ConfigError: the method trains what makes the features, or merges no memory.
+    """
+    if not isinstance(method, HeadConfig) or isinstance(method, GradientConfig):
+        raise ConfigError(
+            f"verify=true: method={method.name} merges no statistics of given features; use "
+            "prototypes, robust or protected"
+        )
+
+
+def largest_difference(merged: PrototypeMemory, memory: PrototypeMemory) -> float:
+    """See :class:`OnePlace`; infinite where classes or counts differ."""
+    if not torch.equal(merged.classes, memory.classes):
+        return float("inf")
+    if not torch.equal(merged.counts, memory.counts):
+        return float("inf")
+    pairs = [(merged.sums, memory.sums)]
+    if memory.level != "mean":
+        pairs.append((merged.second_moment, memory.second_moment))
+    return max(_relative(a, b) for a, b in pairs)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    largest = float(b.abs().max())
+    return float((a - b).abs().max()) / largest if largest else float((a - b).abs().max())
+
+
+def _features(run: FederatedRun, x: Tensor) -> Tensor:
+    if not run.config.method.needs_samples:
+        return x
+    return extract(run.backbone, x, progress=False)
