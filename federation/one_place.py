@@ -59,7 +59,9 @@ def compare_with_one_place(run: FederatedRun) -> OnePlace:
     memory.update(_features(run, run.data.x_train[rows]), run.data.y_train[rows])
     x, y = _features(run, run.data.x_test), run.data.y_test
     accuracies = [float((head.fit(m).predict(x) == y).double().mean()) for m in (memory, merged)]
-    return OnePlace(same_statistics(merged, memory), largest_difference(merged, memory), *accuracies)
+    return OnePlace(
+        same_statistics(merged, memory), largest_difference(merged, memory), *accuracies
+    )
 
 
 def require_comparable(method: MethodConfig) -> None:

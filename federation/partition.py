@@ -238,7 +238,11 @@ def _flwr(
     if kind is None:
         raise unknown_name("partitioner", config.partitioner, known.__all__)
     accepted = signature(kind).parameters
-    given = {"num_partitions": clients, "partition_by": "label", "seed": int(random.integers(2**31))}
+    given = {
+        "num_partitions": clients,
+        "partition_by": "label",
+        "seed": int(random.integers(2**31)),
+    }
     try:
         made = kind(**{k: v for k, v in given.items() if k in accepted} | config.options)
         made.dataset = Dataset.from_dict({"row": np.arange(len(labels)), "label": labels})

@@ -146,5 +146,5 @@ def test_partitioners_of_flwr_datasets_share_out_every_sample():
     parts = assign(LABELS, 5, config, seed=0)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(LABELS)))
     assert all(len(np.unique(LABELS.numpy()[part])) == 2 for part in parts)
-    with pytest.raises(ConfigError, match="choose from|did you mean"):
+    with pytest.raises(ConfigError, match=r"choose from|did you mean"):
         assign(LABELS, 5, PartitionConfig("flwr", partitioner="NoPartitioner"), seed=0)
