@@ -100,7 +100,8 @@ class PeakMeter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.rise = self._meter.stop()
+        # The level may fall in between, when memory of before is given back.
+        self.rise = max(self._meter.stop(), 0)
 
 
 class _KernelMark:
