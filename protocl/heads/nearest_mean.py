@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from protocl.heads.base import Head
+from protocl.heads.chunked import ChunkedHead
+from protocl.heads.distances import write_negative_distances
 from protocl.maps import FeatureMap, UnitNorm
 from protocl.memory import PrototypeMemory
 
 
-class NearestMean(Head):
+class NearestMean(ChunkedHead):
     """The class whose mean is nearest.
 
     The three switches are independent; published methods are points among them:
@@ -70,13 +71,14 @@ class NearestMean(Head):
         means = means - centre
         self._set(_means=means, _centre=centre, _squares=means.square().sum(1))
 
-    def _logits(self, features: Tensor) -> Tensor:
+    def _queries(self, features: Tensor) -> Tensor:
         if self.normalize_input or self.metric == "cosine":
             features = functional.normalize(features, dim=1)
+        return features if self.metric == "cosine" else features - self.get_buffer("_centre")
+
+    def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        means = self.get_buffer("_means")[chosen]
         if self.metric == "cosine":
-            return features @ self.get_buffer("_means").T
-        features = features - self.get_buffer("_centre")
-        logits = torch.addmm(
-            self.get_buffer("_squares"), features, self.get_buffer("_means").T, alpha=-2
-        )
-        return logits.add_(features.square().sum(1, keepdim=True)).neg_()
+            torch.mm(queries, means.T, out=out)
+        else:
+            write_negative_distances(queries, means, self.get_buffer("_squares")[chosen], out)
