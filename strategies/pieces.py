@@ -29,6 +29,7 @@ class PieceBuffer:
 
     def __init__(self) -> None:
         self._columns: list[Tensor] = []
+        self._kind: list[object] = []
         self._filled = 0
 
     def __len__(self) -> int:
@@ -36,37 +37,38 @@ class PieceBuffer:
 
     def fits(self, batch: Piece) -> bool:
         """Whether ``batch`` can be added before the piece is taken."""
-        given = [column for column in batch if column is not None]
-        return len(given) == len(self._columns) and all(
-            self._filled + len(new) <= len(held)
-            and new.shape[1:] == held.shape[1:]
-            and (new.dtype, new.device) == (held.dtype, held.device)
-            for new, held in zip(given, self._columns, strict=True)
-        )
+        room = self._columns and self._filled + len(batch[0]) <= len(self._columns[0])
+        return bool(room) and _kind(batch) == self._kind
 
     def add(self, batch: Piece) -> None:
         """Append a mini-batch; if it does not fit, the buffer must be empty."""
         if not self.fits(batch):
-            if self._filled:
-                raise ValueError(f"{self._filled} samples wait, and the batch does not fit: take()")
-            features = batch[0]
-            rows = min(MOST_SAMPLES, MOST_ELEMENTS // max(features.shape[1], 1))
-            self._columns = [
-                column.new_empty((max(rows, len(column)), *column.shape[1:]))
-                for column in batch
-                if column is not None
-            ]
+            self._make_room(batch)
         end = self._filled + len(batch[0])
-        given = [column for column in batch if column is not None]
-        for held, new in zip(self._columns, given, strict=True):
+        for held, new in zip(self._columns, batch, strict=False):  # task labels may be missing
             held[self._filled : end] = new
         self._filled = end
+
+    def _make_room(self, batch: Piece) -> None:
+        if self._filled:
+            raise ValueError(f"{self._filled} samples wait, and the batch does not fit: take()")
+        size, width = batch[0].shape
+        rows = max(size, min(MOST_SAMPLES, MOST_ELEMENTS // max(width, 1)))
+        given = (column for column in batch if column is not None)
+        self._columns = [column.new_empty((rows, *column.shape[1:])) for column in given]
+        self._kind = _kind(batch)
 
     def take(self) -> Piece:
         """All that was added, in order; the next :meth:`add` overwrites it."""
         features, labels, *tasks = (column[: self._filled] for column in self._columns)
         self._filled = 0
         return features, labels, tasks[0] if tasks else None
+
+
+def _kind(batch: Piece) -> list[object]:
+    """What batches of one piece have in common."""
+    features, labels, tasks = batch
+    return [features.shape[1], features.dtype, features.device, labels.dtype, tasks is None]
 
 
 def in_pieces(batches: Iterable[Piece]) -> Iterator[Piece]:
