@@ -45,7 +45,8 @@ class PieceBuffer:
         if not self.fits(batch):
             self._make_room(batch)
         end = self._filled + len(batch[0])
-        for held, new in zip(self._columns, batch, strict=False):  # task labels may be missing
+        given = (column for column in batch if column is not None)
+        for held, new in zip(self._columns, given, strict=True):
             held[self._filled : end] = new
         self._filled = end
 
