@@ -190,8 +190,13 @@ COLUMNS = (
 
 
 def columns(benchmark: Benchmark) -> list[Column]:
-    """The columns that say something about a benchmark."""
-    return [column for column in COLUMNS if not (benchmark.single and column.over_time)]
+    """The columns that say something about a benchmark, and hold a value for one group at least."""
+    return [
+        column
+        for column in COLUMNS
+        if not (benchmark.single and column.over_time)
+        and any(group.spread(column.measure) is not None for group in benchmark.groups)
+    ]
 
 
 def rows(benchmark: Benchmark) -> list[Row]:
@@ -256,11 +261,7 @@ def terminal(benchmark: Benchmark) -> Table:
     longest = max((len(row.group.label) for row in lines), default=0)
     table.add_column("Strategy", overflow="fold", min_width=min(longest, _NAME_WIDTH))
     known = columns(benchmark)
-    shown = [
-        i
-        for i, column in enumerate(known)
-        if column.short and any(line.cells[i].text != NO_VALUE for line in lines)
-    ]
+    shown = [i for i, column in enumerate(known) if column.short]
     for title in ("Seeds", *(known[i].short for i in shown)):
         table.add_column(title, justify="right", no_wrap=True)
     for row in lines:
