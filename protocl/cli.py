@@ -112,7 +112,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     catalogue.add_argument(
         "what",
         nargs="?",
-        choices=("strategies", "benchmarks", "backbones", "heads", "experiments"),
+        choices=("strategies", "benchmarks", "backbones", "adaptations", "heads", "experiments"),
         help="one list only",
     )
     catalogue.set_defaults(command=_list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,19 @@ def milestone_factor(epoch: int, milestones: Sequence[int], factor: float = 0.1)
     return decay
 
 
+def cosine_factor(epoch: int, epochs: int) -> float:
+    """Half a cosine from 1, at epoch 0, to 0 after the last of ``epochs``.
+
+    >>> [round(cosine_factor(epoch, 4), 3) for epoch in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+
+    Source: Loshchilov & Hutter, SGDR, 2017, equation 5, without restarts.
+    """
+    return (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
 class EpochSchedule(SupervisedPlugin[Any]):
-    """Give the first experience its own number of epochs, and let learning rates fall in steps.
+    """Give the first experience its own number of epochs, and let learning rates fall.
 
     Rates return to their start with each experience. Every parameter group keeps its own.
 
@@ -30,6 +42,7 @@ class EpochSchedule(SupervisedPlugin[Any]):
         first_experience_epochs: epochs of the first experience; None for those of the strategy.
         milestones: epochs of an experience after which the learning rates are multiplied.
         factor: by this.
+        cosine: let them also fall to zero over each experience, by :func:`cosine_factor`.
     """
 
     def __init__(
@@ -37,6 +50,7 @@ class EpochSchedule(SupervisedPlugin[Any]):
         first_experience_epochs: int | None = None,
         milestones: Sequence[int] = (),
         factor: float = 0.1,
+        cosine: bool = False,
     ) -> None:
         super().__init__()
         if first_experience_epochs is not None and first_experience_epochs < 0:
@@ -44,6 +58,7 @@ class EpochSchedule(SupervisedPlugin[Any]):
         self.first_experience_epochs = first_experience_epochs
         self.milestones = tuple(milestones)
         self.factor = factor
+        self.cosine = cosine
         self._decay = 1.0
         self._usual_epochs: int | None = None
 
@@ -58,7 +73,10 @@ class EpochSchedule(SupervisedPlugin[Any]):
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         epoch = strategy.clock.train_exp_epochs
-        self._scale(strategy, milestone_factor(epoch, self.milestones, self.factor))
+        decay = milestone_factor(epoch, self.milestones, self.factor)
+        if self.cosine:
+            decay *= cosine_factor(epoch, strategy.train_epochs)
+        self._scale(strategy, decay)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._scale(strategy, 1.0)

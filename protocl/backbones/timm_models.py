@@ -25,7 +25,7 @@ def build_timm(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone
     """
     refuse(config, "width")
     require_images(config, input_shape)
-    timm = _import_timm()
+    timm = import_timm(config.name)
     name = config.name.removeprefix("timm").removeprefix("/")
     if not name:
         raise ConfigError("backbone 'timm' needs a model: backbone=timm/NAME, as in timm/resnet18")
@@ -53,12 +53,17 @@ def build_timm(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone
     )
 
 
-def _import_timm() -> Any:
+def import_timm(backbone: str) -> Any:
+    """The library timm, for the backbone of that name.
+
+    Raises:
+        DataError: it is not installed.
+    """
     try:
         import timm
     except ImportError as error:
         raise DataError(
-            "backbone 'timm/...' needs the extra 'pretrained' (timm is not installed): "
+            f"backbone '{backbone}' needs the extra 'pretrained' (timm is not installed): "
             "pip install 'protocl[pretrained]'"
         ) from error
     return timm
