@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from avalanche.models.cosine_layer import CosineLinear
@@ -92,9 +92,9 @@ class FirstSession:
         adapt(body, adaptation)
         for parameter in trained:
             parameter.requires_grad_(True)
-        self._cosine: SessionCosine | None = None
-        if classifier == "cosine":
-            self._cosine = SessionCosine(_linear(last))
+        self._width = _linear(last).in_features if keep_pretrained else 0
+        self._cosine = SessionCosine(_linear(last)) if classifier == "cosine" else None
+        if self._cosine is not None:
             _replace(model, last, self._cosine)
 
     def begin_epoch(self, model: nn.Module, classes: Iterable[int]) -> None:
@@ -108,12 +108,11 @@ class FirstSession:
         if self._pretrained is None:
             return
         assert isinstance(model, Classifier)
-        classes, width = model.classifier.weight.shape
-        device = model.classifier.weight.device
-        pretrained = self._pretrained.to(device)
-        model.backbone = two_branches(pretrained, model.backbone, width, self._normalize)
+        weight = cast(Tensor, model.classifier.weight)
+        pretrained = self._pretrained.to(weight.device)
+        model.backbone = two_branches(pretrained, model.backbone, self._width, self._normalize)
         # Nobody reads what it gives: heads answer from the features that enter it.
-        model.classifier = nn.Linear(2 * width, classes, device=device)
+        model.classifier = nn.Linear(2 * self._width, len(weight), device=weight.device)
 
 
 def _linear(layer: nn.Module) -> nn.Linear:

@@ -84,6 +84,20 @@ def test_only_what_is_inserted_takes_gradients_and_moves(name: str) -> None:
     assert all(torch.equal(p, before[id(p)]) for p in kept)
 
 
+@pytest.mark.parametrize("name", EFFICIENT)
+def test_they_hold_in_half_precision(name: str) -> None:
+    config = BackboneConfig(name="vit", width=64, precision="bfloat16")
+    backbone = build_backbone(config, IMAGES, 0)
+    trained = adapt(backbone, name)
+    features = backbone(images())
+    assert features.dtype == torch.float32
+    full = copy.deepcopy(backbone).eval()
+    full.precision = "float32"
+    torch.testing.assert_close(backbone.eval()(images()), full(images()), rtol=0.05, atol=0.05)
+    features.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+
+
 def test_an_adapter_changes_nothing_at_first() -> None:
     backbone = vit().eval()
     expected = backbone(images())

@@ -173,6 +173,21 @@ def test_a_model_of_the_users_own_is_adapted_without_its_classifier(benchmark: A
     assert len(strategy.memory) == CLASSES
 
 
+@pytest.mark.parametrize("name", ["finetune", "bn"])
+def test_a_model_without_a_backbone_of_its_own_is_adapted_too(name: str, benchmark: Any) -> None:
+    model = build_net()
+    before = weights_of(model)
+    train_on(adapted(SLDA, model, name), benchmark.train_stream)
+    changed = {
+        key for key, value in weights_of(model).items() if not torch.equal(value, before[key])
+    }
+    statistics = {f"features.2.{kind}" for kind in ("running_mean", "running_var")}
+    expected = set(before) if name == "finetune" else statistics | {
+        "classifier.weight", "classifier.bias", "features.2.num_batches_tracked",
+    }  # fmt: skip
+    assert changed == expected
+
+
 def test_none_makes_no_step_whatever_the_epochs(benchmark: Any) -> None:
     model, plain = classifier("vit"), classifier("vit")
     before = weights_of(model)

@@ -7,7 +7,7 @@ weights stay. The sizes are those of APER (Zhou et al., IJCV 2024).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -146,7 +146,7 @@ class ScalingAndShifting(Adaptation):
         return [parameter for one in trained for parameter in one.parameters()]
 
 
-def _layers(vit: Any) -> Iterable[tuple[nn.Module, str, nn.Module]]:
+def _layers(vit: Any) -> Iterator[tuple[nn.Module, str, nn.Linear | nn.LayerNorm]]:
     """Linear layers and layer norms before the classifier, each with its parent and name."""
     for parent in vit.modules():
         for name, child in parent.named_children():
