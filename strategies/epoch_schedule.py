@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
+
+from protocl.config import StrategyConfig
 
 
 def milestone_factor(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> float:
@@ -84,3 +87,20 @@ class EpochSchedule(SupervisedPlugin[Any]):
         for group in strategy.optimizer.param_groups:
             group["lr"] *= decay / self._decay
         self._decay = decay
+
+
+@dataclass
+class ScheduledConfig(StrategyConfig):
+    """Settings of strategies that train in every experience.
+
+    Attributes:
+        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
+        milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
+    """
+
+    first_experience_epochs: int | None = None
+    milestones: list[int] | None = None
+
+    def schedule(self) -> EpochSchedule:
+        """What the settings ask for."""
+        return EpochSchedule(self.first_experience_epochs, self.milestones or ())
