@@ -84,16 +84,16 @@ class FirstSession:
                 f"two_branches=True with a {type(model).__name__}: give the model as "
                 "protocl.backbones.Classifier(backbone, torch.nn.Linear(...))"
             )
+        last = find_classifier(model, layer)
         self._adaptation = find_adaptation(body, adaptation)
+        self._width = _linear(last).in_features if keep_pretrained else 0
+        self._cosine = SessionCosine(_linear(last)) if classifier == "cosine" else None
         self._normalize = normalize_branches
         self._pretrained = copy.deepcopy(body).eval() if keep_pretrained else None
-        last = find_classifier(model, layer)
         trained = [parameter for parameter in last.parameters() if parameter.requires_grad]
         adapt(body, adaptation)
         for parameter in trained:
             parameter.requires_grad_(True)
-        self._width = _linear(last).in_features if keep_pretrained else 0
-        self._cosine = SessionCosine(_linear(last)) if classifier == "cosine" else None
         if self._cosine is not None:
             _replace(model, last, self._cosine)
 

@@ -114,5 +114,6 @@ def _compare(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) 
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise DataError(
             f"weights {path} do not fit this backbone: the file {'; '.join(problems[:3])}{more}; "
-            "give weights of the same architecture and width"
+            "give weights of the same architecture and width, and backbone.adapted=NAME if a run "
+            "adapted them"
         )

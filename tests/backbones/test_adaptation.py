@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from protocl.backbones.adaptation.vision_transformer import (
     ScaleShift,
 )
 from protocl.errors import ConfigError
+from tests import third_party
 
 timm = pytest.importorskip("timm")
 
@@ -250,3 +252,17 @@ def test_what_does_not_apply_is_refused_and_changes_nothing(
         adapt(built, name)
     assert fingerprint(built) == before
     assert all(p.requires_grad for p in built.parameters())
+
+
+def test_a_third_partys_adaptation_goes_through_the_same_door(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third_party.install(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = vit()
+    trained = adapt(backbone, "acme_norms")
+    assert sum(p.numel() for p in trained) == (2 * 6 + 1) * 2 * 64
+    assert {id(p) for p in backbone.parameters() if p.requires_grad} == {id(p) for p in trained}
+    conv = build_backbone(BackboneConfig(name="conv4"), IMAGES, 0)
+    with pytest.raises(ConfigError, match=r"The weights of layer norms.*from bn, finetune, none$"):
+        adapt(conv, "acme_norms")

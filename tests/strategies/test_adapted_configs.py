@@ -146,8 +146,27 @@ def test_a_frozen_backbone_is_encoded_once_and_an_adapted_one_is_not(tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("backbone", "adapt"),
+    [(VIT, "vpt_shallow"), (VIT, "ssf"), (VIT, "adapter"), (CONV, "finetune"), (CONV, "bn")],
+)
+def test_one_adaptation_serves_all_heads(
+    backbone: tuple[str, ...], adapt: str, tmp_path: Path
+) -> None:
+    first, folder = run(tmp_path, *backbone, "strategy=slda", f"strategy.adapt={adapt}", *TRAINING)
+    again = (*backbone, f"backbone.checkpoint={folder / 'backbone.safetensors'}",
+             f"backbone.adapted={adapt}")  # fmt: skip
+    frozen, other = run(tmp_path, *again, "strategy=slda", "name=frozen")
+    assert frozen["backbone"] == first["backbone"]
+    assert "features" in {phase["phase"] for phase in frozen["phases"]}
+    one, two = (PrototypeMemory.load(path / "memory.safetensors") for path in (folder, other))
+    torch.testing.assert_close(two.means, one.means, rtol=1e-4, atol=1e-5)
+    assert (one + two).total == 2 * one.total  # of one backbone, so that they merge
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ((*VIT, "backbone.adapted=ssf", "strategy=slda"), "ssf says what is in a file of weights"),
         ((*VIT, "strategy=slda", "strategy.adapt=ssf"), "expected 0 or more, and at least 1"),
         ((*CONV, "strategy=aper"), r"adapt=adapter .*backbone conv4.*choose from bn, finetune"),
         ((*VIT, "strategy=aper", "strategy.adapt=bn"), "choose from adapter, finetune, none, ssf"),

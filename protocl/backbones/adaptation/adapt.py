@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -42,13 +43,21 @@ def find_adaptation(module: nn.Module, name: str) -> Adaptation:
     adaptation: Adaptation = ADAPTATIONS.get(name)()
     if adaptation.applies(module):
         return adaptation
-    others = {other: ADAPTATIONS.get(other)() for other in ADAPTATIONS.names()}
-    fitting = [other for other, candidate in others.items() if candidate.applies(module)]
     what = (inspect.getdoc(adaptation) or "").partition("\n")[0].rstrip(".")
     raise ConfigError(
         f"adapt={name} ('{what}') does not apply to {_description(module)}: "
-        f"choose from {', '.join(fitting)}"
+        f"choose from {', '.join(_applying(module))}"
     )
+
+
+def _applying(module: nn.Module) -> Iterator[str]:
+    for name in ADAPTATIONS.names():
+        try:
+            adaptation: Adaptation = ADAPTATIONS.get(name)()
+        except ConfigError:  # one broken package must not hide the others
+            continue
+        if adaptation.applies(module):
+            yield name
 
 
 def _description(module: nn.Module) -> str:
