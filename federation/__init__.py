@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from protocl.lazy import importer
 
 if TYPE_CHECKING:
     from protocl.federation.client import ClientData, PrototypeClient
@@ -31,9 +32,4 @@ _HOMES = {
     "simulate": "simulation",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # Flower takes most of a second to import; the parts without it do not wait for it.
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = importer(__name__, _HOMES)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from protocl.settings_command import Commands, add_settings_command, print_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,23 +41,18 @@ merged memory, the ledger of contributions and the bytes of every message.
 """
 
 
-def add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
-) -> None:
+def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser of ``protocl``."""
-    parser = commands.add_parser(
+    add_settings_command(
+        commands,
+        common,
         "federate",
-        parents=[common],
-        help="run a federation of clients, or write files to deploy one",
+        federate,
+        summary="run a federation of clients, or write files to deploy one",
         description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
+        settings="see above; or: deploy FOLDER",
     )
-    parser.add_argument(
-        "settings", nargs="+", metavar="KEY=VALUE", help="see above; or: deploy FOLDER"
-    )
-    parser.add_argument("--show", action="store_true", help="print the configuration; do not run")
-    parser.set_defaults(command=federate)
 
 
 def federate(args: argparse.Namespace) -> int:
@@ -66,12 +62,10 @@ def federate(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from protocl.federation.settings import load
-    from protocl.settings import to_yaml
 
     configs = load(args.settings)
     if args.show:
-        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
-        return 0
+        return print_settings(configs)
     from protocl.report import compare
 
     folders = [_run(config, Console(stderr=True)) for config in configs]

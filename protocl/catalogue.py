@@ -12,11 +12,11 @@ from rich.text import Text
 
 from protocl.config import StrategyConfig
 from protocl.errors import ConfigError
-from protocl.registry import BACKBONES, BENCHMARKS, HEADS, STRATEGIES, Registry
+from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, STRATEGIES, Registry
 from protocl.settings import group_names
 
 _ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")  # cross-references of reStructuredText
-KINDS = ("strategies", "benchmarks", "backbones", "heads", "experiments")
+KINDS = ("strategies", "benchmarks", "backbones", "adaptations", "heads", "experiments")
 
 
 def tables(kind: str | None = None) -> Iterator[Table]:
@@ -53,19 +53,23 @@ def _strategies() -> Table:
 
 def _others(kind: str) -> Table:
     group, registry = _GROUPS[kind]
-    title = f"{group}=NAME" if group != "head" else "heads (protocl.heads)"
+    title = _TITLES.get(kind, f"{group}=NAME")
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in ("name", "what it is"):
         table.add_column(column, overflow="fold")
-    names = registry.names() if group == "head" and registry else group_names(group)
+    names = registry.names() if kind in _TITLES and registry else group_names(group)
     for name in names:
         table.add_row(name, _description(group, name, registry))
     return table
 
 
+_TITLES = {"adaptations": "strategy.adapt=NAME", "heads": "heads (protocl.heads)"}
+"""Kinds that are no group of configuration files."""
+
 _GROUPS: dict[str, tuple[str, Registry | None]] = {
     "benchmarks": ("benchmark", BENCHMARKS),
     "backbones": ("backbone", BACKBONES),
+    "adaptations": ("adaptation", ADAPTATIONS),
     "heads": ("head", HEADS),
     "experiments": ("experiment", None),
 }

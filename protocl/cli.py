@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING
 from protocl import __version__
 from protocl.errors import ProtoclError
 from protocl.registry import COMMANDS
+from protocl.settings_command import Commands, add_settings_command, print_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from protocl.sweep import Outcome
 
-AddCommand = Callable[
-    ["argparse._SubParsersAction[argparse.ArgumentParser]", argparse.ArgumentParser], None
-]
+AddCommand = Callable[[Commands, argparse.ArgumentParser], None]
 
 _EXAMPLES = """\
 examples:
@@ -97,17 +96,15 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    run = commands.add_parser(
+    add_settings_command(
+        commands,
+        common,
         "run",
-        parents=[common],
-        help="run one experiment, or a sweep of them",
+        _run,
+        summary="run one experiment, or a sweep of them",
         description=_RUN_HELP,
-        epilog=_RUN_EXAMPLES,
-        formatter_class=raw,
+        examples=_RUN_EXAMPLES,
     )
-    run.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="see above")
-    run.add_argument("--show", action="store_true", help="print the configuration; do not run it")
-    run.set_defaults(command=_run)
 
     catalogue = commands.add_parser(
         "list", parents=[common], help="list strategies, benchmarks, backbones and heads"
@@ -115,7 +112,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     catalogue.add_argument(
         "what",
         nargs="?",
-        choices=("strategies", "benchmarks", "backbones", "heads", "experiments"),
+        choices=("strategies", "benchmarks", "backbones", "adaptations", "heads", "experiments"),
         help="one list only",
     )
     catalogue.set_defaults(command=_list)
@@ -165,13 +162,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from protocl.settings import compose, expand, labels, parse, to_yaml
+    from protocl.settings import compose, expand, labels, parse
 
     values = parse(args.settings)
     configs = [compose(settings) for settings in expand(values)]
     if args.show:
-        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
-        return 0
+        return print_settings(configs)
     from protocl.display import SweepDisplay
     from protocl.sweep import run_sweep
 

@@ -74,6 +74,7 @@ class Registry:
 STRATEGIES = Registry("protocl.strategies", "strategy")
 HEADS = Registry("protocl.heads", "head")
 BACKBONES = Registry("protocl.backbones", "backbone")
+ADAPTATIONS = Registry("protocl.adaptations", "adaptation")
 BENCHMARKS = Registry("protocl.benchmarks", "benchmark")
 COMMANDS = Registry("protocl.commands", "command")
 """Further commands: a name -> a function that adds a parser, as :mod:`protocl.cli` calls it."""

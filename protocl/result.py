@@ -99,5 +99,5 @@ def _describe_backbone(
     return {
         "name": config.backbone.name,
         "fingerprint": prepared.fingerprint if trained is None else fingerprint(trained),
-        "feature_dim": prepared.feature_dim,
+        "feature_dim": prepared.feature_dim if trained is None else trained.feature_dim,
     }

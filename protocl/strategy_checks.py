@@ -12,7 +12,7 @@ from small images of patterns in noise. Whoever cannot keep a law runs the other
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -125,7 +125,7 @@ class _Trial:
             torch.manual_seed(0)
             self.strategy: Any = self.config.build(_setup())
 
-    def learn(self, sizes: tuple[int, ...] = _SIZES, first: int = 0) -> Any:
+    def learn(self, sizes: tuple[int, ...] = _SIZES, first: int = 0) -> Iterator[list[int]]:
         """Learn the next experiences; yields the class ids seen after each."""
         for t in range(first, first + len(sizes)):
             with warnings.catch_warnings():

@@ -1,5 +1,6 @@
 """Continual learning strategies on prototype memories, as Avalanche plugins."""
 
+from protocl.strategies.aper import APER
 from protocl.strategies.drift_compensation import DriftCompensation, DriftEstimator
 from protocl.strategies.fecam import FeCAM
 from protocl.strategies.fetril import FeTrIL, FeTrILPlugin
@@ -13,9 +14,11 @@ from protocl.strategies.prd import PRD, PRDPlugin
 from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin
 from protocl.strategies.prototype_plugin import PrototypePlugin
 from protocl.strategies.ranpac import RanPAC
+from protocl.strategies.simplecil import SimpleCIL
 from protocl.strategies.slda import SLDA
 
 __all__ = [
+    "APER",
     "IL2A",
     "NAPAVQ",
     "PASS",
@@ -38,4 +41,5 @@ __all__ = [
     "ProtoCLPlugin",
     "PrototypePlugin",
     "RanPAC",
+    "SimpleCIL",
 ]

@@ -15,29 +15,25 @@ from typing import Any, ClassVar
 from avalanche.training import EWC, Cumulative, ICaRL, LwF, Naive, Replay
 from torch import nn
 
-from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.config import Setup, StrategyInfo
 from protocl.errors import ConfigError
 from protocl.registry import HEADS
 from protocl.strategies.drift_compensation import DriftCompensation, carried
-from protocl.strategies.epoch_schedule import EpochSchedule
+from protocl.strategies.epoch_schedule import ScheduledConfig
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prototype_plugin import PrototypePlugin
 
 
 @dataclass
-class BaselineConfig(StrategyConfig):
+class BaselineConfig(ScheduledConfig):
     """Settings that the baselines share.
 
     Attributes:
         freeze_backbone: train only a classifier over the features of the backbone as given.
-        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
-        milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
     """
 
     freeze_backbone: bool = False
-    first_experience_epochs: int | None = None
-    milestones: list[int] | None = None
 
     @property
     def trains_backbone(self) -> bool:
@@ -56,14 +52,13 @@ class BaselineConfig(StrategyConfig):
     def _build_around(self, kind: Callable[..., Any], setup: Setup, **settings: Any) -> Any:
         """The same for strategies that put model and loss together themselves."""
         setup.model.backbone.requires_grad_(self.trains_backbone)
-        schedule = EpochSchedule(self.first_experience_epochs, self.milestones or ())
         return kind(
             optimizer=build_optimizer(self, setup.model),
             train_epochs=self.train_epochs,
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[schedule, *self.prototype_plugins(), InMemory(), *setup.plugins],
+            plugins=[self.schedule(), *self.prototype_plugins(), InMemory(), *setup.plugins],
             evaluator=setup.evaluator,
             **settings,
         )

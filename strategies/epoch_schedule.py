@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
+
+from protocl.config import StrategyConfig
 
 
 def milestone_factor(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> float:
@@ -18,8 +22,19 @@ def milestone_factor(epoch: int, milestones: Sequence[int], factor: float = 0.1)
     return decay
 
 
+def cosine_factor(epoch: int, epochs: int) -> float:
+    """Half a cosine from 1, at epoch 0, to 0 after the last of ``epochs``.
+
+    >>> [round(cosine_factor(epoch, 4), 3) for epoch in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+
+    Source: Loshchilov & Hutter, SGDR, 2017, equation 5, without restarts.
+    """
+    return (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
 class EpochSchedule(SupervisedPlugin[Any]):
-    """Give the first experience its own number of epochs, and let learning rates fall in steps.
+    """Give the first experience its own number of epochs, and let learning rates fall.
 
     Rates return to their start with each experience. Every parameter group keeps its own.
 
@@ -27,6 +42,7 @@ class EpochSchedule(SupervisedPlugin[Any]):
         first_experience_epochs: epochs of the first experience; None for those of the strategy.
         milestones: epochs of an experience after which the learning rates are multiplied.
         factor: by this.
+        cosine: let them also fall to zero over each experience, by :func:`cosine_factor`.
     """
 
     def __init__(
@@ -34,6 +50,7 @@ class EpochSchedule(SupervisedPlugin[Any]):
         first_experience_epochs: int | None = None,
         milestones: Sequence[int] = (),
         factor: float = 0.1,
+        cosine: bool = False,
     ) -> None:
         super().__init__()
         if first_experience_epochs is not None and first_experience_epochs < 0:
@@ -41,6 +58,7 @@ class EpochSchedule(SupervisedPlugin[Any]):
         self.first_experience_epochs = first_experience_epochs
         self.milestones = tuple(milestones)
         self.factor = factor
+        self.cosine = cosine
         self._decay = 1.0
         self._usual_epochs: int | None = None
 
@@ -55,7 +73,10 @@ class EpochSchedule(SupervisedPlugin[Any]):
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         epoch = strategy.clock.train_exp_epochs
-        self._scale(strategy, milestone_factor(epoch, self.milestones, self.factor))
+        decay = milestone_factor(epoch, self.milestones, self.factor)
+        if self.cosine:
+            decay *= cosine_factor(epoch, strategy.train_epochs)
+        self._scale(strategy, decay)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._scale(strategy, 1.0)
@@ -66,3 +87,20 @@ class EpochSchedule(SupervisedPlugin[Any]):
         for group in strategy.optimizer.param_groups:
             group["lr"] *= decay / self._decay
         self._decay = decay
+
+
+@dataclass
+class ScheduledConfig(StrategyConfig):
+    """Settings of strategies that train in every experience.
+
+    Attributes:
+        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
+        milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
+    """
+
+    first_experience_epochs: int | None = None
+    milestones: list[int] | None = None
+
+    def schedule(self) -> EpochSchedule:
+        """What the settings ask for."""
+        return EpochSchedule(self.first_experience_epochs, self.milestones or ())

@@ -18,9 +18,10 @@ from protocl.memory import PrototypeMemory
 from protocl.strategies.class_rows import ClassRows
 from protocl.strategies.drift_compensation import DriftEstimator
 from protocl.strategies.extraction import features_of
-from protocl.strategies.feature_loss import FeatureLossPlugin, tasks_of
+from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.old_model import OldModel, feature_distillation
 from protocl.strategies.rotations import rotate
+from protocl.strategies.task_classes import tasks_of
 from protocl.strategies.views import Views
 
 

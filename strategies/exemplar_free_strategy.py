@@ -10,10 +10,10 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn, optim
 
-from protocl.config import Setup, StrategyConfig
+from protocl.config import Setup
 from protocl.memory import PrototypeMemory
 from protocl.strategies.drift_compensation import DriftEstimator, carried
-from protocl.strategies.epoch_schedule import EpochSchedule
+from protocl.strategies.epoch_schedule import EpochSchedule, ScheduledConfig
 from protocl.strategies.exemplar_free import ExemplarFreePlugin
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.optimizers import build_optimizer
@@ -59,22 +59,18 @@ class ExemplarFree(SupervisedTemplate):
 
 
 @dataclass
-class ExemplarFreeConfig(StrategyConfig):
+class ExemplarFreeConfig(ScheduledConfig):
     """Settings of strategies that train the backbone without exemplars.
 
     Attributes:
         distillation_weight: of the features of the model before the experience.
         later_lr_factor: later experiences begin at this multiple of ``lr``.
-        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
-        milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
         drift: how prototypes of old classes are carried over: none, sdc, ldc or adc.
         drift_sigma: of sdc, in units of the features.
     """
 
     distillation_weight: float = 10.0
     later_lr_factor: float = 0.1
-    first_experience_epochs: int | None = None
-    milestones: list[int] | None = None
     drift: str = "none"
     drift_sigma: float = 0.3
 
@@ -92,7 +88,7 @@ class ExemplarFreeConfig(StrategyConfig):
             optimizer=build_optimizer(self, setup.model),
             method=method,
             later_lr_factor=self.later_lr_factor,
-            schedule=EpochSchedule(self.first_experience_epochs, self.milestones or ()),
+            schedule=self.schedule(),
             train_epochs=self.train_epochs,
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -55,44 +55,6 @@ def features_of(
         yield x, joined(seen, tasks), y, tasks
 
 
-Piece = tuple[Tensor, Tensor, Tensor | None]
-"""Features ``(B, D)``, labels ``(B,)`` and task labels ``(B,)`` or None."""
-
-_PIECE = 1 << 21
-"""Elements of the features of a piece: 8 MiB in float32."""
-
-
-def in_pieces(batches: Iterable[Piece]) -> Iterator[Piece]:
-    """Join successive batches to pieces of thousands of samples, at most 8 MiB each.
-
-    An update of a memory costs little more for thousands of samples than for one.
-
-    Yields:
-        Pieces in order. The next one overwrites the features of the one before.
-    """
-    buffer: Tensor | None = None
-    filled = 0
-    columns: list[Any] = []
-    for features, *column in batches:
-        if buffer is None or filled + len(features) > len(buffer):
-            if buffer is not None and filled:
-                yield buffer[:filled], *_joined(columns)
-            filled, columns = 0, []
-            if buffer is None or len(features) > len(buffer):
-                rows = max(len(features), _PIECE // features.shape[1])
-                buffer = features.new_empty((rows, features.shape[1]))
-        buffer[filled : filled + len(features)] = features
-        filled += len(features)
-        columns.append(column)
-    if buffer is not None and filled:
-        yield buffer[:filled], *_joined(columns)
-
-
-def _joined(columns: list[Any]) -> tuple[Tensor, Tensor | None]:
-    labels, tasks = zip(*columns, strict=True)
-    return torch.cat(labels), None if tasks[0] is None else torch.cat(tasks)
-
-
 def _batches(dataset: Any, size: int, num_workers: int) -> Iterator[Any]:
     """Mini-batches in order."""
     try:
@@ -117,12 +79,17 @@ def classes_of(dataset: Any) -> Tensor:
 
 
 class Signature:
-    """What tells samples from other samples: label and one projection of each input."""
+    """What tells samples from other samples: label and one projection of each input.
 
-    def __init__(self) -> None:
+    Args:
+        samples: number of them.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._seen = 0
         self._direction: Tensor | None = None
-        self._labels: list[Tensor] = []
-        self._projections: list[Tensor] = []
+        self._values: Tensor | None = None
 
     def add(self, x: Tensor, labels: Tensor) -> None:
         """Take in inputs ``(B, ...)`` and labels ``(B,)``."""
@@ -130,10 +97,13 @@ class Signature:
         if self._direction is None or len(self._direction) != flat.shape[1]:
             places = torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device)
             self._direction = torch.sin(places)
-        self._labels.append(labels)
-        self._projections.append(flat @ self._direction)
+        if self._values is None:
+            self._values = flat.new_zeros((2, self._samples))
+        end = self._seen + len(labels)
+        self._values[0, self._seen : end] = labels
+        self._values[1, self._seen : end] = flat @ self._direction
+        self._seen = end
 
     def value(self) -> Tensor:
         """``(2, N)`` of all samples, on the CPU."""
-        projections = torch.cat(self._projections)
-        return torch.stack([torch.cat(self._labels).to(projections.dtype), projections]).cpu()
+        return torch.zeros(2, 0) if self._values is None else self._values.cpu()

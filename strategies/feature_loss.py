@@ -16,7 +16,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, refuse_compiled
-from protocl.strategies.task_classes import TaskClasses
+from protocl.strategies.task_classes import TaskClasses, tasks_of
 from protocl.strategies.views import Views
 
 
@@ -159,11 +159,6 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._classifier = None
-
-
-def tasks_of(batch: list[Tensor]) -> Tensor | None:
-    """Task labels ``(B,)`` of a mini-batch, which new-style benchmarks do not have."""
-    return batch[-1] if len(batch) > 2 else None
 
 
 def _labels_of(dataset: Any) -> tuple[Tensor, Tensor | None]:

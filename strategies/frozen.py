@@ -1,16 +1,16 @@
 """What strategies on a frozen backbone share: freeze it, pass over each experience once.
 
-The backbone is used as given, or trained on the first experience alone ("first session
-adaptation", Panos et al., ICCV 2023) and then frozen, BatchNorm statistics included. From then on
-there is no gradient step: an experience adds its statistics to the memory, and the head follows.
-With a backbone that never moves, merged statistics equal those of joint training.
+The backbone is used as given, or adapted to the first experience alone (:mod:`.first_session`)
+and then frozen, BatchNorm statistics included. From then on there is no gradient step: an
+experience adds its statistics to the memory, and the head follows. With a backbone that never
+moves, merged statistics equal those of joint training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin
@@ -18,14 +18,22 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn, optim
 
+from protocl import backbones
+from protocl.backbones import Classifier
 from protocl.config import Setup, StrategyConfig
 from protocl.errors import ConfigError
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.strategies.epoch_schedule import EpochSchedule
+from protocl.strategies.first_session import FirstSession
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prototype_plugin import PrototypePlugin
+
+
+def is_adapted(adapt: str, epochs: int) -> bool:
+    """Whether there is an adaptation: ``"finetune"``, the default, is none without epochs."""
+    return adapt != "none" and (epochs > 0 or adapt != "finetune")
 
 
 class FrozenBackbone(SupervisedTemplate):
@@ -35,11 +43,18 @@ class FrozenBackbone(SupervisedTemplate):
         model: any model whose classification layer can be found (see ``layer``). Its own
             classifier is trained along in the first experience and not used at evaluation.
         head: turns statistics into logits.
-        first_experience_epochs: epochs of gradient descent on the first experience; 0 for none.
+        first_experience_epochs: epochs of adaptation to the first experience; 0 for none.
         optimizer: for those epochs.
+        adapt: what they adapt: all weights, or what :func:`protocl.backbones.adaptation.adapt`
+            names; with ``"none"`` there are none.
+        adapt_classifier: ``"cosine"`` trains under a cosine layer with a learned scale.
+        two_branches: after the adaptation, give the features of the backbone as it was beside those
+            of the adapted one; needs a :class:`~protocl.backbones.Classifier`.
+        normalize_branches: divide the features of each of both by their norm.
         criterion: loss for those epochs; also what Avalanche's loss metrics report.
         layer: name of the classification layer; found by itself if it has a common name.
-        fingerprint: identity of the backbone, kept in the memory.
+        fingerprint: identity of the backbone, kept in the memory; that of an adapted one is taken
+            from a :class:`~protocl.backbones.Classifier` when it is frozen.
         exact: sum in fixed point with quantisation step ``step``, so that any order of experiences
             or clients gives the same bits.
         step: see ``exact``.
@@ -53,7 +68,8 @@ class FrozenBackbone(SupervisedTemplate):
         eval_every: as in Avalanche; only the first experience has epochs.
 
     Raises:
-        ValueError: epochs are asked for without an optimizer, or are negative.
+        ValueError: epochs are asked for without an optimizer, or are negative, or absent where
+            ``adapt`` needs them; or as :class:`.FirstSession`, which also says when a ConfigError.
     """
 
     def __init__(
@@ -63,6 +79,10 @@ class FrozenBackbone(SupervisedTemplate):
         head: Head,
         first_experience_epochs: int = 0,
         optimizer: optim.Optimizer | None = None,
+        adapt: str = "finetune",
+        adapt_classifier: Literal["linear", "cosine"] = "linear",
+        two_branches: bool = False,
+        normalize_branches: bool = False,
         criterion: Any = None,
         layer: str | None = None,
         fingerprint: str | None = None,
@@ -76,14 +96,26 @@ class FrozenBackbone(SupervisedTemplate):
         evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
         eval_every: int = -1,
     ) -> None:
-        if first_experience_epochs < 0:
+        adapts = is_adapted(adapt, first_experience_epochs)
+        if first_experience_epochs < (1 if adapts and adapt != "finetune" else 0):
             raise ValueError(
-                f"first_experience_epochs={first_experience_epochs}: expected 0 or more"
+                f"first_experience_epochs={first_experience_epochs}: expected 0 or more, and at "
+                f"least 1 with adapt={adapt}"
             )
-        if first_experience_epochs and optimizer is None:
+        if adapts and optimizer is None:
             raise ValueError(
                 f"first_experience_epochs={first_experience_epochs} needs an optimizer: give "
                 "optimizer=torch.optim.SGD(model.parameters(), lr=...)"
+            )
+        self.session: FirstSession | None = None
+        if adapts:
+            self.session = FirstSession(
+                model,
+                adapt,
+                layer=layer,
+                classifier=adapt_classifier,
+                keep_pretrained=two_branches,
+                normalize_branches=normalize_branches,
             )
         self.prototypes = plugin(head, layer=layer, fingerprint=fingerprint, exact=exact, step=step)
         super().__init__(
@@ -99,7 +131,7 @@ class FrozenBackbone(SupervisedTemplate):
             eval_every=eval_every,
         )
         self.frozen = False
-        if not first_experience_epochs:
+        if not adapts:
             self.freeze()
 
     @property
@@ -123,9 +155,19 @@ class FrozenBackbone(SupervisedTemplate):
             self.model.eval()
         super()._before_training(**kwargs)
 
+    def _before_training_epoch(self, **kwargs: Any) -> None:
+        if self.session is not None:
+            classes = self.experience.classes_in_this_experience
+            self.session.begin_epoch(self.model, classes)
+        super()._before_training_epoch(**kwargs)
+
     def _after_training_exp(self, **kwargs: Any) -> None:
         # Before the plugins, which then see the backbone as it will stay.
-        if not self.frozen:
+        if self.session is not None:
+            self.session.conclude(self.model)
+            self.session = None
+            if isinstance(self.model, Classifier):
+                self.prototypes.fingerprint = backbones.fingerprint(self.model.backbone)
             self.freeze()
             self.model.eval()
         super()._after_training_exp(**kwargs)
@@ -141,21 +183,33 @@ class FrozenBackboneConfig(StrategyConfig):
     """Settings of strategies on a frozen backbone.
 
     Attributes:
-        first_experience_epochs: epochs in which the backbone is trained on the first experience
+        first_experience_epochs: epochs in which the backbone is adapted to the first experience
             before it is frozen; 0 uses it as given. ``train_epochs`` has no meaning here.
+        adapt: what they adapt: ``finetune`` (all weights), ``vpt_shallow``, ``vpt_deep``, ``ssf``,
+            ``adapter``, ``bn``; ``none`` uses the backbone as given.
+        adapt_classifier: ``linear`` or ``cosine``, what they train it under.
+        two_branches: then use the features of the backbone as given beside those of the adapted
+            one.
+        normalize_branches: divide the features of each of both by their norm.
         milestones: epochs of these (from 0) after which ``lr`` falls to a tenth.
+        cosine_schedule: let ``lr`` fall to zero over these epochs.
         exact: sum in fixed point.
         step: quantisation step of ``exact``.
     """
 
     first_experience_epochs: int = 0
+    adapt: str = "finetune"
+    adapt_classifier: str = "linear"
+    two_branches: bool = False
+    normalize_branches: bool = False
     milestones: list[int] | None = None
+    cosine_schedule: bool = False
     exact: bool = False
     step: float = 2.0**-16
 
     @property
     def trains_backbone(self) -> bool:
-        return self.first_experience_epochs > 0
+        return is_adapted(self.adapt, self.first_experience_epochs)
 
     @property
     def old_prototypes(self) -> str:
@@ -171,18 +225,23 @@ class FrozenBackboneConfig(StrategyConfig):
                 "expected 0 or more"
             )
         trains = self.trains_backbone
+        schedule = EpochSchedule(None, self.milestones or (), cosine=self.cosine_schedule)
         return kind(
             model=setup.model,
             first_experience_epochs=self.first_experience_epochs,
+            adapt=self.adapt,
+            adapt_classifier=self.adapt_classifier,
+            two_branches=self.two_branches,
+            normalize_branches=self.normalize_branches,
             optimizer=build_optimizer(self, setup.model) if trains else None,
-            # A backbone that is trained is another one afterwards.
+            # A backbone that is trained is another one afterwards, whose own it then gets.
             fingerprint=None if trains else setup.fingerprint,
             exact=self.exact,
             step=self.step,
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[EpochSchedule(None, self.milestones or ()), InMemory(), *setup.plugins],
+            plugins=[schedule, InMemory(), *setup.plugins],
             evaluator=setup.evaluator,
             **settings,
         )

@@ -32,11 +32,12 @@ from protocl.heads import NearestMean
 from protocl.precision import in_full_precision
 from protocl.strategies.baselines import BaselineConfig
 from protocl.strategies.exemplar_sets import ExemplarSets
-from protocl.strategies.extraction import features_of
-from protocl.strategies.feature_loss import tasks_of
+from protocl.strategies.extraction import classes_of, features_of
 from protocl.strategies.herding import herd
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.prototype_plugin import PrototypePlugin
+from protocl.strategies.task_classes import tasks_of
+from protocl.strategies.tensor_rows import integers
 
 
 @in_full_precision
@@ -82,7 +83,7 @@ class ICaRLPlugin(PrototypePlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)
-        present = torch.as_tensor(list(strategy.experience.dataset.targets)).unique()
+        present = classes_of(strategy.experience.dataset)
         stored = torch.tensor(sorted(self.exemplars.sets), dtype=torch.int64)
         self._old_classes = stored[~torch.isin(stored, present)].to(strategy.device)
         self._old = OldModel(strategy.model, self.layer) if len(self._old_classes) else None
@@ -108,8 +109,8 @@ class ICaRLPlugin(PrototypePlugin):
     def _chosen(self, strategy: Any, num_workers: int) -> dict[int, Any]:
         """Herded samples of the experience's classes, those stored before among the candidates."""
         dataset = strategy.adapted_dataset
-        labels = torch.as_tensor(list(dataset.targets))
-        here = torch.as_tensor(list(strategy.experience.dataset.targets)).unique()
+        labels = torch.from_numpy(integers(dataset.targets))
+        here = classes_of(strategy.experience.dataset)
         rows = torch.isin(labels, here).nonzero().flatten()
         candidates, labels = dataset.subset(rows.tolist()), labels[rows]
         passed = features_of(strategy, candidates, self.layer, num_workers)

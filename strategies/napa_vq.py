@@ -20,7 +20,7 @@ Where this differs from the authors' code (``NAPAVQPlugin.released()`` undoes th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn, optim
@@ -143,6 +143,9 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         code_lr: learning rate of the coding vectors in the first experience (plain SGD).
         later_code_lr: in later ones.
         code_lr_epochs: epochs after which it falls to a tenth, counted in each experience.
+        code_init: where coding vectors start: ``"random"``, a standard normal as in the authors'
+            code, or ``"means"``: in later experiences at the means of the new classes under the
+            backbone of before, from where few epochs suffice.
         **settings: ``num_workers``, ``drift`` and those of :class:`.FeatureLossPlugin` but
             ``views``.
 
@@ -163,6 +166,7 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         code_lr: float = 5.0,
         later_code_lr: float = 0.5,
         code_lr_epochs: int = 20,
+        code_init: Literal["random", "means"] = "random",
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -170,10 +174,13 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         )
         if code_lr_epochs < 1:
             raise ValueError(f"code_lr_epochs={code_lr_epochs}: expected at least 1")
+        if code_init not in ("random", "means"):
+            raise ValueError(f"code_init='{code_init}': expected 'random' or 'means'")
         self.loss = NAPAVQLoss() if loss is None else loss
         self.code_lr = code_lr
         self.later_code_lr = later_code_lr
         self.code_lr_epochs = code_lr_epochs
+        self.code_init = code_init
         self.last_terms: NAPAVQTerms | None = None
         self._rate = code_lr
         self._epoch = 0
@@ -189,9 +196,13 @@ class NAPAVQPlugin(ExemplarFreePlugin):
 
     def grow(self, feature_dim: int) -> None:
         count = ROTATIONS * len(self.rows) - len(self.parameters)
-        if count:
-            device = self.rows.ids.device
-            self.parameters.append(self.initial_codes(count, feature_dim, device))
+        if not count:
+            return
+        if self.code_init == "means" and len(self.old_rows):
+            codes = self.prototypes()[-count:]
+        else:
+            codes = self.initial_codes(count, feature_dim, self.rows.ids.device)
+        self.parameters.append(codes)
 
     def make_optimizer(self, strategy: Any) -> optim.Optimizer:
         self._rate = self.code_lr if self.memory is None else self.later_code_lr
@@ -294,6 +305,7 @@ class NAPAVQConfig(ExemplarFreeConfig):
     code_lr: float = 5.0
     later_code_lr: float = 0.5
     code_lr_epochs: int = 20
+    code_init: str = "random"
 
     def build(self, setup: Setup) -> ExemplarFree:
         loss = NAPAVQLoss(
@@ -313,6 +325,7 @@ class NAPAVQConfig(ExemplarFreeConfig):
             code_lr=self.code_lr,
             later_code_lr=self.later_code_lr,
             code_lr_epochs=self.code_lr_epochs,
+            code_init=self.code_init,  # type: ignore[arg-type]
             drift=self.estimator(),
         )
         return self._build(method, setup)

@@ -24,15 +24,16 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn, optim
 
-from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.config import Setup, StrategyInfo
 from protocl.strategies.contrastive import cosine_similarities
-from protocl.strategies.epoch_schedule import EpochSchedule
-from protocl.strategies.feature_loss import FeatureLossPlugin, tasks_of
+from protocl.strategies.epoch_schedule import EpochSchedule, ScheduledConfig
+from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prd_losses import PRDLoss, PRDTerms, Relations
 from protocl.strategies.prototype_table import PrototypeTable
+from protocl.strategies.task_classes import tasks_of
 from protocl.strategies.views import Views, named_views
 
 
@@ -240,14 +241,12 @@ class PRD(SupervisedTemplate):
 
 
 @dataclass
-class PRDConfig(StrategyConfig):
+class PRDConfig(ScheduledConfig):
     """Settings of :class:`PRD`; :class:`PRDLoss` and :class:`PRDPlugin` explain most of them.
 
     Attributes:
         views: ``augmented`` (on the device), ``dataset`` (made by its transform) or ``copies``.
         projector_hidden, projector_outputs: widths of the projector.
-        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
-        milestones: epochs of an experience after which the learning rate falls to a tenth.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -272,8 +271,6 @@ class PRDConfig(StrategyConfig):
     views: str = "augmented"
     projector_hidden: int = 512
     projector_outputs: int = 128
-    first_experience_epochs: int | None = None
-    milestones: list[int] | None = None
 
     @property
     def old_prototypes(self) -> str:
@@ -303,7 +300,7 @@ class PRDConfig(StrategyConfig):
             model=setup.model,
             optimizer=build_optimizer(self, setup.model),
             plugin=plugin,
-            schedule=EpochSchedule(self.first_experience_epochs, self.milestones or ()),
+            schedule=self.schedule(),
             train_epochs=self.train_epochs,
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,

@@ -34,7 +34,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional
 
 from protocl.batch import Level
-from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.config import Setup, StrategyInfo
 from protocl.heads.bayesian import BayesianPrototypes
 from protocl.heads.posterior import ConjugatePosterior
 from protocl.heads.priors import (
@@ -46,13 +46,14 @@ from protocl.heads.priors import (
 )
 from protocl.memory import PrototypeMemory
 from protocl.precision import in_full_precision
-from protocl.strategies.epoch_schedule import EpochSchedule
+from protocl.strategies.epoch_schedule import ScheduledConfig
 from protocl.strategies.extraction import features_of
-from protocl.strategies.feature_loss import FeatureLossPlugin, tasks_of
+from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.sample_memory import SampleMemory
+from protocl.strategies.task_classes import tasks_of
 
 DEFAULT_NOISE = 0.05
 
@@ -295,14 +296,12 @@ class ProtoCL(SupervisedTemplate):
 
 
 @dataclass
-class ProtoCLConfig(StrategyConfig):
+class ProtoCLConfig(ScheduledConfig):
     """Settings of :class:`ProtoCL`; :class:`ProtoCLPlugin` explains them.
 
     Attributes:
         concentration: of the prior over classes.
         all_classes: let every class of the stream take part from the start, as the paper does.
-        first_experience_epochs: epochs of the first experience; null for ``train_epochs``.
-        milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -325,8 +324,6 @@ class ProtoCLConfig(StrategyConfig):
     temperature: float = 2.0
     answer: str = "posterior"
     all_classes: bool = False
-    first_experience_epochs: int | None = None
-    milestones: list[int] | None = None
 
     @property
     def old_prototypes(self) -> str:
@@ -346,7 +343,6 @@ class ProtoCLConfig(StrategyConfig):
             answer=self.answer,  # type: ignore[arg-type]
             all_classes=range(setup.n_classes) if self.all_classes else (),
         )
-        schedule = EpochSchedule(self.first_experience_epochs, self.milestones or ())
         return ProtoCL(
             model=setup.model,
             optimizer=build_optimizer(self, setup.model),
@@ -355,6 +351,6 @@ class ProtoCLConfig(StrategyConfig):
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[schedule, InMemory(), *setup.plugins],
+            plugins=[self.schedule(), InMemory(), *setup.plugins],
             evaluator=setup.evaluator,
         )

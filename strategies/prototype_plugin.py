@@ -39,13 +39,7 @@ from protocl.errors import NotFittedError
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.strategies.extraction import (
-    Piece,
-    Signature,
-    classes_of,
-    features_of,
-    in_pieces,
-)
+from protocl.strategies.extraction import Signature, classes_of, features_of
 from protocl.strategies.feature_tap import (
     FeatureTap,
     find_classifier,
@@ -53,13 +47,8 @@ from protocl.strategies.feature_tap import (
     refuse_compiled,
     undisturbed,
 )
-from protocl.strategies.task_classes import TaskClasses
-
-FLUSH_AT = 8192
-"""Samples that wait for one update of the memory, whose cost is mostly that of the call."""
-
-_FLUSH_AT_ELEMENTS = 1 << 21
-"""Elements of the features that wait, if that is fewer samples: 8 MiB in float32."""
+from protocl.strategies.pieces import Piece, PieceBuffer, in_pieces
+from protocl.strategies.task_classes import TaskClasses, tasks_of
 
 
 class PrototypePlugin(SupervisedPlugin[Any]):
@@ -129,8 +118,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         # Two, because an evaluation can come in the middle of an epoch.
         self._classifier: nn.Module | None = None
         self._evaluated: nn.Module | None = None
-        self._waiting: list[Piece] = []
-        self._samples_waiting = 0
+        self._waiting = PieceBuffer()
         self._collected = False
         self._current: Tensor | None = None
         self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
@@ -141,8 +129,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         refuse_compiled(strategy.model)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._waiting.clear()
-        self._samples_waiting = 0
+        self._waiting = PieceBuffer()
         self._collected = False
         self._current = None
 
@@ -159,7 +146,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         seen = self._tap.close()
         if not seen:
             return
-        labels, tasks = strategy.mb_y, _task_labels(strategy)
+        labels, tasks = strategy.mb_y, tasks_of(strategy.mbatch)
         features = joined(seen, tasks)
         if len(features) != len(labels):
             raise RuntimeError(
@@ -167,10 +154,10 @@ class PrototypePlugin(SupervisedPlugin[Any]):
                 "another plugin changed the batch; use PrototypePlugin(collect='extra_pass')"
             )
         self._collected = True
-        self._waiting.append((features, labels, tasks))
-        self._samples_waiting += len(labels)
-        if self._samples_waiting >= min(FLUSH_AT, _FLUSH_AT_ELEMENTS // features.shape[1]):
+        batch = features, labels, tasks
+        if not self._waiting.fits(batch):
             self._flush(strategy)
+        self._waiting.add(batch)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         self._classifier = None
@@ -179,6 +166,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         # Early stopping ends an experience before the epoch that collects.
         if self._collected:
             self._flush(strategy)
+            self._waiting = PieceBuffer()  # its memory is not needed until the next experience
         else:
             self._extra_pass(strategy, num_workers)
 
@@ -201,12 +189,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         """Update the memory with what waits, leaving out replayed samples of other classes."""
         if not self._waiting:
             return
-        features = torch.cat([features for features, _, _ in self._waiting])
-        labels = torch.cat([labels for _, labels, _ in self._waiting])
-        some = [tasks for _, _, tasks in self._waiting if tasks is not None]
-        tasks = torch.cat(some) if some else None
-        self._waiting.clear()
-        self._samples_waiting = 0
+        features, labels, tasks = self._waiting.take()
         if self._current is None:
             self._current = classes_of(strategy.experience.dataset).to(labels.device)
         mine = torch.isin(labels, self._current)
@@ -220,8 +203,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         """Add the statistics of the current experience, or replace those it added just before."""
         workers = num_workers if self.num_workers is None else self.num_workers
         part: PrototypeMemory | None = None
-        signature = Signature()
         dataset = strategy.experience.dataset
+        signature = Signature(len(dataset))
 
         def signed() -> Iterator[Piece]:
             passed = features_of(strategy, dataset, self.layer, workers, held=True)
@@ -281,7 +264,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         seen = self._tap.close()
         if not seen:
             return
-        tasks = _task_labels(strategy)
+        tasks = tasks_of(strategy.mbatch)
         width = max(strategy.mb_output.shape[1], int(strategy.mb_y.max()) + 1)
         strategy.mb_output = self.logits(joined(seen, tasks), tasks, width)
 
@@ -328,8 +311,3 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if self.memory is None:
             self.memory = self._new_memory(torch.empty(0, state["feature_dim"]))
         self.memory.load_state_dict(state["memory"])
-
-
-def _task_labels(strategy: Any) -> Tensor | None:
-    """Task labels ``(B,)`` of the current mini-batch, which new-style benchmarks do not have."""
-    return strategy.mbatch[-1] if len(strategy.mbatch) > 2 else None

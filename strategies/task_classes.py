@@ -11,6 +11,11 @@ STRIDE = 2**32
 """Distance between the memory's ids of one class in successive tasks, above any class id."""
 
 
+def tasks_of(batch: list[Tensor]) -> Tensor | None:
+    """Task labels ``(B,)`` of a mini-batch, which new-style benchmarks do not have."""
+    return batch[-1] if len(batch) > 2 else None
+
+
 class TaskClasses:
     """Turns task labels into constraints on the answer.
 

@@ -281,6 +281,64 @@ def test_timm_weights_without_a_network_say_which_file_to_bring(
         build("timm/resnet18", (3, 32, 32), pretrained=True)
 
 
+def test_timm_weights_outside_the_hub_are_named_by_their_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timm = pytest.importorskip("timm")
+
+    def unreachable(*args: object, **settings: object) -> object:
+        raise OSError
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(
+        DataError, match=r"gcvit_tiny_224_\w+-ac783954\.pth from https://github\.com/"
+    ):
+        build("timm/gcvit_tiny", (3, 32, 32), pretrained=True)
+
+
+def test_timm_weights_are_found_in_a_cache_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = timm.get_pretrained_cfg("resnet10t").hf_hub_id.replace("/", "--")
+    revision = tmp_path / f"models--{repository}" / "snapshots" / ("0" * 40)
+    revision.mkdir(parents=True)
+    main = revision.parent.parent / "refs" / "main"
+    main.parent.mkdir()
+    main.write_text(revision.name)
+    reference = timm.create_model("resnet10t")
+    safetensors.torch.save_file(reference.state_dict(), revision / "model.safetensors")
+    loaded = build("timm/resnet10t", (3, 32, 32), pretrained=True, seed=9)
+    expected = reference.state_dict()
+    for name, tensor in loaded.network.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_medium_patch16_gap_240"])
+def test_position_embeddings_follow_the_image_size_as_in_timm(tmp_path: Path, name: str) -> None:
+    timm = pytest.importorskip("timm")
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(timm.create_model(name).state_dict(), path)
+    ours = build(f"timm/{name}", (3, 32, 32), image_size=64, checkpoint=str(path))
+    timms = timm.create_model(name, img_size=64, num_classes=0, pretrained=True,
+                              pretrained_cfg_overlay={"file": str(path)})  # fmt: skip
+    assert ours.network.state_dict().keys() == timms.state_dict().keys()
+    for key, tensor in timms.state_dict().items():
+        torch.testing.assert_close(ours.network.state_dict()[key], tensor, msg=key)
+
+
+def test_weights_of_the_small_vit_serve_other_image_sizes(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    path = tmp_path / "w.safetensors"
+    save_weights(build("vit", (1, 28, 28), width=64), path)
+    larger = build("vit", (1, 28, 28), width=64, image_size=32, checkpoint=str(path), seed=5)
+    assert larger.network.pos_embed.shape == (1, 64, 64)
+    with pytest.raises(DataError, match="same architecture"):
+        build("vit", (1, 28, 28), checkpoint=str(path))
+
+
 def test_timm_follows_the_data_configuration_of_the_model(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     backbone = build("timm/resnet10t", (3, 32, 32), image_size=64).eval()

@@ -169,22 +169,22 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield context
 
 
-def command(arguments: list[str], site_packages: list[str]) -> None:
-    """Be ``protocl run ...``, with the output where nobody reads it."""
+def command(arguments: list[str], site_packages: list[str], log: Path) -> None:
+    """Be ``protocl run ...``, with the output in ``log``."""
     import sys
 
     from protocl.cli import main
 
     sys.path.extend(site_packages)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     sys.exit(main(["run", *arguments]))
 
 
-def start(context: Any, arguments: list[str]) -> Any:
+def start(context: Any, arguments: list[str], log: Path) -> Any:
     site = os.environ["PYTHONPATH"].split(os.pathsep)[:1]
-    process = context.Process(target=command, args=(arguments, site))
+    process = context.Process(target=command, args=(arguments, site, log))
     process.start()
     return process
 
@@ -222,9 +222,10 @@ def check_killed_runs(context: Any, tmp_path: Path, settings: list[str], kills: 
     """
     common = [*settings, "seed=5", "device=cpu", "resume=true"]
     began = time.monotonic()
-    quiet = start(context, [*common, f"output={tmp_path / 'quiet'}"])
+    log = tmp_path / "log"
+    quiet = start(context, [*common, f"output={tmp_path / 'quiet'}"], log)
     quiet.join(120)
-    assert quiet.exitcode == 0
+    assert quiet.exitcode == 0, log.read_text()
     duration = time.monotonic() - began
 
     moments = random.Random(seed)
@@ -232,16 +233,16 @@ def check_killed_runs(context: Any, tmp_path: Path, settings: list[str], kills: 
     disturbed = [*common, f"output={folder}"]
     continued = False
     for kill in range(kills):
-        process = start(context, disturbed)
+        process = start(context, disturbed, log)
         if kill % 2 == 0:
             continued |= kill_later(process, folder, moments)
         else:
             process.join(moments.random() * duration)
             process.kill()
             process.join()
-    last = start(context, disturbed)
+    last = start(context, disturbed, log)
     last.join(120)
-    assert last.exitcode == 0
+    assert last.exitcode == 0, log.read_text()
     assert continued, "no kill hit a run that had a checkpoint"
     assert numbers(folder) == numbers(tmp_path / "quiet")
 

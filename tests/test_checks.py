@@ -132,6 +132,7 @@ def test_head_laws_catch_violations(head, check):
 
 
 SMALL = {
+    "aper": ["adapt=finetune", "first_experience_epochs=2"],
     "ranpac": ["projection=50"],
     "il2a": ["ratio=0.1", "augmentation_weight=0.5"],
     "protocl": ["mem_size=30", "lr=1e-3"],

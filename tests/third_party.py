@@ -1,4 +1,4 @@
-"""A package of somebody else's, as pip would install it, that registers a strategy."""
+"""A package of somebody else's, as pip would install it: a strategy and an adaptation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from protocl.backbones.adaptation import Adaptation
 from protocl.config import Setup, StrategyConfig, StrategyInfo
 
 
@@ -43,6 +44,17 @@ class AcmeReplay(StrategyConfig):
         )
 
 
+class NormTuning(Adaptation):
+    """The weights of layer norms."""
+
+    def applies(self, module: torch.nn.Module) -> bool:
+        return any(isinstance(layer, torch.nn.LayerNorm) for layer in module.modules())
+
+    def insert(self, module: torch.nn.Module) -> list[torch.nn.Parameter]:
+        layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.LayerNorm)]
+        return [parameter for layer in layers for parameter in layer.parameters()]
+
+
 class Bomb:
     """Raises in one experience."""
 
@@ -64,5 +76,8 @@ def install(folder: Path) -> None:
     (info / "entry_points.txt").write_text(
         "[protocl.strategies]\n"
         "acme_replay = acme_continual:AcmeReplay\n"
+        "acme_broken = acme_continual:Missing\n"
+        "[protocl.adaptations]\n"
+        "acme_norms = acme_continual:NormTuning\n"
         "acme_broken = acme_continual:Missing\n"
     )

@@ -6,8 +6,9 @@ Learning, arXiv 2109.00150, 2021.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from protocl.lazy import importer
 
 if TYPE_CHECKING:
     from protocl.federation.reconnaissance.config import (
@@ -46,9 +47,4 @@ _HOMES = {
     "Step": "scenario",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # Commands are listed without paying for Flower.
-    if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = importer(__name__, _HOMES)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from protocl.settings_command import Commands, add_settings_command, print_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,33 +36,26 @@ examples:
 """
 
 
-def add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
-) -> None:
+def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser of ``protocl``."""
-    parser = commands.add_parser(
+    add_settings_command(
+        commands,
+        common,
         "reconnaissance",
-        parents=[common],
-        help="evaluate methods of federated class-incremental learning in one scenario",
+        run,
+        summary="evaluate methods of federated class-incremental learning in one scenario",
         description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="see above")
-    parser.add_argument("--show", action="store_true", help="print the configuration; do not run")
-    parser.set_defaults(command=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run what ``args.settings`` ask for; the exit code."""
     from rich.console import Console
 
-    from protocl.settings import to_yaml
-
     configs = load(args.settings)
     if args.show:
-        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
-        return 0
+        return print_settings(configs)
     from protocl.federation.reconnaissance.curves import write_curves
     from protocl.report import compare
 

@@ -7,6 +7,7 @@ from typing import cast, get_args
 
 import torch
 
+from protocl.backbones.adaptation import adapt
 from protocl.backbones.base import Backbone, Precision
 from protocl.backbones.weights import load_weights
 from protocl.errors import ConfigError
@@ -22,6 +23,7 @@ class BackboneConfig:
             the library timm.
         checkpoint: local file of weights (``.safetensors``, or a ``state_dict`` saved by
             ``torch.save``) loaded into it.
+        adapted: ``strategy.adapt`` of the run that wrote ``checkpoint``, where it inserted weights.
         pretrained: start from the published weights, where there are any.
         width: channels of the first stage, for backbones that come in several.
         image_size: side in pixels to which images are resized inside the module; None for the
@@ -32,6 +34,7 @@ class BackboneConfig:
 
     name: str = "identity"
     checkpoint: str | None = None
+    adapted: str = "none"
     pretrained: bool = False
     width: int | None = None
     image_size: int | None = None
@@ -67,9 +70,21 @@ def build_backbone(config: BackboneConfig, input_shape: tuple[int, ...], seed: i
         torch.manual_seed(seed if config.seed is None else config.seed)
         backbone: Backbone = builder(config, input_shape)
     backbone.precision = cast(Precision, config.precision)
+    if config.adapted != "none":
+        _insert_adaptation(backbone, config)
     if config.checkpoint is not None:
         load_weights(backbone, config.checkpoint)
     return backbone
+
+
+def _insert_adaptation(backbone: Backbone, config: BackboneConfig) -> None:
+    if config.checkpoint is None:
+        raise ConfigError(
+            f"backbone.adapted={config.adapted} says what is in a file of weights: give "
+            "backbone.checkpoint=FILE, or adapt in the run with strategy.adapt"
+        )
+    adapt(backbone, config.adapted)
+    backbone.requires_grad_(True)
 
 
 def require_images(config: BackboneConfig, input_shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -25,7 +25,7 @@ def build_timm(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone
     """
     refuse(config, "width")
     require_images(config, input_shape)
-    timm = _import_timm()
+    timm = import_timm(config.name)
     name = config.name.removeprefix("timm").removeprefix("/")
     if not name:
         raise ConfigError("backbone 'timm' needs a model: backbone=timm/NAME, as in timm/resnet18")
@@ -53,12 +53,17 @@ def build_timm(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone
     )
 
 
-def _import_timm() -> Any:
+def import_timm(backbone: str) -> Any:
+    """The library timm, for the backbone of that name.
+
+    Raises:
+        DataError: it is not installed.
+    """
     try:
         import timm
     except ImportError as error:
         raise DataError(
-            "backbone 'timm/...' needs the extra 'pretrained' (timm is not installed): "
+            f"backbone '{backbone}' needs the extra 'pretrained' (timm is not installed): "
             "pip install 'protocl[pretrained]'"
         ) from error
     return timm
@@ -74,13 +79,21 @@ def _pretrained(timm: Any, name: str, options: dict[str, Any]) -> torch.nn.Modul
     try:
         network: torch.nn.Module = timm.create_model(name, pretrained=True, **options)
     except OSError as error:  # the hub's errors for a missing network and a missing file
+        place, file = _published_at(source)
         raise DataError(
             f"the weights of timm/{name} are not in the local cache and could not be downloaded "
-            f"({type(error).__name__}); on a machine with a network fetch model.safetensors from "
-            f"https://huggingface.co/{source.hf_hub_id}, copy it here, and give "
-            "backbone.checkpoint=model.safetensors"
+            f"({type(error).__name__}); on a machine with a network fetch {file} from {place}, "
+            f"copy it here, and give backbone.checkpoint={file}; a cache of the hub that was "
+            "filled elsewhere is found by HF_HOME=FOLDER"
         ) from error
     return network
+
+
+def _published_at(source: Any) -> tuple[str, str]:
+    """Where a model's weights are published, and the name of their file."""
+    if source.hf_hub_id:
+        return f"https://huggingface.co/{source.hf_hub_id}", "model.safetensors"
+    return source.url, source.url.rpartition("/")[2]
 
 
 def _feature_dim(network: torch.nn.Module, size: int) -> int:

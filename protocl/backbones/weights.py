@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from pathlib import Path
@@ -32,7 +33,8 @@ def load_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
     The file is ``.safetensors``, or a ``state_dict`` written by ``torch.save`` (read with
     ``weights_only=True``: it cannot run code). Its names are those of the backbone or of its
     network alone, or of a whole :class:`~protocl.backbones.base.Classifier`, whose
-    classification layer is left aside.
+    classification layer is left aside. Position embeddings of a timm vision transformer that was
+    trained on images of another size are interpolated.
 
     Raises:
         DataError: the file is absent, unreadable, or its tensors are not those of the backbone.
@@ -46,6 +48,7 @@ def load_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
         for name, tensor in state.items()
         if name in expected or name.split(".")[0] not in _CLASSIFICATION_LAYERS
     }
+    state = _resampled(state, network)
     _compare(path, state, expected)
     network.load_state_dict(state)
 
@@ -84,6 +87,21 @@ def _without_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, T
     return max(candidates, key=lambda names: len(expected & set(names)))
 
 
+def _resampled(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Fit position embeddings on a square grid to the grid of a timm vision transformer."""
+    given, expected = state.get("pos_embed"), getattr(network, "pos_embed", None)
+    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    if given is None or expected is None or grid is None or given.shape == expected.shape:
+        return state
+    from timm.layers import resample_abs_pos_embed
+
+    before = expected.shape[1] - math.prod(grid)  # tokens that have no place in the image
+    if math.isqrt(given.shape[1] - before) ** 2 != given.shape[1] - before:
+        return state
+    fitted = resample_abs_pos_embed(given, new_size=list(grid), num_prefix_tokens=before)
+    return {**state, "pos_embed": fitted}
+
+
 def _compare(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     problems = [f"lacks {name}" for name in sorted(set(expected) - set(state))]
     problems += [f"has unknown {name}" for name in sorted(set(state) - set(expected))]
@@ -96,5 +114,6 @@ def _compare(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) 
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise DataError(
             f"weights {path} do not fit this backbone: the file {'; '.join(problems[:3])}{more}; "
-            "give weights of the same architecture and width"
+            "give weights of the same architecture and width, and backbone.adapted=NAME if a run "
+            "adapted them"
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from protocl.settings_command import Commands, add_settings_command, print_settings
 
 if TYPE_CHECKING:
     from protocl.pretraining.config import PretrainConfig
@@ -30,31 +31,24 @@ The run's backbone.safetensors goes wherever backbone.checkpoint= is read.
 """
 
 
-def add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
-) -> None:
+def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the command to the parser of ``protocl``."""
-    parser = commands.add_parser(
+    add_settings_command(
+        commands,
+        common,
         "pretrain",
-        parents=[common],
-        help="train an embedding on base classes",
+        run,
+        summary="train an embedding on base classes",
         description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="see above")
-    parser.add_argument("--show", action="store_true", help="print the configuration; do not run")
-    parser.set_defaults(command=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train what ``args.settings`` ask for; the exit code."""
-    from protocl.settings import to_yaml
-
     configs = load(args.settings)
     if args.show:
-        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
-        return 0
+        return print_settings(configs)
     for config in configs:
         _train(config)
     return 0

@@ -102,6 +102,11 @@ class Benchmark:
         """Any run, for what all have in common."""
         return self.groups[0].first
 
+    @property
+    def single(self) -> bool:
+        """Whether there is only one experience, and so nothing that happens over time."""
+        return len(self.first.stream_accuracy) == 1
+
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Benchmark], list[Skipped]]:
     """Sort runs into benchmarks and, within each, into groups over seeds.

@@ -47,9 +47,10 @@ class PhaseTable:
 
 @dataclass(frozen=True)
 class Section:
-    """All that the page shows of one benchmark."""
+    """All that the page shows of one benchmark; of a single experience no curve, no matrices."""
 
     benchmark: Benchmark
+    columns: list[table.Column]
     rows: list[table.Row]
     curve: str
     curve_table: list[list[str]]
@@ -74,7 +75,6 @@ def render(benchmarks: Sequence[Benchmark], skipped: Sequence[Skipped]) -> str:
     return template.render(
         style=(resources / "report.css").read_text(encoding="utf-8"),
         sections=[_section(benchmark) for benchmark in benchmarks],
-        columns=table.COLUMNS,
         skipped=skipped,
         runs=runs,
         versions=_versions(runs),
@@ -104,13 +104,14 @@ def _section(benchmark: Benchmark) -> Section:
     seconds = {name: [row[i] for row in phases.seconds] for i, name in enumerate(phases.phases)}
     return Section(
         benchmark=benchmark,
+        columns=table.columns(benchmark),
         rows=table.rows(benchmark),
-        curve=svg_data_uri(figures.accuracy_curves(curves)),
+        curve="" if benchmark.single else svg_data_uri(figures.accuracy_curves(curves)),
         curve_table=[[_percent(point) for point in curve.accuracy] for curve in curves],
         rounds=_rounds(groups),
         final=svg_data_uri(figures.final_bars(labels, final)),
         time=svg_data_uri(figures.phase_bars(labels, seconds)),
-        accuracy_cards=[_accuracy_card(group) for group in groups],
+        accuracy_cards=[] if benchmark.single else [_accuracy_card(group) for group in groups],
         confusion_cards=[_confusion_card(group) for group in groups],
         phases=phases,
         differences=differences(groups),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 NO_VALUE = "-"
 
+_NAME_WIDTH = 20
+"""Characters of a strategy's name that a narrow terminal does not break."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -32,6 +35,7 @@ class Column:
         scale: factor from base units to those of the heading.
         digits: digits after the decimal point.
         short: heading in the terminal, which has little room; empty leaves the column out there.
+        over_time: says nothing about a single experience, and is left out for one.
     """
 
     key: str
@@ -42,6 +46,7 @@ class Column:
     scale: float = 100.0
     digits: int = 2
     short: str = ""
+    over_time: bool = False
 
     def text(self, value: MeanAndSpread | None) -> str:
         """``mean ± std`` in the column's unit; no spread for a single seed, or for a cost."""
@@ -74,7 +79,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One group's line of the summary table; one cell for each of :data:`COLUMNS`."""
+    """One group's line of the summary table; one cell for each of :func:`columns`."""
 
     group: Group
     cells: list[Cell]
@@ -92,6 +97,7 @@ COLUMNS = (
         +1,
         lambda run: metrics.average_incremental_accuracy(run.stream_accuracy),
         short="Avg. inc. %",
+        over_time=True,
     ),
     Column(
         "last_accuracy",
@@ -108,6 +114,7 @@ COLUMNS = (
         -1,
         lambda run: metrics.forgetting(run.accuracy_matrix),
         short="Forgetting",
+        over_time=True,
     ),
     Column(
         "maximum_forgetting",
@@ -115,6 +122,7 @@ COLUMNS = (
         "as forgetting, from the best accuracy ever reached on the experience",
         -1,
         lambda run: metrics.maximum_forgetting(run.accuracy_matrix),
+        over_time=True,
     ),
     Column(
         "backward_transfer",
@@ -122,6 +130,7 @@ COLUMNS = (
         "what later experiences added to the accuracy of earlier ones; minus forgetting",
         +1,
         lambda run: metrics.backward_transfer(run.accuracy_matrix),
+        over_time=True,
     ),
     Column(
         "expected_calibration_error",
@@ -180,19 +189,30 @@ COLUMNS = (
 )
 
 
+def columns(benchmark: Benchmark) -> list[Column]:
+    """The columns that say something about a benchmark, and hold a value for one group at least."""
+    return [
+        column
+        for column in COLUMNS
+        if not (benchmark.single and column.over_time)
+        and any(group.spread(column.measure) is not None for group in benchmark.groups)
+    ]
+
+
 def rows(benchmark: Benchmark) -> list[Row]:
     """The summary table of one benchmark."""
-    spreads = [[group.spread(column.measure) for column in COLUMNS] for group in benchmark.groups]
+    shown = columns(benchmark)
+    spreads = [[group.spread(column.measure) for column in shown] for group in benchmark.groups]
     best = [
         column.best(values)
-        for column, values in zip(COLUMNS, zip(*spreads, strict=True), strict=True)
+        for column, values in zip(shown, zip(*spreads, strict=True), strict=True)
     ]
     return [
         Row(
             group,
             [
                 Cell(column.text(value), i in winners)
-                for column, value, winners in zip(COLUMNS, values, best, strict=True)
+                for column, value, winners in zip(shown, values, best, strict=True)
             ],
         )
         for i, (group, values) in enumerate(zip(benchmark.groups, spreads, strict=True))
@@ -203,7 +223,7 @@ def markdown(benchmarks: Sequence[Benchmark], skipped: Sequence[Skipped]) -> str
     """All tables in GitHub's Markdown; the best value of a column is bold."""
     blocks = []
     for benchmark in benchmarks:
-        heading = ["Strategy", "Seeds", *(column.title for column in COLUMNS)]
+        heading = ["Strategy", "Seeds", *(column.title for column in columns(benchmark))]
         lines = [_markdown_line(heading), _markdown_line(["---", *["---:"] * (len(heading) - 1)])]
         for row in rows(benchmark):
             cells = [f"**{cell.text}**" if cell.best else cell.text for cell in row.cells]
@@ -237,14 +257,12 @@ def terminal(benchmark: Benchmark) -> Table:
         title=Text(benchmark.label), title_justify="left", title_style="bold",
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    table.add_column("Strategy", overflow="fold")
     lines = rows(benchmark)
-    shown = [
-        i
-        for i, column in enumerate(COLUMNS)
-        if column.short and any(line.cells[i].text != NO_VALUE for line in lines)
-    ]
-    for title in ("Seeds", *(COLUMNS[i].short for i in shown)):
+    longest = max((len(row.group.label) for row in lines), default=0)
+    table.add_column("Strategy", overflow="fold", min_width=min(longest, _NAME_WIDTH))
+    known = columns(benchmark)
+    shown = [i for i, column in enumerate(known) if column.short]
+    for title in ("Seeds", *(known[i].short for i in shown)):
         table.add_column(title, justify="right", no_wrap=True)
     for row in lines:
         marked = [row.cells[i] for i in shown]

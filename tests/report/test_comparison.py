@@ -21,7 +21,7 @@ from rich.console import Console
 
 from protocl.errors import ConfigError, DataError
 from protocl.metrics import MeanAndSpread
-from protocl.report import Run, compare, figures, load_run, plot_run, table
+from protocl.report import Run, compare, figures, load_run, page, plot_run, table
 from protocl.report.plots import round_curve
 from tests.report.results import make_result, write_run
 
@@ -234,3 +234,17 @@ def test_more_strategies_than_colours_stay_distinct() -> None:
     lines = figures.accuracy_curves(curves).axes[0].get_lines()
     looks = {(line.get_color(), line.get_linestyle()) for line in lines}
     assert len(looks) == 20
+
+
+def test_a_single_experience_has_nothing_over_time(tmp_path: Path) -> None:
+    write_run(tmp_path, make_result("slda", sizes=(4,)))
+    (benchmark,) = compare([tmp_path]).benchmarks
+    shown = [column.key for column in table.columns(benchmark)]
+    assert "last_accuracy" in shown
+    assert not {"forgetting", "average_incremental_accuracy", "backward_transfer"} & set(shown)
+    assert all(len(row.cells) == len(shown) for row in table.rows(benchmark))
+    text = page.render([benchmark], [])
+    assert "1 experience," in text
+    assert "Accuracy over the stream" not in text
+    assert "Accuracy matrices" not in text
+    assert "Confusion" in text

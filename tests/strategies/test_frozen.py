@@ -188,7 +188,7 @@ def configured(name: str, *settings: str) -> Any:
 
 FEW = {"ranpac": ["strategy.projection=100"]}
 
-TRAINED = {"il2a", "napa_vq", "pass", "prd", "protocl"}
+TRAINED = {"aper", "il2a", "napa_vq", "pass", "prd", "protocl"}
 """Need a backbone with weights to train: configured and run in test files of their own."""
 
 

@@ -37,6 +37,7 @@ PLUGINS: dict[str, Callable[[], Any]] = {
     "fetril": FeTrILPlugin,
     "icarl_nme": partial(ICaRLPlugin, 60),
     "nearest_mean": partial(PrototypePlugin, NearestMean()),
+    "simplecil": partial(PrototypePlugin, NearestMean("cosine")),
     "slda": partial(PrototypePlugin, LinearDiscriminant()),
     "fecam": partial(PrototypePlugin, Mahalanobis()),
 }
@@ -87,6 +88,7 @@ def test_every_strategy_of_ours_states_its_bytes() -> None:
         (["protocl", "strategy.refit=memory"], "refreshed"),
         (["icarl_nme"], "refreshed"),
         (["fetril"], "exact"),
+        (["aper"], "exact"),
     ],
 )
 def test_the_fate_of_old_prototypes_is_part_of_the_configuration(

@@ -215,3 +215,24 @@ def test_every_mixture_has_a_neighbour_of_its_own() -> None:
     edges[0, 5] = edges[4, 3] = 1.0
     neighbours = choose_neighbours(edges, torch.tensor([0, 4, 0]), torch.tensor([0.9, 0.1, 0.1]))
     assert neighbours.tolist() == [5, 3, 0]
+
+
+def test_coding_vectors_can_start_at_the_means_of_new_classes(uneven_benchmark: Any) -> None:
+    plugin = small_plugin(code_init="means")
+    strategy = build_strategy("naive", [plugin, InMemory()])
+    train_on(strategy, uneven_benchmark.train_stream[:1])
+    known = len(plugin.parameters)
+    started = []
+    grow = plugin.grow
+
+    def noted(feature_dim: int) -> None:
+        grow(feature_dim)
+        started.append(plugin.parameters.codes.detach().clone())
+        assert torch.equal(started[-1], torch.cat([before, plugin.prototypes()[known:]]))
+
+    plugin.grow = noted  # type: ignore[method-assign]
+    before = plugin.parameters.codes.detach().clone()
+    train_on(strategy, uneven_benchmark.train_stream[1:2])
+    assert len(started) == 1
+    assert len(started[0]) == known + 4
+    assert bool(started[0][known:].abs().sum(1).gt(0).all())

@@ -15,7 +15,7 @@ from protocl.data import TensorData
 from protocl.errors import NotFittedError
 from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean, Ridge
 from protocl.strategies import PrototypePlugin
-from protocl.strategies.prototype_plugin import FLUSH_AT
+from protocl.strategies.pieces import MOST_SAMPLES
 from tests.strategies.small import (
     build_net,
     build_strategy,
@@ -166,7 +166,7 @@ def test_in_the_training_pass_replayed_samples_of_old_classes_are_left_out(
 
 def test_the_training_pass_is_flushed_in_parts(benchmark: Any) -> None:
     one = benchmark.train_stream[0].dataset
-    copies = FLUSH_AT // len(one) + 2
+    copies = MOST_SAMPLES // len(one) + 2
     data = TensorData(
         torch.stack([s[0] for s in one]).repeat(copies, 1, 1, 1),
         torch.tensor([s[1] for s in one]).repeat(copies),
@@ -217,7 +217,7 @@ def test_an_evaluation_in_mid_epoch_answers_from_all_samples_seen_so_far(benchma
 def test_wide_features_are_flushed_before_many_bytes_wait(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("protocl.strategies.prototype_plugin._FLUSH_AT_ELEMENTS", 16 * 30)
+    monkeypatch.setattr("protocl.strategies.pieces.MOST_ELEMENTS", 16 * 40)
     updates = []
     update = PrototypeMemory.update
 
@@ -229,7 +229,7 @@ def test_wide_features_are_flushed_before_many_bytes_wait(
     plugin = PrototypePlugin(collect="training")
     train_on(build_strategy("naive", [plugin]), benchmark.train_stream[:1])
     samples = len(benchmark.train_stream[0].dataset)
-    assert updates[:-1] == [36] * (len(updates) - 1)  # two mini-batches of 18 exceed 30 samples
+    assert updates[:-1] == [36] * (len(updates) - 1)  # three mini-batches of 18 exceed 40 samples
     assert sum(updates) == samples
 
 

@@ -1,0 +1,67 @@
+"""Apply an adaptation by its name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from torch import nn
+
+from protocl.backbones.adaptation.base import Adaptation
+from protocl.backbones.base import Backbone
+from protocl.errors import ConfigError
+from protocl.registry import ADAPTATIONS
+
+
+def adapt(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """Change ``module`` in place so that it can be adapted; nothing else of it takes gradients.
+
+    Args:
+        module: a backbone, or any module that contains it.
+        name: ``"none"``, ``"finetune"``, ``"bn"``, ``"vpt_shallow"``, ``"vpt_deep"``, ``"ssf"``,
+            ``"adapter"``, or one that another package registered.
+
+    Returns:
+        The parameters to be trained.
+
+    Raises:
+        ConfigError: there is no such adaptation, or it does not apply to ``module``.
+    """
+    trained = find_adaptation(module, name).insert(module)
+    module.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return trained
+
+
+def find_adaptation(module: nn.Module, name: str) -> Adaptation:
+    """The adaptation called ``name``, which applies to ``module``.
+
+    Raises:
+        ConfigError: there is none, or it does not apply; the message names those that do.
+    """
+    adaptation: Adaptation = ADAPTATIONS.get(name)()
+    if adaptation.applies(module):
+        return adaptation
+    what = (inspect.getdoc(adaptation) or "").partition("\n")[0].rstrip(".")
+    raise ConfigError(
+        f"adapt={name} ('{what}') does not apply to {_description(module)}: "
+        f"choose from {', '.join(_applying(module))}"
+    )
+
+
+def _applying(module: nn.Module) -> Iterator[str]:
+    for name in ADAPTATIONS.names():
+        try:
+            adaptation: Adaptation = ADAPTATIONS.get(name)()
+        except ConfigError:  # one broken package must not hide the others
+            continue
+        if adaptation.applies(module):
+            yield name
+
+
+def _description(module: nn.Module) -> str:
+    backbone = next((m for m in module.modules() if isinstance(m, Backbone)), None)
+    if backbone is None:
+        return f"a {type(module).__name__}"
+    return f"backbone {backbone.architecture}"
