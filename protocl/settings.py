@@ -52,7 +52,7 @@ def load(arguments: Sequence[str]) -> list[ExperimentConfig]:
 def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:
     """The values of each key: those of the preset, overruled by those of ``arguments``.
 
-    Picking a group anew drops what the preset says about the old pick's own keys.
+    Picking a part that the preset does not pick drops what the preset says about its keys.
     """
     typed: dict[str, list[Any]] = {}
     for argument in arguments:
@@ -65,12 +65,22 @@ def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:
     preset = typed.pop("experiment", None)
     if preset is None:
         return typed
-    kept = {
-        key: values
-        for key, values in _read_preset(str(preset[0])).items()
-        if key.partition(".")[0] not in typed
-    }
-    return {**kept, **typed}
+    return {**_standing(_read_preset(str(preset[0])), typed), **typed}
+
+
+def _standing(
+    preset: Mapping[str, list[Any]], typed: Mapping[str, list[Any]]
+) -> dict[str, list[Any]]:
+    """What of a preset is left beside what was typed."""
+
+    def stands(key: str) -> bool:
+        group = key.partition(".")[0]
+        if key in typed or group not in typed:
+            return key not in typed
+        picks = preset.get(group) or preset.get(f"{group}.name") or []
+        return key != f"{group}.name" and all(pick in picks for pick in typed[group])
+
+    return {key: values for key, values in preset.items() if stands(key)}
 
 
 def expand(values: Mapping[str, Sequence[Any]]) -> list[Settings]:
@@ -281,13 +291,8 @@ def settle(
         if source is None:
             raise unknown_name(preset, str(picked[0]), group_names(preset))
         content = flatten(read_mapping(source.read_bytes(), str(source)), sections)
-        # Picking a group anew drops what the preset says about the old pick's own keys.
-        kept = {
-            full(key): [value]
-            for key, value in content.items()
-            if full(key) not in typed and full(key).partition(".")[0] not in typed
-        }
-        typed = {**kept, **typed}
+        given = {full(key): [value] for key, value in content.items()}
+        typed = {**_standing(given, typed), **typed}
     for group, default in defaults.items():
         if group not in typed and f"{group}.name" not in typed:
             typed[group] = [default]
