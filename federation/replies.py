@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from protocl.confusion import Confusion
 from protocl.errors import DataError
-from protocl.federation.messages import read_npy
+from protocl.federation.npy import read_npy
 
 MAX_CONTRIBUTIONS = 16
 """Contributions read from one reply; what a client sends beyond them it sends again."""
