@@ -101,7 +101,7 @@ class FederatedPrototypes(Strategy):
         self.traffic = Traffic()
         self.seconds = Seconds()
         reader = MessageReader(self.empty, self.options.limits)
-        verdicts = screen and (lambda contributions: screen(contributions, self.memory))
+        verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
         self._intake = Intake(self.merged, reader, verdicts, self.seconds)
         self.evaluations: dict[int, Confusion] = {}
         self.round = 0
