@@ -144,12 +144,13 @@ def test_merging_gains_over_learning_alone_and_bytes_are_counted(tmp_path):
 
 def test_linear_methods_order_as_they_should(tmp_path):
     last = {}
-    for method in ("joint", "exemplars", "fedavg", "finetune"):
+    for method in ("joint", "exemplars", "icarl", "fedavg", "finetune"):
         _, result = finish(tmp_path, f"method={method}", "alone=false")
         last[method] = result["metrics"]["last_accuracy"]
     assert last["joint"] > 0.9
     assert last["joint"] >= last["exemplars"] - 0.02
-    assert min(last["joint"], last["exemplars"]) > max(last["fedavg"], last["finetune"]) + 0.2
+    keeping = min(last["joint"], last["exemplars"], last["icarl"])
+    assert keeping > max(last["fedavg"], last["finetune"]) + 0.2
 
 
 def test_linear_methods_refuse_gossip(tmp_path):
