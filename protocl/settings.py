@@ -73,12 +73,16 @@ def _standing(
 ) -> dict[str, list[Any]]:
     """What of a preset is left beside what was typed."""
 
+    def repicked(key: str) -> bool:
+        """Whether a part was picked that is not the preset's."""
+        picks = preset.get(key) or preset.get(f"{key}.name") or []
+        return not all(pick in picks for pick in typed.get(key, []))
+
     def stands(key: str) -> bool:
-        group = key.partition(".")[0]
-        if key in typed or group not in typed:
-            return key not in typed
-        picks = preset.get(group) or preset.get(f"{group}.name") or []
-        return key != f"{group}.name" and all(pick in picks for pick in typed[group])
+        group, options_of = key.partition(".")[0], key.removesuffix("_options")
+        if key in typed or (key == f"{group}.name" and group in typed):
+            return False
+        return not repicked(group) and (options_of == key or not repicked(options_of))
 
     return {key: values for key, values in preset.items() if stands(key)}
 

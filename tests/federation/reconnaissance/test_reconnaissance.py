@@ -219,3 +219,12 @@ def test_prototypes_of_nodes_that_agree_lie_on_each_other(tmp_path):
     assert all(np.allclose(first, other) for other in others)
     with pytest.raises(ValueError, match="at least 2"):
         draw_prototypes({"before": {"client 0": run.learner.empty}})
+
+
+def test_another_head_does_not_take_over_the_options_of_the_presets():
+    words = ["reconnaissance=omniglot_stream"]
+    for head, options in (("nearest_mean", {"metric": "cosine"}), ("lda", {})):
+        (config,) = load([*words, f"method.head={head}"])
+        assert config.method.head_options == options
+    (given,) = load([*words, "method.head=lda", "method.head_options={shrinkage: 0.3}"])
+    assert given.method.head_options == {"shrinkage": 0.3}
