@@ -9,8 +9,9 @@ from protocl.lazy import importer
 if TYPE_CHECKING:
     from protocl.federation.client import ClientData, PrototypeClient
     from protocl.federation.grid import InProcessGrid, QuorumGrid
+    from protocl.federation.options import Options
     from protocl.federation.simulation import simulate
-    from protocl.federation.strategy import FederatedPrototypes, Options
+    from protocl.federation.strategy import FederatedPrototypes
 
 __all__ = [
     "ClientData",
@@ -26,7 +27,7 @@ _HOMES = {
     "ClientData": "client",
     "FederatedPrototypes": "strategy",
     "InProcessGrid": "grid",
-    "Options": "strategy",
+    "Options": "options",
     "PrototypeClient": "client",
     "QuorumGrid": "grid",
     "simulate": "simulation",

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import torch
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -24,7 +23,6 @@ from protocl.backbones.base import Classifier
 from protocl.errors import DataError
 from protocl.federation.choosing import choose_nodes
 from protocl.federation.config import FederationSetup
-from protocl.federation.messages import read_npy
 from protocl.federation.network import (
     GradientConfig,
     arrived,
@@ -33,6 +31,7 @@ from protocl.federation.network import (
     train,
     weights_of,
 )
+from protocl.federation.npy import array_of, read_npy
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ class WeightClient:
 
 def weights_record(module: nn.Module) -> ArrayRecord:
     """Weights as one array: Flower's cost in a deployment is by array, not by byte."""
-    return ArrayRecord({"weights": Array(weights_of(module).numpy())})
+    return ArrayRecord({"weights": array_of(weights_of(module).numpy())})
 
 
 def read_weights(arrays: ArrayRecord) -> Tensor:

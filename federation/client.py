@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -24,6 +23,7 @@ from protocl.confusion import Confusion
 from protocl.errors import FingerprintError
 from protocl.federation.client_state import ClientState, StatesInProcess, StateStore
 from protocl.federation.messages import Contribution, class_id_of, decode, encode
+from protocl.federation.npy import array_of
 from protocl.federation.packing import Precision
 from protocl.federation.received_backbone import ReceivedBackbone
 from protocl.heads.base import Head
@@ -170,7 +170,7 @@ class PrototypeClient:
         pairs = torch.stack([confusion.true, confusion.predicted, confusion.counts])
         content = RecordDict(
             {
-                "confusion": ArrayRecord({"pairs": Array(pairs.numpy())}),
+                "confusion": ArrayRecord({"pairs": array_of(pairs.numpy())}),
                 "metrics": MetricRecord({"num-examples": confusion.total}),
             }
         )

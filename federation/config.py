@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from protocl.federation.client import Loader
     from protocl.federation.client_state import StateStore
-    from protocl.federation.strategy import Options
+    from protocl.federation.options import Options
     from protocl.memory import PrototypeMemory
 
 METHODS = Registry("protocl.federated", "federated method")
@@ -98,7 +98,7 @@ class FederationSetup:
 
     def options(self) -> Options:
         """How our strategies conduct a round."""
-        from protocl.federation.strategy import Options
+        from protocl.federation.options import Options
 
         return Options(
             participation=self.federation.participation,

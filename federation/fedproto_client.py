@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 from torch.nn import functional
@@ -17,6 +17,7 @@ from protocl.federation.config import FederationSetup
 from protocl.federation.fedproto import FedProtoConfig
 from protocl.federation.messages import Contribution, decode, encode
 from protocl.federation.network import Penalty, arrived, client_seed, set_weights, train
+from protocl.federation.npy import array_of
 from protocl.heads import NearestMean
 from protocl.memory import PrototypeMemory
 
@@ -75,7 +76,7 @@ class FedProtoClient:
         pairs = torch.stack([confusion.true, confusion.predicted, confusion.counts])
         content = RecordDict(
             {
-                "confusion": ArrayRecord({"pairs": Array(pairs.numpy())}),
+                "confusion": ArrayRecord({"pairs": array_of(pairs.numpy())}),
                 "metrics": MetricRecord({"num-examples": confusion.total}),
             }
         )

@@ -14,8 +14,8 @@ from protocl.confusion import Confusion
 from protocl.errors import DataError
 from protocl.federation.choosing import choose_nodes
 from protocl.federation.messages import Contribution, decode, encode
+from protocl.federation.options import Options
 from protocl.federation.replies import read_confusion, read_headers
-from protocl.federation.strategy import Options
 from protocl.federation.validation import RejectedError
 from protocl.memory import PrototypeMemory
 

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from protocl.errors import DataError, ProtoclError
-from protocl.federation.messages import read_npy
+from protocl.federation.npy import read_npy
 from protocl.federation.protected_client import write_agreement
 from protocl.federation.secure_agreement import (
     Agreement,

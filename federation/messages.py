@@ -7,27 +7,23 @@ acknowledged), or the server's merged memory. Each is an ``ArrayRecord`` of at m
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from numpy.typing import NDArray
 
 from protocl.errors import DataError
+from protocl.federation.npy import array_of, read_npy
 from protocl.federation.packed import Packed, PackedForm, Precision
 from protocl.federation.packing import ERROR_BOUNDS, pack, pack_exactly
 from protocl.federation.validation import Limits, RejectedError, check_class_ids, check_values
 from protocl.memory import PrototypeMemory
 
 FORMAT = "protocl-memory"
-_LONGEST_CLAIM = 10_000  # characters of an array's header; numpy's own limit
-_USUAL_HEADER = 128  # bytes before the content of an array of few dimensions
 VERSION = 1
 
 Kind = Literal["delta", "full", "merged"]
@@ -103,12 +99,12 @@ def encode(
             "seq": contribution.seq,
             "precision": precision,
             "fingerprint": memory.fingerprint or "",
-            **memory.describe(),
+            "statistics": _description(memory),
         }
     )
     if contribution.names:
         header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()}), header
+    return ArrayRecord({name: array_of(array) for name, array in arrays.items()}), header
 
 
 def decode(
@@ -148,11 +144,12 @@ class MessageReader:
         self.limits = limits or Limits()
         self._fingerprint = like.fingerprint
         self._known_ids: NDArray[np.int64] | None = None
-        self._expected: dict[str, object] = {"format": FORMAT, "version": VERSION}
-        self._described = like.describe()
-        if not like.exact:
-            del self._described["step"]
-        self._expected |= self._described
+        self._described = _description(like)
+        self._expected: dict[str, object] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "statistics": self._described,
+        }
         if like.fingerprint is not None:
             self._expected["fingerprint"] = like.fingerprint
 
@@ -229,56 +226,18 @@ class MessageReader:
                 f"statistics of backbone {theirs or '(none)'}; this federation's is "
                 f"{self._fingerprint}",
             )
-        for key, value in self._described.items():
-            if header.get(key) != value:
-                raise RejectedError("mismatch", f"{key} is {header.get(key)!r}; expected {value!r}")
+        theirs = header.get("statistics")
+        raise RejectedError(
+            "mismatch", f"statistics are {theirs!r:.300}; expected {self._described}"
+        )
 
 
-def read_npy(data: bytes) -> NDArray[np.generic]:
-    """The array in ``data`` (``.npy`` bytes), without copying it.
-
-    ``numpy.load`` allocates whatever a header claims and opens archives as well; here the claim
-    is held against the bytes that are there.
-
-    Raises:
-        DataError: not the bytes of one plain array.
-    """
-    try:
-        kind, shape, order, start = _read_claim(data[:_USUAL_HEADER])
-    except _LongHeaderError as error:
-        kind, shape, order, start = _read_claim(data[: error.length])
-    try:
-        return np.frombuffer(data, kind, offset=start).reshape(shape, order=order)
-    except ValueError as error:
-        raise DataError(f"an array is not in .npy format: {error}") from error
-
-
-class _LongHeaderError(Exception):
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-
-@lru_cache(maxsize=1024)  # messages of one federation repeat a few headers
-def _read_claim(
-    beginning: bytes,
-) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], int]:
-    """Type, shape, order and start of the content of an array that begins so."""
-    try:
-        if beginning[:8] not in (b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00"):
-            raise DataError("an array is not in .npy format")
-        wide = beginning[6] == 2
-        first = 12 if wide else 10
-        (length,) = struct.unpack_from("<I" if wide else "<H", beginning, 8)
-        start = first + length
-        if start > len(beginning) and start <= _LONGEST_CLAIM and len(beginning) == _USUAL_HEADER:
-            raise _LongHeaderError(start)
-        claimed = ast.literal_eval(beginning[first:start].decode("ascii"))
-        kind, shape = np.dtype(claimed["descr"]), tuple(claimed["shape"])
-        if kind.kind not in "if" or claimed["fortran_order"] not in (False, True):
-            raise DataError(f"an array is of type {kind}; expected numbers")
-        return kind, shape, "F" if claimed["fortran_order"] else "C", start
-    except (ValueError, SyntaxError, KeyError, TypeError, IndexError, struct.error) as error:
-        raise DataError(f"an array is not in .npy format: {error}") from error
+def _description(memory: PrototypeMemory) -> str:
+    """Width, level, feature map and arithmetic as one text: each key costs Flower microseconds."""
+    described = memory.describe()
+    if not memory.exact:
+        del described["step"]  # has no meaning
+    return " ".join(f"{key}={value}" for key, value in described.items())
 
 
 def _checked_names(class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:

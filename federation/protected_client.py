@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from protocl.federation.client import ClientData, Loader, shared_labels
 from protocl.federation.layout import StatisticsLayout
+from protocl.federation.npy import array_of
 from protocl.federation.private_release import PrivateRelease
 from protocl.federation.secure_agreement import (
     Agreement,
@@ -106,7 +107,7 @@ class ProtectedClient:
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
             received = split_entries(cast(bytes, config["sealed"]), SEALED_BYTES)
-            arrays["masked"] = Array(party.mask(vector, received).view(np.int64))
+            arrays["masked"] = array_of(party.mask(vector, received).view(np.int64))
             return {}
 
         return self._continue(message, context, step, arrays)
@@ -162,7 +163,7 @@ class ProtectedClient:
         end = max(start, min(cast(int, config["round"]), len(data.chunks)))
         if end > start or self.secure:
             vector = self._contribution(data, start, end)
-            context.state[_VECTOR] = ArrayRecord({"vector": Array(vector)})
+            context.state[_VECTOR] = ArrayRecord({"vector": array_of(vector)})
             context.state[_SPAN] = ConfigRecord({"start": start, "end": end})
         return end > start
 

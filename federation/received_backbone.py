@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import safetensors.torch
 import torch
-from flwr.app import Array, ArrayRecord, Context, RecordDict
+from flwr.app import ArrayRecord, Context, RecordDict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from protocl.backbones.base import fingerprint
 from protocl.errors import FingerprintError
 from protocl.features import extract
-from protocl.federation.messages import read_npy
+from protocl.federation.npy import array_of, read_npy
 
 _KEY = "backbone"
 
@@ -22,7 +22,7 @@ def backbone_record(backbone: nn.Module) -> ArrayRecord:
     content = safetensors.torch.save(
         {name: tensor.cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     )
-    return ArrayRecord({"weights": Array(np.frombuffer(content, dtype=np.int8))})
+    return ArrayRecord({"weights": array_of(np.frombuffer(content, dtype=np.int8))})
 
 
 class ReceivedBackbone:

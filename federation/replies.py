@@ -6,14 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from protocl.confusion import Confusion
 from protocl.errors import DataError
-from protocl.federation.messages import read_npy
+from protocl.federation.npy import read_npy
 
 MAX_CONTRIBUTIONS = 16
 """Contributions read from one reply; what a client sends beyond them it sends again."""
+
+
+def sender(reply: Message) -> str:
+    """The node that a reply comes from, as the ledger names it."""
+    return str(reply.metadata.src_node_id)
 
 
 def read_headers(content: RecordDict) -> Iterator[tuple[ArrayRecord, ConfigRecord, int]]:

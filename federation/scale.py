@@ -14,8 +14,9 @@ from protocl.bench.peak_memory import MIB, PeakMeter
 from protocl.bench.timing import thread_count
 from protocl.federation.client import ClientData, PrototypeClient
 from protocl.federation.messages import Contribution
+from protocl.federation.options import Options
 from protocl.federation.simulation import simulate
-from protocl.federation.strategy import FederatedPrototypes, Options
+from protocl.federation.strategy import FederatedPrototypes
 from protocl.memory import PrototypeMemory
 
 TARGET = 0.1

@@ -13,7 +13,8 @@ from flwr.serverapp import Grid
 
 from protocl.errors import ConfigError
 from protocl.federation.grid import QuorumGrid
-from protocl.federation.strategy import FederatedPrototypes, Options
+from protocl.federation.options import Options
+from protocl.federation.strategy import FederatedPrototypes
 from protocl.memory import PrototypeMemory
 from protocl.storage import atomic_write
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,18 +19,16 @@ from protocl.confusion import Confusion
 from protocl.errors import DataError
 from protocl.federation.choosing import choose_nodes
 from protocl.federation.grid import MeteredGrid
-from protocl.federation.ledger import Entry, Traffic
+from protocl.federation.intake import Intake, Seconds
+from protocl.federation.ledger import Traffic
 from protocl.federation.merging import MergedMemory
-from protocl.federation.messages import Contribution, MessageReader, Received, encode
-from protocl.federation.packing import Precision
+from protocl.federation.messages import Contribution, MessageReader, encode
+from protocl.federation.options import Options
 from protocl.federation.received_backbone import backbone_record
-from protocl.federation.replies import read_confusion, read_headers
-from protocl.federation.validation import Limits, RejectedError
+from protocl.federation.replies import read_confusion, sender
 from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
-
-_SUPERLINK = 1  # node id under which a SuperLink itself answers for a node that is gone
 
 
 class Screen(Protocol):
@@ -45,60 +42,6 @@ class Screen(Protocol):
 
 Merge = Callable[[Sequence[PrototypeMemory]], PrototypeMemory]
 """One memory of those of all clients: :class:`protocl.federation.robust.RobustMerge`."""
-
-
-@dataclass
-class Seconds:
-    """Where the server's own time went, in seconds, over all rounds.
-
-    Attributes:
-        encode, decode, merge, save: parts of a round; ``decode`` includes validation.
-        measure: counting the bytes of messages.
-    """
-
-    encode: float = 0.0
-    decode: float = 0.0
-    merge: float = 0.0
-    save: float = 0.0
-    measure: float = 0.0
-
-
-@dataclass
-class _Arrival:
-    client: str
-    received: Received
-    size: int
-
-
-@dataclass
-class Options:
-    """How a round is conducted.
-
-    Attributes:
-        participation: share of the nodes online that is asked in each round, in (0, 1].
-        min_clients: nodes that must be online before a round begins.
-        wait: seconds to wait for them.
-        evaluate: share of the nodes online that evaluate after each round; 0 for none.
-        precision: of the merged memory as it is sent to clients.
-        limits: what one contribution may at most claim.
-        seed: decides who is asked.
-    """
-
-    participation: float = 1.0
-    min_clients: int = 1
-    wait: float = 60.0
-    evaluate: float = 1.0
-    precision: Precision = "exact"
-    limits: Limits = field(default_factory=Limits)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.participation <= 1:
-            raise ValueError(f"participation={self.participation}: expected 0 < share <= 1")
-        if not 0 <= self.evaluate <= 1:
-            raise ValueError(f"evaluate={self.evaluate}: expected 0 <= share <= 1")
-        if self.min_clients < 1:
-            raise ValueError(f"min_clients={self.min_clients}: expected at least 1")
 
 
 class FederatedPrototypes(Strategy):
@@ -153,19 +96,18 @@ class FederatedPrototypes(Strategy):
         self.options = options or Options()
         self.empty = empty.empty_like()
         self.merged = MergedMemory(empty, keep_contributions=keep_contributions)
-        self.screen = screen
         self.merge = merge
-        self._reader = MessageReader(self.empty, self.options.limits)
         self._merged: tuple[str, PrototypeMemory] | None = None
         self.traffic = Traffic()
         self.seconds = Seconds()
+        reader = MessageReader(self.empty, self.options.limits)
+        verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
+        self._intake = Intake(self.merged, reader, verdicts, self.seconds)
         self.evaluations: dict[int, Confusion] = {}
         self.round = 0
         self._first = 0
         self._checkpoints = None if checkpoints is None else CheckpointFolder(checkpoints)
-        self._asked: dict[int, Sequence[Message]] = {}
         self._backbone = None if backbone is None else backbone_record(backbone)
-        self._equipped: set[int] = set()  # nodes known to have the backbone
 
     @property
     def memory(self) -> PrototypeMemory:
@@ -226,13 +168,13 @@ class FederatedPrototypes(Strategy):
         number = self._first + server_round
         self.round = number
         # Before asking: a client whose late answer is merged now need not repeat it.
-        self._take(_collect_late(grid))
+        self._intake.take(_collect_late(grid), number)
         nodes = self._choose(grid, number, self.options.participation)
         messages = [
             _message(node, MessageType.TRAIN, number, self._request(node, number, config))
             for node in nodes
         ]
-        self._asked[number] = messages
+        self._intake.expect(messages, number)
         return messages
 
     def aggregate_train(
@@ -240,10 +182,8 @@ class FederatedPrototypes(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge what came, in the order of clients, then save; nothing is acknowledged before."""
         self.round = self._first + server_round
-        self._take(replies)
+        self._intake.take(replies, self.round)
         self._save()
-        # Asked no more than one round ago, a node may still be reported as gone.
-        self._asked = {n: sent for n, sent in self._asked.items() if n >= self.round - 1}
         return self._encoded()[0], MetricRecord(dict(self._summary()))
 
     def configure_evaluate(
@@ -270,7 +210,7 @@ class FederatedPrototypes(Strategy):
                 total = total + read_confusion(reply.content)
             except DataError as error:
                 failed += 1
-                logger.warning("evaluation of client %s refused: %s", _sender(reply), error)
+                logger.warning("evaluation of client %s refused: %s", sender(reply), error)
         if total.total == 0:
             return None
         self.evaluations[self.round] = total
@@ -310,98 +250,9 @@ class FederatedPrototypes(Strategy):
             }
         )
         content = RecordDict({"config": request})
-        if self._backbone is not None and node not in self._equipped:
+        if self._backbone is not None and node not in self._intake.equipped:
             content["backbone"] = self._backbone
         return content
-
-    # -- merging ----------------------------------------------------------------------------
-
-    def _take(self, replies: Iterable[Message]) -> None:
-        """Merge what is good in ``replies``, in floating point in the order of clients."""
-        # In fixed point no order changes a bit, so replies need not all be there to be sorted.
-        ordered = replies if self.empty.exact else sorted(replies, key=_sender)
-        arrivals = self._arrivals(ordered)
-        if self.screen is not None:
-            arrivals = iter(self._screened(self.screen, list(arrivals)))
-        # One by one, each while its bytes are still in the processor's cache.
-        for arrival in arrivals:
-            self._accept(arrival)
-
-    def _arrivals(self, replies: Iterable[Message]) -> Iterator[_Arrival]:
-        """Contributions that pass the checks; all others are entered in the ledger."""
-        for reply in replies:
-            if reply.has_error():
-                self._equipped.discard(reply.metadata.src_node_id)
-                self._note_failure(reply)
-                continue
-            self._equipped.add(reply.metadata.src_node_id)
-            client = _sender(reply)
-            for arrays, header, size in read_headers(reply.content):
-                start = time.perf_counter()
-                try:
-                    received = self._reader.read(arrays, header)
-                except RejectedError as error:
-                    epoch, seq = header.get("epoch"), header.get("seq")
-                    well_formed = isinstance(epoch, str) and isinstance(seq, int)
-                    self._refuse(error, client, size, *((epoch, seq) if well_formed else ("", 0)))  # type: ignore[arg-type]
-                    continue
-                finally:
-                    self.seconds.decode += time.perf_counter() - start
-                yield _Arrival(client, received, size)
-
-    def _screened(self, screen: Screen, arrivals: list[_Arrival]) -> list[_Arrival]:
-        """The contributions that the screen lets pass."""
-        start = time.perf_counter()
-        sent = [self._reader.contribution(arrival.received) for arrival in arrivals]
-        verdicts = screen(sent, self.memory) if arrivals else ()
-        passed = []
-        for arrival, verdict in zip(arrivals, verdicts, strict=True):
-            if verdict is None:
-                passed.append(arrival)
-            else:
-                self._refuse_arrival(RejectedError("screened", verdict), arrival)
-        self.seconds.merge += time.perf_counter() - start
-        return passed
-
-    def _accept(self, arrival: _Arrival) -> None:
-        start = time.perf_counter()
-        try:
-            self.merged.accept(
-                arrival.received,
-                client=arrival.client,
-                round_number=self.round,
-                size=arrival.size,
-            )
-        except RejectedError as error:
-            self._refuse_arrival(error, arrival)
-        self.seconds.merge += time.perf_counter() - start
-
-    def _refuse_arrival(self, error: RejectedError, arrival: _Arrival) -> None:
-        received = arrival.received
-        self._refuse(error, arrival.client, arrival.size, received.epoch, received.seq)
-
-    def _refuse(self, error: RejectedError, client: str, size: int, epoch: str, seq: int) -> None:
-        logger.warning("contribution of client %s rejected: %s", client, error)
-        self.merged.refuse(
-            error, client=client, round_number=self.round, size=size, epoch=epoch, seq=seq
-        )
-
-    def _note_failure(self, reply: Message) -> None:
-        client = _sender(reply)
-        if reply.metadata.src_node_id == _SUPERLINK:
-            # The SuperLink answers in place of a node that is gone.
-            asked = (message for sent in self._asked.values() for message in sent)
-            client = next(
-                (
-                    str(message.metadata.dst_node_id)
-                    for message in asked
-                    if message.metadata.message_id == reply.metadata.reply_to_message_id
-                ),
-                client,
-            )
-        reason = f"{reply.error.code}: {reply.error.reason}"[:500]
-        logger.warning("client %s failed: %s", client, reason)
-        self.merged.ledger.add(Entry(self.round, client, "failed", reason=reason))
 
     # -- books ------------------------------------------------------------------------------
 
@@ -436,10 +287,6 @@ class FederatedPrototypes(Strategy):
 
 def _message(node: int, kind: str, number: int, content: RecordDict) -> Message:
     return Message(content, dst_node_id=node, message_type=kind, group_id=str(number))
-
-
-def _sender(reply: Message) -> str:
-    return str(reply.metadata.src_node_id)
 
 
 def _collect_late(grid: Grid) -> list[Message]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from protocl.backbones.base import fingerprint
 from protocl.data.arrays import ArrayData, as_images, tensor_hash
 from protocl.progress import DELAY_SECONDS, ProgressBar
-from protocl.storage import atomic_path
+from protocl.storage import atomic_path, discard_partial
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +170,7 @@ class FeatureCache:
         with _locked(path):
             features = _read(path, len(x))
             if features is None:
+                discard_partial(path)
                 features = compute()
                 _write(path, features)
             else:

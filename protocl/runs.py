@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from protocl.errors import ConfigError
 from protocl.settings import to_yaml
-from protocl.storage import atomic_write
+from protocl.storage import atomic_write, discard_partial
 
 CONFIG_FILE = "config.yaml"
 RESULT_FILE = "result.json"
@@ -104,6 +104,8 @@ def is_complete(result: dict[str, Any] | None) -> bool:
 def exclusive(folder: Path) -> Iterator[None]:
     """Keep other processes from writing into ``folder``; the system frees it if we are killed.
 
+    What killed processes left half-written there is removed.
+
     Raises:
         ConfigError: another process is at work there.
     """
@@ -115,6 +117,7 @@ def exclusive(folder: Path) -> Iterator[None]:
             f"{folder} is in use by another process; wait for it, or run without resume=true"
         ) from error
     try:
+        discard_partial(folder)
         yield
     finally:
         lock.release()

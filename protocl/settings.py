@@ -52,7 +52,7 @@ def load(arguments: Sequence[str]) -> list[ExperimentConfig]:
 def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:
     """The values of each key: those of the preset, overruled by those of ``arguments``.
 
-    Picking a group anew drops what the preset says about the old pick's own keys.
+    Picking a part that the preset does not pick drops what the preset says about its keys.
     """
     typed: dict[str, list[Any]] = {}
     for argument in arguments:
@@ -65,12 +65,26 @@ def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:
     preset = typed.pop("experiment", None)
     if preset is None:
         return typed
-    kept = {
-        key: values
-        for key, values in _read_preset(str(preset[0])).items()
-        if key.partition(".")[0] not in typed
-    }
-    return {**kept, **typed}
+    return {**_standing(_read_preset(str(preset[0])), typed), **typed}
+
+
+def _standing(
+    preset: Mapping[str, list[Any]], typed: Mapping[str, list[Any]]
+) -> dict[str, list[Any]]:
+    """What of a preset is left beside what was typed."""
+
+    def repicked(key: str) -> bool:
+        """Whether a part was picked that is not the preset's."""
+        picks = preset.get(key) or preset.get(f"{key}.name") or []
+        return not all(pick in picks for pick in typed.get(key, []))
+
+    def stands(key: str) -> bool:
+        group, options_of = key.partition(".")[0], key.removesuffix("_options")
+        if key in typed or (key == f"{group}.name" and group in typed):
+            return False
+        return not repicked(group) and (options_of == key or not repicked(options_of))
+
+    return {key: values for key, values in preset.items() if stands(key)}
 
 
 def expand(values: Mapping[str, Sequence[Any]]) -> list[Settings]:
@@ -281,13 +295,8 @@ def settle(
         if source is None:
             raise unknown_name(preset, str(picked[0]), group_names(preset))
         content = flatten(read_mapping(source.read_bytes(), str(source)), sections)
-        # Picking a group anew drops what the preset says about the old pick's own keys.
-        kept = {
-            full(key): [value]
-            for key, value in content.items()
-            if full(key) not in typed and full(key).partition(".")[0] not in typed
-        }
-        typed = {**kept, **typed}
+        given = {full(key): [value] for key, value in content.items()}
+        typed = {**_standing(given, typed), **typed}
     for group, default in defaults.items():
         if group not in typed and f"{group}.name" not in typed:
             typed[group] = [default]

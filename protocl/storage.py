@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_PARTIAL = ".partial"
 
 
 @contextmanager
@@ -15,10 +18,11 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     The file is flushed to disk before it is renamed, and removed when the block raises: a
     reader sees the old content or the new, never a part of it. Missing folders are created.
+    Only a killed process leaves the temporary file: see :func:`discard_partial`.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PARTIAL)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -36,6 +40,20 @@ def atomic_write(target: str | os.PathLike[str], content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     with atomic_path(target) as temporary:
         temporary.write_bytes(data)
+
+
+def discard_partial(target: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left of ``target``: a file, or a folder with all below it.
+
+    For the one process that may write there, such as the holder of its lock.
+    """
+    target = Path(target)
+    if target.is_dir():
+        partial = target.rglob(f".*{_PARTIAL}")
+    else:
+        partial = target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}")
+    for file in list(partial):
+        file.unlink()
 
 
 def _flush(path: Path) -> None:

@@ -29,11 +29,11 @@ from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
 from protocl.heads import NearestMean
+from protocl.herding import herd
 from protocl.precision import in_full_precision
 from protocl.strategies.baselines import BaselineConfig
 from protocl.strategies.exemplar_sets import ExemplarSets
 from protocl.strategies.extraction import classes_of, features_of
-from protocl.strategies.herding import herd
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.prototype_plugin import PrototypePlugin
 from protocl.strategies.task_classes import tasks_of

@@ -148,6 +148,23 @@ def test_picking_a_group_anew_drops_the_presets_keys_of_it(tmp_path: Path):
     assert (config.strategy.name, config.seed) == ("acme_replay", 3)
 
 
+def test_picking_among_the_presets_parts_keeps_its_keys(tmp_path: Path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("strategy.lr: 0.5\nsweep: {strategy: [naive, acme_replay, slda]}\n")
+    configs = load([f"experiment={preset}", "strategy=acme_replay,naive"])
+    assert [(c.strategy.name, c.strategy.lr) for c in configs] == [
+        ("acme_replay", 0.5),
+        ("naive", 0.5),
+    ]
+    mixed = load([f"experiment={preset}", "strategy=naive,replay"])
+    assert 0.5 not in {c.strategy.lr for c in mixed}
+    saved = tmp_path / "saved.yaml"
+    saved.write_text("strategy: {name: naive, lr: 0.5}\n")
+    for pick, kept in (("naive", True), ("slda", False)):
+        (config,) = load([f"experiment={saved}", f"strategy={pick}"])
+        assert (config.strategy.lr == 0.5) == kept
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

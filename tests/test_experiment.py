@@ -25,6 +25,7 @@ from protocl.report import load_run
 from protocl.runs import create_run, exclusive, find_run, open_run, read_result
 from protocl.settings import from_yaml, load
 from tests import third_party
+from tests.test_storage import die_while_writing
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -248,6 +249,18 @@ class TestResume:
         config.benchmark.test_per_class = 10
         with pytest.raises(DataError, match="the data of benchmark 'digits' changed"):
             run_experiment(config, folder)
+
+    def test_what_was_half_written_when_a_run_was_killed_is_in_nobodys_way(self, tmp_path: Path):
+        config = configure(tmp_path, *self.settings)
+        folder = open_run(config)
+        with pytest.raises(InterruptedRunError):
+            run_experiment(config, folder, on_progress=interrupt_at("train", 1))
+        die_while_writing(folder / "checkpoint" / "experience-00001.ckpt")
+        die_while_writing(folder / "result.json")
+        result = run_experiment(config, folder)
+        assert result["status"] == "complete"
+        assert not (folder / "checkpoint").exists()
+        assert not list(folder.glob(".result*"))
 
     def test_two_processes_do_not_write_one_run(self, tmp_path: Path):
         config = configure(tmp_path, *self.settings)

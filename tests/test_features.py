@@ -13,6 +13,7 @@ from protocl.backbones import BackboneConfig, build_backbone
 from protocl.data import ArrayData, BenchmarkConfig, load_data
 from protocl.features import FeatureCache, default_batch_size, extract
 from protocl.progress import ProgressBar
+from tests.test_storage import die_while_writing
 
 
 class Counting(nn.Module):
@@ -213,6 +214,18 @@ def test_a_failed_write_leaves_nothing_behind(
     with pytest.raises(OSError, match="No space left"):
         FeatureCache(tmp_path).encode(pictures(), Counting())
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+def test_what_a_killed_process_half_wrote_is_removed(tmp_path: Path) -> None:
+    cache, data = FeatureCache(tmp_path), pictures()
+    cache.encode(data, Counting())
+    victim = next(path for path in files(tmp_path))
+    victim.unlink()
+    die_while_writing(victim)
+    assert victim not in files(tmp_path)
+    cache.encode(data, Counting())
+    assert victim in files(tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 WORKER = """

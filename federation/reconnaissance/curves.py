@@ -10,50 +10,80 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from protocl.runs import RESULT_FILE
 from protocl.storage import atomic_path
 
 QUANTITIES = {
-    "accuracy": "accuracy on all classes taught",
-    "own": "accuracy on a client's own classes",
-    "alone": "accuracy of a client that never merges",
-    "bytes_up": "bytes up",
+    "accuracy": "accuracy on all classes taught (%)",
+    "own": "accuracy on a client's own classes (%)",
+    "alone": "accuracy of a client that never merges (%)",
+    "bytes_up": "sent to be merged",
 }
 
 
 def write_curves(folders: Sequence[Path], out_dir: Path) -> list[Path]:
     """Draw accuracy and costs over the steps of finished runs, one curve a method.
 
-    Runs of the same title are taken for repetitions: mean and 95 % interval of the mean
-    (Student's t) over their seeds, as far as the shortest of them goes.
+    Runs of the same method with as many clients are taken for repetitions: mean and 95 % interval
+    of the mean (Student's t) over their seeds, as far as the shortest of them goes.
 
     Args:
         folders: of the runs.
         out_dir: receives ``reconnaissance.png``.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for folder in folders:
-        result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-        groups.setdefault(result["strategy"]["title"], []).append(result)
+    results = [json.loads((folder / RESULT_FILE).read_text(encoding="utf-8")) for folder in folders]
     file = out_dir / "reconnaissance.png"
-    figure = draw_curves(groups)
+    figure = draw_curves(_repetitions(results))
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     return [file]
 
 
 def draw_curves(groups: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """One panel a quantity; ``groups`` holds contents of ``result.json`` by title."""
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    for axes, (key, label) in zip(figure.subplots(2, 2).flat, QUANTITIES.items(), strict=True):
-        for title, results in groups.items():
-            _draw(axes, title, series(results, key), results)
-        axes.set(xlabel="step", ylabel=label)
+    """One panel for each quantity that was measured, one curve for each of ``groups``.
+
+    Args:
+        groups: contents of ``result.json`` by label.
+    """
+    values = {
+        key: {label: series(results, key) for label, results in groups.items()}
+        for key in QUANTITIES
+    }
+    shown = [key for key in QUANTITIES if not all(np.isnan(v).all() for v in values[key].values())]
+    rows = (len(shown) + 1) // 2
+    figure = Figure(figsize=(11, 3.5 * rows + 0.5), layout="constrained")
+    for place, key in enumerate(shown, start=1):
+        axes = figure.add_subplot(rows, 2, place)
+        for colour, array in enumerate(values[key].values()):
+            _draw(axes, array * (1 if key == "bytes_up" else 100), f"C{colour}")
+        axes.set(xlabel="step", ylabel=QUANTITIES[key])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize="small")
+        if key == "bytes_up":
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
+    handles = [
+        Line2D([], [], color=f"C{colour}", marker=".", label=f"{label} ({_seeds(len(results))})")
+        for colour, (label, results) in enumerate(groups.items())
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
     return figure
+
+
+def _repetitions(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    numbers = {result["reconnaissance"]["clients"] for result in results}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        clients = f", {result['reconnaissance']['clients']} clients" if len(numbers) > 1 else ""
+        groups.setdefault(result["strategy"]["title"] + clients, []).append(result)
+    return groups
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def series(results: Sequence[dict[str, Any]], key: str) -> np.ndarray:
@@ -74,10 +104,10 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(0), t.ppf(0.975, n - 1) * spread
 
 
-def _draw(axes: Axes, title: str, values: np.ndarray, results: Sequence[dict[str, Any]]) -> None:
+def _draw(axes: Axes, values: np.ndarray, colour: str) -> None:
     if np.isnan(values).all():
         return
     mean, half = interval(values)
     steps = np.arange(1, len(mean) + 1)
-    (line,) = axes.plot(steps, mean, label=f"{title} ({len(results)} seeds)", marker=".")
-    axes.fill_between(steps, mean - half, mean + half, alpha=0.2, color=line.get_color())
+    axes.plot(steps, mean, marker=".", color=colour)
+    axes.fill_between(steps, mean - half, mean + half, alpha=0.2, color=colour)

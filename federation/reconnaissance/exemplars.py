@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from protocl.herding import herd
+
 
 class Exemplars:
-    """The samples nearest to their class mean, equally many of each class.
+    """Samples whose mean stays near that of their class, equally many of each class.
 
-    Source: the budget over all classes of iCaRL (Rebuffi et al., CVPR 2017); the nearest samples
-    in place of its herding.
+    Source: budget and herding of iCaRL (Rebuffi et al., CVPR 2017). Samples that come later are
+    chosen beside the exemplars that are there, as the others are gone.
 
     Args:
         budget: samples of all classes together.
@@ -24,17 +26,18 @@ class Exemplars:
         """Take samples ``(N, D)`` of classes ``(N,)`` into the pool; bytes of those offered."""
         if not self.budget:
             return 0
-        for c in y.unique().tolist():
+        touched = y.unique().tolist()
+        quota = max(1, self.budget // len(self._of.keys() | set(touched)))
+        for c in touched:
             mine = x[y == c]
-            self._of[c] = torch.cat([self._of[c], mine]) if c in self._of else mine
-        quota = max(1, self.budget // len(self._of))
+            mine = torch.cat([self._of[c], mine]) if c in self._of else mine
+            self._of[c] = mine[herd(mine, quota)]
         for c, mine in self._of.items():
-            distances = (mine - mine.mean(0)).square().sum(1)
-            self._of[c] = mine[distances.argsort()[:quota]]
+            self._of[c] = mine[:quota]  # in the order of choice
         return x.nbytes + y.nbytes
 
     def joined_with(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples followed by all exemplars."""
+        """Samples ``(N, D)`` of classes ``(N,)`` followed by all exemplars."""
         parts = [x, *self._of.values()]
         labels = [y, *(y.new_full((len(mine),), c) for c, mine in self._of.items())]
         return torch.cat(parts), torch.cat(labels)

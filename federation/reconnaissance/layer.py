@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from protocl.federation.local_steps import LocalSteps, descend
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Loss of logits ``(B, C)`` of the known classes, labels ``(B,)`` among them, and row numbers."""
+
+
+def softmax_loss(logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """Cross-entropy."""
+    return functional.cross_entropy(logits, labels)
 
 
 class Layer:
@@ -23,7 +31,14 @@ class Layer:
         self.weights = [torch.zeros(n_classes, feature_dim), torch.zeros(n_classes)]
         self.known = torch.zeros(n_classes, dtype=torch.bool)
 
-    def train(self, config: LocalSteps, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
+    def train(
+        self,
+        config: LocalSteps,
+        x: Tensor,
+        y: Tensor,
+        generator: torch.Generator,
+        objective: Objective = softmax_loss,
+    ) -> None:
         """Local epochs of SGD on features ``(N, D)``, over the classes known by then."""
         self.known[y] = True
         ids = self.known.nonzero().flatten()
@@ -31,7 +46,7 @@ class Layer:
         labels = torch.searchsorted(ids, y)
 
         def loss(rows: Tensor) -> Tensor:
-            return functional.cross_entropy(functional.linear(x[rows], *active), labels[rows])
+            return objective(functional.linear(x[rows], *active), labels[rows], rows)
 
         descend(config, active, loss, len(y), generator)
         for weight, trained in zip(self.weights, active, strict=True):
@@ -60,8 +75,11 @@ class Layer:
 
     def predict(self, x: Tensor) -> Tensor:
         """Class ids ``(N,)`` among those known."""
-        logits = functional.linear(x, *self.weights)
-        return logits.masked_fill(~self.known, float("-inf")).argmax(1)
+        return self.logits(x).argmax(1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """``(N, n_classes)``, minus infinity for classes not known."""
+        return functional.linear(x, *self.weights).masked_fill(~self.known, float("-inf"))
 
     @property
     def nbytes(self) -> int:

@@ -54,7 +54,7 @@ class FedAvgConfig(LinearConfig):
 
 @dataclass
 class ExemplarsConfig(FedAvgConfig):
-    """FedAvg with a pooled budget of exemplars, as the federated iCaRL of the paper's code."""
+    """FedAvg with a pooled budget of exemplars; without the distillation of iCaRL."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
         title="FedAvg, exemplars", stored="one linear layer and exemplars"
@@ -69,8 +69,8 @@ class ExemplarsConfig(FedAvgConfig):
 class FedAvgLearner(Learner):
     """Local SGD on each mission from the averaged weights; the server averages.
 
-    Exemplars, where kept, are features: samples nearest to their class mean. A mission trains on
-    them besides its own samples, and uploads its samples for the pool.
+    Exemplars, where kept, are features. A mission trains on them besides its own samples, and
+    uploads its samples for the pool.
 
     Args:
         config: settings.
@@ -89,13 +89,20 @@ class FedAvgLearner(Learner):
 
     def learn(self, node: int, features: Tensor, labels: Tensor) -> None:
         """See :class:`Learner`."""
-        features = _scaled(features, self.config.scale)
+        features = scaled(features, self.config.scale)
         x, y = self.exemplars.joined_with(features, labels)
-        self.layers[node].train(self.config, x, y, self.generator)
+        self.train(self.layers[node], x, y)
         if node == SERVER:
             self.exemplars.add(features, labels)
         else:
             self._missions.setdefault(node, []).append((features, labels))
+
+    def train(self, layer: Layer, x: Tensor, y: Tensor) -> None:
+        """Local training of one node's layer on samples ``(N, D)`` of classes ``(N,)``."""
+        layer.train(self.config, x, y, self.generator)
+
+    def consolidate(self, layer: Layer) -> None:
+        """What the server does with the averaged layer before it passes it on: nothing here."""
 
     def merge(self, meetings: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """See :class:`Learner`.
@@ -117,6 +124,7 @@ class FedAvgLearner(Learner):
             sent = self.exemplars.add(x, y)
             up += sent
             down += sent * (len(told) - 1)
+        self.consolidate(server)
         for node in told:
             self.layers[node].copy_from(server)
         return up, down
@@ -129,7 +137,7 @@ class FedAvgLearner(Learner):
 
     def predict(self, node: int, features: Tensor) -> Tensor:
         """See :class:`Learner`."""
-        return self.layers[node].predict(_scaled(features, self.config.scale))
+        return self.layers[node].predict(scaled(features, self.config.scale))
 
     def state_bytes(self, node: int) -> int:
         """See :class:`Learner`."""
@@ -180,7 +188,7 @@ class CentralLearner(Learner):
 
     def learn(self, node: int, features: Tensor, labels: Tensor) -> None:
         """See :class:`Learner`; nothing is trained before the samples reach the server."""
-        self._new.append((node, _scaled(features, self.config.scale), labels))
+        self._new.append((node, scaled(features, self.config.scale), labels))
         if node == SERVER:
             self._train()
 
@@ -203,7 +211,7 @@ class CentralLearner(Learner):
 
     def predict(self, node: int, features: Tensor) -> Tensor:
         """See :class:`Learner`."""
-        return self.layer.predict(_scaled(features, self.config.scale))
+        return self.layer.predict(scaled(features, self.config.scale))
 
     def state_bytes(self, node: int) -> int:
         """See :class:`Learner`."""
@@ -230,5 +238,6 @@ def require_server(meetings: Sequence[tuple[int, int]], method: str) -> None:
         raise ConfigError(f"method={method} needs a server: set scenario.merge=star")
 
 
-def _scaled(features: Tensor, scale: float) -> Tensor:
+def scaled(features: Tensor, scale: float) -> Tensor:
+    """Features ``(N, D)`` of length ``scale``."""
     return scale * functional.normalize(features.float(), dim=1)

@@ -260,9 +260,8 @@ class Reconnaissance:
         asked = self._asked(self.known)
         if bool(asked.all()):
             return {}
-        known = self.learner.known_scores(judge, self.x_test[asked])
-        others = self.learner.known_scores(judge, self.x_test[~asked])
-        return {name: area_under_roc(known[name], others[name]) for name in known}
+        scores = self.learner.known_scores(judge, self.x_test)
+        return {name: area_under_roc(s[asked], s[~asked]) for name, s in scores.items()}
 
     # -- parts ------------------------------------------------------------------------------
 

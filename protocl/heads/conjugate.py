@@ -22,7 +22,7 @@ from protocl.heads.priors import Beliefs, is_flat
 from protocl.precision import in_full_precision
 
 _PIECE = 1 << 22
-"""Elements of the differences ``(N, C, D)`` that are held at once."""
+"""Elements of the largest intermediate result that are held at once."""
 
 
 class Predictive(NamedTuple):
@@ -89,23 +89,35 @@ def predictive(beliefs: Beliefs, noise: Tensor) -> Predictive:
 def log_joint(features: Tensor, distribution: Predictive) -> Tensor:
     """``log p(z, y = c)``, ``(N, C)``; a softmax over the columns gives ``p(y = c | z)``.
 
-    Differentiable in ``features`` ``(N, D)``. Distances come from differences, not from the
-    expanded square, whose leading digits cancel when means are large beside the noise.
+    Differentiable in ``features`` ``(N, D)``, and of their type; computed in float64.
     """
-    weights, means, scales = distribution.to(features.dtype)
-    differences = features[:, None, :] - means
+    weights, means, scales = distribution.to(torch.float64)
+    # Squares are expanded below: without what all means share, fewer leading digits cancel.
+    centre = means.mean(0)
+    z, means = features.double() - centre, means - centre
     if scales.ndim == 3:
-        whitened = torch.einsum("ncd,cde->nce", differences, scales)
+        whitened = torch.einsum("ncd,cde->nce", z[:, None, :] - means, scales)
+        squares = whitened.square().sum(2)
     else:
-        whitened = differences * scales
-    return weights - whitened.square().sum(2) / 2
+        squares = _weighted_squares(z, means, scales.square())
+    return (weights - squares / 2).to(features.dtype)
+
+
+def _weighted_squares(z: Tensor, means: Tensor, weights: Tensor) -> Tensor:
+    """``sum_d w_cd (z_nd - m_cd)^2``, ``(N, C)``, by matrix products; weights ``(C, 1 or D)``."""
+    across = z @ (means * weights).mT
+    constant = (means.square() * weights).sum(1)
+    own = z.square() @ weights.expand_as(means).mT
+    return (own - 2 * across + constant).clamp(min=0)
 
 
 @torch.no_grad()
 def log_joint_in_pieces(features: Tensor, distribution: Predictive) -> Tensor:
     """As :func:`log_joint`, without gradients and with bounded memory for any ``N``."""
-    rows = max(1, _PIECE // max(1, distribution.means.numel()))
-    return torch.cat([log_joint(piece, distribution) for piece in features.split(rows)])
+    _, means, scales = distribution
+    held = means.numel() if scales.ndim == 3 else sum(means.shape)  # for each sample
+    pieces = features.split(max(1, _PIECE // max(1, held)))
+    return torch.cat([log_joint(piece, distribution) for piece in pieces])
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ class GivenFeatures(nn.Module):
 
 
 class StepTimer:
-    """Avalanche plugin that takes the time of each iteration.
+    """Avalanche plugin that takes the time of each iteration over a whole mini-batch.
 
     Attributes:
         seconds: of the iterations so far.
@@ -65,14 +65,18 @@ class StepTimer:
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._start = 0.0
+        self._whole = False
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Start the clock."""
+        # Stored samples beside the new ones leave a short last mini-batch.
+        self._whole = len(strategy.mb_y) == BATCH
         self._start = time.perf_counter()
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Stop it."""
-        self.seconds.append(time.perf_counter() - self._start)
+        if self._whole:
+            self.seconds.append(time.perf_counter() - self._start)
 
 
 def measure(size: Size) -> Iterator[Comparison]:

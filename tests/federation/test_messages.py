@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from hypothesis import strategies as st
 
 from protocl import PrototypeMemory
 from protocl.checks import assert_same
-from protocl.errors import DataError
 from protocl.federation.messages import (
     Contribution,
     Limits,
@@ -21,7 +18,6 @@ from protocl.federation.messages import (
     class_id_of,
     decode,
     encode,
-    read_npy,
 )
 from protocl.federation.packing import ERROR_BOUNDS
 
@@ -230,52 +226,6 @@ def test_names_that_do_not_belong_to_the_ids_are_refused():
     assert refusal(memory, header={"class-names": ["a", "b", "c", "d"]}) == "names"
     assert refusal(memory, header={"class-names": ["a"]}) == "names"
     assert refusal(memory, header={"class-names": [1, 2, 3, 4]}) == "names"
-
-
-@pytest.mark.parametrize(
-    "array",
-    [np.arange(6.0).reshape(2, 3), np.zeros((0, 4), np.int8), np.asfortranarray(np.eye(3))],
-)
-def test_npy_bytes_are_read_as_numpy_reads_them(array):
-    read = read_npy(Array(array).data)
-    assert read.dtype == array.dtype
-    assert np.array_equal(read, array)
-
-
-def test_a_header_of_any_length_is_read():
-    claim = b"{'descr': '<i2', 'fortran_order': False, 'shape': (3,)}"
-    for padding in (0, 60, 90, 400):
-        data = _npy(claim + b" " * padding) + np.arange(3, dtype=np.int16).tobytes()
-        assert read_npy(data).tolist() == [0, 1, 2]
-
-
-def _npy(header: bytes) -> bytes:
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"PK\x03\x04 an archive",
-        b"\x93NUMPY\x01\x00",
-        # A claim of 8 TB with nothing behind it.
-        _npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}"),
-        _npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"),
-        _npy(b"{'descr': '<f8', 'shape': (1,)}"),
-        _npy(b"__import__('os')"),
-    ],
-)
-def test_hostile_bytes_are_refused(data):
-    with pytest.raises(DataError):
-        read_npy(data)
-
-
-def test_pickled_arrays_are_refused():
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError):
-        read_npy(buffer.getvalue())
 
 
 @settings(deadline=None, max_examples=60)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from protocl.federation.reconnaissance.curves import interval, series
+from protocl.federation.reconnaissance import curves
+from protocl.federation.reconnaissance.curves import draw_curves, interval, series, write_curves
 from protocl.federation.reconnaissance.exemplars import Exemplars
 from protocl.federation.reconnaissance.layer import Layer
 from protocl.federation.reconnaissance.measures import (
@@ -76,12 +79,48 @@ def test_averaging_weighs_a_row_by_those_who_know_its_class():
     assert merged.known.tolist() == [True, True]
 
 
-def test_exemplars_are_nearest_to_their_mean_within_the_budget():
+def test_exemplars_are_herded_within_the_budget():
     pool = Exemplars(4)
     pool.add(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([3, 3, 3]))
     pool.add(torch.tensor([[7.0], [8.0], [9.0]]), torch.tensor([1, 1, 1]))
     x, y = pool.joined_with(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64))
-    assert sorted(x[y == 3].flatten().tolist()) == [0.0, 1.0]
-    assert sorted(x[y == 1].flatten().tolist())[0] in (7.0, 8.0)
+    # The first is nearest to the mean 2; with the second, their mean is nearest to it.
+    assert x[y == 3].flatten().tolist() == [1.0, 5.0]
+    assert x[y == 1].flatten().tolist() == [8.0, 7.0]
     assert len(x) == 4
     assert pool.nbytes == 16
+
+
+def result(title: str, clients: int, alone: float | None) -> dict:
+    step = {"accuracy": 0.5, "own": 0.25, "alone": alone, "bytes_up": 47_100}
+    return {
+        "strategy": {"title": title},
+        "reconnaissance": {"clients": clients, "steps": [step] * clients},
+    }
+
+
+def test_a_panel_that_would_be_empty_is_left_out():
+    with_hermits = draw_curves({"a": [result("a", 2, 0.1)], "b": [result("b", 2, None)]})
+    without = draw_curves({"a": [result("a", 2, None)]})
+    assert [len(figure.axes) for figure in (with_hermits, without)] == [4, 3]
+    accuracy, *_, sent = without.axes
+    assert accuracy.lines[0].get_ydata().tolist() == [50.0, 50.0]
+    assert sent.yaxis.get_major_formatter()(47_100) == "47.1 kB"
+    assert sent.get_ylim()[0] == 0
+
+
+def test_numbers_of_clients_are_not_taken_for_repetitions(tmp_path, monkeypatch):
+    folders = []
+    for number, clients in enumerate((2, 2, 5)):
+        folders.append(tmp_path / str(number))
+        folders[-1].mkdir()
+        content = json.dumps(result("a", clients, None))
+        (folders[-1] / "result.json").write_text(content)
+    drawn = []
+    monkeypatch.setattr(curves, "draw_curves", lambda g: drawn.append(g) or draw_curves(g))
+    (file,) = write_curves(folders, tmp_path)
+    assert file.stat().st_size > 10_000
+    assert {label: len(runs) for label, runs in drawn[0].items()} == {
+        "a, 2 clients": 2,
+        "a, 5 clients": 1,
+    }

@@ -144,12 +144,13 @@ def test_merging_gains_over_learning_alone_and_bytes_are_counted(tmp_path):
 
 def test_linear_methods_order_as_they_should(tmp_path):
     last = {}
-    for method in ("joint", "exemplars", "fedavg", "finetune"):
+    for method in ("joint", "exemplars", "icarl", "fedavg", "finetune"):
         _, result = finish(tmp_path, f"method={method}", "alone=false")
         last[method] = result["metrics"]["last_accuracy"]
     assert last["joint"] > 0.9
     assert last["joint"] >= last["exemplars"] - 0.02
-    assert min(last["joint"], last["exemplars"]) > max(last["fedavg"], last["finetune"]) + 0.2
+    keeping = min(last["joint"], last["exemplars"], last["icarl"])
+    assert keeping > max(last["fedavg"], last["finetune"]) + 0.2
 
 
 def test_linear_methods_refuse_gossip(tmp_path):
@@ -218,3 +219,12 @@ def test_prototypes_of_nodes_that_agree_lie_on_each_other(tmp_path):
     assert all(np.allclose(first, other) for other in others)
     with pytest.raises(ValueError, match="at least 2"):
         draw_prototypes({"before": {"client 0": run.learner.empty}})
+
+
+def test_another_head_does_not_take_over_the_options_of_the_presets():
+    words = ["reconnaissance=omniglot_stream"]
+    for head, options in (("nearest_mean", {"metric": "cosine"}), ("lda", {})):
+        (config,) = load([*words, f"method.head={head}"])
+        assert config.method.head_options == options
+    (given,) = load([*words, "method.head=lda", "method.head_options={shrinkage: 0.3}"])
+    assert given.method.head_options == {"shrinkage": 0.3}

@@ -1,0 +1,84 @@
+"""Arrays in Flower's messages: the bytes of ``.npy`` files, written and read without detours."""
+
+from __future__ import annotations
+
+import ast
+import io
+import struct
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import Array
+from numpy.typing import NDArray
+
+from protocl.errors import DataError
+
+_SERIALIZED = "numpy.ndarray"  # how Flower names these bytes
+_LONGEST_CLAIM = 10_000  # characters of an array's header; numpy's own limit
+_USUAL_HEADER = 128  # bytes before the content of an array of few dimensions
+
+
+def array_of(values: NDArray[Any]) -> Array:
+    """What ``Array(values)`` gives, in a fraction of its time for a small array.
+
+    ``numpy.save`` takes longer over the header than over some thousand numbers.
+    """
+    header = _header(values.dtype, values.shape)
+    data = b"".join((header, np.ascontiguousarray(values).data))
+    return Array(str(values.dtype), values.shape, _SERIALIZED, data)
+
+
+@lru_cache(maxsize=1024)  # messages of one federation repeat a few headers
+def _header(kind: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    claim = {"descr": kind.str, "fortran_order": False, "shape": shape}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, claim)
+    return buffer.getvalue()
+
+
+def read_npy(data: bytes) -> NDArray[np.generic]:
+    """The array in ``data`` (``.npy`` bytes), without copying it.
+
+    ``numpy.load`` allocates whatever a header claims and opens archives as well; here the claim
+    is held against the bytes that are there.
+
+    Raises:
+        DataError: not the bytes of one plain array.
+    """
+    try:
+        kind, shape, order, start = _read_claim(data[:_USUAL_HEADER])
+    except _LongHeaderError as error:
+        kind, shape, order, start = _read_claim(data[: error.length])
+    try:
+        return np.frombuffer(data, kind, offset=start).reshape(shape, order=order)
+    except ValueError as error:
+        raise DataError(f"an array is not in .npy format: {error}") from error
+
+
+class _LongHeaderError(Exception):
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+
+@lru_cache(maxsize=1024)  # messages of one federation repeat a few headers
+def _read_claim(
+    beginning: bytes,
+) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], int]:
+    """Type, shape, order and start of the content of an array that begins so."""
+    try:
+        if beginning[:8] not in (b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00"):
+            raise DataError("an array is not in .npy format")
+        wide = beginning[6] == 2
+        first = 12 if wide else 10
+        (length,) = struct.unpack_from("<I" if wide else "<H", beginning, 8)
+        start = first + length
+        if start > len(beginning) and start <= _LONGEST_CLAIM and len(beginning) == _USUAL_HEADER:
+            raise _LongHeaderError(start)
+        claimed = ast.literal_eval(beginning[first:start].decode("ascii"))
+        kind, shape = np.dtype(claimed["descr"]), tuple(claimed["shape"])
+        if kind.kind not in "if" or claimed["fortran_order"] not in (False, True):
+            raise DataError(f"an array is of type {kind}; expected numbers")
+        return kind, shape, "F" if claimed["fortran_order"] else "C", start
+    except (ValueError, SyntaxError, KeyError, TypeError, IndexError, struct.error) as error:
+        raise DataError(f"an array is not in .npy format: {error}") from error
