@@ -31,41 +31,37 @@ def best_columns(blocks: Iterator[Block], best: tuple[Tensor, Tensor]) -> None:
         best: values ``(N, k)`` and columns ``(N, k)`` int64, filled in place; ``k <= C``.
     """
     values, columns = best
+    k = values.shape[1]
     band: tuple[Tensor, Tensor] | None = None
     for block in blocks:
-        found = _largest(block.scores, min(values.shape[1], block.scores.shape[1]))
-        found = found[0], found[1] + block.columns.start
-        band = found if band is None or block.columns.start == 0 else _merge(band, found, values)
-        if band[0].shape[1] == values.shape[1]:
+        found, places = _largest(block.scores, k)
+        places += block.columns.start
+        if band is not None and block.columns.start > 0:
+            # Those before have the lower columns, and equal ones stand by ascending column.
+            places = torch.cat([band[1], places], dim=1)
+            found, order = _largest(torch.cat([band[0], found], dim=1), k)
+            places = places.gather(1, order)
+        band = found, places
+        if found.shape[1] == k:
             values[block.rows], columns[block.rows] = band
 
 
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest of each row in descending order, equal ones by ascending column."""
+    """The ``k`` largest (all, if there are fewer) in descending order, the first of equal ones."""
     if k == 1:
         top = scores.max(dim=1, keepdim=True)  # the first of equal ones, as torch documents
         return top.values, top.indices
-    values, columns = scores.topk(k, dim=1, sorted=False)
-    columns, order = columns.sort(dim=1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    columns = columns.gather(1, order)
-    # topk takes any of the scores that equal the last one: rows with more of them are sorted.
-    last = values[:, -1:]
-    open_rows = ((scores == last).sum(1) > (values == last).sum(1)).nonzero()[:, 0]
-    if len(open_rows):
-        exact = scores[open_rows].sort(dim=1, descending=True, stable=True)
-        columns[open_rows] = exact.indices[:, :k]
+    values, columns = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    # topk takes any of equal scores, in any order. They are rare, so only their rows are redone:
+    # from all scores where it had a choice, else by a sort of what it took.
+    equal = values[:, 1:] == values[:, :-1]
+    cut = equal[:, k - 1 :].any(1).nonzero()[:, 0]
+    values, columns = values[:, :k], columns[:, :k]
+    if len(cut):
+        columns[cut] = scores[cut].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    tied = equal[:, : k - 1].any(1).nonzero()[:, 0]
+    if len(tied):
+        places = columns[tied].sort(dim=1).values
+        order = scores[tied[:, None], places].sort(dim=1, descending=True, stable=True).indices
+        columns[tied] = places.gather(1, order)
     return values, columns
-
-
-def _merge(
-    before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The best of two sets of which the first has the lower columns."""
-    if like.shape[1] == 1:
-        better = after[0] > before[0]
-        return torch.where(better, after[0], before[0]), torch.where(better, after[1], before[1])
-    values, columns = (torch.cat(pair, dim=1) for pair in zip(before, after, strict=True))
-    values, order = values.sort(dim=1, descending=True, stable=True)
-    k = min(like.shape[1], values.shape[1])
-    return values[:, :k], columns.gather(1, order[:, :k])
