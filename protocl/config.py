@@ -106,6 +106,15 @@ class StrategyConfig:
         return True
 
     @property
+    def freezes_backbone(self) -> bool:
+        """Whether the backbone stays as the first experience left it.
+
+        The runner may then call the strategy's ``release_backbone`` after the first experience,
+        encode every image once, and give it features in place of images.
+        """
+        return False
+
+    @property
     def old_prototypes(self) -> str:
         """What becomes of the prototypes of old classes when the backbone has moved, in words.
 

@@ -14,7 +14,7 @@ import torch
 
 from protocl import provenance
 from protocl.augmentation import TrainingAugmentation, named_augmentation
-from protocl.backbones import save_weights
+from protocl.backbones import Backbone, save_weights
 from protocl.checkpoint import CheckpointFolder
 from protocl.config import ExperimentConfig, Setup
 from protocl.errors import ConfigError, DataError
@@ -29,6 +29,7 @@ from protocl.storage import atomic_write
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoint"
+BACKBONE = "backbone"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def run_experiment(
     with exclusive(run_dir):
         finished = read_result(run_dir)
         if finished is not None and is_complete(finished):
-            CheckpointFolder(run_dir / CHECKPOINTS).clear()
+            _clear(run_dir)
             return finished
         gc.collect()  # strategies of earlier runs refer to themselves, and may hold gigabytes
         return _Run(config, run_dir, on_progress or _ignore, feature_progress).finish()
@@ -140,6 +141,9 @@ class _Run:
         self.on_progress = on_progress
         self.random = RNGManager
         self.checkpoints = CheckpointFolder(run_dir / CHECKPOINTS)
+        self.released = CheckpointFolder(run_dir / CHECKPOINTS / BACKBONE)
+        self.backbone: Backbone | None = None
+        self.feature_progress = feature_progress
         self.phases = PhaseLog()
         device = resolve_device(config.device)
         self.random.set_random_seeds(config.seed)
@@ -197,8 +201,14 @@ class _Run:
 
     def _continue(self, device: torch.device) -> bool:
         """Take up the newest checkpoint that is whole; False where there is none."""
+        if self.checkpoints.files():
+            self.backbone = self.released.load_newest({}, device, _warn)
+        images = self.prepared
+        if self.backbone is not None:
+            self._encode(self.backbone)
         state = self.checkpoints.load_newest(self.shared, device, _warn)
         if state is None:
+            self.prepared, self.backbone = images, None
             return False
         self._check_origin(state)
         self.strategy, self.recorder = state["strategy"], state["recorder"]
@@ -231,11 +241,34 @@ class _Run:
         self._tell("train")
         with self.phases.phase("train", t):
             self.strategy.train(benchmark.train_stream[t])
+        if t == 0 and self.n_experiences > 1:
+            self._release_backbone()
         self._tell("eval")
         with self.phases.phase("eval", t):
-            self.strategy.eval(benchmark.test_stream[: t + 1])
+            self.strategy.eval(self.prepared.benchmark.test_stream[: t + 1])
         self.history.append(self.recorder.last)
         self.events.log_curve(self.history.stream_accuracy[t:], first=t)
+
+    def _release_backbone(self) -> None:
+        """Go on with features where the first experience has made the backbone what it stays.
+
+        It is written first: a checkpoint refers to the features as to any data, so that whoever
+        continues from it has to be able to compute them anew.
+        """
+        config = self.config.strategy
+        if not (config.trains_backbone and config.freezes_backbone):
+            return
+        backbone = self.strategy.release_backbone()
+        self.released.save(0, backbone, {})
+        self._encode(backbone)
+        self.backbone = backbone
+
+    def _encode(self, backbone: Backbone) -> None:
+        self._tell("features")
+        self.prepared = self.prepared.encoded(
+            self.config, backbone, self.phases, self.feature_progress
+        )
+        self.shared |= self.prepared.shared_objects("encoded_")
 
     def _save(self) -> None:
         """Write the result so far, then the checkpoint from which the run can continue."""
@@ -258,7 +291,8 @@ class _Run:
         from protocl.report import plot_run
 
         self._tell("report")
-        memory, backbone = memory_of(self.strategy), backbone_of(self.strategy)
+        memory = memory_of(self.strategy)
+        backbone = self.backbone or backbone_of(self.strategy)
         if memory is not None:
             memory.save(self.run_dir / "memory.safetensors")
         if self.config.strategy.trains_backbone and backbone is not None:
@@ -266,7 +300,7 @@ class _Run:
         result = self._result(complete=True)
         plot_run(result, self.run_dir / "plots")
         self._write(result)
-        self.checkpoints.clear()
+        _clear(self.run_dir)
         return result
 
     def _result(self, *, complete: bool) -> dict[str, Any]:
@@ -288,6 +322,12 @@ class _Run:
             return
         t = len(self.history.evaluations)
         self.on_progress(Progress(phase, t, self.n_experiences, epoch, n_epochs))
+
+
+def _clear(run_dir: Path) -> None:
+    """Delete the checkpoints of a run whose result is written."""
+    for folder in (run_dir / CHECKPOINTS / BACKBONE, run_dir / CHECKPOINTS):
+        CheckpointFolder(folder).clear()
 
 
 def _warn(error: DataError) -> None:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from protocl.backbones.base import fingerprint
+from protocl.backbones.base import Backbone, fingerprint
 from protocl.data.arrays import ArrayData, as_images, tensor_hash
 from protocl.progress import DELAY_SECONDS, ProgressBar
 from protocl.storage import atomic_path, discard_partial
@@ -65,8 +65,9 @@ def default_batch_size(backbone: nn.Module, x: Tensor, device: torch.device) -> 
     """
     if device.type != "cpu" or x.ndim != 4:
         return 256
-    side = getattr(backbone, "image_size", None)
-    pixels = side**2 if side else x.shape[-2] * x.shape[-1]
+    parts = (module for module in backbone.modules() if isinstance(module, Backbone))
+    pixels = max((part.image_size or 0 for part in parts), default=0) ** 2
+    pixels = pixels or x.shape[-2] * x.shape[-1]
     return max(1, min(256, (1 << 18) // pixels))
 
 

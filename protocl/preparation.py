@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from protocl.backbones import BackboneConfig, Classifier, build_backbone, fingerprint
+from protocl.backbones import Backbone, BackboneConfig, Classifier, build_backbone, fingerprint
 from protocl.config import ExperimentConfig
-from protocl.data import build_benchmark, load_data
+from protocl.data import ArrayData, build_benchmark, load_data
 from protocl.errors import ConfigError
 from protocl.features import FeatureCache
 from protocl.phases import PhaseLog
@@ -22,6 +22,7 @@ class Prepared:
     """What one run works on.
 
     Attributes:
+        data: what the benchmark is made of.
         benchmark: Avalanche benchmark, over images or over features computed beforehand.
         model: classifier on the device of the run; its backbone is the identity where the
             features were computed beforehand.
@@ -29,9 +30,11 @@ class Prepared:
         n_classes: number of class ids, the width of the model's logits.
         class_names: one name per class id.
         data_hash: SHA-256 of the data set as loaded.
-        fingerprint: of the backbone before the first experience.
+        fingerprint: of the backbone before the first experience, or of the one that gave the
+            features.
     """
 
+    data: ArrayData
     benchmark: Any
     model: Classifier
     feature_dim: int
@@ -40,7 +43,7 @@ class Prepared:
     data_hash: str
     fingerprint: str
 
-    def shared_objects(self) -> dict[str, object]:
+    def shared_objects(self, prefix: str = "") -> dict[str, object]:
         """The objects, by name, that a checkpoint refers to instead of holding them."""
         shared: dict[str, object] = {
             "benchmark": self.benchmark,
@@ -52,7 +55,30 @@ class Prepared:
             shared[f"{part}_dataset"] = dataset
             for number, leaf in enumerate(_leaves(dataset._flat_data)):
                 shared[f"{part}_data_{number}"] = leaf
-        return shared
+        return {prefix + name: value for name, value in shared.items()}
+
+    def encoded(
+        self,
+        config: ExperimentConfig,
+        backbone: Backbone,
+        phases: PhaseLog,
+        feature_progress: bool,
+    ) -> Prepared:
+        """The same stream over the features of ``backbone``, which stays as it is from now on.
+
+        The model is left as it was; arguments are those of :func:`prepare`.
+        """
+        device = next(self.model.parameters()).device
+        with phases.phase("features"):
+            cache = FeatureCache(config.cache)
+            data = cache.encode(self.data, backbone, device=device, progress=feature_progress)
+        return replace(
+            self,
+            data=data,
+            benchmark=build_benchmark(config.benchmark, data, config.seed),
+            feature_dim=backbone.feature_dim,
+            fingerprint=fingerprint(backbone),
+        )
 
 
 def prepare(
@@ -93,6 +119,7 @@ def prepare(
         backbone = build_backbone(BackboneConfig(name="identity"), data.input_shape, config.seed)
     classifier = nn.Linear(backbone.feature_dim, data.n_classes)
     return Prepared(
+        data=data,
         benchmark=build_benchmark(config.benchmark, data, config.seed),
         model=Classifier(backbone, classifier).to(device),
         feature_dim=backbone.feature_dim,

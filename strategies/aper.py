@@ -31,7 +31,7 @@ class APER(SimpleCIL):
     def __init__(
         self,
         *,
-        adapt: str = "adapter",
+        adapt: str | None = "adapter",
         adapt_classifier: Literal["linear", "cosine"] = "cosine",
         two_branches: bool = True,
         **settings: Any,
@@ -55,7 +55,7 @@ class APERConfig(FrozenBackboneConfig):
 
     name: str = "aper"
     first_experience_epochs: int = 20
-    adapt: str = "adapter"
+    adapt: str | None = "adapter"
     adapt_classifier: str = "cosine"
     two_branches: bool = True
     cosine_schedule: bool = True

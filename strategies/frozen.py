@@ -31,9 +31,11 @@ from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prototype_plugin import PrototypePlugin
 
 
-def is_adapted(adapt: str, epochs: int) -> bool:
-    """Whether there is an adaptation: ``"finetune"``, the default, is none without epochs."""
-    return adapt != "none" and (epochs > 0 or adapt != "finetune")
+def adaptation_of(adapt: str | None, epochs: int) -> str:
+    """The name of the adaptation; None, the default, is ``"finetune"`` where there are epochs."""
+    if adapt is None:
+        return "finetune" if epochs > 0 else "none"
+    return adapt
 
 
 class FrozenBackbone(SupervisedTemplate):
@@ -45,8 +47,8 @@ class FrozenBackbone(SupervisedTemplate):
         head: turns statistics into logits.
         first_experience_epochs: epochs of adaptation to the first experience; 0 for none.
         optimizer: for those epochs.
-        adapt: what they adapt: all weights, or what :func:`protocl.backbones.adaptation.adapt`
-            names; with ``"none"`` there are none.
+        adapt: what they adapt, as :func:`protocl.backbones.adaptation.adapt` names it; all weights
+            by default. With ``"none"`` there are no epochs.
         adapt_classifier: ``"cosine"`` trains under a cosine layer with a learned scale.
         two_branches: after the adaptation, give the features of the backbone as it was beside those
             of the adapted one; needs a :class:`~protocl.backbones.Classifier`.
@@ -79,7 +81,7 @@ class FrozenBackbone(SupervisedTemplate):
         head: Head,
         first_experience_epochs: int = 0,
         optimizer: optim.Optimizer | None = None,
-        adapt: str = "finetune",
+        adapt: str | None = None,
         adapt_classifier: Literal["linear", "cosine"] = "linear",
         two_branches: bool = False,
         normalize_branches: bool = False,
@@ -96,11 +98,12 @@ class FrozenBackbone(SupervisedTemplate):
         evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
         eval_every: int = -1,
     ) -> None:
-        adapts = is_adapted(adapt, first_experience_epochs)
-        if first_experience_epochs < (1 if adapts and adapt != "finetune" else 0):
+        adaptation = adaptation_of(adapt, first_experience_epochs)
+        adapts = adaptation != "none"
+        if first_experience_epochs < int(adapts):
             raise ValueError(
                 f"first_experience_epochs={first_experience_epochs}: expected 0 or more, and at "
-                f"least 1 with adapt={adapt}"
+                f"least 1 with adapt={adaptation}"
             )
         if adapts and optimizer is None:
             raise ValueError(
@@ -111,7 +114,7 @@ class FrozenBackbone(SupervisedTemplate):
         if adapts:
             self.session = FirstSession(
                 model,
-                adapt,
+                adaptation,
                 layer=layer,
                 classifier=adapt_classifier,
                 keep_pretrained=two_branches,
@@ -150,6 +153,21 @@ class FrozenBackbone(SupervisedTemplate):
         self.train_epochs = 0
         self.model.requires_grad_(False)
 
+    def release_backbone(self) -> nn.Module:
+        """Hand over the frozen backbone; from then on the strategy takes features for images.
+
+        Raises:
+            ValueError: the backbone is still to be adapted, or the model has none that can be
+                told from its classifier.
+        """
+        if not self.frozen or not isinstance(self.model, Classifier):
+            raise ValueError(
+                "release_backbone: expected a protocl.backbones.Classifier that was trained on its "
+                "first experience"
+            )
+        backbone, self.model.backbone = self.model.backbone, nn.Identity()
+        return backbone
+
     def _before_training(self, **kwargs: Any) -> None:
         if self.frozen:
             self.model.eval()
@@ -185,8 +203,9 @@ class FrozenBackboneConfig(StrategyConfig):
     Attributes:
         first_experience_epochs: epochs in which the backbone is adapted to the first experience
             before it is frozen; 0 uses it as given. ``train_epochs`` has no meaning here.
-        adapt: what they adapt: ``finetune`` (all weights), ``vpt_shallow``, ``vpt_deep``, ``ssf``,
-            ``adapter``, ``bn``; ``none`` uses the backbone as given.
+        adapt: what they adapt: ``finetune`` (all weights; the default where there are epochs),
+            ``vpt_shallow``, ``vpt_deep``, ``ssf``, ``adapter``, ``bn``; ``none`` uses the backbone
+            as given.
         adapt_classifier: ``linear`` or ``cosine``, what they train it under.
         two_branches: then use the features of the backbone as given beside those of the adapted
             one.
@@ -198,7 +217,7 @@ class FrozenBackboneConfig(StrategyConfig):
     """
 
     first_experience_epochs: int = 0
-    adapt: str = "finetune"
+    adapt: str | None = None
     adapt_classifier: str = "linear"
     two_branches: bool = False
     normalize_branches: bool = False
@@ -209,7 +228,11 @@ class FrozenBackboneConfig(StrategyConfig):
 
     @property
     def trains_backbone(self) -> bool:
-        return is_adapted(self.adapt, self.first_experience_epochs)
+        return adaptation_of(self.adapt, self.first_experience_epochs) != "none"
+
+    @property
+    def freezes_backbone(self) -> bool:
+        return True
 
     @property
     def old_prototypes(self) -> str:

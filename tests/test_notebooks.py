@@ -21,4 +21,8 @@ def test_notebook(path, tmp_path):
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in cells)
+    shown = [o.data for cell in cells for o in cell.outputs if o.output_type == "display_data"]
+    assert shown, "no pictures"
+    # Without its picture a figure is shown as the text "<Figure size ...>".
+    assert all("image/png" in data for data in shown)
     assert max(len(cell.source.splitlines()) for cell in cells) <= 20

@@ -13,15 +13,25 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from protocl.federation.reconnaissance.measures import BeforeMerge, mean
 from protocl.runs import RESULT_FILE
 from protocl.storage import atomic_path
 
+COLUMNS = 3
 QUANTITIES = {
-    "accuracy": "accuracy on all classes taught (%)",
-    "own": "accuracy on a client's own classes (%)",
-    "alone": "accuracy of a client that never merges (%)",
+    "accuracy": "all classes taught, merged (%)",
+    "base": "base classes, merged (%)",
+    "field": "field classes, merged (%)",
+    "before.mean": "mean of the next three (%)",
+    "before.base": "base classes, before the merge (%)",
+    "before.earlier": "earlier field classes, before (%)",
+    "before.new": "classes new to a client, before (%)",
+    "own": "a client's own classes, merged (%)",
+    "alone": "all classes, a client that never merges (%)",
     "bytes_up": "sent to be merged",
 }
+"""What is drawn: accuracies, unless they are bytes. ``before`` is a client's own evaluation after
+its mission, the mean over clients (Hendryx et al. 2021 call it the first evaluation)."""
 
 
 def write_curves(folders: Sequence[Path], out_dir: Path) -> list[Path]:
@@ -53,10 +63,10 @@ def draw_curves(groups: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
         for key in QUANTITIES
     }
     shown = [key for key in QUANTITIES if not all(np.isnan(v).all() for v in values[key].values())]
-    rows = (len(shown) + 1) // 2
-    figure = Figure(figsize=(11, 3.5 * rows + 0.5), layout="constrained")
+    rows = -(-len(shown) // COLUMNS)
+    figure = Figure(figsize=(15, 3.5 * rows + 0.5), layout="constrained")
     for place, key in enumerate(shown, start=1):
-        axes = figure.add_subplot(rows, 2, place)
+        axes = figure.add_subplot(rows, COLUMNS, place)
         for colour, array in enumerate(values[key].values()):
             _draw(axes, array * (1 if key == "bytes_up" else 100), f"C{colour}")
         axes.set(xlabel="step", ylabel=QUANTITIES[key])
@@ -69,7 +79,7 @@ def draw_curves(groups: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
         Line2D([], [], color=f"C{colour}", marker=".", label=f"{label} ({_seeds(len(results))})")
         for colour, (label, results) in enumerate(groups.items())
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
@@ -88,9 +98,19 @@ def _seeds(number: int) -> str:
 
 def series(results: Sequence[dict[str, Any]], key: str) -> np.ndarray:
     """``(runs, steps)`` of a quantity of every step's report; NaN where it was not measured."""
-    rows = [[step[key] for step in r["reconnaissance"]["steps"]] for r in results]
+    rows = [[_value(step, key) for step in r["reconnaissance"]["steps"]] for r in results]
     shortest = min(map(len, rows))
     return np.array([row[:shortest] for row in rows], dtype=float)
+
+
+def _value(step: Mapping[str, Any], key: str) -> float | None:
+    name, _, part = key.partition(".")
+    if name != "before":
+        value: float | None = step[key]
+        return value
+    if part == "mean":
+        return mean([BeforeMerge(**client).mean for client in step[name]])
+    return mean([client[part] for client in step[name]])
 
 
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +127,7 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _draw(axes: Axes, values: np.ndarray, colour: str) -> None:
     if np.isnan(values).all():
         return
-    mean, half = interval(values)
-    steps = np.arange(1, len(mean) + 1)
-    axes.plot(steps, mean, marker=".", color=colour)
-    axes.fill_between(steps, mean - half, mean + half, alpha=0.2, color=colour)
+    middle, half = interval(values)
+    steps = np.arange(1, len(middle) + 1)
+    axes.plot(steps, middle, marker=".", color=colour)
+    axes.fill_between(steps, middle - half, middle + half, alpha=0.2, color=colour)

@@ -134,15 +134,27 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
     resumed = run_experiment(config, folder)
     for part in ("metrics", "confusion", "backbone"):
         assert resumed[part] == undisturbed[part]
+    assert not (folder / "checkpoint").exists()
     one, other = (load_file(path / "backbone.safetensors") for path in (first, folder))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_frozen_backbone_is_encoded_once_and_an_adapted_one_is_not(tmp_path: Path) -> None:
-    for adapt, encoded in (("none", True), ("ssf", False)):
+def test_images_are_encoded_once_as_soon_as_the_backbone_stays(tmp_path: Path) -> None:
+    for adapt, place in (("none", 1), ("ssf", 2)):
         result, _ = run(tmp_path, *VIT, "strategy=slda", f"strategy.adapt={adapt}", *TRAINING)
-        assert ("features" in {phase["phase"] for phase in result["phases"]}) is encoded
+        phases = [phase["phase"] for phase in result["phases"]]
+        assert phases.count("features") == 1
+        assert phases.index("features") == place, phases
+
+
+def test_the_same_adaptation_under_another_head_finds_its_features(tmp_path: Path) -> None:
+    settings = (*VIT, "strategy.adapt=ssf", *TRAINING)
+    first, _ = run(tmp_path, *settings, "strategy=slda")
+    files = sorted(tmp_path.glob("cache/*/*.safetensors"))
+    second, _ = run(tmp_path, *settings, "strategy=simplecil")
+    assert first["backbone"] == second["backbone"]
+    assert sorted(tmp_path.glob("cache/*/*.safetensors")) == files
 
 
 @pytest.mark.parametrize(
@@ -168,6 +180,7 @@ def test_one_adaptation_serves_all_heads(
     [
         ((*VIT, "backbone.adapted=ssf", "strategy=slda"), "ssf says what is in a file of weights"),
         ((*VIT, "strategy=slda", "strategy.adapt=ssf"), "expected 0 or more, and at least 1"),
+        ((*CONV, "strategy=slda", "strategy.adapt=finetune"), "at least 1 with adapt=finetune"),
         ((*CONV, "strategy=aper"), r"adapt=adapter .*backbone conv4.*choose from bn, finetune"),
         ((*VIT, "strategy=aper", "strategy.adapt=bn"), "choose from adapter, finetune, none, ssf"),
         ((*VIT, "strategy=aper", "strategy.adapt=lora"), "unknown adaptation 'lora'"),

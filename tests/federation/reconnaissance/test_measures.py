@@ -92,7 +92,11 @@ def test_exemplars_are_herded_within_the_budget():
 
 
 def result(title: str, clients: int, alone: float | None) -> dict:
-    step = {"accuracy": 0.5, "own": 0.25, "alone": alone, "bytes_up": 47_100}
+    client = {"client": 0, "base": 0.9, "earlier": None, "new": 0.7}
+    step = {
+        **{"accuracy": 0.5, "base": 0.6, "field": 0.4, "own": 0.25, "alone": alone},
+        **{"before": [client, {**client, "new": 0.5}], "bytes_up": 47_100},
+    }
     return {
         "strategy": {"title": title},
         "reconnaissance": {"clients": clients, "steps": [step] * clients},
@@ -102,8 +106,11 @@ def result(title: str, clients: int, alone: float | None) -> dict:
 def test_a_panel_that_would_be_empty_is_left_out():
     with_hermits = draw_curves({"a": [result("a", 2, 0.1)], "b": [result("b", 2, None)]})
     without = draw_curves({"a": [result("a", 2, None)]})
-    assert [len(figure.axes) for figure in (with_hermits, without)] == [4, 3]
-    accuracy, *_, sent = without.axes
+    # No classes are known from earlier missions either.
+    assert [len(figure.axes) for figure in (with_hermits, without)] == [9, 8]
+    accuracy, _, _, before, _, new, _, sent = without.axes
+    assert new.lines[0].get_ydata() == pytest.approx([60.0, 60.0])
+    assert before.lines[0].get_ydata() == pytest.approx([75.0, 75.0])
     assert accuracy.lines[0].get_ydata().tolist() == [50.0, 50.0]
     assert sent.yaxis.get_major_formatter()(47_100) == "47.1 kB"
     assert sent.get_ylim()[0] == 0
