@@ -100,11 +100,11 @@ class AdditiveStatistics(FollowsDevice):
         self.revision = uuid.uuid4().hex
         """Changes whenever the statistics do; equal revisions mean equal statistics."""
 
-    def _value(self, name: str) -> Tensor:
+    def _value(self, name: str, rows: slice = slice(None)) -> Tensor:
         """A sum in float64: both halves of the pair, or the fixed-point value in feature units."""
-        buffer = self.get_buffer(name)
+        buffer = self.get_buffer(name)[rows]
         if not self.exact:
-            return buffer + self.get_buffer(f"{name}_low")
+            return buffer + self.get_buffer(f"{name}_low")[rows]
         unit = self.step**2 if name == "second" else self.step
         return buffer.to(torch.float64) * unit
 
@@ -128,6 +128,17 @@ class AdditiveStatistics(FollowsDevice):
         for name, term in sums.items():
             self._add(name, rows, term, None if lows is None else lows[name])
         return rows
+
+    def _begin(self, ids: Tensor, counts: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
+        """Take over the first sums as they lie, without a copy, and return their rows."""
+        self._require_bytes(len(ids))
+        for name, buffer in self.named_buffers(recurse=False):
+            if name in sums:
+                setattr(self, name, sums[name])
+            elif not self._is_shared(name.removesuffix("_low")):
+                setattr(self, name, buffer.new_zeros(len(ids), *buffer.shape[1:]))
+        self.class_ids, self.count = ids, counts
+        return torch.arange(len(ids), device=ids.device)
 
     def _add(self, name: str, rows: Tensor, term: Tensor, term_low: Tensor | None) -> None:
         """Add ``term`` to ascending rows of one sum (to all of it, when classes share it)."""

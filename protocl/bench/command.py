@@ -23,6 +23,8 @@ from protocl.storage import atomic_write
 
 GROUPS = Registry("protocl.speed", "benchmark group")
 FORMAT = 1
+_LEAST_DRAWN = {"s": 0.0, "MiB": 1.0}
+"""What is less is noise, and has no place on a logarithmic axis."""
 _SIGNS = {"speedup": ">=", "cost": "<=", "share": "<=", "limit": "<="}
 
 
@@ -108,7 +110,8 @@ def curves(comparisons: Sequence[Comparison]) -> Figure:
     for unit, label in (("s", "seconds"), ("MiB", "peak memory (MiB)")):
         named: dict[str, list[tuple[int, Comparison]]] = {}
         for comparison in comparisons:
-            if comparison.point is not None and comparison.unit == unit and comparison.ours > 0:
+            drawn = comparison.unit == unit and comparison.ours >= _LEAST_DRAWN[unit]
+            if comparison.point is not None and drawn:
                 name, classes = comparison.point.curve, comparison.point.classes
                 named.setdefault(name, []).append((classes, comparison))
         panels.append((label, [_curve(name, points) for name, points in named.items()]))

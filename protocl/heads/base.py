@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from protocl.accumulate import all_finite
 from protocl.batch import Level
 from protocl.device import FollowsDevice
 from protocl.errors import NotFittedError
@@ -218,8 +219,7 @@ class Head(FollowsDevice):
 
 
 def _require_finite(values: Tensor) -> None:
-    # The extremes are found several times as quickly as each number is judged; NaN is both.
-    if values.numel() and not bool(torch.isfinite(torch.stack(values.aminmax())).all()):
+    if not all_finite(values):
         raise ValueError(
             "features hold NaN or infinite values, or are too large for this head: "
             "expected finite numbers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -62,14 +63,24 @@ class NearestMean(ChunkedHead):
         return UnitNorm() if self.normalize_input else FeatureMap()
 
     def _fit(self, memory: PrototypeMemory) -> None:
-        means = memory.means
-        if self.normalize_mean or self.metric == "cosine":
-            means = functional.normalize(means, dim=1)
-        # Distances do not change when all points move, but their expansion loses fewer digits
-        # the nearer the means are to the origin.
-        centre = means.mean(0) if self.metric == "euclidean" else torch.zeros_like(means[0])
-        means = means - centre
-        self._set(_means=means, _centre=centre, _squares=means.square().sum(1))
+        means = torch.empty(len(memory), memory.width, dtype=self.dtype, device=memory.device)
+        squares = means.new_empty(len(means), dtype=torch.float64)
+        centre = means.new_zeros(memory.width, dtype=torch.float64)
+        if self.metric == "euclidean":
+            # Distances do not change when all points move, but their expansion loses fewer digits
+            # the nearer the means are to the origin.
+            for _, block in self._prototypes(memory):
+                centre += block.sum(0)
+            centre /= len(means)
+        for rows, block in self._prototypes(memory):
+            block = block - centre
+            means[rows], squares[rows] = block, block.square().sum(1)
+        self._set(_means=means, _centre=centre, _squares=squares)
+
+    def _prototypes(self, memory: PrototypeMemory) -> Iterator[tuple[slice, Tensor]]:
+        for rows, block in memory.mean_blocks():
+            unit = self.normalize_mean or self.metric == "cosine"
+            yield rows, functional.normalize(block, dim=1) if unit else block
 
     def _queries(self, features: Tensor) -> Tensor:
         if self.normalize_input or self.metric == "cosine":

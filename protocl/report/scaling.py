@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,17 +36,22 @@ def cost_curves(panels: Sequence[tuple[str, Sequence[CostCurve]]], *, size_label
         panels: label of the vertical axis and the curves, from left to right.
         size_label: of the horizontal axis.
     """
+    labels = dict.fromkeys(curve.label for _, curves in panels for curve in curves)
+    colors = dict(zip(labels, cycle(PALETTE), strict=False))
     figure, _ = panel(11.4, 4.2, columns=len(panels))
     for axes, (label, curves) in zip(figure.axes, panels, strict=True):
-        for i, curve in enumerate(curves):
-            _draw(axes, PALETTE[i % len(PALETTE)], curve)
+        for curve in curves:
+            _draw(axes, colors[curve.label], curve)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel(size_label)
         axes.set_ylabel(label)
         axes.grid(color=GRID, linewidth=0.6, alpha=0.6)
-    figure.axes[-1].plot([], [], color="#7f7f7f", linestyle=":", label="arithmetic limit")
-    legend(figure.axes[-1])
+    last = figure.axes[-1]
+    for label in labels.keys() - {curve.label for curve in panels[-1][1]}:
+        last.plot([], [], color=colors[label], marker="o", markersize=4.5, label=label)
+    last.plot([], [], color="#7f7f7f", linestyle=":", label="arithmetic limit")
+    legend(last)
     return figure
 
 
