@@ -51,6 +51,12 @@ def add_compensated_(
         torch.sub(e, h - s, out=lo)
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no number is NaN or infinite."""
+    # The extremes are found several times as quickly as each number is judged; NaN is both.
+    return not values.numel() or bool(torch.isfinite(torch.stack(values.aminmax())).all())
+
+
 def overflows(total: Tensor, term: Tensor) -> bool:
     """Whether ``total + term`` leaves the int64 range anywhere."""
     for t, x in _slabs(total, term):

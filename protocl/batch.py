@@ -8,7 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from protocl.accumulate import EXACT_INTEGER_BITS, quantise, rows_per_exact_product
+from protocl.accumulate import (
+    EXACT_INTEGER_BITS,
+    all_finite,
+    quantise,
+    rows_per_exact_product,
+)
 from protocl.maps import FeatureMap
 
 Level = Literal["mean", "diagonal", "shared", "full"]
@@ -142,7 +147,7 @@ class BatchStatistics:
             self._add_piece(totals, slice(start, start + rows_at_once))
         if self._level == "shared":
             mirror_(totals["second"][None])
-        if not bool(torch.isfinite(totals["sum"]).all()):
+        if not all_finite(totals["sum"]):
             self._refuse_not_finite()
         self._require_room()
         return totals
@@ -220,7 +225,7 @@ class BatchStatistics:
             features = features if features.dtype == torch.float64 else features.to(torch.float32)
             mapped = self._map(features).to(torch.float64)
             return features.to(torch.float64) if self._raw else mapped, mapped
-        if not bool(torch.isfinite(features).all()):
+        if not all_finite(features):
             self._refuse_not_finite()
         raw = quantise(features, self._step)
         if self._map.spec == "identity":

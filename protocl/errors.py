@@ -29,5 +29,11 @@ class FingerprintError(ProtoclError, ValueError):
     exit_code = 4
 
 
+class CapacityError(ProtoclError, MemoryError):
+    """Something that would not fit in memory, refused before it was allocated."""
+
+    exit_code = 5
+
+
 class NotFittedError(ProtoclError, RuntimeError):
     """A head was asked for predictions before it was fitted."""

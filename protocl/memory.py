@@ -7,7 +7,7 @@ memory and has another memory subtracted from it, and all three are one operatio
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self, cast
 
 import torch
@@ -20,6 +20,9 @@ from protocl.errors import DataError
 from protocl.maps import FeatureMap
 from protocl.maps import feature_map as build_map
 from protocl.statistics import AdditiveStatistics
+
+_PIECE = 1 << 17
+"""Elements of a block of means: 1 MiB."""
 
 _REDUCES_TO: dict[Level, tuple[Level, ...]] = {
     "mean": ("mean",),
@@ -92,6 +95,17 @@ class PrototypeMemory(AdditiveStatistics):
     def means(self) -> Tensor:
         """``(C, W)`` float64 class means of the mapped features: the prototypes."""
         return self.sums / self.get_buffer("count")[:, None]
+
+    def mean_blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """:attr:`means` of a few classes at a time: rows and ``(n, W)`` float64.
+
+        Temporaries stay in the processor's cache, whatever the number of classes.
+        """
+        count = self.get_buffer("count")
+        step = max(1, _PIECE // self.width)
+        for start in range(0, len(count), step):
+            rows = slice(start, min(start + step, len(count)))
+            yield rows, self._value("sum", rows) / count[rows, None]
 
     @property
     def unmapped_means(self) -> Tensor:
@@ -184,7 +198,10 @@ class PrototypeMemory(AdditiveStatistics):
         sums = batch.sums()
         if self.exact and self.level == "full":
             self._require_bound(batch.second_moment_bound())
-        rows = self._add_all(batch.class_ids, batch.counts, sums, None, sign=1)
+        if len(self):
+            rows = self._add_all(batch.class_ids, batch.counts, sums, None, sign=1)
+        else:
+            rows = self._begin(batch.class_ids, batch.counts, sums)
         if self.level == "full":
             fresh = self.counts[rows] == batch.counts
             for positions, moments in batch.second_moments():

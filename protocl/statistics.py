@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from protocl.accumulate import add_compensated_, overflows
 from protocl.batch import LEVELS, Level
+from protocl.capacity import require_bytes
 from protocl.device import FollowsDevice
 from protocl.errors import FingerprintError
 from protocl.maps import FeatureMap
@@ -55,13 +57,29 @@ class AdditiveStatistics(FollowsDevice):
 
     # -- what is stored ---------------------------------------------------------------------
 
+    def bytes_for(self, classes: int, level: Level | None = None) -> int:
+        """Bytes that statistics like these take for a number of classes.
+
+        Args:
+            classes: their number.
+            level: in place of this memory's own.
+        """
+        numbers = sum(
+            math.prod(classes if n == -1 else n for n in shape)
+            for shape in self._shapes_at(level or self.level).values()
+        )
+        return 8 * numbers * (1 if self.exact else 2) + 16 * classes
+
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each sum, with -1 for the number of classes."""
+        return self._shapes_at(self.level)
+
+    def _shapes_at(self, level: Level) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {"sum": (-1, self.width)}
         if self.raw_means:
             shapes["raw"] = (-1, self.feature_dim)
-        second = LEVELS[self.level](self.width)
+        second = LEVELS[level](self.width)
         return shapes if second is None else shapes | {"second": second}
 
     def _empty(self, classes: int, device: torch.device | None = None) -> dict[str, Tensor]:
@@ -82,11 +100,11 @@ class AdditiveStatistics(FollowsDevice):
         self.revision = uuid.uuid4().hex
         """Changes whenever the statistics do; equal revisions mean equal statistics."""
 
-    def _value(self, name: str) -> Tensor:
+    def _value(self, name: str, rows: slice = slice(None)) -> Tensor:
         """A sum in float64: both halves of the pair, or the fixed-point value in feature units."""
-        buffer = self.get_buffer(name)
+        buffer = self.get_buffer(name)[rows]
         if not self.exact:
-            return buffer + self.get_buffer(f"{name}_low")
+            return buffer + self.get_buffer(f"{name}_low")[rows]
         unit = self.step**2 if name == "second" else self.step
         return buffer.to(torch.float64) * unit
 
@@ -110,6 +128,17 @@ class AdditiveStatistics(FollowsDevice):
         for name, term in sums.items():
             self._add(name, rows, term, None if lows is None else lows[name])
         return rows
+
+    def _begin(self, ids: Tensor, counts: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
+        """Take over the first sums as they lie, without a copy, and return their rows."""
+        self._require_bytes(len(ids))
+        for name, buffer in self.named_buffers(recurse=False):
+            if name in sums:
+                setattr(self, name, sums[name])
+            elif not self._is_shared(name.removesuffix("_low")):
+                setattr(self, name, buffer.new_zeros(len(ids), *buffer.shape[1:]))
+        self.class_ids, self.count = ids, counts
+        return torch.arange(len(ids), device=ids.device)
 
     def _add(self, name: str, rows: Tensor, term: Tensor, term_low: Tensor | None) -> None:
         """Add ``term`` to ascending rows of one sum (to all of it, when classes share it)."""
@@ -153,6 +182,7 @@ class AdditiveStatistics(FollowsDevice):
         known = self.get_buffer("class_ids")
         merged = torch.unique(torch.cat([known, ids]))
         if len(merged) > len(known):
+            self._require_bytes(len(merged))
             places = torch.searchsorted(merged, known)
             for name, buffer in self.named_buffers(recurse=False):
                 if not self._is_shared(name.removesuffix("_low")):
@@ -161,6 +191,18 @@ class AdditiveStatistics(FollowsDevice):
                     setattr(self, name, grown)
             self.class_ids = merged
         return torch.searchsorted(merged, ids)
+
+    def _require_bytes(self, classes: int) -> None:
+        """Refuse to grow to ``classes`` classes where the statistics would not fit in memory."""
+        # One buffer after the other is replaced by a longer one.
+        moved = max(buffer.nbytes for buffer in self.buffers(recurse=False))
+        grown = self.bytes_for(classes) - self.bytes_for(len(self.get_buffer("class_ids")))
+        require_bytes(
+            grown + moved,
+            self.get_buffer("count").device,
+            f"statistics of level '{self.level}' of {classes:,} classes x {self.width} features",
+            {f"level '{name}'": self.bytes_for(classes, name) for name in get_args(Level)},
+        )
 
     def _take_over(self, other: AdditiveStatistics) -> None:
         """Hold a copy of the statistics of ``other``."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from protocl.config import Setup, StrategyInfo
 from protocl.heads import Mahalanobis
+from protocl.heads.mahalanobis import Covariance
 from protocl.strategies.frozen import FrozenBackbone, FrozenBackboneConfig
 
 
@@ -25,6 +26,8 @@ class FeCAM(FrozenBackbone):
             covariance; None for no shrinkage.
         shrink_passes: how many times that is done.
         tukey: power of Tukey's transform, which needs features >= 0; None for none.
+        covariance, rank: what is kept of the covariances, as for
+            :class:`~protocl.heads.Mahalanobis`; ``"shared"`` for many classes.
         **settings: those of :class:`FrozenBackbone` but ``head``.
     """
 
@@ -34,9 +37,13 @@ class FeCAM(FrozenBackbone):
         shrinkage: tuple[float, float] | None = (1.0, 1.0),
         shrink_passes: int = 2,
         tukey: float | None = 0.5,
+        covariance: Covariance = "class",
+        rank: int = 16,
         **settings: Any,
     ) -> None:
-        head = Mahalanobis(shrinkage, shrink_passes=shrink_passes, tukey=tukey)
+        head = Mahalanobis(
+            shrinkage, shrink_passes=shrink_passes, tukey=tukey, covariance=covariance, rank=rank
+        )
         super().__init__(head=head, **settings)
 
 
@@ -47,6 +54,9 @@ class FeCAMConfig(FrozenBackboneConfig):
     Attributes:
         variance_shrinkage: first number of ``shrinkage``.
         covariance_shrinkage: second number of ``shrinkage``.
+        covariance: ``class``, ``low_rank`` or ``shared``; with ``shared`` one matrix is stored for
+            all classes.
+        rank: directions a class of ``low_rank``.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -62,6 +72,8 @@ class FeCAMConfig(FrozenBackboneConfig):
     covariance_shrinkage: float = 1.0
     shrink_passes: int = 2
     tukey: float | None = 0.5
+    covariance: str = "class"
+    rank: int = 16
 
     def build(self, setup: Setup) -> FrozenBackbone:
         return self._build(
@@ -70,4 +82,6 @@ class FeCAMConfig(FrozenBackboneConfig):
             shrinkage=(self.variance_shrinkage, self.covariance_shrinkage),
             shrink_passes=self.shrink_passes,
             tukey=self.tukey,
+            covariance=self.covariance,
+            rank=self.rank,
         )

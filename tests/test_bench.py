@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from protocl import bench
 from protocl.bench.command import GROUPS, table
 from protocl.bench.comparison import SIZES, Comparison, require_equal
 from protocl.bench.peak_memory import MIB, PeakMeter
+from protocl.bench.scale import bare_topk
 from protocl.bench.timing import interleaved, thread_count
 from protocl.errors import ConfigError
 
@@ -143,6 +145,30 @@ def test_command_prints_a_table_and_writes_json(
     ]
     for case in written["comparisons"]:
         assert case["value"] == pytest.approx(case["ours"] / case["peer"])
+
+
+def test_curves_of_many_classes_go_beside_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    output = tmp_path / "scale.json"
+    arguments = ["scale", "--size", "small", "--threads", "1", "--output", str(output)]
+    assert bench.main(parser.parse_args(arguments)) == 0
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+    points = [case["point"] for case in json.loads(output.read_text())["comparisons"]]
+    drawn = {(point["curve"], point["classes"]) for point in points if point}
+    wanted = product(("update", "merge", "fit", "predict"), SIZES["small"].many_classes)
+    assert drawn == set(wanted)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 4), (100, 5), (7, 100)])
+def test_the_bare_product_finds_the_largest(rows: int, columns: int) -> None:
+    queries, points = torch.randn(20, 6), torch.randn(30, 6)
+    values, places = bare_topk(queries, points, 5, rows, columns)
+    expected = (queries @ points.T).topk(5)
+    torch.testing.assert_close(values, expected.values)
+    assert torch.equal(places, expected.indices)
 
 
 def test_table_shows_ratio_target_and_verdict() -> None:

@@ -101,10 +101,9 @@ def test_memory_laws_catch_violations(memory, check):
 class ZeroPrototype(NearestMean):
     """A head that invents a class without samples."""
 
-    def _fit(self, memory):
-        super()._fit(memory)
-        self._set(_means=torch.cat([self._means, torch.zeros(1, 12)]))
-        self._set(_squares=self._means.square().sum(1))
+    def _logits(self, features):
+        zero = -features.square().sum(1, keepdim=True)
+        return torch.cat([super()._logits(features), zero], dim=1)
 
 
 class Remembers(NearestMean):

@@ -391,3 +391,35 @@ def test_statistics_that_cannot_be_are_refused(change, message):
     del tensors["sum"]
     with pytest.raises(DataError, match="lack the array 'sum'"):
         PrototypeMemory.from_tensors(memory.describe(), tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("exact", [False, True])
+def test_half_precision_features_are_summed_without_further_rounding(dtype, level, exact):
+    features = torch.rand(600, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    labels = torch.arange(600) % 3
+    half = PrototypeMemory(5, level, exact=exact, step=2.0**-20).update(features, labels)
+    wide = PrototypeMemory(5, level, exact=exact, step=2.0**-20)
+    wide.update(features.to(torch.float64), labels)
+    for (name, one), other in zip(half.named_buffers(), wide.buffers(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_means_come_block_by_block(exact, monkeypatch):
+    monkeypatch.setattr("protocl.memory._PIECE", 10)
+    memory = PrototypeMemory(4, exact=exact).update(torch.rand(30, 4), torch.arange(30) % 7)
+    blocks = list(memory.mean_blocks())
+    assert [rows.stop - rows.start for rows, _ in blocks] == [2, 2, 2, 1]
+    assert torch.equal(torch.cat([block for _, block in blocks]), memory.means)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_memory_shares_nothing_with_the_batch_it_began_with(level):
+    features, labels = torch.rand(10, 3), torch.arange(10) % 2
+    memory = PrototypeMemory(3, level).update(features, labels)
+    twin = memory.copy()
+    features.zero_()
+    labels.zero_()
+    same(memory, twin)

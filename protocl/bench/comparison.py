@@ -19,6 +19,19 @@ Kind = Literal["speedup", "cost", "share", "limit"]
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where a comparison stands on a curve.
+
+    Attributes:
+        curve: name of the operation.
+        classes: number of classes, the horizontal axis.
+    """
+
+    curve: str
+    classes: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One case measured on both sides in the same run.
 
@@ -33,6 +46,7 @@ class Comparison:
         difference: largest absolute difference between the two results; None where a limit has
             no second result.
         unit: ``"s"`` (seconds) or ``"MiB"``.
+        point: its place on a curve, where it is part of one.
     """
 
     case: str
@@ -44,6 +58,7 @@ class Comparison:
     threads: int
     difference: float | None = None
     unit: Literal["s", "MiB"] = "s"
+    point: Point | None = None
 
     @property
     def value(self) -> float:
@@ -83,6 +98,7 @@ class Size:
         batch: mini-batch of the streaming cases.
         images: number of 3x32x32 images of the training-loop cases.
         step_width: channels of the first stage of the ResNet-18 whose steps are timed.
+        many_classes: numbers of classes of the curves of ``scale``.
         repeats: rounds of each interleaved measurement; the best of them counts.
     """
 
@@ -92,14 +108,31 @@ class Size:
     batch: int
     images: int
     step_width: int
+    many_classes: tuple[int, ...]
     repeats: int
 
 
 SIZES = {
     "full": Size(
-        samples=50_000, width=512, classes=100, batch=128, images=6_400, step_width=64, repeats=7
+        samples=50_000,
+        width=512,
+        classes=100,
+        batch=128,
+        images=6_400,
+        step_width=64,
+        many_classes=(1_000, 3_000, 10_000, 30_000, 100_000),
+        repeats=7,
     ),
-    "small": Size(samples=600, width=16, classes=6, batch=64, images=128, step_width=2, repeats=1),
+    "small": Size(
+        samples=600,
+        width=16,
+        classes=6,
+        batch=64,
+        images=128,
+        step_width=2,
+        many_classes=(50, 200),
+        repeats=1,
+    ),
 }
 """``full`` is what the targets are stated for; ``small`` only shows that everything runs."""
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from protocl.accumulate import all_finite
 from protocl.batch import Level
 from protocl.device import FollowsDevice
 from protocl.errors import NotFittedError
+from protocl.heads.ranking import Block, best_columns
 from protocl.maps import FeatureMap
 from protocl.memory import PrototypeMemory
 
@@ -24,8 +27,13 @@ class Head(FollowsDevice):
 
     Args:
         dtype: precision of the fitted parameters and of the logits. Fitting is done in float64.
+
+    Attributes:
+        chunk_bytes: bound on the logits that :meth:`predict` and :meth:`topk` hold at once; may be
+            set at any time. At least one logit (for a head of a third party: one row) is held.
     """
 
+    chunk_bytes: int = 8 * 2**20
     required_level: ClassVar[Level] = "mean"
     raw_means: ClassVar[bool] = False
 
@@ -95,16 +103,50 @@ class Head(FollowsDevice):
         # Under autocast a matrix product would run in half precision whatever its inputs.
         with torch.autocast(features.device.type, enabled=False):
             logits = self._logits(features.to(self.dtype))
-        if not bool(torch.isfinite(logits).all()):
-            raise ValueError(
-                "features hold NaN or infinite values, or are too large for this head: "
-                "expected finite numbers"
-            )
+        _require_finite(logits)
         return logits
 
     def predict(self, features: Tensor) -> Tensor:
-        """Class ids ``(N,)`` of ``features`` ``(N, D)``."""
-        return self.get_buffer("_classes")[self(features).argmax(dim=1)]
+        """Class ids ``(N,)`` of ``features`` ``(N, D)``; the lowest id among equal logits.
+
+        Raises:
+            NotFittedError, ValueError: as :meth:`forward`.
+        """
+        return self.topk(features, 1)[1][:, 0]
+
+    @torch.no_grad()
+    def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` largest logits of each sample and their class ids, without all ``(N, C)``.
+
+        Args:
+            features: ``(N, D)``.
+            k: 1 to the number of classes.
+
+        Returns:
+            Logits ``(N, k)`` in descending order and class ids ``(N, k)`` int64. Among equal logits
+            the lower class id comes first. A :class:`protocl.heads.chunked.ChunkedHead` ranks the
+            very numbers of :meth:`forward`; other heads compute some rows at a time, so that more
+            samples than fit ``chunk_bytes`` may be rounded differently there.
+
+        Raises:
+            NotFittedError, ValueError: as :meth:`forward`, or ``k`` is out of range.
+        """
+        self._require_fitted(features)
+        classes = self.get_buffer("_classes")
+        if not 1 <= k <= len(classes):
+            raise ValueError(f"k={k}: expected 1 to {len(classes)}, the number of classes")
+        _require_finite(features)
+        values = features.new_empty(len(features), k, dtype=self.dtype)
+        columns = torch.empty_like(values, dtype=torch.int64)
+        with torch.autocast(features.device.type, enabled=False):
+            best_columns(self._blocks(features), (values, columns))
+        _require_finite(values)
+        return values, classes[columns]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the fitted parameters occupy."""
+        return sum(buffer.nbytes for buffer in self.buffers(recurse=False))
 
     def dense_logits(
         self, features: Tensor, width: int = 0, floor: float = float("-inf")
@@ -133,6 +175,14 @@ class Head(FollowsDevice):
     @abstractmethod
     def _logits(self, features: Tensor) -> Tensor:
         """Logits ``(N, C)`` of features in ``self.dtype``."""
+
+    def _blocks(self, features: Tensor) -> Iterator[Block]:
+        """Logits in blocks, by rows and then by columns; here all classes of some rows."""
+        columns = slice(0, len(self.get_buffer("_classes")))
+        rows = max(1, self.chunk_bytes // (columns.stop * self.dtype.itemsize))
+        for start in range(0, len(features), rows):
+            chosen = slice(start, min(start + rows, len(features)))
+            yield Block(chosen, columns, self._logits(features[chosen].to(self.dtype)))
 
     def _set(self, **buffers: Tensor) -> None:
         """Keep derived tensors; floating point ones in the head's precision."""
@@ -166,3 +216,11 @@ class Head(FollowsDevice):
                 f"{name}.fit needs statistics summed under the map '{wanted}', got "
                 f"'{memory.feature_map.spec}'; make the memory with head.new_memory(feature_dim)"
             )
+
+
+def _require_finite(values: Tensor) -> None:
+    if not all_finite(values):
+        raise ValueError(
+            "features hold NaN or infinite values, or are too large for this head: "
+            "expected finite numbers"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from protocl.batch import Level
-from protocl.heads.base import Head
+from protocl.heads.chunked import ChunkedHead
 from protocl.heads.covariance import (
     oas_shrinkage,
     shrink_towards_identity,
@@ -20,7 +20,7 @@ from protocl.maps import FeatureMap, UnitNorm
 from protocl.memory import PrototypeMemory
 
 
-class LinearDiscriminant(Head):
+class LinearDiscriminant(ChunkedHead):
     """Gaussian classes with one covariance: ``w_c . f + b_c``.
 
     ``w_c = S^-1 mu_c`` and ``b_c = -mu_c . w_c / 2 (+ log prior)``, with the within-class
@@ -118,7 +118,9 @@ class LinearDiscriminant(Head):
             biases = biases + (memory.counts / memory.total).log()
         self._set(_weights=weights, _biases=biases)
 
-    def _logits(self, features: Tensor) -> Tensor:
-        if self.normalize_input:
-            features = functional.normalize(features, dim=1)
-        return torch.addmm(self.get_buffer("_biases"), features, self.get_buffer("_weights").T)
+    def _queries(self, features: Tensor) -> Tensor:
+        return functional.normalize(features, dim=1) if self.normalize_input else features
+
+    def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        weights, biases = self.get_buffer("_weights"), self.get_buffer("_biases")
+        torch.addmm(biases[chosen], queries, weights[chosen].T, out=out)

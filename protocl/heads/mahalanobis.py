@@ -1,8 +1,8 @@
-"""Mahalanobis distance with one covariance a class: FeCAM."""
+"""Mahalanobis distance with one covariance a class, or one for all: FeCAM."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -10,19 +10,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from protocl.batch import Level
-from protocl.heads.base import Head
-from protocl.heads.covariance import fill_flat, shrink_diagonals, to_correlations, whitening
+from protocl.capacity import require_bytes
+from protocl.heads.chunked import ChunkedHead
+from protocl.heads.covariance import fill_flat, shrink_diagonals, to_correlations
+from protocl.heads.covariance_forms import ClassFactors, CovarianceForm, LowRank, SharedFactor
 from protocl.maps import FeatureMap, Tukey, UnitNorm
 from protocl.memory import PrototypeMemory
 
+Covariance = Literal["class", "low_rank", "shared"]
+
 _PIECE = 1 << 20
-"""Elements of the differences ``(G, N, W)`` that are held at once."""
-
-_BLOCKS = 4
-"""Blocks of rows in which a triangular factor is multiplied, without most of its zeros."""
+"""Elements of the covariance matrices that are shrunk at once."""
 
 
-class Mahalanobis(Head):
+class Mahalanobis(ChunkedHead):
     """The class whose mean is nearest under the class's own covariance.
 
     Logits are ``-(x - m_c)^T R_c^-1 (x - m_c)`` without log-determinant and prior, where ``R_c`` is
@@ -45,7 +46,13 @@ class Mahalanobis(Head):
         normalize: scale queries and means to unit norm after the transform. Without Tukey the
             samples are scaled before they are summed, and their mean is left as it is.
         correlation: turn covariances into correlations.
-        dtype: precision of the factors and logits. The factors take ``C * W^2`` numbers.
+        covariance: what is kept of them. ``"class"``: all. ``"low_rank"``: of each class its
+            ``rank`` largest directions and the diagonal. ``"shared"``: one matrix for all classes
+            (the common covariance of the paper), which takes statistics of level
+            ``shared`` alone and so goes with any number of classes.
+            :mod:`protocl.heads.covariance_forms` states what each takes.
+        rank: see ``covariance``.
+        dtype: precision of what is kept and of the logits.
 
     A class with one sample, or a feature without variance, falls back on the Euclidean distance
     in what it lacks: correlation 1 with itself, or the average variance of all classes.
@@ -65,6 +72,8 @@ class Mahalanobis(Head):
         mean_of: Literal["raw", "transformed"] = "raw",
         normalize: bool = True,
         correlation: bool = True,
+        covariance: Covariance = "class",
+        rank: int = 16,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(dtype=dtype)
@@ -78,7 +87,9 @@ class Mahalanobis(Head):
         self.mean_of = mean_of
         self.normalize = normalize
         self.correlation = correlation
-        self._triangular = True
+        self.covariance = covariance
+        self._form = _form(covariance, rank)
+        self.required_level = self._form.level  # type: ignore[misc]
         self.raw_means = tukey is not None and mean_of == "raw"  # type: ignore[misc]
 
     @classmethod
@@ -102,12 +113,20 @@ class Mahalanobis(Head):
         return UnitNorm() if self.normalize else FeatureMap()
 
     def _fit(self, memory: PrototypeMemory) -> None:
-        self._set(_means=self._class_means(memory))
-        factors = [whitening(part).to(self.dtype) for part in self._matrices(memory)]
-        self._set(_factors=torch.cat(factors))
-        stored = self.get_buffer("_factors")
-        # A pseudo-inverse, for a singular matrix, has a factor that is not triangular.
-        self._triangular = all(torch.equal(factor, factor.tril()) for factor in stored)
+        self._require_bytes(len(memory), memory.width, memory.device)
+        means = self._class_means(memory)
+        parts = self._form.derive(means, self._matrices(memory), self.dtype)
+        self._set(**{f"_{name}": value for name, value in parts.items()})
+
+    def _require_bytes(self, classes: int, width: int, device: torch.device) -> None:
+        """Refuse before allocating what would not fit in memory."""
+        size, others = self.dtype.itemsize, {"low_rank": LowRank(16), "shared": SharedFactor()}
+        require_bytes(
+            size * self._form.numbers(classes, width),
+            device,
+            f"covariance='{self.covariance}' of {classes:,} classes x {width} features",
+            {f"'{name}'": size * form.numbers(classes, width) for name, form in others.items()},
+        )
 
     def _class_means(self, memory: PrototypeMemory) -> Tensor:
         if self.tukey is None:
@@ -117,43 +136,43 @@ class Mahalanobis(Head):
 
     def _matrices(self, memory: PrototypeMemory) -> Iterator[Tensor]:
         """Shrunk covariance or correlation matrices in float64, a few classes at a time."""
+        if self.required_level == "shared":
+            pooled = memory if memory.level == "shared" else memory.at_level("shared")
+            pooled_freedom = max(memory.total - len(memory), 1)
+            yield self._shrunk(pooled.scatter()[None] / pooled_freedom, flat=1.0)
+            return
         group = max(1, _PIECE // memory.width**2)
         spread = float(memory.at_level("diagonal").scatter().mean(1).sum()) / memory.total
         for ids in memory.classes.split(group):
             part = memory.subset(ids)
             freedom = (part.counts - 1).clamp(min=1)
-            matrices = part.scatter() / freedom[:, None, None]
-            for _ in range(self.shrink_passes if self.shrinkage else 0):
-                shrink_diagonals(matrices, *self.shrinkage)  # type: ignore[misc]
-            if self.correlation:
-                yield to_correlations(matrices)
-            else:
-                yield fill_flat(matrices, spread or 1.0)
+            yield self._shrunk(part.scatter() / freedom[:, None, None], flat=spread or 1.0)
 
-    def _logits(self, features: Tensor) -> Tensor:
+    def _shrunk(self, matrices: Tensor, flat: float) -> Tensor:
+        """``(G, W, W)``, shrunk, and made correlations or given ``flat`` where variance is zero."""
+        for _ in range(self.shrink_passes if self.shrinkage else 0):
+            shrink_diagonals(matrices, *self.shrinkage)  # type: ignore[misc]
+        return to_correlations(matrices) if self.correlation else fill_flat(matrices, flat)
+
+    def _queries(self, features: Tensor) -> Tensor:
         features = self.feature_map(features.shape[1])(features)
         if self.normalize and self.tukey is not None:
             features = functional.normalize(features, dim=1)
-        means, factors = self.get_buffer("_means"), self.get_buffer("_factors")
-        logits = features.new_empty(len(features), len(means))
-        rows = max(1, _PIECE // features.shape[1])
-        for start in range(0, len(features), rows):
-            part = features[start : start + rows]
-            group = max(1, _PIECE // part.numel()) if part.numel() else len(means)
-            for first in range(0, len(means), group):
-                chosen = slice(first, first + group)
-                differences = part - means[chosen, None]
-                distances = self._squared_lengths(differences, factors[chosen])
-                logits[start : start + rows, chosen] = distances.T.neg()
-        return logits
+        return self._form.queries(self._parts, features)
 
-    def _squared_lengths(self, differences: Tensor, factors: Tensor) -> Tensor:
-        """``|A_c d|^2`` ``(G, N)`` of differences ``(G, N, W)`` under factors ``(G, W, W)``."""
-        width = factors.shape[1]
-        block = -(-width // _BLOCKS) if self._triangular else width
-        total = differences.new_zeros(differences.shape[:2])
-        for start in range(0, width, block):
-            stop = min(start + block, width) if self._triangular else width
-            whitened = differences[..., :stop] @ factors[:, start : start + block, :stop].mT
-            total += whitened.square_().sum(-1)
-        return total
+    def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        self._form.write(self._parts, queries, chosen, out)
+
+    @property
+    def _parts(self) -> Mapping[str, Tensor]:
+        return {name[1:]: buffer for name, buffer in self.named_buffers(recurse=False)}
+
+
+def _form(covariance: str, rank: int) -> CovarianceForm:
+    if covariance == "class":
+        return ClassFactors()
+    if covariance == "low_rank":
+        return LowRank(rank)
+    if covariance == "shared":
+        return SharedFactor()
+    raise ValueError(f"covariance='{covariance}': expected 'class', 'low_rank' or 'shared'")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from protocl.heads.base import Head
+from protocl.heads.chunked import ChunkedHead
+from protocl.heads.distances import write_negative_distances
 from protocl.maps import FeatureMap, UnitNorm
 from protocl.memory import PrototypeMemory
 
 
-class NearestMean(Head):
+class NearestMean(ChunkedHead):
     """The class whose mean is nearest.
 
     The three switches are independent; published methods are points among them:
@@ -61,22 +63,33 @@ class NearestMean(Head):
         return UnitNorm() if self.normalize_input else FeatureMap()
 
     def _fit(self, memory: PrototypeMemory) -> None:
-        means = memory.means
-        if self.normalize_mean or self.metric == "cosine":
-            means = functional.normalize(means, dim=1)
-        # Distances do not change when all points move, but their expansion loses fewer digits
-        # the nearer the means are to the origin.
-        centre = means.mean(0) if self.metric == "euclidean" else torch.zeros_like(means[0])
-        means = means - centre
-        self._set(_means=means, _centre=centre, _squares=means.square().sum(1))
+        means = torch.empty(len(memory), memory.width, dtype=self.dtype, device=memory.device)
+        squares = means.new_empty(len(means), dtype=torch.float64)
+        centre = means.new_zeros(memory.width, dtype=torch.float64)
+        if self.metric == "euclidean":
+            # Distances do not change when all points move, but their expansion loses fewer digits
+            # the nearer the means are to the origin.
+            for _, block in self._prototypes(memory):
+                centre += block.sum(0)
+            centre /= len(means)
+        for rows, block in self._prototypes(memory):
+            block = block - centre
+            means[rows], squares[rows] = block, block.square().sum(1)
+        self._set(_means=means, _centre=centre, _squares=squares)
 
-    def _logits(self, features: Tensor) -> Tensor:
+    def _prototypes(self, memory: PrototypeMemory) -> Iterator[tuple[slice, Tensor]]:
+        for rows, block in memory.mean_blocks():
+            unit = self.normalize_mean or self.metric == "cosine"
+            yield rows, functional.normalize(block, dim=1) if unit else block
+
+    def _queries(self, features: Tensor) -> Tensor:
         if self.normalize_input or self.metric == "cosine":
             features = functional.normalize(features, dim=1)
+        return features if self.metric == "cosine" else features - self.get_buffer("_centre")
+
+    def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        means = self.get_buffer("_means")[chosen]
         if self.metric == "cosine":
-            return features @ self.get_buffer("_means").T
-        features = features - self.get_buffer("_centre")
-        logits = torch.addmm(
-            self.get_buffer("_squares"), features, self.get_buffer("_means").T, alpha=-2
-        )
-        return logits.add_(features.square().sum(1, keepdim=True)).neg_()
+            torch.mm(queries, means.T, out=out)
+        else:
+            write_negative_distances(queries, means, self.get_buffer("_squares")[chosen], out)

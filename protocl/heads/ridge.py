@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from protocl.batch import Level
-from protocl.heads.base import Head
+from protocl.heads.chunked import ChunkedHead
 from protocl.maps import FeatureMap, ReluProjection
 from protocl.memory import PrototypeMemory
 
@@ -83,7 +83,7 @@ def heldout_errors(spectrum: Spectrum, heldout: PrototypeMemory) -> Tensor:
     return torch.stack(errors) / (heldout.total * len(spectrum.classes))
 
 
-class Ridge(Head):
+class Ridge(ChunkedHead):
     """``logits = h (G + lambda I)^-1 C`` with ``G = sum h h^T`` and ``C = sum h y^T``.
 
     ``h`` is the feature itself, or ``relu(f W)`` with a fixed random ``W`` (RanPAC). ``G`` is the
@@ -164,5 +164,8 @@ class Ridge(Head):
             errors = heldout_errors(decompose(memory - self._heldout), self._heldout)
         return GRID[int(errors.argmin())]
 
-    def _logits(self, features: Tensor) -> Tensor:
-        return self.feature_map(features.shape[1])(features) @ self.get_buffer("_weights")
+    def _queries(self, features: Tensor) -> Tensor:
+        return self.feature_map(features.shape[1])(features)
+
+    def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        torch.mm(queries, self.get_buffer("_weights")[:, chosen], out=out)

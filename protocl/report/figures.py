@@ -66,7 +66,7 @@ def round_curves(curves: Sequence[RoundCurve], *, width: float = 11.4) -> Figure
         curves: in the order of the legend.
         width: of the figure, in inches.
     """
-    figure, left = _panel(width, 4.0, columns=2)
+    figure, left = panel(width, 4.0, columns=2)
     right = figure.axes[1]
     for i, curve in enumerate(curves):
         rounds = range(1, len(curve.accuracy) + 1)
@@ -81,7 +81,7 @@ def round_curves(curves: Sequence[RoundCurve], *, width: float = 11.4) -> Figure
         axes.set_ylim(0, 102)
         axes.grid(color=GRID, linewidth=0.6, alpha=0.6)
     if len(curves) > 1:
-        _legend(right)
+        legend(right)
     return figure
 
 
@@ -92,7 +92,7 @@ def accuracy_curves(curves: Sequence[Curve], *, width: float = 11.4) -> Figure:
         curves: in the order of the legend.
         width: of the figure, in inches.
     """
-    figure, axes = _panel(width, 4.4)
+    figure, axes = panel(width, 4.4)
     for i, curve in enumerate(curves):
         _draw(axes, i, curve.classes_seen, curve.accuracy, curve.label)
     axes.set_xlabel("classes seen")
@@ -105,7 +105,7 @@ def accuracy_curves(curves: Sequence[Curve], *, width: float = 11.4) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=GRID, linewidth=0.6, alpha=0.6)
     if len(curves) > 1:
-        _legend(axes)
+        legend(axes)
     return figure
 
 
@@ -116,7 +116,7 @@ def set_title(figure: Figure, title: str) -> None:
 
 def final_bars(labels: Sequence[str], accuracy: Sequence[MeanAndSpread]) -> Figure:
     """Last accuracy (%) of each strategy, with one standard deviation."""
-    figure, axes = _panel(5.8, 0.9 + 0.34 * len(labels))
+    figure, axes = panel(5.8, 0.9 + 0.34 * len(labels))
     for i, value in enumerate(accuracy):
         color = PALETTE[i % len(PALETTE)]
         spread = 100 * value.std if value.std is not None else None
@@ -142,7 +142,7 @@ def phase_bars(labels: Sequence[str], seconds: Mapping[str, Sequence[float]]) ->
         labels: one name a strategy.
         seconds: phase -> one value a strategy.
     """
-    figure, axes = _panel(5.8, 0.9 + 0.34 * len(labels))
+    figure, axes = panel(5.8, 0.9 + 0.34 * len(labels))
     left = np.zeros(len(labels))
     for color, (phase, values) in zip(cycle(PALETTE), seconds.items(), strict=False):
         axes.barh(range(len(labels)), values, left=left, color=color, height=0.66, label=phase)
@@ -161,7 +161,7 @@ def accuracy_matrix(matrix: Sequence[Sequence[float]]) -> Figure:
     values = np.full((n, n), np.nan)
     for t, row in enumerate(matrix):
         values[t, : t + 1] = 100 * np.array(row)
-    figure, axes = _panel(4.0, 3.5)
+    figure, axes = panel(4.0, 3.5)
     image = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, interpolation="none")
     if n <= _MOST_ANNOTATED:
         _annotate(axes, values, "{:.0f}", bright=values > 55)
@@ -190,7 +190,7 @@ def confusion_matrix(run: Run, *, width: float = 4.0, most_cells: int = 120) -> 
     order, boundaries = _learning_order(run)
     pooled = -(-len(order) // most_cells)
     share = _pooled_share(_counts_in_order(run, order), pooled)
-    figure, axes = _panel(width, 0.87 * width)
+    figure, axes = panel(width, 0.87 * width)
     norm = PowerNorm(0.5, vmin=0, vmax=100)
     extent = (-0.5, pooled * len(share) - 0.5, pooled * len(share) - 0.5, -0.5)
     image = axes.imshow(share, cmap="viridis", norm=norm, interpolation="none", extent=extent)
@@ -250,7 +250,7 @@ def _draw(
     )  # fmt: skip
 
 
-def _panel(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes]:
+def panel(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes]:
     """An empty figure (inches) in the house style, and its first set of axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
@@ -266,7 +266,7 @@ def _panel(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes]
     return figure, panels[0]
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     axes.legend(
         loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, labelcolor=INK,
         borderaxespad=0.0,

@@ -1,0 +1,66 @@
+"""Heads whose logits can be computed for some of the classes alone."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from protocl.heads.base import Head
+from protocl.heads.ranking import Block
+
+_ALIGNED = 64
+"""Columns of a block are a multiple of this: matrix products run best on whole tiles."""
+
+
+class ChunkedHead(Head):
+    """A head that computes blocks of logits ``(n, c)``, each within :attr:`Head.chunk_bytes`.
+
+    A subclass implements :meth:`_queries` and :meth:`_scores` in place of ``_logits``. All logits
+    come from the same blocks, so :meth:`Head.topk` ranks the very numbers that ``forward`` gives.
+    """
+
+    @abstractmethod
+    def _queries(self, features: Tensor) -> Tensor:
+        """What is compared with the classes, ``(N, W)``, of features in ``self.dtype``."""
+
+    @abstractmethod
+    def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        """Write the logits of the classes in ``chosen`` to ``out`` ``(N, c)``."""
+
+    def _logits(self, features: Tensor) -> Tensor:
+        shape = len(features), len(self.get_buffer("_classes"))
+        logits = None
+        for block in self._blocks(features):
+            if block.scores.shape == shape:
+                return block.scores
+            # Writing products straight into strided slices would round them differently.
+            logits = features.new_empty(shape) if logits is None else logits
+            logits[block.rows, block.columns] = block.scores
+        return features.new_empty(shape) if logits is None else logits
+
+    def _blocks(self, features: Tensor) -> Iterator[Block]:
+        bands, width = self._grid(len(features))
+        room = None
+        for rows in bands:
+            queries = self._queries(features[rows].to(self.dtype))
+            if room is None:  # the first band is the longest
+                room = queries.new_empty(len(queries) * width)
+            for columns in _slices(len(self.get_buffer("_classes")), width):
+                shape = len(queries), columns.stop - columns.start
+                block = room[: math.prod(shape)].view(shape)
+                self._scores(queries, columns, block)
+                yield Block(rows, columns, block)
+
+    def _grid(self, samples: int) -> tuple[list[slice], int]:
+        """Bands of rows, and the number of columns of a block."""
+        elements = max(1, self.chunk_bytes // self.dtype.itemsize)
+        side = math.isqrt(elements)
+        width = min(len(self.get_buffer("_classes")), max(1, side // _ALIGNED * _ALIGNED or side))
+        return list(_slices(samples, max(1, elements // width))), width
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
