@@ -16,6 +16,7 @@ from protocl.federation.grid import QuorumGrid
 from protocl.federation.options import Options
 from protocl.federation.strategy import FederatedPrototypes
 from protocl.memory import PrototypeMemory
+from protocl.runs import exclusive
 from protocl.storage import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -53,16 +54,24 @@ def serve(grid: Grid, empty: PrototypeMemory, run_config: Mapping[str, Any]) -> 
         grid: of the ServerApp.
         empty: what is merged.
         run_config: :data:`RUN_CONFIG`, and ``output``: an absolute folder on the server, which
-            receives ``memory.safetensors``, ``ledger.jsonl``, ``traffic.csv``, ``rounds.jsonl``.
+            receives ``memory.safetensors``, ``ledger.jsonl``, ``traffic.csv``, ``rounds.json``.
 
     Returns:
         The strategy after the last round.
 
     Raises:
-        ConfigError: a key is missing or a value does not fit.
+        ConfigError: a key is missing, a value does not fit, or another run uses the folder.
     """
     values = {**RUN_CONFIG, **run_config}
     output = _output(values)
+    output.mkdir(parents=True, exist_ok=True)
+    with exclusive(output):
+        return _serve(grid, empty, values, output)
+
+
+def _serve(
+    grid: Grid, empty: PrototypeMemory, values: Mapping[str, Any], output: Path
+) -> FederatedPrototypes:
     strategy = _strategy(empty, values, output)
     if strategy.resume():
         logger.info("continuing after round %d", strategy.round)

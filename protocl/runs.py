@@ -114,7 +114,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ConfigError(
-            f"{folder} is in use by another process; wait for it, or run without resume=true"
+            f"{folder} is in use by another process; wait for it, or use another folder "
+            "(without resume=true each run makes its own)"
         ) from error
     try:
         discard_partial(folder)

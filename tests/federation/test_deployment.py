@@ -30,6 +30,7 @@ from protocl.federation.ledger import Ledger
 from protocl.federation.merging import same_statistics
 from protocl.federation.partition import PartitionConfig
 from protocl.federation.server import RUN_CONFIG, serve
+from protocl.runs import exclusive
 
 BIN = Path(sys.executable).parent
 
@@ -68,6 +69,15 @@ def test_test_keys_are_made(tmp_path):
 def test_the_server_needs_an_absolute_output():
     with pytest.raises(ConfigError, match="absolute folder"):
         serve(None, PrototypeMemory(2), {"output": "here"})  # type: ignore[arg-type]
+
+
+def test_one_server_at_a_time_writes_to_a_folder(tmp_path):
+    values = {"output": str(tmp_path / "server"), "rounds": 0}
+    memory = PrototypeMemory(2, exact=True)
+    strategy = serve(None, memory, values)  # type: ignore[arg-type]
+    assert strategy.round == 0
+    with exclusive(tmp_path / "server"), pytest.raises(ConfigError, match="in use by another"):
+        serve(None, memory, values)  # type: ignore[arg-type]
 
 
 # -- real processes -----------------------------------------------------------------------------
