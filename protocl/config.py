@@ -7,7 +7,7 @@ types here decide which keys exist and what fits in them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from omegaconf import MISSING
 from torch import nn
@@ -67,6 +67,16 @@ class Setup:
     fingerprint: str | None = None
 
 
+class AdaptsOnce(Protocol):
+    """A strategy whose backbone stays as the first experience has left it."""
+
+    def adopt_backbone(self, backbone: Any) -> None:
+        """Before the first experience: use this adapted backbone, and adapt none."""
+
+    def release_backbone(self) -> Any:
+        """After it: hand over the backbone; from then on take features in place of images."""
+
+
 @dataclass
 class StrategyConfig:
     """Settings that all strategies share. A strategy adds its own in a subclass.
@@ -106,13 +116,14 @@ class StrategyConfig:
         return True
 
     @property
-    def freezes_backbone(self) -> bool:
-        """Whether the backbone stays as the first experience left it.
+    def adaptation(self) -> dict[str, Any] | None:
+        """Settings that decide how the first experience adapts a backbone that then stays.
 
-        The runner may then call the strategy's ``release_backbone`` after the first experience,
-        encode every image once, and give it features in place of images.
+        None where it does not adapt it, or later experiences change it as well. Otherwise the
+        strategy has the methods of :class:`AdaptsOnce`, through which the runner lets other runs
+        use what this one adapted, and encodes every image once.
         """
-        return False
+        return None
 
     @property
     def old_prototypes(self) -> str:

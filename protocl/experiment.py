@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from protocl import provenance
+from protocl.adapted import AdaptedBackbones
 from protocl.augmentation import TrainingAugmentation, named_augmentation
 from protocl.backbones import Backbone, save_weights
 from protocl.checkpoint import CheckpointFolder
@@ -24,7 +25,7 @@ from protocl.preparation import prepare
 from protocl.recorder import EvaluationRecorder
 from protocl.result import backbone_of, build_result, memory_of
 from protocl.runs import RESULT_FILE, exclusive, is_complete, read_result
-from protocl.storage import atomic_write
+from protocl.storage import atomic_write, locked
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class _Run:
         self.checkpoints = CheckpointFolder(run_dir / CHECKPOINTS)
         self.released = CheckpointFolder(run_dir / CHECKPOINTS / BACKBONE)
         self.backbone: Backbone | None = None
+        self.adapted = AdaptedBackbones(config.cache)
         self.feature_progress = feature_progress
         self.phases = PhaseLog()
         device = resolve_device(config.device)
@@ -239,9 +241,13 @@ class _Run:
         """Train on experience ``t`` and evaluate on the test stream up to it."""
         benchmark = self.prepared.benchmark
         self._tell("train")
+        adapts = t == 0 and self.config.strategy.adaptation is not None
         with self.phases.phase("train", t):
-            self.strategy.train(benchmark.train_stream[t])
-        if t == 0 and self.n_experiences > 1:
+            if adapts:
+                self._adapt()
+            else:
+                self.strategy.train(benchmark.train_stream[t])
+        if adapts and self.n_experiences > 1:
             self._release_backbone()
         self._tell("eval")
         with self.phases.phase("eval", t):
@@ -249,15 +255,24 @@ class _Run:
         self.history.append(self.recorder.last)
         self.events.log_curve(self.history.stream_accuracy[t:], first=t)
 
+    def _adapt(self) -> None:
+        """Train on the first experience, with the backbone that another run adapted if any has."""
+        device, given = self.strategy.device, self.prepared
+        path = self.adapted.path(self.config, given.fingerprint, given.data_hash, device)
+        with locked(path):
+            backbone = self.adapted.load(path, device)
+            if backbone is not None:
+                self.strategy.adopt_backbone(backbone)
+            self.strategy.train(given.benchmark.train_stream[0])
+            if backbone is None:
+                self.adapted.save(path, self.strategy.model.backbone)
+
     def _release_backbone(self) -> None:
         """Go on with features where the first experience has made the backbone what it stays.
 
         It is written first: a checkpoint refers to the features as to any data, so that whoever
         continues from it has to be able to compute them anew.
         """
-        config = self.config.strategy
-        if not (config.trains_backbone and config.freezes_backbone):
-            return
         backbone = self.strategy.release_backbone()
         self.released.save(0, backbone, {})
         self._encode(backbone)

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from protocl.backbones.base import Backbone, fingerprint
 from protocl.data.arrays import ArrayData, as_images, tensor_hash
-from protocl.progress import DELAY_SECONDS, ProgressBar
-from protocl.storage import atomic_path, discard_partial
+from protocl.progress import ProgressBar
+from protocl.storage import atomic_path, discard_partial, locked
 
 logger = logging.getLogger(__name__)
 
@@ -165,10 +164,9 @@ class FeatureCache:
     ) -> Tensor:
         """Features of one shard, read or else computed and written."""
         path = self.path(key, tensor_hash(x))
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Held while computing, so that a second process waits for the result instead of
         # computing it as well; it is released by the system if the holder dies.
-        with _locked(path):
+        with locked(path):
             features = _read(path, len(x))
             if features is None:
                 discard_partial(path)
@@ -177,21 +175,6 @@ class FeatureCache:
             else:
                 bar.advance(len(x))
         return features
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, saying so if another process makes us wait for it."""
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=DELAY_SECONDS)
-    except Timeout:
-        logger.info("waiting for another process that is computing %s", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _write(path: Path, features: Tensor) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
 _PARTIAL = ".partial"
+_PATIENCE = 2.0
+"""Seconds after which a wait is reported."""
 
 
 @contextmanager
@@ -54,6 +61,25 @@ def discard_partial(target: str | os.PathLike[str]) -> None:
         partial = target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}")
     for file in list(partial):
         file.unlink()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, saying so if another process makes us wait for it.
+
+    Missing folders are created. The system frees the lock if its holder dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        logger.info("waiting for another process that is computing %s", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _flush(path: Path) -> None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from protocl import backbones
-from protocl.backbones import Classifier
+from protocl.backbones import Backbone, Classifier
 from protocl.config import Setup, StrategyConfig
 from protocl.errors import ConfigError
 from protocl.heads.base import Head
@@ -29,6 +29,12 @@ from protocl.strategies.first_session import FirstSession
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prototype_plugin import PrototypePlugin
+
+_ADAPTATION = (
+    "first_experience_epochs", "adapt_classifier", "two_branches", "normalize_branches",
+    "milestones", "cosine_schedule", "train_mb_size", "optimizer", "lr", "momentum", "weight_decay",
+)  # fmt: skip
+"""Settings besides ``adapt`` that decide what becomes of the backbone."""
 
 
 def adaptation_of(adapt: str | None, epochs: int) -> str:
@@ -153,6 +159,23 @@ class FrozenBackbone(SupervisedTemplate):
         self.train_epochs = 0
         self.model.requires_grad_(False)
 
+    def adopt_backbone(self, backbone: Backbone) -> None:
+        """Use a backbone that was adapted with the same settings before, and adapt none.
+
+        Raises:
+            ValueError: the first experience is over, or the model has no backbone that can be told
+                from its classifier.
+        """
+        if self.session is None or not isinstance(self.model, Classifier):
+            raise ValueError(
+                "adopt_backbone: expected a protocl.backbones.Classifier that is to be adapted"
+            )
+        classes = len(cast(Tensor, self.model.classifier.weight))
+        classifier = nn.Linear(backbone.feature_dim, classes)
+        self.model.backbone, self.model.classifier = backbone, classifier
+        self.model.to(self.device)
+        self._settle()
+
     def release_backbone(self) -> nn.Module:
         """Hand over the frozen backbone; from then on the strategy takes features for images.
 
@@ -183,12 +206,16 @@ class FrozenBackbone(SupervisedTemplate):
         # Before the plugins, which then see the backbone as it will stay.
         if self.session is not None:
             self.session.conclude(self.model)
-            self.session = None
-            if isinstance(self.model, Classifier):
-                self.prototypes.fingerprint = backbones.fingerprint(self.model.backbone)
-            self.freeze()
-            self.model.eval()
+            self._settle()
         super()._after_training_exp(**kwargs)
+
+    def _settle(self) -> None:
+        """End the first session: the backbone stays as it is now."""
+        self.session = None
+        if isinstance(self.model, Classifier):
+            self.prototypes.fingerprint = backbones.fingerprint(self.model.backbone)
+        self.freeze()
+        self.model.eval()
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """As in Avalanche, while there is anything to optimize."""
@@ -231,8 +258,11 @@ class FrozenBackboneConfig(StrategyConfig):
         return adaptation_of(self.adapt, self.first_experience_epochs) != "none"
 
     @property
-    def freezes_backbone(self) -> bool:
-        return True
+    def adaptation(self) -> dict[str, Any] | None:
+        if not self.trains_backbone:
+            return None
+        decides = {name: getattr(self, name) for name in _ADAPTATION}
+        return decides | {"adapt": adaptation_of(self.adapt, self.first_experience_epochs)}
 
     @property
     def old_prototypes(self) -> str:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from protocl import PrototypeMemory
+from protocl.adapted import AdaptedBackbones
 from protocl.cli import main
 from protocl.config import ExperimentConfig
 from protocl.errors import ConfigError
@@ -148,13 +149,53 @@ def test_images_are_encoded_once_as_soon_as_the_backbone_stays(tmp_path: Path) -
         assert phases.index("features") == place, phases
 
 
-def test_the_same_adaptation_under_another_head_finds_its_features(tmp_path: Path) -> None:
+def files_of(cache: Path) -> list[Path]:
+    return sorted(path for path in cache.rglob("*") if path.suffix in (".safetensors", ".ckpt"))
+
+
+def test_an_adaptation_and_its_features_serve_every_head(tmp_path: Path) -> None:
     settings = (*VIT, "strategy.adapt=ssf", *TRAINING)
     first, _ = run(tmp_path, *settings, "strategy=slda")
-    files = sorted(tmp_path.glob("cache/*/*.safetensors"))
-    second, _ = run(tmp_path, *settings, "strategy=simplecil")
+    files = files_of(tmp_path / "cache")
+    seen: list[Progress] = []
+    config = configure(tmp_path, *settings, "strategy=simplecil")
+    second = run_experiment(config, open_run(config), on_progress=seen.append)
     assert first["backbone"] == second["backbone"]
-    assert sorted(tmp_path.glob("cache/*/*.safetensors")) == files
+    assert files_of(tmp_path / "cache") == files
+    assert not [progress for progress in seen if progress.epoch is not None]
+
+
+@pytest.mark.parametrize("strategy", ["ranpac", "fetril", "aper", "fecam_vit"])
+def test_what_is_found_gives_the_numbers_of_what_is_trained(strategy: str, tmp_path: Path) -> None:
+    settings = (*VIT, f"strategy={strategy}", "strategy.adapt=adapter", *TRAINING)
+    trained, _ = run(tmp_path, *settings)
+    found, _ = run(tmp_path, *settings)
+    for part in ("metrics", "confusion", "backbone"):
+        assert found[part] == trained[part]
+
+
+def test_a_damaged_adaptation_is_trained_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = (*VIT, "strategy=slda", "strategy.adapt=ssf", *TRAINING)
+    trained, _ = run(tmp_path, *settings)
+    (file,) = (tmp_path / "cache" / "adapted").glob("*.ckpt")
+    file.write_bytes(file.read_bytes()[:-1])
+    again, _ = run(tmp_path, *settings)
+    assert again["metrics"] == trained["metrics"]
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=9", "strategy.lr=0.04", "strategy.adapt=adapter", "benchmark.n_experiences=4"]
+)
+def test_another_adaptation_is_not_found(change: str, tmp_path: Path) -> None:
+    cache, cpu = AdaptedBackbones(tmp_path), torch.device("cpu")
+    settings = (*VIT, "strategy=slda", "strategy.adapt=ssf", *TRAINING)
+    path = cache.path(configure(tmp_path, *settings), "backbone", "data", cpu)
+    assert cache.path(configure(tmp_path, *settings), "backbone", "data", cpu) == path
+    assert cache.path(configure(tmp_path, *settings, change), "backbone", "data", cpu) != path
+    assert cache.path(configure(tmp_path, *settings), "other", "data", cpu) != path
 
 
 @pytest.mark.parametrize(
