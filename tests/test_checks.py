@@ -49,6 +49,8 @@ VARIANTS = {
     "fecam_vit": Mahalanobis.fecam_vit,
     "avalanche_fecam": Mahalanobis.avalanche,
     "covariance": lambda: Mahalanobis(tukey=None, normalize=False, correlation=False),
+    "fecam_low_rank": lambda: Mahalanobis(covariance="low_rank", rank=4),
+    "fecam_shared": lambda: Mahalanobis(covariance="shared"),
     "ranpac": lambda: Ridge(projection=64),
 }
 

@@ -17,6 +17,8 @@ HEADS = {
     "lda": LinearDiscriminant,
     "lda without shrinkage": lambda: LinearDiscriminant(0.0),
     "fecam": Mahalanobis,
+    "fecam low_rank": lambda: Mahalanobis(covariance="low_rank", rank=4),
+    "fecam shared": lambda: Mahalanobis(covariance="shared"),
     "fecam vit": Mahalanobis.fecam_vit,
     "fecam without shrinkage": lambda: Mahalanobis(None),
     "covariance": lambda: Mahalanobis(tukey=None, correlation=False, normalize=False),
