@@ -209,7 +209,7 @@ class PrototypeMemory(AdditiveStatistics):
                     self.get_buffer("second")[rows[positions]] = moments
                 else:
                     self._add("second", rows[positions], moments, None)
-        self._touch()
+        self._touch(batch.class_ids)
         return self
 
     @torch.no_grad()
@@ -281,7 +281,8 @@ class PrototypeMemory(AdditiveStatistics):
         """An independent memory with the same statistics."""
         twin = self.empty_like()
         twin._take_over(self)
-        twin.revision = self.revision
+        twin.revision, twin._changed_all = self.revision, self._changed_all
+        twin._changed = dict(self._changed)
         return twin
 
     def subset(self, classes: Iterable[int] | Tensor) -> PrototypeMemory:
@@ -351,7 +352,7 @@ class PrototypeMemory(AdditiveStatistics):
         lows = None if self.exact else {name: signed[f"{name}_low"] for name in self._shapes}
         self._add_all(terms["class_ids"], terms["count"], sums, lows, sign)
         self.fingerprint = self.fingerprint or other.fingerprint
-        self._touch()
+        self._touch(terms["class_ids"])
 
     def _require_contains(self, other: PrototypeMemory) -> None:
         self._require_compatible(other)

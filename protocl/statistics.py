@@ -96,9 +96,22 @@ class AdditiveStatistics(FollowsDevice):
                 values[f"{name}_low"] = torch.zeros(size, dtype=kind, device=device)
         return values
 
-    def _touch(self) -> None:
+    def _touch(self, classes: Tensor | None = None) -> None:
+        """Note that the statistics of ``classes``, or of all, have changed."""
         self.revision = uuid.uuid4().hex
         """Changes whenever the statistics do; equal revisions mean equal statistics."""
+        if classes is None:
+            self._changed_all, self._changed = self.revision, dict[int, str]()
+        else:
+            self._changed |= dict.fromkeys(classes.tolist(), self.revision)
+
+    def class_revisions(self) -> dict[int, str]:
+        """For each class what changes whenever its own statistics do.
+
+        A head can keep what it derived from a class whose revision is still the same.
+        """
+        ids = self.get_buffer("class_ids").tolist()
+        return {class_id: self._changed.get(class_id, self._changed_all) for class_id in ids}
 
     def _value(self, name: str, rows: slice = slice(None)) -> Tensor:
         """A sum in float64: both halves of the pair, or the fixed-point value in feature units."""

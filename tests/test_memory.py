@@ -423,3 +423,18 @@ def test_a_memory_shares_nothing_with_the_batch_it_began_with(level):
     features.zero_()
     labels.zero_()
     same(memory, twin)
+
+
+def test_the_revision_of_a_class_changes_with_its_statistics():
+    memory = PrototypeMemory(2, "full").update(torch.rand(4, 2), torch.tensor([1, 1, 5, 7]))
+    first = memory.class_revisions()
+    assert list(first) == [1, 5, 7]
+    other = PrototypeMemory(2, "full").update(torch.rand(2, 2), torch.tensor([5, 9]))
+    second = memory.merge(other).class_revisions()
+    assert {c for c in first if second[c] == first[c]} == {1, 7}
+    assert memory.copy().class_revisions() == second
+    third = memory.subtract(other).class_revisions()
+    assert list(third) == [1, 5, 7]
+    assert {c for c in third if third[c] == second[c]} == {1, 7}
+    memory.load_state_dict(memory.state_dict())
+    assert not set(memory.class_revisions().values()) & set(third.values())

@@ -41,9 +41,11 @@ class CovarianceForm(ABC):
 
     Attributes:
         level: statistics that the matrices come from.
+        keeps_classes: whether what is derived from a class depends on that class alone.
     """
 
     level: ClassVar[Level] = "full"
+    keeps_classes: ClassVar[bool] = False
 
     @abstractmethod
     def numbers(self, classes: int, width: int) -> int:
@@ -51,7 +53,11 @@ class CovarianceForm(ABC):
 
     @abstractmethod
     def derive(
-        self, means: Tensor, matrices: Iterable[Tensor], dtype: torch.dtype
+        self,
+        means: Tensor,
+        matrices: Iterable[Tensor],
+        dtype: torch.dtype,
+        known: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
         """Tensors by name, which the head casts and keeps; the rest gets them back as ``parts``.
 
@@ -60,6 +66,8 @@ class CovarianceForm(ABC):
             matrices: float64 ``(G, W, W)``, a few classes at a time in the order of ``means``; for
                 level ``shared`` the one matrix ``(1, W, W)``.
             dtype: what the head casts to; large tensors come in it.
+            known: row -> factor of classes that have not changed, and are not among ``matrices``;
+                only where :attr:`keeps_classes`.
         """
 
     def queries(self, parts: Parts, features: Tensor) -> Tensor:
@@ -74,6 +82,8 @@ class CovarianceForm(ABC):
 class ClassFactors(CovarianceForm):
     """One factor ``A_c`` a class with ``A_c^T A_c = R_c^-1``; distances ``|A_c (x - m_c)|^2``."""
 
+    keeps_classes: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self._triangular = True
 
@@ -81,12 +91,19 @@ class ClassFactors(CovarianceForm):
         return classes * width * (width + 1)
 
     def derive(
-        self, means: Tensor, matrices: Iterable[Tensor], dtype: torch.dtype
+        self,
+        means: Tensor,
+        matrices: Iterable[Tensor],
+        dtype: torch.dtype,
+        known: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
-        factors, start = means.new_empty(*means.shape, means.shape[1], dtype=dtype), 0
+        factors = means.new_empty(*means.shape, means.shape[1], dtype=dtype)
+        for row, factor in known.items():
+            factors[row] = factor
+        rows = iter(row for row in range(len(factors)) if row not in known)
         for part in matrices:
-            factors[start : start + len(part)] = whitening(part)
-            start += len(part)
+            for factor in whitening(part):
+                factors[next(rows)] = factor
         # A pseudo-inverse, for a singular matrix, has a factor that is not triangular.
         self._triangular = all(torch.equal(factor, factor.tril()) for factor in factors)
         return {"means": means, "factors": factors}
@@ -123,7 +140,11 @@ class SharedFactor(CovarianceForm):
         return width * (width + classes)
 
     def derive(
-        self, means: Tensor, matrices: Iterable[Tensor], dtype: torch.dtype
+        self,
+        means: Tensor,
+        matrices: Iterable[Tensor],
+        dtype: torch.dtype,
+        known: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
         (matrix,) = matrices
         factor = whitening(matrix)[0]
@@ -166,7 +187,11 @@ class LowRank(CovarianceForm):
         return classes * width * (min(self.rank, width) + 2)
 
     def derive(
-        self, means: Tensor, matrices: Iterable[Tensor], dtype: torch.dtype
+        self,
+        means: Tensor,
+        matrices: Iterable[Tensor],
+        dtype: torch.dtype,
+        known: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
         centre = means.mean(0)
         offsets, start = means - centre, 0

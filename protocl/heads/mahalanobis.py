@@ -88,6 +88,7 @@ class Mahalanobis(ChunkedHead):
         self.normalize = normalize
         self.correlation = correlation
         self.covariance = covariance
+        self._fitted: dict[int, str] = {}
         self._form = _form(covariance, rank)
         self.required_level = self._form.level  # type: ignore[misc]
         self.raw_means = tukey is not None and mean_of == "raw"  # type: ignore[misc]
@@ -114,9 +115,25 @@ class Mahalanobis(ChunkedHead):
 
     def _fit(self, memory: PrototypeMemory) -> None:
         self._require_bytes(len(memory), memory.width, memory.device)
-        means = self._class_means(memory)
-        parts = self._form.derive(means, self._matrices(memory), self.dtype)
+        revisions = memory.class_revisions()
+        known = self._known(revisions)
+        changed = [c for row, c in enumerate(revisions) if row not in known]
+        matrices = self._matrices(memory, torch.tensor(changed, device=memory.device))
+        parts = self._form.derive(self._class_means(memory), matrices, self.dtype, known)
         self._set(**{f"_{name}": value for name, value in parts.items()})
+        self._fitted = revisions
+
+    def _known(self, revisions: Mapping[int, str]) -> dict[int, Tensor]:
+        """Row -> factor of the classes that are as they were at the last fit."""
+        # Without correlations a class may be filled up with the variance of all.
+        if not (self._fitted and self._form.keeps_classes and self.correlation):
+            return {}
+        before = dict(zip(self._fitted, self.get_buffer("_factors"), strict=True))
+        return {
+            row: before[class_id]
+            for row, (class_id, revision) in enumerate(revisions.items())
+            if self._fitted.get(class_id) == revision
+        }
 
     def _require_bytes(self, classes: int, width: int, device: torch.device) -> None:
         """Refuse before allocating what would not fit in memory."""
@@ -134,8 +151,8 @@ class Mahalanobis(ChunkedHead):
         means = Tukey(self.tukey)(memory.unmapped_means) if self.raw_means else memory.means
         return functional.normalize(means, dim=1) if self.normalize else means
 
-    def _matrices(self, memory: PrototypeMemory) -> Iterator[Tensor]:
-        """Shrunk covariance or correlation matrices in float64, a few classes at a time."""
+    def _matrices(self, memory: PrototypeMemory, classes: Tensor) -> Iterator[Tensor]:
+        """Shrunk covariance or correlation matrices in float64, a few of ``classes`` at a time."""
         if self.required_level == "shared":
             pooled = memory if memory.level == "shared" else memory.at_level("shared")
             pooled_freedom = max(memory.total - len(memory), 1)
@@ -143,7 +160,7 @@ class Mahalanobis(ChunkedHead):
             return
         group = max(1, _PIECE // memory.width**2)
         spread = float(memory.at_level("diagonal").scatter().mean(1).sum()) / memory.total
-        for ids in memory.classes.split(group):
+        for ids in classes.split(group) if len(classes) else ():
             part = memory.subset(ids)
             freedom = (part.counts - 1).clamp(min=1)
             yield self._shrunk(part.scatter() / freedom[:, None, None], flat=spread or 1.0)

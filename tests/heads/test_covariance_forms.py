@@ -9,6 +9,7 @@ from torch import Tensor
 from protocl import PrototypeMemory
 from protocl.errors import CapacityError
 from protocl.heads import LinearDiscriminant, Mahalanobis
+from protocl.heads.covariance import whitening
 
 WIDTH, CLASSES, SAMPLES = 6, 5, 40
 PLAIN = {"tukey": None, "normalize": False, "correlation": False, "dtype": torch.float64}
@@ -128,6 +129,54 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(
     assert len(memory) == 0
     memory.update(torch.zeros(10, 1024), labels[:10])
     assert memory.nbytes == memory.bytes_for(10)
+
+
+@pytest.mark.parametrize("correlation", [True, False])
+@pytest.mark.parametrize("covariance", ["class", "low_rank", "shared"])
+def test_a_head_that_is_fitted_again_is_a_new_one(
+    covariance: str, correlation: bool, data: tuple[Tensor, Tensor]
+) -> None:
+    def make() -> Mahalanobis:
+        return Mahalanobis(covariance=covariance, correlation=correlation, tukey=None, rank=2)
+
+    features, labels = data[0].float(), data[1]
+    head = make()
+    memory = head.new_memory(WIDTH, level="full")
+    parts = [
+        memory.empty_like().update(features[labels == c], labels[labels == c])
+        for c in range(CLASSES)
+    ]
+    changes = [
+        lambda: memory.merge(parts[0]).merge(parts[3]),
+        lambda: memory.merge(parts[1]),
+        lambda: memory.update(features[:50], labels[:50]),
+        lambda: memory.subtract(parts[3]),
+        lambda: memory.merge(parts[4]).merge(parts[3]),
+    ]
+    for change in changes:
+        change()
+        assert torch.equal(head.fit(memory)(features), make().fit(memory)(features))
+
+
+def test_classes_that_have_not_changed_are_not_factorised_again(
+    data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factorised: list[int] = []
+
+    def counting(matrices: Tensor) -> Tensor:
+        factorised.append(len(matrices))
+        return whitening(matrices)
+
+    monkeypatch.setattr("protocl.heads.covariance_forms.whitening", counting)
+    features, labels = data
+    head = Mahalanobis(tukey=None)
+    memory = head.new_memory(WIDTH).update(features[labels < 3], labels[labels < 3])
+    head.fit(memory)
+    memory.update(features[labels >= 3], labels[labels >= 3])
+    head.fit(memory)
+    memory.update(features[labels == 1], labels[labels == 1])
+    head.fit(memory.copy())
+    assert factorised == [3, 2, 1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("covariance", "shard"), ("rank", -1)])
