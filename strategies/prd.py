@@ -25,8 +25,10 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn, optim
 
 from protocl.config import Setup, StrategyInfo
+from protocl.memory import PrototypeMemory
 from protocl.strategies.contrastive import cosine_similarities
 from protocl.strategies.epoch_schedule import EpochSchedule, ScheduledConfig
+from protocl.strategies.extraction import features_of
 from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.old_model import OldModel
@@ -67,6 +69,9 @@ class PRDPlugin(FeatureLossPlugin):
         teacher_mode: mode of the old model; ``"train"`` normalises its batches by their own
             statistics, as the released code does.
         prototype_lr: learning rate of the prototypes; None for that of the model.
+        prototype_init: where the prototypes of new classes start: ``"random"``, as in the authors'
+            code, or ``"means"``: at the directions of the means of their features as the experience
+            begins, for few steps an experience.
         layer, host_loss, mask_tasks, per_task: as in :class:`.FeatureLossPlugin`.
 
     Attributes:
@@ -82,6 +87,7 @@ class PRDPlugin(FeatureLossPlugin):
         projector: nn.Module | None = None,
         teacher_mode: Literal["eval", "train"] = "eval",
         prototype_lr: float | None = None,
+        prototype_init: Literal["random", "means"] = "random",
         layer: str | None = None,
         host_loss: float = 0.0,
         mask_tasks: bool = True,
@@ -96,15 +102,19 @@ class PRDPlugin(FeatureLossPlugin):
         )
         if teacher_mode not in ("eval", "train"):
             raise ValueError(f"teacher_mode='{teacher_mode}': expected 'eval' or 'train'")
+        if prototype_init not in ("random", "means"):
+            raise ValueError(f"prototype_init='{prototype_init}': expected 'random' or 'means'")
         self.loss = PRDLoss() if loss is None else loss
         self.projector = projector
         self.teacher_mode = teacher_mode
         self.prototype_lr = prototype_lr
+        self.prototype_init = prototype_init
         self.prototypes: PrototypeTable | None = None
         self.last_terms: PRDTerms | None = None
         self._old: OldModel | None = None
         self._old_prototypes: Tensor | None = None
         self._classes: Tensor | None = None
+        self._starts: PrototypeMemory | None = None
 
     @classmethod
     def released(cls, **settings: Any) -> Self:
@@ -115,6 +125,8 @@ class PRDPlugin(FeatureLossPlugin):
 
     def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
         self._classes = class_ids
+        if self.prototype_init == "means":
+            self._starts = self._statistics(strategy)
         if self.prototypes is not None:
             self._old = OldModel(strategy.model, self.layer)
             self._old.model.train(self.teacher_mode == "train")
@@ -157,6 +169,16 @@ class PRDPlugin(FeatureLossPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._old = self._old_prototypes = None
 
+    def _statistics(self, strategy: Any) -> PrototypeMemory:
+        """Of the features of the experience, as the model is now."""
+        memory: PrototypeMemory | None = None
+        dataset = strategy.experience.dataset
+        for _, features, labels, tasks in features_of(strategy, dataset, self.layer):
+            memory = memory or PrototypeMemory(features.shape[1]).to(features.device)
+            memory.update(features, self.tasks.ids(labels, tasks))
+        assert memory is not None
+        return memory
+
     def _make_parameters(self, strategy: Any, features: Tensor, class_ids: Tensor) -> None:
         """Give new classes their prototypes, and the optimizer what it does not yet have."""
         wide = torch.float64 if features.dtype == torch.float64 else torch.float32
@@ -164,7 +186,8 @@ class PRDPlugin(FeatureLossPlugin):
             self.prototypes = PrototypeTable(features.shape[1], dtype=wide).to(features.device)
         if self.projector is None:
             self.projector = build_projector(features.shape[1]).to(features.device, wide)
-        self.prototypes.add(class_ids)
+        self.prototypes.add(class_ids, self._starts)
+        self._starts = None
         self.projector.to(features.device).train()
         _add_parameters(strategy.optimizer, self.projector)
         self.prototypes.join(strategy.optimizer, self.prototype_lr)
@@ -268,6 +291,7 @@ class PRDConfig(ScheduledConfig):
     relation_reduction: str = "sum"
     teacher_mode: str = "eval"
     prototype_lr: float | None = None
+    prototype_init: str = "random"
     views: str = "augmented"
     projector_hidden: int = 512
     projector_outputs: int = 128
@@ -295,6 +319,7 @@ class PRDConfig(ScheduledConfig):
             ),
             teacher_mode=self.teacher_mode,  # type: ignore[arg-type]
             prototype_lr=self.prototype_lr,
+            prototype_init=self.prototype_init,  # type: ignore[arg-type]
         )
         return PRD(
             model=setup.model,

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.nn import functional
 
+from protocl.memory import PrototypeMemory
 from protocl.strategies.class_rows import ClassRows
 
 _GROUP = "prototypes"
@@ -49,20 +51,27 @@ class PrototypeTable(nn.Module):
         """``(K, D)``, with a gradient to every row."""
         return torch.cat([*self.parts])
 
-    def add(self, class_ids: Tensor) -> None:
+    def add(self, class_ids: Tensor, starts: PrototypeMemory | None = None) -> None:
         """Append rows for those of ``class_ids`` that have none, in ascending order.
 
-        Drawn from ``U(-1 / sqrt(D), 1 / sqrt(D))``, as torch draws the weights of a linear layer.
+        Args:
+            class_ids: ``(K,)``.
+            starts: statistics of these classes; rows start at their means, scaled to unit length.
+                Without them rows are drawn from ``U(-1 / sqrt(D), 1 / sqrt(D))``, as torch draws
+                the weights of a linear layer.
         """
         new = self.rows.add(class_ids)
         if len(new) == 0:
             return
-        bound = 1 / math.sqrt(self.feature_dim)
-        fresh = torch.empty(
-            len(new), self.feature_dim, dtype=self.dtype, device=self.experiences.device
-        )
+        device = self.experiences.device
+        if starts is None:
+            bound = 1 / math.sqrt(self.feature_dim)
+            rows = torch.empty(len(new), self.feature_dim, dtype=self.dtype, device=device)
+            rows.uniform_(-bound, bound)
+        else:
+            rows = functional.normalize(starts.subset(new).means, dim=1).to(device, self.dtype)
         number = torch.full_like(new, len(self.parts)).to(self.experiences.device)
-        self.parts.append(nn.Parameter(fresh.uniform_(-bound, bound)))
+        self.parts.append(nn.Parameter(rows))
         self.experiences = torch.cat([self.experiences, number])
 
     def join(self, optimizer: optim.Optimizer, lr: float | None = None) -> None:

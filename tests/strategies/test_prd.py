@@ -10,9 +10,11 @@ import torch
 from avalanche.benchmarks import nc_benchmark
 from avalanche.models import MTSimpleMLP
 
+from protocl import PrototypeMemory
 from protocl.data import TensorData
 from protocl.strategies import InMemory
 from protocl.strategies.epoch_schedule import EpochSchedule
+from protocl.strategies.extraction import features_of
 from protocl.strategies.prd import PRD, PRDPlugin, build_projector
 from protocl.strategies.prd_losses import PRDLoss
 from protocl.strategies.views import AugmentedViews, DatasetViews
@@ -21,6 +23,7 @@ from tests.strategies.small import (
     assert_equal_weights,
     build_net,
     build_strategy,
+    freeze,
     outputs_at_eval,
     quiet_evaluator,
     train_on,
@@ -346,3 +349,25 @@ class TestViews:
 def test_refusals(settings, message):
     with pytest.raises(ValueError, match=message):
         PRDPlugin(**settings)
+
+
+def test_prototypes_can_start_at_the_means_of_their_classes(benchmark):
+    plugin = build_plugin(prototype_init="means")
+    net = freeze(build_net())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    strategy = build_strategy("naive", [plugin], net, optimizer=optimizer)
+    train_on(strategy, benchmark.train_stream[:2])
+    expected = PrototypeMemory(16)
+    for experience in benchmark.train_stream[:2]:
+        for _, features, labels, _ in features_of(strategy, experience.dataset):
+            expected.update(features, labels)
+    rows = plugin.prototypes.rows(expected.classes)
+    started = plugin.prototypes.table().detach()[rows].double()
+    torch.testing.assert_close(
+        started, torch.nn.functional.normalize(expected.means, dim=1), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_an_unknown_start_is_refused():
+    with pytest.raises(ValueError, match="prototype_init='mean': expected 'random' or 'means'"):
+        build_plugin(prototype_init="mean")
