@@ -16,6 +16,7 @@ from protocl import checkpoint, provenance
 from protocl.backbones import Backbone
 from protocl.config import ExperimentConfig
 from protocl.errors import DataError
+from protocl.storage import discard_partial
 
 logger = logging.getLogger(__name__)
 
@@ -74,5 +75,6 @@ class AdaptedBackbones:
             return None
 
     def save(self, path: Path, backbone: Backbone) -> None:
-        """Keep ``backbone``."""
+        """Keep ``backbone``; for the holder of the lock of ``path``."""
+        discard_partial(path)
         checkpoint.save(path, backbone)

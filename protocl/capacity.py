@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -31,7 +31,10 @@ def available_bytes(device: torch.device) -> int:
 
 
 def require_bytes(
-    needed: int, device: torch.device, what: str, alternatives: Mapping[str, int]
+    needed: int,
+    device: torch.device,
+    what: str,
+    alternatives: Callable[[], Mapping[str, int]],
 ) -> None:
     """Refuse to allocate ``needed`` bytes where they do not fit.
 
@@ -39,7 +42,7 @@ def require_bytes(
         needed: bytes.
         device: where.
         what: what they are for, the subject of the message.
-        alternatives: what else could be asked for, and its bytes; those that fit are named.
+        alternatives: gives what else could be asked for, and its bytes; those that fit are named.
 
     Raises:
         CapacityError: they do not fit.
@@ -48,7 +51,7 @@ def require_bytes(
         return
     available = available_bytes(device)
     if needed > available:
-        fitting = [f"{k} takes {readable(n)}" for k, n in alternatives.items() if n <= available]
+        fitting = [f"{k} takes {readable(n)}" for k, n in alternatives().items() if n <= available]
         raise CapacityError(
             f"{what} would take {readable(needed)} on {device}, where {readable(available)} are "
             f"available; {', '.join(fitting) or 'use fewer classes or features'}"

@@ -69,9 +69,7 @@ class Prepared:
         The model is left as it was; arguments are those of :func:`prepare`.
         """
         device = next(self.model.parameters()).device
-        with phases.phase("features"):
-            cache = FeatureCache(config.cache)
-            data = cache.encode(self.data, backbone, device=device, progress=feature_progress)
+        data = _encoded(self.data, config, backbone, device, phases, feature_progress)
         return replace(
             self,
             data=data,
@@ -113,9 +111,7 @@ def prepare(
     identity = fingerprint(backbone)
     if not config.strategy.trains_backbone and config.backbone.name != "identity":
         on_phase("features")
-        with phases.phase("features"):
-            cache = FeatureCache(config.cache)
-            data = cache.encode(data, backbone, device=device, progress=feature_progress)
+        data = _encoded(data, config, backbone, device, phases, feature_progress)
         backbone = build_backbone(BackboneConfig(name="identity"), data.input_shape, config.seed)
     classifier = nn.Linear(backbone.feature_dim, data.n_classes)
     return Prepared(
@@ -128,6 +124,20 @@ def prepare(
         data_hash=data_hash,
         fingerprint=identity,
     )
+
+
+def _encoded(
+    data: ArrayData,
+    config: ExperimentConfig,
+    backbone: Backbone,
+    device: torch.device,
+    phases: PhaseLog,
+    feature_progress: bool,
+) -> ArrayData:
+    """The data set with features in place of images, noted as the phase ``"features"``."""
+    with phases.phase("features"):
+        cache = FeatureCache(config.cache)
+        return cache.encode(data, backbone, device=device, progress=feature_progress)
 
 
 def _leaves(node: Any) -> Iterator[Any]:

@@ -214,7 +214,7 @@ class AdditiveStatistics(FollowsDevice):
             grown + moved,
             self.get_buffer("count").device,
             f"statistics of level '{self.level}' of {classes:,} classes x {self.width} features",
-            {f"level '{name}'": self.bytes_for(classes, name) for name in get_args(Level)},
+            lambda: {f"level '{name}'": self.bytes_for(classes, name) for name in get_args(Level)},
         )
 
     def _take_over(self, other: AdditiveStatistics) -> None:

@@ -15,6 +15,9 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
+from protocl.batch import Level
+from protocl.memory import PrototypeMemory
+from protocl.strategies.extraction import features_of
 from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, refuse_compiled
 from protocl.strategies.task_classes import TaskClasses, tasks_of
 from protocl.strategies.views import Views
@@ -74,6 +77,24 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
     @abstractmethod
     def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
         """Logits ``(N, C)`` and the ids ``(C,)`` of their columns; None before the first step."""
+
+    def statistics(
+        self, strategy: Any, dataset: Any, level: Level = "mean", num_workers: int = 0
+    ) -> PrototypeMemory:
+        """Of the features of ``dataset``, which has samples, as the model is now.
+
+        Args:
+            strategy: the host.
+            dataset: an ``AvalancheDataset`` of classes that were noted.
+            level: what is kept.
+            num_workers: processes that load data which is not in memory.
+        """
+        memory: PrototypeMemory | None = None
+        for _, features, labels, tasks in features_of(strategy, dataset, self.layer, num_workers):
+            memory = memory or PrototypeMemory(features.shape[1], level).to(strategy.device)
+            memory.update(features, self.tasks.ids(labels, tasks))
+        assert memory is not None
+        return memory
 
     # -- training ---------------------------------------------------------------------------
 

@@ -28,7 +28,6 @@ from protocl.config import Setup, StrategyInfo
 from protocl.memory import PrototypeMemory
 from protocl.strategies.contrastive import cosine_similarities
 from protocl.strategies.epoch_schedule import EpochSchedule, ScheduledConfig
-from protocl.strategies.extraction import features_of
 from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.old_model import OldModel
@@ -126,7 +125,7 @@ class PRDPlugin(FeatureLossPlugin):
     def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
         self._classes = class_ids
         if self.prototype_init == "means":
-            self._starts = self._statistics(strategy)
+            self._starts = self.statistics(strategy, strategy.experience.dataset)
         if self.prototypes is not None:
             self._old = OldModel(strategy.model, self.layer)
             self._old.model.train(self.teacher_mode == "train")
@@ -168,16 +167,6 @@ class PRDPlugin(FeatureLossPlugin):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._old = self._old_prototypes = None
-
-    def _statistics(self, strategy: Any) -> PrototypeMemory:
-        """Of the features of the experience, as the model is now."""
-        memory: PrototypeMemory | None = None
-        dataset = strategy.experience.dataset
-        for _, features, labels, tasks in features_of(strategy, dataset, self.layer):
-            memory = memory or PrototypeMemory(features.shape[1]).to(features.device)
-            memory.update(features, self.tasks.ids(labels, tasks))
-        assert memory is not None
-        return memory
 
     def _make_parameters(self, strategy: Any, features: Tensor, class_ids: Tensor) -> None:
         """Give new classes their prototypes, and the optimizer what it does not yet have."""

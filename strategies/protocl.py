@@ -47,7 +47,6 @@ from protocl.heads.priors import (
 from protocl.memory import PrototypeMemory
 from protocl.precision import in_full_precision
 from protocl.strategies.epoch_schedule import ScheduledConfig
-from protocl.strategies.extraction import features_of
 from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.old_model import OldModel
@@ -216,12 +215,8 @@ class ProtoCLPlugin(FeatureLossPlugin):
 
     def _refit(self, strategy: Any, num_workers: int) -> None:
         assert self.posterior is not None
-        fresh = PrototypeMemory(self.posterior.feature_dim, self._level).to(strategy.device)
-        dataset = strategy.adapted_dataset
-        for _, features, labels, tasks in features_of(strategy, dataset, self.layer, num_workers):
-            fresh.update(features, self.tasks.ids(labels, tasks))
-        self.posterior.replace(fresh)
-        self.memory = fresh
+        self.memory = self.statistics(strategy, strategy.adapted_dataset, self._level, num_workers)
+        self.posterior.replace(self.memory)
 
     @property
     def _level(self) -> Level:

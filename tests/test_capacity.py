@@ -31,13 +31,13 @@ def test_the_limit_of_a_container_counts_and_its_file_cache_does_not(tmp_path: P
 
 def test_the_error_names_what_fits() -> None:
     cpu = torch.device("cpu")
-    require_bytes(10**6, cpu, "this", {})
+    require_bytes(10**6, cpu, "this", dict)
     with pytest.raises(
         CapacityError, match=r"this would take 1e\+06 TB on cpu.*; less takes 5 MB$"
     ):
-        require_bytes(10**18, cpu, "this", {"less": 5 * 10**6, "half": 5 * 10**17})
+        require_bytes(10**18, cpu, "this", lambda: {"less": 5 * 10**6, "half": 5 * 10**17})
     with pytest.raises(CapacityError, match="use fewer classes or features"):
-        require_bytes(10**18, cpu, "this", {})
+        require_bytes(10**18, cpu, "this", dict)
 
 
 @pytest.mark.parametrize(

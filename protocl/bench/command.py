@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -17,14 +16,10 @@ from protocl.bench.comparison import SIZES, Comparison, Group, Size
 from protocl.bench.timing import thread_count
 from protocl.provenance import available_cores, machine, versions
 from protocl.registry import Registry
-from protocl.report.plots import png
-from protocl.report.scaling import CostCurve, cost_curves
 from protocl.storage import atomic_write
 
 GROUPS = Registry("protocl.speed", "benchmark group")
 FORMAT = 1
-_LEAST_DRAWN = {"s": 0.0, "MiB": 1.0}
-"""What is less is noise, and has no place on a logarithmic axis."""
 _SIGNS = {"speedup": ">=", "cost": "<=", "share": "<=", "limit": "<="}
 
 
@@ -64,6 +59,9 @@ def main(args: argparse.Namespace) -> int:
         atomic_write(args.output, json.dumps(report(found, size, threads), indent=2) + "\n")
         console.print(f"written to {args.output}")
         if any(comparison.point for comparison in found):
+            from protocl.bench.curves import curves
+            from protocl.report.plots import png
+
             picture = args.output.with_suffix(".png")
             atomic_write(picture, png(curves(found)))
             console.print(f"curves in {picture}")
@@ -102,30 +100,6 @@ def report(comparisons: Sequence[Comparison], size: Size, threads: int) -> dict[
         "versions": versions(),
         "comparisons": [comparison.as_dict() for comparison in comparisons],
     }
-
-
-def curves(comparisons: Sequence[Comparison]) -> Figure:
-    """Time and memory of the comparisons that lie on curves, against the number of classes."""
-    panels = []
-    for unit, label in (("s", "seconds"), ("MiB", "peak memory (MiB)")):
-        named: dict[str, list[tuple[int, Comparison]]] = {}
-        for comparison in comparisons:
-            drawn = comparison.unit == unit and comparison.ours >= _LEAST_DRAWN[unit]
-            if comparison.point is not None and drawn:
-                name, classes = comparison.point.curve, comparison.point.classes
-                named.setdefault(name, []).append((classes, comparison))
-        panels.append((label, [_curve(name, points) for name, points in named.items()]))
-    return cost_curves(panels, size_label="classes")
-
-
-def _curve(name: str, points: Sequence[tuple[int, Comparison]]) -> CostCurve:
-    least = [point.peer for _, point in points if point.peer is not None]
-    return CostCurve(
-        name,
-        [classes for classes, _ in points],
-        [point.ours for _, point in points],
-        least if len(least) == len(points) else None,
-    )
 
 
 def table(comparisons: Sequence[Comparison], threads: int) -> Table:

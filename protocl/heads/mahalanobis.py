@@ -137,12 +137,19 @@ class Mahalanobis(ChunkedHead):
 
     def _require_bytes(self, classes: int, width: int, device: torch.device) -> None:
         """Refuse before allocating what would not fit in memory."""
-        size, others = self.dtype.itemsize, {"low_rank": LowRank(16), "shared": SharedFactor()}
+        size = self.dtype.itemsize
+
+        def alternatives() -> dict[str, int]:
+            forms = {"low_rank": LowRank(16), "shared": SharedFactor()}
+            return {
+                f"'{name}'": size * form.numbers(classes, width) for name, form in forms.items()
+            }
+
         require_bytes(
             size * self._form.numbers(classes, width),
             device,
             f"covariance='{self.covariance}' of {classes:,} classes x {width} features",
-            {f"'{name}'": size * form.numbers(classes, width) for name, form in others.items()},
+            alternatives,
         )
 
     def _class_means(self, memory: PrototypeMemory) -> Tensor:
