@@ -24,8 +24,7 @@ def choose_nodes(
     """Some of the nodes online, ascending.
 
     Args:
-        grid: knows who is online. The ServerApp starts before nodes are registered, so they are
-            waited for.
+        grid: knows who is online.
         round_number: with ``seed`` decides who is chosen.
         share: of the nodes online, in (0, 1].
         min_clients: nodes that must be online, and the least that are chosen.
@@ -35,15 +34,33 @@ def choose_nodes(
     Raises:
         NotEnoughClientsError: they did not come.
     """
-    end = time.monotonic() + wait
-    while len(nodes := sorted(grid.get_node_ids())) < min_clients:
-        if time.monotonic() >= end:
-            raise NotEnoughClientsError(
-                f"round {round_number}: {len(nodes)} clients online after {wait:g} s, "
-                f"{min_clients} needed; start more, or lower min_clients"
-            )
-        time.sleep(_POLL)
+    nodes = wait_for_nodes(grid, min_clients, wait, before=f"round {round_number}")
     wanted = max(min_clients, round(share * len(nodes)))
     if wanted >= len(nodes):
         return nodes
     return sorted(random.Random(f"{seed}-{round_number}").sample(nodes, wanted))
+
+
+def wait_for_nodes(grid: Grid, fewest: int, wait: float, *, before: str) -> list[int]:
+    """The nodes online, ascending, once there are ``fewest``.
+
+    A ServerApp starts before nodes are registered, so they are waited for.
+
+    Args:
+        grid: knows who is online.
+        fewest: how many there must be.
+        wait: seconds to wait for them.
+        before: what waits, for the message.
+
+    Raises:
+        NotEnoughClientsError: they did not come.
+    """
+    end = time.monotonic() + wait
+    while len(nodes := sorted(grid.get_node_ids())) < fewest:
+        if time.monotonic() >= end:
+            raise NotEnoughClientsError(
+                f"{before}: {len(nodes)} clients online after {wait:g} s, "
+                f"{fewest} needed; start more, or lower min_clients"
+            )
+        time.sleep(_POLL)
+    return nodes

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
 from protocl.errors import ConfigError
+from protocl.federation.choosing import wait_for_nodes
 from protocl.federation.flower import quiet
 from protocl.federation.grid import InProcessGrid, MeteredGrid
 from protocl.federation.ledger import Traffic
@@ -61,7 +62,7 @@ def simulate(
     quiet()
     results: list[Result] = []
 
-    def run(where: Grid, context: Context | None = None) -> None:
+    def run(where: Grid) -> None:
         results.append(
             strategy.start(
                 where if traffic is None else MeteredGrid(where, traffic),
@@ -77,7 +78,13 @@ def simulate(
         run(grid or InProcessGrid(client_app, clients, run_config=run_config))
     elif engine == "ray":
         server = ServerApp()
-        server.main()(run)
+
+        @server.main()
+        def wait_and_run(where: Grid, context: Context) -> None:
+            # Nodes are registered meanwhile; a round must not begin with those that happen to be.
+            wait_for_nodes(where, clients, timeout, before="simulation")
+            run(where)
+
         _run_ray(server, client_app, clients)
     else:
         raise ConfigError(f"engine={engine}: expected in_process or ray")

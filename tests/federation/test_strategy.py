@@ -207,6 +207,25 @@ def test_waits_for_enough_clients_then_gives_up():
         federate(min_clients=7, wait=0.0)
 
 
+def test_a_ray_simulation_begins_with_all_its_nodes(monkeypatch):
+    # Stands in for Flower's engine, which registers nodes while the ServerApp already runs.
+    class NodesComeOneByOne(InProcessGrid):
+        polls = 0
+
+        def get_node_ids(self):
+            self.polls += 1
+            return super().get_node_ids()[: self.polls]
+
+    def slow_engine(server, app, clients):
+        server(NodesComeOneByOne(app, clients), context=None)
+
+    monkeypatch.setattr("protocl.federation.simulation._run_ray", slow_engine)
+    strategy = FederatedPrototypes(empty(), Options(evaluate=0.0))
+    app = PrototypeClient(load, empty()).app()
+    simulate(strategy, app, clients=CLIENTS, rounds=1, engine="ray")
+    assert same_statistics(strategy.memory, centralised(empty(), rounds=1))
+
+
 def test_books_are_kept():
     strategy, result, _ = federate(head=NearestMean())
     ledger = strategy.merged.ledger
