@@ -34,14 +34,16 @@ def choose_nodes(
     Raises:
         NotEnoughClientsError: they did not come.
     """
-    nodes = wait_for_nodes(grid, min_clients, wait, before=f"round {round_number}")
+    nodes = wait_for_nodes(
+        grid, min_clients, wait, before=f"round {round_number}", setting="min_clients"
+    )
     wanted = max(min_clients, round(share * len(nodes)))
     if wanted >= len(nodes):
         return nodes
     return sorted(random.Random(f"{seed}-{round_number}").sample(nodes, wanted))
 
 
-def wait_for_nodes(grid: Grid, fewest: int, wait: float, *, before: str) -> list[int]:
+def wait_for_nodes(grid: Grid, fewest: int, wait: float, *, before: str, setting: str) -> list[int]:
     """The nodes online, ascending, once there are ``fewest``.
 
     A ServerApp starts before nodes are registered, so they are waited for.
@@ -51,6 +53,7 @@ def wait_for_nodes(grid: Grid, fewest: int, wait: float, *, before: str) -> list
         fewest: how many there must be.
         wait: seconds to wait for them.
         before: what waits, for the message.
+        setting: name of what ``fewest`` was set by, for the message.
 
     Raises:
         NotEnoughClientsError: they did not come.
@@ -60,7 +63,7 @@ def wait_for_nodes(grid: Grid, fewest: int, wait: float, *, before: str) -> list
         if time.monotonic() >= end:
             raise NotEnoughClientsError(
                 f"{before}: {len(nodes)} clients online after {wait:g} s, "
-                f"{fewest} needed; start more, or lower min_clients"
+                f"{fewest} needed; start more, or lower {setting}"
             )
         time.sleep(_POLL)
     return nodes

@@ -82,7 +82,7 @@ def simulate(
         @server.main()
         def wait_and_run(where: Grid, context: Context) -> None:
             # Nodes are registered meanwhile; a round must not begin with those that happen to be.
-            wait_for_nodes(where, clients, timeout, before="simulation")
+            wait_for_nodes(where, clients, timeout, before="simulation", setting="clients")
             run(where)
 
         _run_ray(server, client_app, clients)
