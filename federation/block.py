@@ -18,6 +18,8 @@ if all go one way. The memory into which a block goes adds no error of its own
 (:mod:`protocl.accumulate`), so the error does not grow with the number of contributions.
 """
 
+Rows = NDArray[np.intp] | slice
+
 _NARROW = np.iinfo(np.int32).max
 _WIDE = np.iinfo(np.int64).max
 
@@ -101,7 +103,7 @@ class Block:
             self._sums[name] = np.zeros(shape, np.int64) if form.exact else np.zeros((2, *shape))
 
     def _add_integers(
-        self, name: str, rows: NDArray[np.intp] | None, array: NDArray[np.generic], reach: int
+        self, name: str, rows: Rows | None, array: NDArray[np.generic], reach: int
     ) -> None:
         self._reach[name] += reach
         if reach > _NARROW:
@@ -117,7 +119,7 @@ class Block:
         self._narrow[name][...] = 0
         self._narrow_reach[name] = 0
 
-    def _rows_for(self, ids: NDArray[np.int64]) -> NDArray[np.intp] | None:
+    def _rows_for(self, ids: NDArray[np.int64]) -> Rows | None:
         """Rows of the classes ``ids``, made for those not seen before; None for all rows."""
         known = self._class_ids
         if ids is known:
@@ -125,10 +127,13 @@ class Block:
         if np.array_equal(ids, known):
             self._class_ids = ids
             return None
-        union = np.union1d(known, ids)
-        if len(union) > len(known):
+        # Both are sorted; the unions of numpy would sort and hash them once more.
+        rows = np.searchsorted(known, ids)
+        if len(known) == 0 or (known.take(rows, mode="clip") != ids).any():
+            union = np.union1d(known, ids)
             self._grow(union, np.searchsorted(union, known))
-        return None if len(ids) == len(union) else np.searchsorted(union, ids)
+            rows = np.searchsorted(union, ids)
+        return None if len(ids) == len(self._class_ids) else _narrowed(rows)
 
     def _grow(self, class_ids: NDArray[np.int64], places: NDArray[np.intp]) -> None:
         self._class_ids = class_ids
@@ -142,7 +147,14 @@ class Block:
                 self._narrow[name] = _spread(self._narrow[name], places, len(class_ids), 0)
 
 
-def _add(total: NDArray[Any], rows: NDArray[np.intp] | None, term: NDArray[Any]) -> None:
+def _narrowed(rows: NDArray[np.intp]) -> Rows:
+    """Ascending rows as a slice where they follow each other: added in place, not gathered."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
+
+
+def _add(total: NDArray[Any], rows: Rows | None, term: NDArray[Any]) -> None:
     """Add ``term`` to different rows of ``total``, or to all of it."""
     if rows is None:
         np.add(total, term, out=total)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -89,22 +90,30 @@ def encode(
 ) -> tuple[ArrayRecord, ConfigRecord]:
     """The two records that carry a contribution (or, with kind ``merged``, the server's memory)."""
     memory = contribution.memory
-    arrays = pack(memory, precision)
-    header = ConfigRecord(
+    records = ArrayRecord()
+    for name, array in pack(memory, precision).items():
+        records[name] = array_of(array)
+    header = _usual_header(_description(memory), memory.fingerprint or "", precision).copy()
+    header["kind"] = contribution.kind
+    header["epoch"] = contribution.epoch
+    header["seq"] = contribution.seq
+    if contribution.names:
+        header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
+    return records, header
+
+
+@lru_cache(maxsize=16)  # Flower checks each value that is set, for longer than a sum takes
+def _usual_header(statistics: str, fingerprint: str, precision: Precision) -> ConfigRecord:
+    """What the headers of one federation have in common; to be copied."""
+    return ConfigRecord(
         {
             "format": FORMAT,
             "version": VERSION,
-            "kind": contribution.kind,
-            "epoch": contribution.epoch,
-            "seq": contribution.seq,
             "precision": precision,
-            "fingerprint": memory.fingerprint or "",
-            "statistics": _description(memory),
+            "fingerprint": fingerprint,
+            "statistics": statistics,
         }
     )
-    if contribution.names:
-        header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
-    return ArrayRecord({name: array_of(array) for name, array in arrays.items()}), header
 
 
 def decode(

@@ -24,17 +24,17 @@ def array_of(values: NDArray[Any]) -> Array:
 
     ``numpy.save`` takes longer over the header than over some thousand numbers.
     """
-    header = _header(values.dtype, values.shape)
+    kind, header = _kind_and_header(values.dtype, values.shape)
     data = b"".join((header, np.ascontiguousarray(values).data))
-    return Array(str(values.dtype), values.shape, _SERIALIZED, data)
+    return Array(kind, values.shape, _SERIALIZED, data)
 
 
 @lru_cache(maxsize=1024)  # messages of one federation repeat a few headers
-def _header(kind: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+def _kind_and_header(kind: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, bytes]:
     claim = {"descr": kind.str, "fortran_order": False, "shape": shape}
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, claim)
-    return buffer.getvalue()
+    return str(kind), buffer.getvalue()
 
 
 def read_npy(data: bytes) -> NDArray[np.generic]:

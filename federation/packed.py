@@ -22,6 +22,8 @@ Precision = Literal["exact", "float32", "float16", "int8"]
 Arrays = dict[str, NDArray[Any]]
 
 INTEGERS = (np.int8, np.int16, np.int32, np.int64)
+LARGEST = {kind: int(np.iinfo(kind).max) for kind in INTEGERS}
+_INTEGER_TYPES = frozenset(map(np.dtype, INTEGERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class PackedForm:
     def _check_exact(self, name: str, array: NDArray[Any], classes: int) -> None:
         shape = self.shape(name, classes)
         if self.exact:
-            if array.shape != shape or array.dtype not in INTEGERS:
+            if array.shape != shape or array.dtype not in _INTEGER_TYPES:
                 raise DataError(
                     f"array '{name}' is {array.shape} {array.dtype}; expected {shape} of integers"
                 )
@@ -225,6 +227,6 @@ class PackedForm:
 
 def _reach(array: NDArray[np.signedinteger[Any]]) -> int:
     if array.itemsize <= 2 or not array.size:
-        return -int(np.iinfo(array.dtype).min)
+        return LARGEST[array.dtype.type] + 1
     # Not abs(), which writes a copy and leaves the least integer negative.
     return max(int(np.maximum.reduce(array, axis=None)), -int(np.minimum.reduce(array, axis=None)))

@@ -36,7 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocl.federation.packed import INTEGERS, Arrays, Packed, Precision
+from protocl.federation.packed import INTEGERS, LARGEST, Arrays, Packed, Precision
 from protocl.memory import PrototypeMemory
 
 ERROR_BOUNDS: dict[str, float] = {
@@ -92,9 +92,12 @@ def _pack_exact(memory: PrototypeMemory, name: str) -> NDArray[np.generic]:
 
 
 def _narrowest(values: NDArray[np.generic]) -> type[np.signedinteger]:
+    if not values.size:
+        return INTEGERS[0]
     # Not abs(), under which the least int64 stays negative.
-    least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    return next(k for k in INTEGERS if np.iinfo(k).min <= least and most <= np.iinfo(k).max)
+    most = int(np.maximum.reduce(values, axis=None))
+    reach = max(most, -1 - int(np.minimum.reduce(values, axis=None)))
+    return next(kind for kind in INTEGERS if reach <= LARGEST[kind])
 
 
 def _round(

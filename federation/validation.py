@@ -59,11 +59,10 @@ def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float)
         RejectedError: counts or means out of bounds, values that are not finite, or a variance
             below zero.
     """
-    if len(packed.counts):
-        _check_counts(packed.counts, limits)
+    fewest = _check_counts(packed.counts, limits) if len(packed.counts) else 0
     feature = limits.max_feature * (1 + error)
     for name in packed.sums:
-        _check_magnitude(name, packed, form, feature)
+        _check_magnitude(name, packed, form, feature, fewest)
     if "second" in packed.sums and len(packed.counts):
         _check_moment(packed, form, error)
 
@@ -78,19 +77,23 @@ def check_class_ids(ids: NDArray[np.int64], limits: Limits) -> None:
         raise RejectedError(
             "bounds", f"{len(ids)} classes; at most {limits.max_classes} are accepted"
         )
-    if bool((ids[1:] <= ids[:-1]).any()) or bool((ids[:1] < 0).any()):
+    if len(ids) and (ids[0] < 0 or np.logical_or.reduce(ids[1:] <= ids[:-1])):
         raise RejectedError("values", "class ids are negative, repeated or out of order")
 
 
-def _check_counts(counts: NDArray[np.int64], limits: Limits) -> None:
+def _check_counts(counts: NDArray[np.int64], limits: Limits) -> int:
+    """The least of them."""
     least, most = int(np.minimum.reduce(counts)), int(np.maximum.reduce(counts))
     if not 1 <= least <= most <= limits.max_count:
         raise RejectedError(
             "bounds", f"counts lie in {least}..{most}; expected 1..{limits.max_count}"
         )
+    return least
 
 
-def _check_magnitude(name: str, packed: Packed, form: PackedForm, feature: float) -> None:
+def _check_magnitude(
+    name: str, packed: Packed, form: PackedForm, feature: float, fewest: int
+) -> None:
     """No mean may exceed the largest feature; NaN and infinity fail the same comparison."""
     array, counts = packed.sums[name], packed.counts
     if not array.size:
@@ -98,7 +101,7 @@ def _check_magnitude(name: str, packed: Packed, form: PackedForm, feature: float
     largest = feature**2 if name == "second" else feature
     limit = largest / form.units[name]
     samples = counts.sum(keepdims=True) if name == form.pooled else counts
-    least = float(np.minimum.reduce(samples)) * limit
+    least = float(samples[0] if name == form.pooled else fewest) * limit
     # At first all together, which is enough for all that is well.
     if form.exact:
         within = packed.reach[name] <= least
