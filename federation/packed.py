@@ -22,7 +22,7 @@ Precision = Literal["exact", "float32", "float16", "int8"]
 Arrays = dict[str, NDArray[Any]]
 
 INTEGERS = (np.int8, np.int16, np.int32, np.int64)
-LARGEST = {kind: int(np.iinfo(kind).max) for kind in INTEGERS}
+_LARGEST = {kind: int(np.iinfo(kind).max) for kind in INTEGERS}
 _INTEGER_TYPES = frozenset(map(np.dtype, INTEGERS))
 
 
@@ -201,17 +201,24 @@ class PackedForm:
             )
         weights = counts.astype(np.float64)
         weights = weights.sum(keepdims=True).clip(min=1) if name == self.pooled else weights
+        # In place: fresh arrays of this size cost more than the arithmetic.
         with np.errstate(over="ignore", invalid="ignore"):  # they are refused with the values
-            sums = array.astype(np.float64) * factors[:, None] * weights[:, None]
+            sums = np.multiply(array, factors[:, None], dtype=np.float64)
+            sums *= weights[:, None]
         sums = sums[0] if name == self.pooled else sums
-        if not self.exact:
-            return sums[None]
-        whole = np.rint(sums / self.units[name])
-        if not bool((np.abs(whole) < 2.0**63).all()):  # also false for NaN
+        return self._whole_numbers(name, sums) if self.exact else sums[None]
+
+    def _whole_numbers(
+        self, name: str, sums: NDArray[np.float64]
+    ) -> NDArray[np.signedinteger[Any]]:
+        """In units of fixed point; what is in ``sums`` is lost."""
+        np.rint(np.divide(sums, self.units[name], out=sums), out=sums)
+        least, most = extremes(sums)
+        if not -(2.0**63) < least <= most < 2.0**63:  # also false for NaN
             raise DataError(
                 f"array '{name}' does not fit fixed point with step {self._template.step:g}"
             )
-        return whole.astype(np.int64)
+        return sums.astype(narrowest(int(least), int(most)))
 
     def _whole(self, name: str, values: NDArray[Any]) -> torch.Tensor:
         """Triangles become symmetric matrices again."""
@@ -225,8 +232,22 @@ class PackedForm:
         return whole
 
 
+def extremes(values: NDArray[Any]) -> tuple[Any, Any]:
+    """Least and largest; zeros where there are none."""
+    if not values.size:
+        return 0, 0
+    # Not abs(), which writes a copy and leaves the least integer negative.
+    return np.minimum.reduce(values, axis=None), np.maximum.reduce(values, axis=None)
+
+
+def narrowest(least: int, most: int) -> type[np.signedinteger[Any]]:
+    """The smallest type of integers that holds both."""
+    reach = max(most, -1 - least)
+    return next(kind for kind in INTEGERS if reach <= _LARGEST[kind])
+
+
 def _reach(array: NDArray[np.signedinteger[Any]]) -> int:
     if array.itemsize <= 2 or not array.size:
-        return LARGEST[array.dtype.type] + 1
-    # Not abs(), which writes a copy and leaves the least integer negative.
-    return max(int(np.maximum.reduce(array, axis=None)), -int(np.minimum.reduce(array, axis=None)))
+        return _LARGEST[array.dtype.type] + 1
+    least, most = extremes(array)
+    return max(int(most), -int(least))

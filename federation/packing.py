@@ -36,7 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocl.federation.packed import INTEGERS, LARGEST, Arrays, Packed, Precision
+from protocl.federation.packed import Arrays, Packed, Precision, extremes, narrowest
 from protocl.memory import PrototypeMemory
 
 ERROR_BOUNDS: dict[str, float] = {
@@ -86,18 +86,9 @@ def pack_exactly(memory: PrototypeMemory) -> Packed:
 def _pack_exact(memory: PrototypeMemory, name: str) -> NDArray[np.generic]:
     high = _triangle(memory.get_buffer(name), name, memory).cpu().numpy()
     if memory.exact:
-        return high.astype(_narrowest(high))
+        return high.astype(narrowest(*map(int, extremes(high))))
     low = _triangle(memory.get_buffer(f"{name}_low"), name, memory).cpu().numpy()
     return np.stack([high, low]) if low.any() else high[None]
-
-
-def _narrowest(values: NDArray[np.generic]) -> type[np.signedinteger]:
-    if not values.size:
-        return INTEGERS[0]
-    # Not abs(), under which the least int64 stays negative.
-    most = int(np.maximum.reduce(values, axis=None))
-    reach = max(most, -1 - int(np.minimum.reduce(values, axis=None)))
-    return next(kind for kind in INTEGERS if reach <= LARGEST[kind])
 
 
 def _round(
