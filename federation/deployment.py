@@ -107,10 +107,12 @@ anew, remove both; to go on, raise `rounds` in `pyproject.toml`.
 ## On one machine, simulated (needs `pip install 'flwr[simulation]'`)
 
     flwr run . simulation --stream \\
-      --federation-config "num-supernodes=3 client-resources-num-cpus=1"
+      --federation-config "num-supernodes=3 client-resources-num-cpus=1" \\
+      --run-config "min-clients=3"
 
-The first command starts a SuperLink on port 39091, which stays up. Flower gives it 15 seconds; on a
-slow machine start it before, in a shell of its own:
+Nodes come up one after another; a round begins with `min-clients` of them. This command starts a
+SuperLink on port 39091, which stays up. Flower gives it 15 seconds; on a slow machine start it
+before, in a shell of its own:
 
     flower-superlink --insecure --simulation --host 127.0.0.1 --port 39091
 
