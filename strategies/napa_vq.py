@@ -27,7 +27,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
-from protocl.strategies.distances import squared_distances
+from protocl.strategies.distances import distances, squared_distances
 from protocl.strategies.exemplar_free import ExemplarFreePlugin, GrowingParameters
 from protocl.strategies.exemplar_free_strategy import ExemplarFree, ExemplarFreeConfig
 from protocl.strategies.neural_gas import (
@@ -146,6 +146,8 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         code_init: where coding vectors start: ``"random"``, a standard normal as in the authors'
             code, or ``"means"``: in later experiences at the means of the new classes under the
             backbone of before, from where few epochs suffice.
+        answer: ``"cosine"`` between features and coding vectors, as in the authors' code, or the
+            ``"distance"`` that the loss compares, over the temperature.
         **settings: ``num_workers``, ``drift`` and those of :class:`.FeatureLossPlugin` but
             ``views``.
 
@@ -167,6 +169,7 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         later_code_lr: float = 0.5,
         code_lr_epochs: int = 20,
         code_init: Literal["random", "means"] = "random",
+        answer: Literal["cosine", "distance"] = "cosine",
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -176,11 +179,14 @@ class NAPAVQPlugin(ExemplarFreePlugin):
             raise ValueError(f"code_lr_epochs={code_lr_epochs}: expected at least 1")
         if code_init not in ("random", "means"):
             raise ValueError(f"code_init='{code_init}': expected 'random' or 'means'")
+        if answer not in ("cosine", "distance"):
+            raise ValueError(f"answer='{answer}': expected 'cosine' or 'distance'")
         self.loss = NAPAVQLoss() if loss is None else loss
         self.code_lr = code_lr
         self.later_code_lr = later_code_lr
         self.code_lr_epochs = code_lr_epochs
         self.code_init = code_init
+        self.answer_by = answer
         self.last_terms: NAPAVQTerms | None = None
         self._rate = code_lr
         self._epoch = 0
@@ -253,7 +259,10 @@ class NAPAVQPlugin(ExemplarFreePlugin):
     def answer(self, features: Tensor) -> Tensor:
         upright = self.parameters.codes.detach()[::ROTATIONS]
         with torch.autocast(features.device.type, enabled=False):
-            unit = functional.normalize(features.to(upright.dtype), dim=1)
+            features = features.to(upright.dtype)
+            if self.answer_by == "distance":
+                return -distances(squared_distances(features, upright)) / self.loss.temperature
+            unit = functional.normalize(features, dim=1)
             cosines = unit @ functional.normalize(upright, dim=1).T
         return cosines / self.loss.temperature
 
@@ -306,6 +315,7 @@ class NAPAVQConfig(ExemplarFreeConfig):
     later_code_lr: float = 0.5
     code_lr_epochs: int = 20
     code_init: str = "random"
+    answer: str = "cosine"
 
     def build(self, setup: Setup) -> ExemplarFree:
         loss = NAPAVQLoss(
@@ -326,6 +336,7 @@ class NAPAVQConfig(ExemplarFreeConfig):
             later_code_lr=self.later_code_lr,
             code_lr_epochs=self.code_lr_epochs,
             code_init=self.code_init,  # type: ignore[arg-type]
+            answer=self.answer,  # type: ignore[arg-type]
             drift=self.estimator(),
         )
         return self._build(method, setup)

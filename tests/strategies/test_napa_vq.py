@@ -16,7 +16,7 @@ from protocl.data.streams import class_order
 from protocl.strategies.distances import squared_distances
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.napa_vq import NAPAVQ, NAPAVQLoss, NAPAVQPlugin
-from protocl.strategies.neural_gas import choose_neighbours
+from protocl.strategies.neural_gas import choose_neighbours, distance_cross_entropy
 from tests.golden.napa_vq import golden, normal
 from tests.strategies.small import (
     build_net,
@@ -162,13 +162,28 @@ def test_ready_made_strategy_learns_new_classes_and_keeps_old_ones(benchmark: An
 
 def test_predictions_of_the_authors_code() -> None:
     randn = normal(6)
-    plugin = NAPAVQPlugin()
-    plugin.parameters.append(randn(12, 3))
-    plugin.rows.add(torch.arange(3))
-    z, case = randn(9, 3), golden()["predict"]
-    assert plugin.answer(z).argmax(1).tolist() == case["pred"]
-    euclidean = squared_distances(z, plugin.parameters.codes[::4]).argmin(1)
-    assert euclidean.tolist() == case["pred_raw_euclid_rot0"]
+    codes, z, case = randn(12, 3), randn(9, 3), golden()["predict"]
+    for answer, expected in (("cosine", case["pred"]), ("distance", case["pred_raw_euclid_rot0"])):
+        plugin = NAPAVQPlugin(answer=answer)
+        plugin.parameters.append(codes)
+        plugin.rows.add(torch.arange(3))
+        assert plugin.answer(z).argmax(1).tolist() == expected
+
+
+def test_answers_by_distance_are_the_softmax_that_is_trained() -> None:
+    plugin = NAPAVQPlugin(answer="distance")
+    plugin.parameters.append(torch.randn(8, 5))
+    features, labels = torch.randn(6, 5), torch.randint(2, (6,))
+    squares = squared_distances(features, plugin.parameters.codes.detach()[::4])
+    trained = distance_cross_entropy(squares, labels, plugin.loss.temperature)
+    torch.testing.assert_close(
+        nn.functional.cross_entropy(plugin.answer(features), labels), trained
+    )
+
+
+def test_an_unknown_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="answer='euclid'"):
+        NAPAVQPlugin(answer="euclid")  # type: ignore[arg-type]
 
 
 def test_prototypes_are_means_over_all_images_in_each_orientation() -> None:
