@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocl.errors import ProtoclError
-from protocl.federation.packed import Packed, PackedForm
+from protocl.federation.packed import Packed, PackedForm, extremes
 
 Reason = Literal[
     "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
@@ -83,7 +83,7 @@ def check_class_ids(ids: NDArray[np.int64], limits: Limits) -> None:
 
 def _check_counts(counts: NDArray[np.int64], limits: Limits) -> int:
     """The least of them."""
-    least, most = int(np.minimum.reduce(counts)), int(np.maximum.reduce(counts))
+    least, most = map(int, extremes(counts))
     if not 1 <= least <= most <= limits.max_count:
         raise RejectedError(
             "bounds", f"counts lie in {least}..{most}; expected 1..{limits.max_count}"
@@ -106,9 +106,8 @@ def _check_magnitude(
     if form.exact:
         within = packed.reach[name] <= least
     else:
-        # Not abs(), which writes a copy; NaN compares false.
-        most, smallest = np.maximum.reduce(array, axis=None), np.minimum.reduce(array, axis=None)
-        within = bool(most <= least and smallest >= -least)
+        smallest, most = extremes(array)
+        within = bool(most <= least and smallest >= -least)  # false for NaN
     if within:
         return
     rows = array.reshape(1 if form.exact else len(array), len(samples), -1)
