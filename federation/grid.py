@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -265,19 +266,33 @@ class QuorumGrid(_Wrapper):
 
     Args:
         grid: what does the sending.
-        poll: seconds between two looks for replies.
+        poll: seconds between two looks for replies; more where looking takes long, so that a fifth
+            of the time at most goes into it.
         quorum: share of the nodes asked, in (0, 1], whose good answers are enough.
         grace: seconds to wait for the others from then on.
+        stopped: set by another thread to end all waiting with a RuntimeError.
     """
 
     def __init__(
-        self, grid: Grid, *, poll: float = 0.2, quorum: float = 1.0, grace: float = 5.0
+        self,
+        grid: Grid,
+        *,
+        poll: float = 0.2,
+        quorum: float = 1.0,
+        grace: float = 5.0,
+        stopped: threading.Event | None = None,
     ) -> None:
         super().__init__(grid)
         self.poll = poll
         self.quorum = quorum
         self.grace = grace
+        self._stopped = stopped or threading.Event()
         self._missing: set[str] = set()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See :class:`flwr.serverapp.Grid`."""
+        self._require_running()
+        return super().get_node_ids()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -288,15 +303,19 @@ class QuorumGrid(_Wrapper):
         replies: list[Message] = []
         end = float("inf") if timeout is None else time.monotonic() + timeout
         while waiting:
+            start = time.monotonic()
             for reply in self.grid.pull_messages(waiting):
                 waiting.discard(reply.metadata.reply_to_message_id)
                 replies.append(reply)
             if sum(not reply.has_error() for reply in replies) >= needed:
                 end = min(end, time.monotonic() + self.grace)
                 needed = len(waiting) + len(replies) + 1  # the grace begins once
-            if not waiting or time.monotonic() >= end:
+            now = time.monotonic()
+            if not waiting or now >= end:
                 break
-            time.sleep(self.poll)
+            # A look takes as long as there are messages, and keeps the others from their work.
+            self._stopped.wait(min(max(self.poll, 4 * (now - start)), end - now))
+            self._require_running()
         if waiting:
             logger.warning("%d replies are missing; later ones are merged next round", len(waiting))
         self._missing |= waiting
@@ -307,3 +326,7 @@ class QuorumGrid(_Wrapper):
         replies = list(self.grid.pull_messages(self._missing)) if self._missing else []
         self._missing -= {reply.metadata.reply_to_message_id for reply in replies}
         return replies
+
+    def _require_running(self) -> None:
+        if self._stopped.is_set():
+            raise RuntimeError("the federation was stopped while its server waited")

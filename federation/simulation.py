@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from protocl.errors import ConfigError
 from protocl.federation.choosing import wait_for_nodes
 from protocl.federation.flower import quiet
-from protocl.federation.grid import InProcessGrid, MeteredGrid
+from protocl.federation.grid import InProcessGrid, MeteredGrid, QuorumGrid
 from protocl.federation.ledger import Traffic
 
 Engine = Literal["in_process", "ray"]
@@ -77,15 +78,20 @@ def simulate(
     if engine == "in_process":
         run(grid or InProcessGrid(client_app, clients, run_config=run_config))
     elif engine == "ray":
-        server = ServerApp()
+        server, stopped = ServerApp(), threading.Event()
 
         @server.main()
-        def wait_and_run(where: Grid, context: Context) -> None:
+        def wait_and_run(grid: Grid, context: Context) -> None:
+            where = QuorumGrid(grid, stopped=stopped)
             # Nodes are registered meanwhile; a round must not begin with those that happen to be.
             wait_for_nodes(where, clients, timeout, before="simulation", setting="clients")
             run(where)
 
-        _run_ray(server, client_app, clients)
+        try:
+            _run_ray(server, client_app, clients)
+        finally:
+            # Flower's thread of the server outlives an engine that failed or was interrupted.
+            stopped.set()
     else:
         raise ConfigError(f"engine={engine}: expected in_process or ray")
     return results[0]

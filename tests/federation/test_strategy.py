@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
@@ -364,6 +367,63 @@ def test_quorum_closes_the_round_and_merges_stragglers_later():
     strategy.start(grid, ArrayRecord(), num_rounds=1)
     assert strategy.merged.ledger.outcomes() == {"merged": 2 * CLIENTS}
     assert same_statistics(strategy.memory, centralised(empty(), rounds=2))
+
+
+def test_a_server_does_not_outlive_an_engine_that_failed(monkeypatch):
+    """Flower runs the server in a thread, which would wait for replies up to its deadline."""
+    ended = []
+
+    def failing_engine(server, app, clients):
+        grid = SlowGrid(app, clients)
+        grid.silent = set(grid.get_node_ids())
+
+        def serve():
+            with pytest.raises(RuntimeError, match="stopped while its server waited"):
+                server(grid, context=None)
+            ended.append(True)
+
+        threads.append(threading.Thread(target=serve))
+        threads[0].start()
+        while not grid._replies:
+            time.sleep(0.01)
+        raise RuntimeError("no more Ray")
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr("protocl.federation.simulation._run_ray", failing_engine)
+    strategy = FederatedPrototypes(empty(), Options(evaluate=0.0))
+    with pytest.raises(RuntimeError, match="no more Ray"):
+        simulate(
+            strategy,
+            PrototypeClient(load, empty()).app(),
+            clients=CLIENTS,
+            rounds=1,
+            engine="ray",
+        )
+    threads[0].join(timeout=30)
+    assert ended
+
+
+def test_looks_for_replies_are_rarer_where_they_take_long():
+    class SlowToLook(SlowGrid):
+        looks = 0
+
+        def pull_messages(self, message_ids):
+            self.looks += 1
+            time.sleep(0.05)
+            return [] if self.looks < 3 else super().pull_messages(message_ids)
+
+    class Noted(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return False
+
+    waits: list[float] = []
+    slow = SlowToLook(PrototypeClient(load, empty()).app(), CLIENTS)
+    slow.silent = set()
+    strategy = FederatedPrototypes(empty(), Options(evaluate=0.0))
+    strategy.start(QuorumGrid(slow, poll=0.001, stopped=Noted()), ArrayRecord(), num_rounds=1)
+    assert len(waits) == 2
+    assert min(waits) >= 4 * 0.05
 
 
 def test_a_delta_holds_only_the_classes_that_changed():
