@@ -125,9 +125,17 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def discard_if_empty(folder: Path) -> None:
-    """Remove a folder whose run stopped before its first result and left no log to read."""
-    if not (folder / RESULT_FILE).exists() and not (folder / LOG_FILE).exists():
-        shutil.rmtree(folder)
+    """Remove a folder whose run stopped before its first result and left no log to read.
+
+    One in which another process is at work stays.
+    """
+    if (folder / RESULT_FILE).exists() or (folder / LOG_FILE).exists():
+        return
+    try:
+        with FileLock(folder / _LOCK_FILE).acquire(timeout=0):
+            shutil.rmtree(folder)
+    except Timeout:
+        return
 
 
 def _identity(config: dict[str, Any]) -> Any:

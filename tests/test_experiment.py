@@ -22,7 +22,7 @@ from protocl.errors import ConfigError, DataError
 from protocl.experiment import Progress, resolve_device, run_experiment
 from protocl.phases import PhaseLog
 from protocl.report import load_run
-from protocl.runs import create_run, exclusive, find_run, open_run, read_result
+from protocl.runs import create_run, discard_if_empty, exclusive, find_run, open_run, read_result
 from protocl.settings import from_yaml, load
 from tests import third_party
 from tests.test_storage import die_while_writing
@@ -267,6 +267,16 @@ class TestResume:
         folder = create_run(config)
         with exclusive(folder), pytest.raises(ConfigError, match="in use by another process"):
             run_experiment(config, folder)
+
+    def test_a_second_sweep_leaves_the_run_of_the_first_alone(self, tmp_path: Path):
+        """It once removed the folder, as that of a run that failed before its first result."""
+        config = configure(tmp_path, *self.settings)
+        folder = create_run(config)
+        with exclusive(folder):
+            discard_if_empty(folder)
+            assert find_run(config) == folder
+        discard_if_empty(folder)
+        assert not folder.exists()
 
 
 def test_a_strategys_complaint_becomes_a_configuration_error(tmp_path: Path):
