@@ -21,9 +21,9 @@ from protocl.memory import PrototypeMemory
 Precision = Literal["exact", "float32", "float16", "int8"]
 Arrays = dict[str, NDArray[Any]]
 
-INTEGERS = (np.int8, np.int16, np.int32, np.int64)
-_LARGEST = {kind: int(np.iinfo(kind).max) for kind in INTEGERS}
-_INTEGER_TYPES = frozenset(map(np.dtype, INTEGERS))
+_INTEGERS = (np.int8, np.int16, np.int32, np.int64)
+_LARGEST = {kind: int(np.iinfo(kind).max) for kind in _INTEGERS}
+_INTEGER_TYPES = frozenset(map(np.dtype, _INTEGERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,7 @@ def extremes(values: NDArray[Any]) -> tuple[Any, Any]:
 def narrowest(least: int, most: int) -> type[np.signedinteger[Any]]:
     """The smallest type of integers that holds both."""
     reach = max(most, -1 - least)
-    return next(kind for kind in INTEGERS if reach <= _LARGEST[kind])
+    return next(kind for kind in _INTEGERS if reach <= _LARGEST[kind])
 
 
 def _reach(array: NDArray[np.signedinteger[Any]]) -> int:

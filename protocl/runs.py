@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -131,11 +131,8 @@ def discard_if_empty(folder: Path) -> None:
     """
     if (folder / RESULT_FILE).exists() or (folder / LOG_FILE).exists():
         return
-    try:
-        with FileLock(folder / _LOCK_FILE).acquire(timeout=0):
-            shutil.rmtree(folder)
-    except Timeout:
-        return
+    with suppress(ConfigError), exclusive(folder):  # its complaint that the folder is in use
+        shutil.rmtree(folder)
 
 
 def _identity(config: dict[str, Any]) -> Any:
