@@ -7,9 +7,9 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from protocl.storage import atomic_write
 
@@ -17,8 +17,7 @@ Outcome = Literal["merged", "duplicate", "rejected", "failed", "forgotten"]
 Direction = Literal["up", "down"]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One contribution that arrived, or one client that failed to answer.
 
     Attributes:
@@ -64,7 +63,7 @@ class Ledger:
     def forget(self, client: str) -> None:
         """Mark what ``client`` contributed as forgotten; its classes and counts are erased."""
         self._entries = [
-            replace(entry, outcome="forgotten", classes=(), counts=())
+            entry._replace(outcome="forgotten", classes=(), counts=())
             if entry.client == client and entry.outcome == "merged"
             else entry
             for entry in self._entries
@@ -89,7 +88,7 @@ class Ledger:
 
     def save(self, path: Path) -> None:
         """Write one JSON object a line, the whole file or nothing."""
-        atomic_write(path, "".join(json.dumps(asdict(entry)) + "\n" for entry in self))
+        atomic_write(path, "".join(json.dumps(entry._asdict()) + "\n" for entry in self))
 
     @classmethod
     def load(cls, path: Path) -> Ledger:
@@ -111,8 +110,8 @@ def _without(entry: Entry, gone: set[int]) -> Entry:
     ]
     if len(kept) == len(entry.classes):
         return entry
-    return replace(
-        entry, classes=tuple(c for c, _ in kept), counts=tuple(count for _, count in kept)
+    return entry._replace(
+        classes=tuple(c for c, _ in kept), counts=tuple(count for _, count in kept)
     )
 
 

@@ -62,7 +62,7 @@ class MergedMemory:
         self._contributors: set[str] = set()
         self._settled: dict[str, int] = {}
         self._owners: dict[str, str] = {}
-        self._lives: dict[str, list[str]] = {}
+        self._lives: dict[str, tuple[str, ...]] = {}
         self._forgotten: set[str] = set()
         self._forgotten_classes: set[int] = set()
 
@@ -263,7 +263,7 @@ class MergedMemory:
     def _own(self, epoch: str, client: str) -> None:
         if epoch not in self._owners:
             self._owners[epoch] = client
-            self._lives.setdefault(client, []).append(epoch)
+            self._lives[client] = (*self._lives.get(client, ()), epoch)
 
     def _close_epochs(self, client: str) -> None:
         """Settle all that earlier lives of a client could still send; it is replaced now."""

@@ -36,9 +36,10 @@ Message = tuple[ArrayRecord, ConfigRecord]
 def measure(size: Size) -> Iterator[Comparison]:
     """Decode, check and merge the messages of 10,000 clients with all classes each, one thread.
 
-    What is kept of each client is kept, so that any of them can be forgotten afterwards. Two
-    floors: copying the bytes of all messages into one buffer, and adding them up as 64-bit words.
-    Each of 500 messages comes from 20 clients.
+    What is kept of each client is kept, so that any of them can be forgotten afterwards. Beside
+    it: reading the messages as Flower does, into arrays, which is where any other strategy begins;
+    and two floors, copying the bytes into one buffer and adding them up as 64-bit words. Each of
+    500 messages comes from 20 clients.
     """
     for exact, precision in _PAYLOADS:
         yield from _compare(size, exact, precision)
@@ -65,6 +66,11 @@ def _compare(size: Size, exact: bool, precision: Precision) -> Iterator[Comparis
             for data in buffers:
                 np.add.reduce(np.frombuffer(data, dtype=np.int64, count=len(data) // 8))
 
+    def read() -> None:
+        for _ in rounds:
+            for arrays, _header in messages:
+                arrays.to_numpy_ndarrays()
+
     bytes_each = sum(map(len, buffers)) // len(messages)
     case = (
         f"merge {clients} clients, {size.classes} classes x {size.width}, "
@@ -73,10 +79,14 @@ def _compare(size: Size, exact: bool, precision: Precision) -> Iterator[Comparis
     repeats, clock = min(3, size.repeats), time.process_time
     with thread_count(1):
         mine, copied = interleaved(ours, copy, repeats=repeats, clock=clock)
-        _, added = interleaved(copy, add, repeats=repeats, clock=clock)
+        added, flower = interleaved(add, read, repeats=repeats, clock=clock)
     expected = total.means
     error = float((mine.result.means - expected).abs().max() / expected.abs().max())
-    for name, floor in (("copying the bytes", copied), ("adding up the bytes", added)):
+    for name, floor in (
+        ("Flower's to_numpy_ndarrays", flower),
+        ("copying the bytes", copied),
+        ("adding up the bytes", added),
+    ):
         yield Comparison(
             case=case,
             peer_name=f"{name} (CPU time)",
