@@ -98,7 +98,7 @@ def _show(comparison: Comparison, console: Console) -> None:
     from rich.text import Text
 
     for benchmark in comparison.benchmarks:
-        console.print(table.terminal(benchmark))
+        console.print(table.terminal(benchmark, console.width))
         for group in benchmark.groups:
             for note in group.notes:
                 console.print(Text(f"{group.label}: {note}", "yellow"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,6 +28,8 @@ _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MOST_ANNOTATED = 12
 _MOST_NAMED = 20
+_LABEL_WIDTH = 44
+"""Characters in a line of a label; longer ones would leave no room for what they name."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def round_curves(curves: Sequence[RoundCurve], *, width: float = 11.4) -> Figure
         curves: in the order of the legend.
         width: of the figure, in inches.
     """
-    figure, left = panel(width, 4.0, columns=2)
+    figure, left = panel(width, _beside_legend(4.0, curves), columns=2)
     right = figure.axes[1]
     for i, curve in enumerate(curves):
         rounds = range(1, len(curve.accuracy) + 1)
@@ -92,7 +95,7 @@ def accuracy_curves(curves: Sequence[Curve], *, width: float = 11.4) -> Figure:
         curves: in the order of the legend.
         width: of the figure, in inches.
     """
-    figure, axes = panel(width, 4.4)
+    figure, axes = panel(width, _beside_legend(4.4, curves))
     for i, curve in enumerate(curves):
         _draw(axes, i, curve.classes_seen, curve.accuracy, curve.label)
     axes.set_xlabel("classes seen")
@@ -116,7 +119,7 @@ def set_title(figure: Figure, title: str) -> None:
 
 def final_bars(labels: Sequence[str], accuracy: Sequence[MeanAndSpread]) -> Figure:
     """Last accuracy (%) of each strategy, with one standard deviation."""
-    figure, axes = panel(5.8, 0.9 + 0.34 * len(labels))
+    figure, axes = _bar_panel(labels)
     for i, value in enumerate(accuracy):
         color = PALETTE[i % len(PALETTE)]
         spread = 100 * value.std if value.std is not None else None
@@ -126,8 +129,6 @@ def final_bars(labels: Sequence[str], accuracy: Sequence[MeanAndSpread]) -> Figu
         )  # fmt: skip
         end = 100 * value.mean + (spread or 0) + 1
         axes.text(end, i, f"{100 * value.mean:.1f}", va="center", fontsize=9, color=INK)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
     axes.set_xlim(0, 108)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("accuracy on all classes after the last experience (%)")
@@ -142,13 +143,11 @@ def phase_bars(labels: Sequence[str], seconds: Mapping[str, Sequence[float]]) ->
         labels: one name a strategy.
         seconds: phase -> one value a strategy.
     """
-    figure, axes = panel(5.8, 0.9 + 0.34 * len(labels))
+    figure, axes = _bar_panel(labels)
     left = np.zeros(len(labels))
     for color, (phase, values) in zip(cycle(PALETTE), seconds.items(), strict=False):
         axes.barh(range(len(labels)), values, left=left, color=color, height=0.66, label=phase)
         left += np.array(values)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
     axes.set_xlabel("wall time (s), mean over seeds")
     axes.grid(axis="x", color=GRID, linewidth=0.6, alpha=0.6)
     _legend_above(axes, columns=len(seconds))
@@ -234,6 +233,22 @@ def _pooled_share(counts: np.ndarray, pooled: int) -> np.ndarray:
     return 100 * np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
 
 
+def _beside_legend(height: float, curves: Sequence[Curve | RoundCurve]) -> float:
+    """``height`` (inches), or what the legend needs beside the axes."""
+    lines = sum(fill(curve.label, _LABEL_WIDTH).count("\n") + 1 for curve in curves)
+    return max(height, 0.6 + 0.18 * lines)
+
+
+def _bar_panel(labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """A panel of horizontal bars, one for each label, from top to bottom."""
+    named = [fill(label, _LABEL_WIDTH) for label in labels]
+    lines = max((name.count("\n") + 1 for name in named), default=1)
+    figure, axes = panel(5.8, 0.9 + (0.18 + 0.16 * lines) * len(named))
+    axes.set_yticks(range(len(named)), named)
+    axes.set_ylim(len(named) - 0.5, -0.5)
+    return figure, axes
+
+
 def _draw(
     axes: Axes, i: int, x: Sequence[float], accuracy: Sequence[MeanAndSpread], label: str
 ) -> None:
@@ -246,7 +261,7 @@ def _draw(
     axes.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
     axes.plot(
         x, mean, color=color, linestyle=style, marker=marker, markersize=4.5, linewidth=1.8,
-        label=label,
+        label=fill(label, _LABEL_WIDTH),
     )  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from protocl import metrics
@@ -17,6 +19,8 @@ from protocl.report.runs import CONFIG_FILE, Run, Skipped
 _LOCATION_KEYS = frozenset({"benchmark.root", "benchmark.path", "benchmark.download"})
 _SECTIONS = ("benchmark", "backbone", "strategy")
 _FEDERATED_SECTIONS = ("method", "federation", "partition")
+_WEIGHTS_KEY = "backbone.checkpoint"
+_OWN_WEIGHTS = "each seed's own"
 
 
 @dataclass
@@ -46,7 +50,12 @@ class Group:
     @property
     def settings(self) -> dict[str, Any]:
         """Dotted keys of the configuration sections that decide what was learnt."""
-        return _settings(self.first)
+        settings = _settings(self.first)
+        return settings | {_WEIGHTS_KEY: _OWN_WEIGHTS} if self._own_weights else settings
+
+    @property
+    def _own_weights(self) -> bool:
+        return len({_weights(run) for run in self.runs}) > 1
 
     def spread(self, measure: Callable[[Run], float | None]) -> MeanAndSpread | None:
         """Mean and spread of ``measure`` over the runs; None unless every run has a value."""
@@ -74,7 +83,9 @@ class Group:
         ]
 
     def command(self) -> str:
-        """The command that makes these runs again."""
+        """The command that makes these runs again; a line for each seed with its own weights."""
+        if self._own_weights:
+            return "\n".join(Group([run]).command() for run in self.runs)
         seeds = ",".join(str(seed) for seed in self.seeds)
         if not self.first.config:
             parts = [self.first.benchmark, self.first.strategy, self.first.backbone]
@@ -121,7 +132,8 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Benchmark], list[Skipped]]:
     repeated: list[Skipped] = []
     benchmarks = []
     for grouped in by_benchmark.values():
-        groups_here = [_group(members, repeated) for members in grouped.values()]
+        joined = _join_weights_of_seeds(grouped.values())
+        groups_here = [_group(members, repeated) for members in joined]
         groups_here.sort(key=_average_accuracy, reverse=True)
         _set_labels(groups_here)
         benchmarks.append(Benchmark(_stream_label(groups_here[0].first), groups_here))
@@ -172,9 +184,34 @@ def _benchmark_key(run: Run) -> str:
     return json.dumps([settings, sizes], sort_keys=True, default=str)
 
 
-def _learner_key(run: Run) -> str:
-    settings = {k: v for k, v in _settings(run).items() if not k.startswith("benchmark.")}
+def _learner_key(run: Run, without: str = "") -> str:
+    settings = {
+        key: value
+        for key, value in _settings(run).items()
+        if not key.startswith("benchmark.") and key != without
+    }
     return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _join_weights_of_seeds(grouped: Iterable[list[Run]]) -> list[list[Run]]:
+    """One group of what was evaluated on weights that each seed trained for itself."""
+    alike: dict[tuple[str, bool], list[list[Run]]] = {}
+    for members in grouped:
+        key = _learner_key(members[0], without=_WEIGHTS_KEY), bool(_weights(members[0]))
+        alike.setdefault(key, []).append(members)
+    joined: list[list[Run]] = []
+    for groups in alike.values():
+        seeds = Counter(seed for members in groups for seed in {run.seed for run in members})
+        # A seed with two weights compares weights; then seeds cannot say which belong together.
+        if max(seeds.values()) == 1:
+            joined.append([run for members in groups for run in members])
+        else:
+            joined.extend(groups)
+    return joined
+
+
+def _weights(run: Run) -> str:
+    return str(_settings(run).get(_WEIGHTS_KEY) or "")
 
 
 def _group(members: list[Run], repeated: list[Skipped]) -> Group:
@@ -217,8 +254,23 @@ def _set_labels(groups: Sequence[Group]) -> None:
         same = [group for group in groups if group.label == label]
         if count > 1:
             for key, values in differences(same).items():
-                for group, value in zip(same, values, strict=True):
+                shown = _shortened(values) if key == _WEIGHTS_KEY else values
+                for group, value in zip(same, shown, strict=True):
                     group.label += f", {key.rpartition('.')[2]}={value}"
+
+
+def _shortened(files: Sequence[str | None]) -> list[str | None]:
+    """Paths without the folders and the file name that all of them share."""
+    paths = {file: Path(file).absolute() for file in files if file and file != _OWN_WEIGHTS}
+    if not paths:
+        return list(files)
+    base = os.path.commonpath([path.parent for path in paths.values()])
+    same_name = 1 == len({path.name for path in paths.values()}) < len(paths)
+    short = {
+        file: str((path.parent if same_name else path).relative_to(base))
+        for file, path in paths.items()
+    }
+    return [short.get(file, file) if file else None for file in files]
 
 
 def _make_distinct(benchmarks: Sequence[Benchmark]) -> None:

@@ -247,8 +247,11 @@ def comma_separated(benchmarks: Sequence[Benchmark]) -> str:
     return buffer.getvalue()
 
 
-def terminal(benchmark: Benchmark) -> Table:
-    """The table for :mod:`rich`; the best value of a column is bold and green."""
+def terminal(benchmark: Benchmark, width: int) -> Table:
+    """The table for :mod:`rich`; the best value of a column is bold and green.
+
+    Columns for which ``width`` characters have no room are left out and named below the table.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -257,18 +260,34 @@ def terminal(benchmark: Benchmark) -> Table:
         title=Text(benchmark.label), title_justify="left", title_style="bold",
         box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    lines = rows(benchmark)
+    lines, known = rows(benchmark), columns(benchmark)
     longest = max((len(row.group.label) for row in lines), default=0)
-    table.add_column("Strategy", overflow="fold", min_width=min(longest, _NAME_WIDTH))
-    known = columns(benchmark)
-    shown = [i for i, column in enumerate(known) if column.short]
+    name_width = min(longest, _NAME_WIDTH)
+    shown, missing = _fitting(lines, known, width - name_width - len("  Seeds  "))
+    table.add_column("Strategy", overflow="fold", min_width=name_width)
     for title in ("Seeds", *(known[i].short for i in shown)):
         table.add_column(title, justify="right", no_wrap=True)
+    if missing:
+        titles = ", ".join(known[i].short for i in missing)
+        table.caption = f"No room for {titles}: see the report, or make the window wider."
     for row in lines:
         marked = [row.cells[i] for i in shown]
         cells = [Text(cell.text, "bold green" if cell.best else "") for cell in marked]
         table.add_row(Text(row.group.label), str(len(row.group.runs)), *cells)
     return table
+
+
+def _fitting(
+    lines: Sequence[Row], known: Sequence[Column], room: int
+) -> tuple[list[int], list[int]]:
+    """Which columns fit into ``room`` characters, and which do not."""
+    short = [i for i, column in enumerate(known) if column.short]
+    for place, i in enumerate(short):
+        widest = max((len(row.cells[i].text) for row in lines), default=0)
+        room -= max(widest, len(known[i].short)) + 2
+        if room < 0:
+            return short[:place], short[place:]
+    return short, []
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

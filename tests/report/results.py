@@ -70,7 +70,11 @@ def make_result(
 
 
 def write_run(
-    root: Path, result: dict[str, Any], time: str = "20260101-000000", **config: Any
+    root: Path,
+    result: dict[str, Any],
+    time: str = "20260101-000000",
+    checkpoint: str | None = None,
+    **config: Any,
 ) -> Path:
     """Write ``result`` and a ``config.yaml`` with ``config`` in its strategy section."""
     directory = root / result["name"] / f"{time}-{result['seed']}"
@@ -79,7 +83,7 @@ def write_run(
     settings = {
         "seed": result["seed"],
         "benchmark": {"name": "digits", "root": f"/data/{result['seed']}"},
-        "backbone": {"name": "identity"},
+        "backbone": {"name": "identity", "checkpoint": checkpoint},
         "strategy": {"name": result["strategy"]["name"], "lr": 0.1, **config},
     }
     (directory / "config.yaml").write_text(yaml.safe_dump(settings))

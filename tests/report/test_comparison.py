@@ -48,6 +48,15 @@ def test_the_terminal_shows_the_table_and_what_is_left_out(runs: Path, tmp_path:
     assert f"wrote {tmp_path / 'out' / 'report.html'}" in shown
 
 
+def test_columns_without_room_are_named_and_none_is_cut(runs: Path, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    compare([runs], tmp_path / "out", console=Console(file=stream, width=56))
+    text = stream.getvalue()
+    assert "No room for Forgetting, KiB, s:" in " ".join(text.split())
+    header = next(line for line in text.splitlines() if "Strategy" in line)
+    assert header.split()[-2:] == ["Last", "%"]
+
+
 def test_csv_holds_the_unrounded_mean_and_spread(runs: Path, tmp_path: Path) -> None:
     compare([runs], tmp_path / "out", formats=["csv"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["table.csv"]
@@ -234,6 +243,20 @@ def test_more_strategies_than_colours_stay_distinct() -> None:
     lines = figures.accuracy_curves(curves).axes[0].get_lines()
     looks = {(line.get_color(), line.get_linestyle()) for line in lines}
     assert len(looks) == 20
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_leave_room_for_what_they_name() -> None:
+    labels = [f"SLDA, {', '.join(f'setting_{i}={i + n}' for i in range(20))}" for n in range(20)]
+    values = [MeanAndSpread(0.5, 0.1, 3)] * 20
+    curves = [figures.Curve(label, [2, 4], values[:2]) for label in labels]
+    for figure in (
+        figures.accuracy_curves(curves),
+        figures.final_bars(labels, values),
+        figures.phase_bars(labels, {"train": [1.0] * 20}),
+    ):
+        figure.savefig(io.BytesIO(), format="svg")
+        assert figure.axes[0].get_position().width > 0.25
 
 
 def test_a_single_experience_has_nothing_over_time(tmp_path: Path) -> None:

@@ -78,3 +78,30 @@ def test_runs_without_a_config_are_grouped_by_their_names(tmp_path: Path) -> Non
     assert "config.yaml is missing" in group.notes[0]
     expected = "protocl run benchmark=digits strategy=slda backbone=identity seed=1,2"
     assert group.command() == expected
+
+
+def test_weights_that_each_seed_trained_for_itself_make_one_group(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path, make_result("slda", seed), checkpoint=f"/w/{seed}/backbone.safetensors")
+        write_run(tmp_path, make_result("slda", seed), time="20260101-000001")
+    own, plain = sorted(
+        group_runs(load_runs([tmp_path])[0])[0][0].groups, key=lambda group: group.label
+    )
+    assert (own.label, own.seeds) == ("SLDA, checkpoint=None", [1, 2])
+    assert (plain.label, plain.seeds) == ("SLDA, checkpoint=each seed's own", [1, 2])
+    assert own.command().count("\n") == 0
+    assert plain.command().splitlines() == [
+        f"protocl run experiment={run.path / 'config.yaml'} seed={run.seed}" for run in plain.runs
+    ]
+
+
+def test_weights_that_are_compared_on_one_seed_stay_apart(tmp_path: Path) -> None:
+    for name, seeds in (("short", (1, 2)), ("long", (1,))):
+        for seed in seeds:
+            file = f"/runs/pretrain/{name}/backbone.safetensors"
+            write_run(tmp_path, make_result("slda", seed), time=f"20260101-{name}", checkpoint=file)
+    groups = group_runs(load_runs([tmp_path])[0])[0][0].groups
+    assert sorted(group.label for group in groups) == [
+        "SLDA, checkpoint=long",
+        "SLDA, checkpoint=short",
+    ]
