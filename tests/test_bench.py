@@ -171,6 +171,15 @@ def test_the_bare_product_finds_the_largest(rows: int, columns: int) -> None:
     assert torch.equal(places, expected.indices)
 
 
+def test_a_case_with_several_peers_is_named_once() -> None:
+    rows = [comparison(case="merge"), comparison(case="merge", peer_name="a copy")]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table(rows, threads=1))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("merge") == 1
+    assert text.index("merge") < text.index("a copy")
+
+
 def test_table_shows_ratio_target_and_verdict() -> None:
     rows = [
         comparison(),
@@ -180,5 +189,15 @@ def test_table_shows_ratio_target_and_verdict() -> None:
     console = Console(file=io.StringIO(), width=160)
     console.print(table(rows, threads=2))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for shown in ("2 threads", "3x", ">= 3x", "yes", "0.333x", "<= 0.1x", "no", "2.0 MiB", "<= 64"):
+    for shown in (
+        "threads: 2",
+        "3x",
+        ">= 3x",
+        "yes",
+        "0.333x",
+        "<= 0.1x",
+        "no",
+        "2.0 MiB",
+        "<= 64",
+    ):
         assert shown in text

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from protocl.bench.comparison import SIZES, Comparison, Group, Size
 from protocl.bench.timing import thread_count
@@ -103,18 +108,19 @@ def report(comparisons: Sequence[Comparison], size: Size, threads: int) -> dict[
 
 
 def table(comparisons: Sequence[Comparison], threads: int) -> Table:
-    """One row for each comparison."""
+    """A line for each case, and below it one for each thing that it was measured against."""
     shown = Table(
-        title=f"Side by side on the CPU, {threads} threads, torch {torch.__version__}",
+        title=f"Side by side on the CPU, torch {torch.__version__}, threads: {threads}",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
-    shown.add_column("case")
-    shown.add_column("against")
-    for name in ("ours", "peer", "ratio", "target"):
+    shown.add_column("case, against")
+    for name in ("ours", "peer", "ratio", "target", "met"):
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("met")
-    for comparison in comparisons:
-        shown.add_row(*_cells(comparison))
+    for case, against in groupby(comparisons, key=attrgetter("case")):
+        shown.add_row(Text(case, "bold"))
+        for comparison in against:
+            shown.add_row(Padding(Text(comparison.peer_name), (0, 0, 0, 2)), *_cells(comparison))
     return shown
 
 
@@ -122,8 +128,6 @@ def _cells(comparison: Comparison) -> list[str]:
     limit = comparison.kind == "limit"
     target = comparison.target
     return [
-        comparison.case,
-        comparison.peer_name,
         _amount(comparison.ours, comparison.unit),
         "-" if comparison.peer is None else _amount(comparison.peer, comparison.unit),
         "-" if limit else f"{comparison.value:.3g}x",
@@ -133,4 +137,9 @@ def _cells(comparison: Comparison) -> list[str]:
 
 
 def _amount(value: float, unit: str) -> str:
-    return f"{value:.1f} MiB" if unit == "MiB" else f"{value:.4g} s"
+    if unit == "MiB":
+        return f"{value:.1f} MiB"
+    scale, name = next(
+        (pair for pair in ((1.0, "s"), (1e3, "ms")) if value * pair[0] >= 1), (1e6, "us")
+    )
+    return f"{value * scale:.4g} {name}"
