@@ -117,6 +117,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _main() -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -124,10 +125,14 @@ def _main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--alpha", type=float, default=1.0, help="of the Dirichlet partition")
     args = parser.parse_args()
-    table = Table("defence", "no attack", *ATTACKS, title=f"accuracy, {CLIENTS} clients")
+    table = Table(title=f"accuracy (%), {CLIENTS} clients", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("defence", min_width=len("consistency,"))
+    for attack in ("no attack", *ATTACKS):
+        table.add_column(attack, justify="right")
     for row in study(args.seeds, args.alpha):
         cells = [
-            f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+            f"{100 * mean(values):.1f}"
+            + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
             for values in row.accuracy.values()
         ]
         table.add_row(row.defence, *cells)

@@ -6,7 +6,9 @@ import inspect
 import re
 from collections.abc import Iterator
 from importlib.resources import files
+from itertools import takewhile
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +18,22 @@ from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, STRATEGI
 from protocl.settings import group_names
 
 _ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")  # cross-references of reStructuredText
-KINDS = ("strategies", "benchmarks", "backbones", "adaptations", "heads", "experiments")
+_SENTENCE_END = re.compile(r"(?<=\.)\s")
+
+_TITLES = {"adaptations": "strategy.adapt=NAME", "heads": "heads (protocl.heads)"}
+"""Kinds that are no group of configuration files."""
+
+_GROUPS: dict[str, tuple[str, Registry | None]] = {
+    "benchmarks": ("benchmark", BENCHMARKS),
+    "backbones": ("backbone", BACKBONES),
+    "adaptations": ("adaptation", ADAPTATIONS),
+    "heads": ("head", HEADS),
+    "experiments": ("experiment", None),
+    "federations": ("federation", None),
+    "pretrainings": ("pretraining", None),
+    "reconnaissance": ("reconnaissance", None),
+}
+KINDS = ("strategies", *_GROUPS)
 
 
 def tables(kind: str | None = None) -> Iterator[Table]:
@@ -29,14 +46,22 @@ def tables(kind: str | None = None) -> Iterator[Table]:
         yield _strategies() if name == "strategies" else _others(name)
 
 
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="bold",
+        box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+
+
 def _strategies() -> Table:
-    table = Table(title="strategy=NAME", title_justify="left", title_style="bold")
+    table = _table("strategy=NAME")
     table.add_column("name", no_wrap=True)
-    for column in ("method", "paper", "kept between experiences", "bytes a class", "data"):
-        table.add_column(column, overflow="fold")
+    table.add_column("method, and what it keeps between experiences")
+    table.add_column("bytes a class")
+    table.add_column("data kept")
     for name in group_names("strategy"):
         if name not in STRATEGIES.names():
-            table.add_row(name, _first_comment("strategy", name))
+            table.add_row(name, _comment("strategy", name))
             continue
         try:
             schema: type[StrategyConfig] = STRATEGIES.get(name)
@@ -44,53 +69,45 @@ def _strategies() -> Table:
             table.add_row(name, Text(str(error), "red"))
             continue
         info = schema.info
-        keeps = "yes" if info.keeps_data else "no"
-        stored = info.stored_between_experiences
-        cells = (info.title, info.paper, stored, info.bytes_per_class, keeps)
-        table.add_row(name, *(Text(cell) for cell in cells))
+        method = info.title if info.paper == "-" else f"{info.title} ({info.paper})"
+        kept = Text.assemble(f"{method}\n", (info.stored_between_experiences, "italic"))
+        table.add_row(name, kept, info.bytes_per_class, "yes" if info.keeps_data else "no")
     return table
 
 
 def _others(kind: str) -> Table:
     group, registry = _GROUPS[kind]
-    title = _TITLES.get(kind, f"{group}=NAME")
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("name", "what it is"):
-        table.add_column(column, overflow="fold")
+    table = _table(_TITLES.get(kind, f"{group}=NAME"))
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
     names = registry.names() if kind in _TITLES and registry else group_names(group)
     for name in names:
         table.add_row(name, _description(group, name, registry))
     return table
 
 
-_TITLES = {"adaptations": "strategy.adapt=NAME", "heads": "heads (protocl.heads)"}
-"""Kinds that are no group of configuration files."""
-
-_GROUPS: dict[str, tuple[str, Registry | None]] = {
-    "benchmarks": ("benchmark", BENCHMARKS),
-    "backbones": ("backbone", BACKBONES),
-    "adaptations": ("adaptation", ADAPTATIONS),
-    "heads": ("head", HEADS),
-    "experiments": ("experiment", None),
-}
-
-
 def _description(group: str, name: str, registry: Registry | None) -> Text:
-    """First line of the YAML file's comment, else of the registered part's docstring."""
-    comment = _first_comment(group, name)
+    """First sentence of the YAML file's comment, else of the registered part's docstring."""
+    comment = _comment(group, name)
     if comment or registry is None:
         return Text(comment)
     try:
         part = registry.get(name)
     except ConfigError as error:
         return Text(str(error), "red")
-    first = (inspect.getdoc(part) or "").partition("\n")[0]
-    return Text(_ROLE.sub(r"\1", first).replace("`", ""))
+    paragraph = (inspect.getdoc(part) or "").partition("\n\n")[0]
+    return Text(_first_sentence(_ROLE.sub(r"\1", paragraph).replace("`", "")))
 
 
-def _first_comment(group: str, name: str) -> str:
+def _comment(group: str, name: str) -> str:
+    """First sentence of the comment at the head of a file; empty without one."""
     file = files("protocl.configs") / group / f"{name}.yaml"
     if not file.is_file():
         return ""
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return _first_sentence(" ".join(line.lstrip("# ") for line in comment))
+
+
+def _first_sentence(text: str) -> str:
+    return _SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0]

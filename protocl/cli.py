@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 AddCommand = Callable[[Commands, argparse.ArgumentParser], None]
 
+_LISTS = (
+    "strategies", "benchmarks", "backbones", "adaptations", "heads", "experiments", "federations",
+    "pretrainings", "reconnaissance",
+)  # fmt: skip
+
 _EXAMPLES = """\
 examples:
   protocl run experiment=demo
@@ -107,12 +112,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
 
     catalogue = commands.add_parser(
-        "list", parents=[common], help="list strategies, benchmarks, backbones and heads"
+        "list", parents=[common], help="list what a name can mean: strategies, heads, presets"
     )
     catalogue.add_argument(
         "what",
         nargs="?",
-        choices=("strategies", "benchmarks", "backbones", "adaptations", "heads", "experiments"),
+        choices=_LISTS,
         help="one list only",
     )
     catalogue.set_defaults(command=_list)

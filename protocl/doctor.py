@@ -9,6 +9,7 @@ from importlib.metadata import metadata, requires
 
 import torch
 from packaging.requirements import Requirement
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -51,7 +52,10 @@ def examine(console: Console, root: str | None = None) -> int:
         ("registered parts", parts()),
         ("data", data_sets(root)),
     ):
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(
+            title=title, title_justify="left", title_style="bold",
+            box=box.SIMPLE_HEAD, pad_edge=False,
+        )  # fmt: skip
         for column in ("", "state", "detail"):
             table.add_column(column, overflow="fold")
         with console.status(f"looking at {title}"):

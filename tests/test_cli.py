@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from protocl import __version__, provenance
-from protocl.cli import main
+from protocl.catalogue import KINDS
+from protocl.cli import _LISTS, main
 from protocl.doctor import packages
 from tests import third_party
 
@@ -138,7 +139,10 @@ def test_processes_side_by_side_give_the_numbers_of_one(capsys: pytest.CaptureFi
         ("backbones", ["conv4", "identity"]),
         ("adaptations", ["strategy.adapt=NAME", "vpt_deep", "Five prompt tokens before each"]),
         ("heads", ["nearest_mean"]),
-        ("experiments", ["demo", "Five strategies"]),
+        ("experiments", ["demo", "Five strategies", "ten classes at a time, three class orders"]),
+        ("federations", ["digits_robust", "up to a third of them may lie."]),
+        ("pretrainings", ["omniglot_vit"]),
+        ("reconnaissance", ["cifar100_missions"]),
     ],
 )
 def test_lists(
@@ -151,6 +155,19 @@ def test_lists(
     assert main(["list", what]) == 0
     out = capsys.readouterr().out
     assert [text for text in expected if text not in out] == []
+
+
+def test_every_list_can_be_asked_for() -> None:
+    assert _LISTS == KINDS
+
+
+def test_lists_break_no_word_in_a_usual_window(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list", "strategies"]) == 0
+    words = capsys.readouterr().out.split()
+    assert {"experiences", "(Kirkpatrick", "(Malepathirana", "importance,"} <= set(words)
 
 
 def test_compare_reads_folders_and_names_what_is_missing(capsys: pytest.CaptureFixture[str]):

@@ -17,7 +17,7 @@ from protocl.data.torchvision_sets import is_archive, open_both, root_of
 
 
 def load_cifar10(config: BenchmarkConfig) -> ArrayData:
-    """CIFAR-10, through torchvision or from an ``.npz`` archive at ``config.path``."""
+    """CIFAR-10, through torchvision or from an ``.npz`` archive at ``benchmark.path``."""
     from torchvision.datasets import CIFAR10
 
     return load_npz(config) if is_archive(config) else _load(CIFAR10, config)

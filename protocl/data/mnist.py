@@ -28,14 +28,14 @@ _IDX_UNSIGNED_BYTE = 0x08
 
 
 def load_mnist(config: BenchmarkConfig) -> ArrayData:
-    """MNIST: from idx files or an ``.npz`` archive at ``config.path``, or through torchvision."""
+    """MNIST: idx files or an ``.npz`` archive at ``benchmark.path``, or through torchvision."""
     from torchvision.datasets import MNIST
 
     return _load(MNIST, config)
 
 
 def load_fashion_mnist(config: BenchmarkConfig) -> ArrayData:
-    """Fashion-MNIST, as :func:`load_mnist`; files installed by Debian are found by themselves."""
+    """Fashion-MNIST, as MNIST; what Debian's dataset-fashion-mnist installs is found by itself."""
     from torchvision.datasets import FashionMNIST
 
     return _load(FashionMNIST, config, DEBIAN_FASHION_MNIST)
