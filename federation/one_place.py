@@ -26,23 +26,36 @@ class OnePlace:
 
     Attributes:
         identical: they hold the same bits.
-        difference: largest difference of a sum or second moment, relative to the largest of these.
+        difference: largest difference of a sum or second moment, relative to the largest of these;
+            None where classes or counts differ, as when a client was never asked.
+        samples: in one place.
+        merged_samples: that the merged memory counts.
         accuracy: of the head on the memory of one place, in [0, 1].
         federated_accuracy: of the head on the merged memory.
     """
 
     identical: bool
-    difference: float
+    difference: float | None
+    samples: int
+    merged_samples: int
     accuracy: float
     federated_accuracy: float
 
     def __str__(self) -> str:
-        agreement = "bit for bit" if self.identical else f"to {self.difference:.1e}"
         return (
-            f"merged memory equals that of one place {agreement}; "
+            f"merged memory {self._agreement}; "
             f"accuracy {100 * self.federated_accuracy:.2f} %, in one place "
             f"{100 * self.accuracy:.2f} %"
         )
+
+    @property
+    def _agreement(self) -> str:
+        if self.identical:
+            return "equals that of one place bit for bit"
+        if self.difference is not None:
+            return f"equals that of one place to {self.difference:.1e}"
+        counted = f"{self.merged_samples:,} of {self.samples:,} samples"
+        return f"does not hold the counts of one place ({counted})"
 
 
 def compare_with_one_place(run: FederatedRun) -> OnePlace:
@@ -60,7 +73,11 @@ def compare_with_one_place(run: FederatedRun) -> OnePlace:
     x, y = _features(run, run.data.x_test), run.data.y_test
     accuracies = [float((head.fit(m).predict(x) == y).double().mean()) for m in (memory, merged)]
     return OnePlace(
-        same_statistics(merged, memory), largest_difference(merged, memory), *accuracies
+        same_statistics(merged, memory),
+        largest_difference(merged, memory),
+        memory.total,
+        merged.total,
+        *accuracies,
     )
 
 
@@ -77,12 +94,12 @@ def require_comparable(method: MethodConfig) -> None:
         )
 
 
-def largest_difference(merged: PrototypeMemory, memory: PrototypeMemory) -> float:
-    """See :class:`OnePlace`; infinite where classes or counts differ."""
+def largest_difference(merged: PrototypeMemory, memory: PrototypeMemory) -> float | None:
+    """See :class:`OnePlace`."""
     if not torch.equal(merged.classes, memory.classes):
-        return float("inf")
+        return None
     if not torch.equal(merged.counts, memory.counts):
-        return float("inf")
+        return None
     pairs = [(merged.sums, memory.sums)]
     if memory.level != "mean":
         pairs.append((merged.second_moment, memory.second_moment))

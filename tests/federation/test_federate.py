@@ -80,6 +80,19 @@ def test_the_command_says_whether_it_equals_one_place(tmp_path, capsys, exact):
     assert f"equals that of one place {said}" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_client_that_was_never_asked_is_missed(tmp_path, capsys):
+    words = ["federation=digits", "rounds=1", "participation=0.5", "verify=true"]
+    assert main(["federate", *words, f"output={tmp_path}"]) == 0
+    (file,) = tmp_path.rglob("result.json")
+    compared = json.loads(file.read_text())["federation"]["one_place"]
+    assert compared["difference"] is None
+    assert not compared["identical"]
+    assert 0 < compared["merged_samples"] < compared["samples"] == 1347
+    counted = f"({compared['merged_samples']:,} of 1,347 samples)"
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"does not hold the counts of one place {counted}" in said
+
+
 def test_a_difference_from_one_place_is_seen(tmp_path):
     result, _ = run(tmp_path, "verify=true", "method.precision=int8", "method.exact=false")
     assert 1e-6 < result["federation"]["one_place"]["difference"] < 0.1
