@@ -35,5 +35,9 @@ class CapacityError(ProtoclError, MemoryError):
     exit_code = 5
 
 
+class DivergedError(ProtoclError, ValueError):
+    """A model whose answers are no longer finite numbers."""
+
+
 class NotFittedError(ProtoclError, RuntimeError):
     """A head was asked for predictions before it was fitted."""

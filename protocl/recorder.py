@@ -13,6 +13,7 @@ from torch import Tensor
 
 from protocl.calibration import ReliabilityBins
 from protocl.confusion import Confusion
+from protocl.errors import DivergedError
 from protocl.evaluation import Evaluation
 
 
@@ -63,7 +64,13 @@ class EvaluationRecorder:
         answers.add(strategy.mb_output.detach(), strategy.mb_y, self.calibration)
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Count the answers and bring the counts to the host."""
+        """Count the answers and bring the counts to the host.
+
+        Raises:
+            DivergedError: logits are NaN or infinitely large, so that nothing is answered.
+        """
+        for key, answers in self._answers.items():
+            answers.require_numbers(key)
         confusion = {key: answers.confusion() for key, answers in self._answers.items()}
         bins = [answers.reliability() for answers in self._answers.values()]
         reliability = sum(bins[1:], bins[0]) if bins and self.calibration else None
@@ -78,6 +85,7 @@ class _Answers:
         self.true: list[Tensor] = []
         self.predicted: list[Tensor] = []
         self.confidence: list[Tensor] = []
+        self.undefined: list[Tensor] = []
 
     def add(self, logits: Tensor, true: Tensor, calibration: bool) -> None:
         if logits.ndim != 2:
@@ -87,10 +95,20 @@ class _Answers:
             )
         # `max`, not `argmax`: the same operation as in Avalanche's Accuracy, also for ties.
         best, predicted = logits.max(dim=1)
+        self.undefined.append(best.isnan() | best.isposinf())
         self.true.append(true)
         self.predicted.append(predicted)
         if calibration:
             self.confidence.append((best - logits.logsumexp(dim=1)).exp())
+
+    def require_numbers(self, experience: int) -> None:
+        undefined = torch.cat(self.undefined)
+        if undefined.any():
+            raise DivergedError(
+                f"{int(undefined.sum())} of {len(undefined)} answers to test experience "
+                f"{experience} are not finite: the weights diverged in training; lower the "
+                "learning rate (strategy.lr) or the weights of penalties"
+            )
 
     def confusion(self) -> Confusion:
         return Confusion.from_predictions(torch.cat(self.true), torch.cat(self.predicted)).cpu()

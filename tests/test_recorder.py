@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from protocl import metrics
+from protocl.errors import DivergedError
 from protocl.evaluation import Evaluation, History
 from protocl.recorder import EvaluationRecorder
 
@@ -161,9 +162,16 @@ def test_logits_that_are_none_are_refused() -> None:
     recorder.before_eval(None)
     with pytest.raises(ValueError, match=r"logits of shape \(N, classes\).*got \(1,\)"):
         recorder.after_eval_iteration(batch(0, torch.tensor([1.0]), torch.tensor([1])))
-    logits = torch.full((2, 3), float("nan"))
-    recorder.after_eval_iteration(batch(0, logits, torch.tensor([1, 2])))
-    with pytest.raises(ValueError, match="are the logits finite"):
+
+
+@pytest.mark.parametrize("calibration", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_diverged_is_named(value: float, calibration: bool) -> None:
+    recorder = EvaluationRecorder(calibration=calibration)
+    recorder.before_eval(None)
+    recorder.after_eval_iteration(batch(3, torch.zeros(1, 3), torch.tensor([0])))
+    recorder.after_eval_iteration(batch(3, torch.full((2, 3), value), torch.tensor([1, 2])))
+    with pytest.raises(DivergedError, match=r"2 of 3 answers to test experience 3.*learning rate"):
         recorder.after_eval(None)
 
 
