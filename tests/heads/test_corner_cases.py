@@ -35,6 +35,10 @@ def clusters(samples: int = 30, dim: int = 8) -> tuple[torch.Tensor, torch.Tenso
     return centres[labels] + 0.1 * torch.rand(samples, dim, generator=generator), labels
 
 
+def by_class(features, labels):
+    return [features[labels == c] for c in labels.unique()]
+
+
 def fitted(make, features, labels):
     head = make()
     return head.fit(head.new_memory(features.shape[1]).update(features, labels))
@@ -47,6 +51,19 @@ def test_a_class_with_one_sample_is_recognised(make):
     head = fitted(make, torch.cat([features, rare]), torch.cat([labels, torch.tensor([77])]))
     assert head.predict(rare).tolist() == [77]
     assert head.predict(features).tolist() == labels.tolist()
+
+
+def test_a_class_with_one_sample_has_the_mean_variance_of_all():
+    features, labels = clusters()
+    rare = torch.full((1, 8), 9.0)
+    head = Mahalanobis(None, tukey=None, correlation=False, normalize=False)
+    memory = head.new_memory(8).update(features, labels).update(rare, torch.tensor([77]))
+    scatter = sum(
+        len(part) * part.var(0, correction=0).sum() for part in by_class(features, labels)
+    )
+    variance = scatter / 8 / memory.total
+    logits = head.fit(memory)(rare + 0.3)
+    torch.testing.assert_close(-logits[0, -1], 8 * 0.3**2 / variance, rtol=1e-4, atol=0)
 
 
 @every_head
