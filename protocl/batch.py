@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,13 +61,26 @@ def mirror_(totals: Tensor) -> None:
         totals[:, start : start + block, :start] = totals[:, :start, start : start + block].mT
 
 
+def require_tensor(name: str, value: Any) -> None:
+    """Refuse arrays and lists, which the caller may want on another device or of another type.
+
+    Raises:
+        TypeError: ``value`` is no tensor.
+    """
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"{name} is a {kind}: expected a tensor, such as torch.as_tensor({name})")
+
+
 def check_batch(features: Tensor, labels: Tensor, feature_dim: int) -> None:
     """Refuse a batch whose types or shapes do not fit.
 
     Raises:
-        TypeError: features are not floating point, or labels not integers.
+        TypeError: they are no tensors, features are not floating point, or labels not integers.
         ValueError: ``features`` is not ``(N, feature_dim)`` or ``labels`` not ``(N,)``.
     """
+    require_tensor("features", features)
+    require_tensor("labels", labels)
     if not features.is_floating_point():
         raise TypeError(f"features have dtype {features.dtype}: expected floating point")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

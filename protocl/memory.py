@@ -184,7 +184,7 @@ class PrototypeMemory(AdditiveStatistics):
             labels: ``(N,)`` integer class ids, in any order, of any value >= 0.
 
         Raises:
-            TypeError: features are not floating point, or labels not integers.
+            TypeError: they are no tensors, features not floating point, or labels not integers.
             ValueError: shapes do not fit, a feature is NaN or infinite, or a label is negative.
             OverflowError: in fixed point, a value or a sum does not fit.
         """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from protocl.accumulate import all_finite
-from protocl.batch import Level
+from protocl.batch import Level, require_tensor
 from protocl.device import FollowsDevice
 from protocl.errors import NotFittedError
 from protocl.heads.ranking import Block, best_columns
@@ -97,6 +97,7 @@ class Head(FollowsDevice):
 
         Raises:
             NotFittedError: :meth:`fit` has not been called.
+            TypeError: the features are no tensor.
             ValueError: a feature is NaN or infinite, or the width does not fit.
         """
         self._require_fitted(features)
@@ -195,6 +196,7 @@ class Head(FollowsDevice):
             raise NotFittedError(
                 f"{type(self).__name__} has no prototypes yet: call fit(memory) first"
             )
+        require_tensor("features", features)
         if features.ndim != 2 or features.shape[1] != self._feature_dim:
             raise ValueError(
                 f"features have shape {tuple(features.shape)}: expected (N, {self._feature_dim}), "

@@ -121,6 +121,15 @@ def test_infinite_queries_are_refused(make):
 
 
 @every_head
+def test_arrays_are_refused_by_name(make):
+    features, labels = clusters()
+    with pytest.raises(TypeError, match=r"features is a numpy.ndarray.*torch.as_tensor"):
+        fitted(make, features, labels).predict(features.numpy())
+    with pytest.raises(TypeError, match="labels is a list"):
+        make().new_memory(8).update(features, labels.tolist())
+
+
+@every_head
 def test_wrong_width_is_refused(make):
     features, labels = clusters()
     head = fitted(make, features, labels)
