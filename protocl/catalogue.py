@@ -61,7 +61,7 @@ def _strategies() -> Table:
     table.add_column("data kept")
     for name in group_names("strategy"):
         if name not in STRATEGIES.names():
-            table.add_row(name, _comment("strategy", name))
+            table.add_row(name, Text(_comment("strategy", name)))
             continue
         try:
             schema: type[StrategyConfig] = STRATEGIES.get(name)
@@ -71,7 +71,8 @@ def _strategies() -> Table:
         info = schema.info
         method = info.title if info.paper == "-" else f"{info.title} ({info.paper})"
         kept = Text.assemble(f"{method}\n", (info.stored_between_experiences, "italic"))
-        table.add_row(name, kept, info.bytes_per_class, "yes" if info.keeps_data else "no")
+        keeps_data = "yes" if info.keeps_data else "no"
+        table.add_row(name, kept, Text(info.bytes_per_class), keeps_data)
     return table
 
 

@@ -139,7 +139,6 @@ def _cells(comparison: Comparison) -> list[str]:
 def _amount(value: float, unit: str) -> str:
     if unit == "MiB":
         return f"{value:.1f} MiB"
-    scale, name = next(
-        (pair for pair in ((1.0, "s"), (1e3, "ms")) if value * pair[0] >= 1), (1e6, "us")
-    )
-    return f"{value * scale:.4g} {name}"
+    if value >= 1:
+        return f"{value:.4g} s"
+    return f"{1e3 * value:.4g} ms" if value >= 1e-3 else f"{1e6 * value:.4g} us"
