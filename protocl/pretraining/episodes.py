@@ -46,7 +46,9 @@ class EpisodesConfig(ObjectiveConfig):
         if self.distance not in ("euclidean", "cosine"):
             raise ConfigError(f"objective.distance={self.distance}: expected euclidean or cosine")
         if self.ways > n_classes:
-            raise ConfigError(f"objective.ways={self.ways}: there are {n_classes} base classes")
+            raise ConfigError(
+                f"objective.ways={self.ways}: expected at most the {n_classes} base classes"
+            )
         return EpisodesObjective(self)
 
 
