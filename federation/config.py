@@ -127,6 +127,11 @@ class MethodConfig:
     name: str = MISSING
 
     @property
+    def title(self) -> str:
+        """The method's name, and what of its settings tells it from others of that name."""
+        return self.info.title
+
+    @property
     def needs_samples(self) -> bool:
         """Whether clients are given samples rather than features of the frozen backbone."""
         return False

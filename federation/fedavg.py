@@ -25,9 +25,15 @@ if TYPE_CHECKING:
 class FedAvgConfig(GradientConfig):
     """Settings of federated averaging: those of local training."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(title="FedAvg, linear head", stored="one network")
+    info: ClassVar[MethodInfo] = MethodInfo(title="FedAvg", stored="one network")
 
     name: str = "fedavg"
+
+    @property
+    def title(self) -> str:
+        """See :class:`protocl.federation.config.MethodConfig`."""
+        trained = {"head": "linear head", "backbone": "whole network"}
+        return f"{self.info.title}, {trained.get(self.train, self.train)}"
 
     def build(self, setup: FederationSetup) -> FedAvgMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""

@@ -35,7 +35,7 @@ def build_result(run: FederatedRun, *, complete: bool) -> dict[str, Any]:
         },
         "strategy": {
             "name": config.method.name,
-            "title": _title(run),
+            "title": config.method.title,
             "keeps_data": False,
             "stored": config.method.info.stored,
             "state_bytes": None if memory is None else memory.nbytes,
@@ -53,12 +53,6 @@ def build_result(run: FederatedRun, *, complete: bool) -> dict[str, Any]:
         "git": provenance.git_state(),
         "machine": provenance.machine(config.device, torch.get_num_threads()),
     }
-
-
-def _title(run: FederatedRun) -> str:
-    head = getattr(run.config.method, "head", None)
-    title = run.config.method.info.title
-    return title if head is None else f"{title}, {head}"
 
 
 def _describe_federation(run: FederatedRun) -> dict[str, Any]:

@@ -209,12 +209,14 @@ def test_a_client_can_be_forgotten_after_the_run(tmp_path):
 
 
 def test_compare_reads_federated_runs(tmp_path, capsys):
-    run(tmp_path, "method=fedavg")
+    for trained in ("head", "projection"):
+        run(tmp_path, "method=fedavg", f"method.train={trained}", "rounds=1")
     for clients in (5, 10):
         run(tmp_path, f"clients={clients}")
     assert main(["compare", str(tmp_path), "--output", str(tmp_path)]) == 0
     table = (tmp_path / "table.md").read_text()
     assert "FedAvg, linear head" in table
+    assert "FedAvg, projection" in table
     assert "clients=5" in table
     page = (tmp_path / "report.html").read_text()
     assert "protocl federate federation=" in page
