@@ -74,16 +74,12 @@ def federate(args: argparse.Namespace) -> int:
 
 
 def _run(config: FederateConfig, console: Console) -> Path:
-    import logging
-
-    from protocl.federation.flower import quiet
+    from protocl.federation.flower import quiet, without_round_reports
     from protocl.federation.one_place import OnePlace
     from protocl.federation.run import RoundReport, run_federation
     from protocl.runs import open_run
 
     quiet()
-    # Flower prints every round twice at this level; our own line says more.
-    logging.getLogger("flwr").setLevel(logging.WARNING)
     folder = open_run(config)
     console.print(f"{config.name} seed={config.seed} -> {folder}")
 
@@ -94,7 +90,8 @@ def _run(config: FederateConfig, console: Console) -> Path:
             f"{_size(report.bytes_down)} down, {report.seconds:.2f} s"
         )
 
-    result = run_federation(config, folder, on_round=show)
+    with without_round_reports():
+        result = run_federation(config, folder, on_round=show)
     if (compared := result["federation"].get("one_place")) is not None:
         console.print(f"  {OnePlace(**compared)}")
     return folder

@@ -7,8 +7,10 @@ reaches below ``flwr.app``, ``flwr.serverapp`` and ``flwr.clientapp``.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 
 from flwr.app import Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
@@ -30,6 +32,18 @@ def quiet(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set :data:`ENVIRONMENT` where the user has not decided otherwise."""
     for name, value in ENVIRONMENT.items():
         environment.setdefault(name, value)
+
+
+@contextmanager
+def without_round_reports() -> Iterator[None]:
+    """Only warnings from Flower, which else prints every round twice."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def act_as_server(run_id: int = 1) -> Run:

@@ -13,6 +13,7 @@ from protocl.bench.comparison import Comparison, Size
 from protocl.bench.peak_memory import MIB, PeakMeter
 from protocl.bench.timing import thread_count
 from protocl.federation.client import ClientData, PrototypeClient
+from protocl.federation.flower import without_round_reports
 from protocl.federation.messages import Contribution
 from protocl.federation.options import Options
 from protocl.federation.simulation import simulate
@@ -90,7 +91,7 @@ def _rows(size: Size, clients: int) -> Iterator[Comparison]:
         return None
 
     # Clients are many and small: threads of torch would only wait for one another.
-    with thread_count(1), PeakMeter() as meter:
+    with thread_count(1), without_round_reports(), PeakMeter() as meter:
         client = TimedClient(SyntheticData(size), empty)
         simulate(strategy, client.app(), clients=clients, rounds=_ROUNDS, after_round=note)
     expected = _ROUNDS * _SAMPLES * clients
@@ -126,9 +127,9 @@ def _parts(
     ours = server.encode + server.decode + server.merge + clients["encode"]
     other = rounds - ours - server.measure - (clients["all"] - clients["encode"])
     yield "encode, decode, check, merge", ours, TARGET
+    yield "of these: encode, on the clients", clients["encode"], None
     yield "of these: decode and check", server.decode, None
     yield "of these: merge and ledger", server.merge, None
     yield "counting bytes", server.measure, None
-    yield "of these: encode, on the clients", clients["encode"], None
     yield "clients: data, sums, state", clients["all"] - clients["encode"], None
     yield "Flower: messages and records", other, None
