@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.console import Group as Stack
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +25,7 @@ from protocl.storage import atomic_write
 
 GROUPS = Registry("protocl.speed", "benchmark group")
 FORMAT = 1
+_WIDTHS = {"ours": 10, "peer": 10, "ratio": 7, "target": 8, "met": 3}
 _SIGNS = {"speedup": ">=", "cost": "<=", "share": "<=", "limit": "<="}
 
 
@@ -107,21 +108,25 @@ def report(comparisons: Sequence[Comparison], size: Size, threads: int) -> dict[
     }
 
 
-def table(comparisons: Sequence[Comparison], threads: int) -> Table:
+def table(comparisons: Sequence[Comparison], threads: int) -> Stack:
     """A line for each case, and below it one for each thing that it was measured against."""
-    shown = Table(
-        title=f"Side by side on the CPU, torch {torch.__version__}, threads: {threads}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    shown.add_column("case, against")
-    for name in ("ours", "peer", "ratio", "target", "met"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    title = f"Side by side on the CPU, torch {torch.__version__}, threads: {threads}"
+    parts: list[RenderableType] = [Text(title, "italic"), _rows([["case, against", *_WIDTHS]])]
     for case, against in groupby(comparisons, key=attrgetter("case")):
-        shown.add_row(Text(case, "bold"))
-        for comparison in against:
-            shown.add_row(Padding(Text(comparison.peer_name), (0, 0, 0, 2)), *_cells(comparison))
-    return shown
+        parts.append(Text(case, "bold"))
+        parts.append(_rows([[one.peer_name, *_cells(one)] for one in against], indent=2))
+    return Stack(*parts)
+
+
+def _rows(rows: Sequence[Sequence[str]], indent: int = 0) -> Table:
+    """Lines of one name and five numbers; the columns of all such tables stand below each other."""
+    grid = Table.grid(expand=True, padding=(0, 1))
+    grid.add_column(ratio=1)
+    for width in _WIDTHS.values():
+        grid.add_column(justify="right", no_wrap=True, width=width)
+    for name, *cells in rows:
+        grid.add_row(Padding(Text(name), (0, 0, 0, indent)), *cells)
+    return grid
 
 
 def _cells(comparison: Comparison) -> list[str]:
