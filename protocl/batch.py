@@ -138,6 +138,7 @@ class BatchStatistics:
             raise ValueError(f"label {int(self.class_ids[0])}: class ids must be 0 or greater")
         self.counts = torch.bincount(self._rows, minlength=len(self.class_ids))
         self._largest = 0
+        self._kept: dict[str, Tensor] = {}
 
     def sums(self) -> dict[str, Tensor]:
         """Sums by name, and the second moment unless the level is ``full``.
@@ -207,7 +208,8 @@ class BatchStatistics:
         if "raw" in totals:
             self._add_rows(totals["raw"], rows, raw)
         if self._level == "diagonal":
-            self._add_rows(totals["second"], rows, mapped * mapped)
+            squares = self._memory_for("squares", mapped)
+            self._add_rows(totals["second"], rows, torch.mul(mapped, mapped, out=squares))
         elif self._level == "shared":
             self._add_products(totals["second"][None], mapped[None])
 
@@ -236,7 +238,9 @@ class BatchStatistics:
         if self._step is None:
             # Half precision is summed after conversion, which is exact.
             features = features if features.dtype == torch.float64 else features.to(torch.float32)
-            mapped = self._map(features).to(torch.float64)
+            mapped = self._map(features)
+            if mapped.dtype != torch.float64:
+                mapped = self._memory_for("mapped", mapped).copy_(mapped)
             return features.to(torch.float64) if self._raw else mapped, mapped
         if not all_finite(features):
             self._refuse_not_finite()
@@ -249,6 +253,17 @@ class BatchStatistics:
         if self._level != "mean":
             rows_per_exact_product(mapped, self._step)
         return raw, mapped
+
+    def _memory_for(self, name: str, values: Tensor) -> Tensor:
+        """Float64 memory of the shape of ``values`` ``(L, W)``, the same for every piece.
+
+        Memory that is given back after each piece may go back to the system, and costs a page
+        fault for every 4 KiB again: up to eight times the work itself, or nothing, by chance.
+        """
+        kept = self._kept.get(name)
+        if kept is None or len(kept) < len(values):
+            kept = self._kept[name] = torch.empty_like(values, dtype=torch.float64)
+        return kept[: len(values)]
 
     def _require_room(self) -> None:
         """Refuse a batch whose own sums could pass 64 bits."""
