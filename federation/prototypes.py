@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 class HeadConfig(HeadSettings, MethodConfig):
     """Settings of a method whose memory a head classifies with."""
 
-    @property
-    def title(self) -> str:
-        """See :class:`protocl.federation.config.MethodConfig`."""
-        return f"{self.info.title}, {self.head}"
-
 
 @dataclass
 class PrototypesConfig(HeadConfig):

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from importlib.resources import files
 from itertools import takewhile
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +15,7 @@ from protocl.config import StrategyConfig
 from protocl.errors import ConfigError
 from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, STRATEGIES, Registry
 from protocl.settings import group_names
+from protocl.tables import plain_table
 
 _ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")  # cross-references of reStructuredText
 _SENTENCE_END = re.compile(r"(?<=\.)\s")
@@ -46,15 +46,8 @@ def tables(kind: str | None = None) -> Iterator[Table]:
         yield _strategies() if name == "strategies" else _others(name)
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title, title_justify="left", title_style="bold",
-        box=box.SIMPLE_HEAD, pad_edge=False,
-    )  # fmt: skip
-
-
 def _strategies() -> Table:
-    table = _table("strategy=NAME")
+    table = plain_table("strategy=NAME")
     table.add_column("name", no_wrap=True)
     table.add_column("method, and what it keeps between experiences")
     table.add_column("bytes a class")
@@ -78,7 +71,7 @@ def _strategies() -> Table:
 
 def _others(kind: str) -> Table:
     group, registry = _GROUPS[kind]
-    table = _table(_TITLES.get(kind, f"{group}=NAME"))
+    table = plain_table(_TITLES.get(kind, f"{group}=NAME"))
     table.add_column("name", no_wrap=True)
     table.add_column("what it is")
     names = registry.names() if kind in _TITLES and registry else group_names(group)

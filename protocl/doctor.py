@@ -9,15 +9,14 @@ from importlib.metadata import metadata, requires
 
 import torch
 from packaging.requirements import Requirement
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError, ProtoclError
 from protocl.provenance import available_cores, installed_version
 from protocl.registry import BACKBONES, BENCHMARKS, HEADS, STRATEGIES, Registry
+from protocl.tables import plain_table
 
 _BROUGHT_BY_USER = ("npz", "image_folder")
 _SIGNS = {"ok": "[green]ok[/green]", "absent": "[yellow]absent[/yellow]", "bad": "[red]bad[/red]"}
@@ -52,10 +51,7 @@ def examine(console: Console, root: str | None = None) -> int:
         ("registered parts", parts()),
         ("data", data_sets(root)),
     ):
-        table = Table(
-            title=title, title_justify="left", title_style="bold",
-            box=box.SIMPLE_HEAD, pad_edge=False,
-        )  # fmt: skip
+        table = plain_table(title)
         for column in ("", "state", "detail"):
             table.add_column(column, overflow="fold")
         with console.status(f"looking at {title}"):

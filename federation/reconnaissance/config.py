@@ -102,6 +102,11 @@ class LearnerConfig:
 
     name: str = MISSING
 
+    @property
+    def title(self) -> str:
+        """The method's name, and what of its settings tells it from others of that name."""
+        return self.info.title
+
     def build(self, setup: LearnerSetup) -> Learner:
         """A method that knows nothing yet."""
         raise NotImplementedError(f"{type(self).__name__}.build is not defined")

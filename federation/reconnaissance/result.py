@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 def build_result(run: Reconnaissance) -> dict[str, Any]:
     """All that a finished run found, in the form of JSON."""
     config = run.config
-    head = getattr(config.method, "head", None)
-    title = config.method.info.title
     n_field = sum(len(mission.rows) for mission in run.scenario.missions)
     return {
         "format": FORMAT,
@@ -37,7 +35,7 @@ def build_result(run: Reconnaissance) -> dict[str, Any]:
         },
         "strategy": {
             "name": config.method.name,
-            "title": title if head is None else f"{title}, {head}",
+            "title": config.method.title,
             "keeps_data": config.method.keeps_data,
             "stored": config.method.info.stored,
             "state_bytes": round(run.reports[-1].state_bytes),
