@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from protocl.federation.packed import Arrays, Packed, PackedForm
 from protocl.memory import PrototypeMemory
 
-TERMS = 256
+TERMS = 1024
 """Contributions in floating point after which a block is full.
 
-Its sums are plain float64: an entry is off by at most 256 roundings, 3e-14 of the magnitudes added
-if all go one way. The memory into which a block goes adds no error of its own
+Its sums are plain float64: an entry is off by at most 1024 roundings, 1.2e-13 of the magnitudes
+added if all go one way. The memory into which a block goes adds no error of its own
 (:mod:`protocl.accumulate`), so the error does not grow with the number of contributions.
 """
 
@@ -46,12 +46,15 @@ class Block:
         """Whether it must be emptied before more is added."""
         return self._terms >= TERMS and not self._form.exact
 
-    def room_for(self, packed: Packed) -> bool:
-        """Whether all its sums, and those of the memory that it was told of, stay in 64 bits."""
-        return all(self._reach[name] + reach <= _WIDE for name, reach in packed.reach.items())
+    def add(self, packed: Packed) -> bool:
+        """Add a contribution; False, and nothing is added, where there is no room for it.
 
-    def add(self, packed: Packed) -> None:
-        """Add a contribution for which there is room."""
+        There is room while all sums, and those of the memory that the block was told of, stay in
+        64 bits.
+        """
+        for name, reach in packed.reach.items():
+            if self._reach[name] + reach > _WIDE:
+                return False
         rows = self._rows_for(packed.class_ids)
         self._terms += 1
         _add(self._counts, rows, packed.counts)
@@ -62,6 +65,7 @@ class Block:
                 continue
             for half, part in enumerate(array):
                 _add(self._sums[name][half], where, part)
+        return True
 
     def empty_into(self, memory: PrototypeMemory) -> None:
         """Add all sums to ``memory`` and begin anew."""

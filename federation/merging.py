@@ -244,7 +244,7 @@ class MergedMemory:
         if client in self._forgotten:
             raise RejectedError("forgotten", f"client '{client}' was forgotten")
         if contribution.kind == "full":
-            if client in self._contributors and not self.keep_contributions:
+            if not self.keep_contributions and client in self._contributors:
                 raise RejectedError(
                     "sequence",
                     f"client '{client}' sends its full state again, which cannot replace what it "
@@ -281,12 +281,10 @@ class MergedMemory:
         if replaces and parts:
             self._replace(parts, packed)
             parts.clear()
-        elif self._block.room_for(packed):
-            self._block.add(packed)
-            if self._block.full:
-                self._block.empty_into(self._memory)
-        else:
+        elif not self._block.add(packed):
             self._merge_nearly_full(packed)
+        elif self._block.full:
+            self._block.empty_into(self._memory)
         if self.keep_contributions:
             parts.append(packed)
             self._parts[client] = parts

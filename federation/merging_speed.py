@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import count
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ _PAYLOADS: tuple[tuple[bool, Precision], ...] = (
 )
 
 Message = tuple[ArrayRecord, ConfigRecord]
+Arrival = tuple[str, ArrayRecord, ConfigRecord]
 
 
 def measure(size: Size) -> Iterator[Comparison]:
@@ -51,10 +51,15 @@ def _compare(size: Size, exact: bool, precision: Precision) -> Iterator[Comparis
     empty = total.empty_like()
     buffers = [array.data for arrays, _ in messages for array in arrays.values()]
     rounds = range(clients // len(messages))
+    arrivals = [
+        _of_client(f"{turn}-{number}", message)
+        for turn in rounds
+        for number, message in enumerate(messages)
+    ]
     target = np.empty(max(map(len, buffers)), dtype=np.uint8)
 
     def ours() -> PrototypeMemory:
-        return _merge(messages, clients, empty)
+        return _merge(arrivals, empty)
 
     def copy() -> None:
         for _ in rounds:
@@ -100,15 +105,19 @@ def _compare(size: Size, exact: bool, precision: Precision) -> Iterator[Comparis
         )
 
 
-def _merge(messages: list[Message], clients: int, empty: PrototypeMemory) -> PrototypeMemory:
+def _merge(arrivals: list[Arrival], empty: PrototypeMemory) -> PrototypeMemory:
     reader, merged = MessageReader(empty), MergedMemory(empty)
-    numbers = count()
-    for _ in range(clients // len(messages)):
-        for arrays, header in messages:
-            name = f"{next(numbers)}"
-            header["epoch"] = name
-            merged.accept(reader.read(arrays, header), client=name)
+    for client, arrays, header in arrivals:
+        merged.accept(reader.read(arrays, header), client=client)
     return merged.memory
+
+
+def _of_client(name: str, message: Message) -> Arrival:
+    """The same arrays under a header of the client's own."""
+    arrays, header = message
+    header = header.copy()
+    header["epoch"] = name
+    return name, arrays, header
 
 
 def _messages(

@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
@@ -30,6 +31,9 @@ VERSION = 1
 Kind = Literal["delta", "full", "merged"]
 KINDS: tuple[Kind, ...] = ("delta", "full", "merged")
 PRECISIONS = tuple(ERROR_BOUNDS)
+
+_COMMON = itemgetter("format", "version", "precision", "fingerprint", "statistics", "kind")
+"""What the headers of one federation mostly have in common."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,7 @@ def class_id_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A contribution as it came; see :class:`Contribution`.
 
     Attributes:
@@ -153,6 +156,7 @@ class MessageReader:
         self.limits = limits or Limits()
         self._fingerprint = like.fingerprint
         self._known_ids: NDArray[np.int64] | None = None
+        self._accepted: tuple[object, ...] = ()
         self._described = _description(like)
         self._expected: dict[str, object] = {
             "format": FORMAT,
@@ -170,28 +174,35 @@ class MessageReader:
         """
         values = dict(header.items())
         self._check_header(values)
-        data = {name: array.data for name, array in arrays.items()}
-        size = sum(map(len, data.values()))
-        if size > self.limits.max_bytes:
-            raise RejectedError(
-                "size", f"{size} bytes of arrays; at most {self.limits.max_bytes} are accepted"
-            )
         precision: Precision = values["precision"]  # type: ignore[assignment]
+        packed = self._checked(arrays, precision)
+        names = values.get("class-names")
+        return Received(
+            packed,
+            values["epoch"],  # type: ignore[arg-type]
+            values["seq"],  # type: ignore[arg-type]
+            values["kind"],  # type: ignore[arg-type]
+            {} if names is None else _checked_names(packed.class_ids, names),
+        )
+
+    def _checked(self, records: ArrayRecord, precision: Precision) -> Packed:
+        arrays, size = {}, 0
         try:
-            packed = self.form.read({name: read_npy(d) for name, d in data.items()}, precision)
+            for name, array in records.items():
+                size += len(array.data)
+                arrays[name] = read_npy(array.data)
+            if size > self.limits.max_bytes:
+                raise RejectedError(
+                    "size", f"{size} bytes of arrays; at most {self.limits.max_bytes} are accepted"
+                )
+            packed = self.form.read(arrays, precision)
         except DataError as error:
             raise RejectedError("shape", str(error)) from error
         if packed.class_ids is not self._known_ids:
             check_class_ids(packed.class_ids, self.limits)
             self._known_ids = packed.class_ids
         check_values(packed, self.form, self.limits, ERROR_BOUNDS[precision])
-        return Received(
-            packed,
-            str(values["epoch"]),
-            int(values["seq"]),  # type: ignore[arg-type]
-            values["kind"],  # type: ignore[arg-type]
-            _checked_names(packed.class_ids, values.get("class-names")),
-        )
+        return packed
 
     def contribution(self, received: Received) -> Contribution:
         """The same with a memory of its own."""
@@ -199,17 +210,24 @@ class MessageReader:
         return Contribution(memory, received.epoch, received.seq, received.kind, received.names)
 
     def _check_header(self, values: Mapping[str, object]) -> None:
+        if not isinstance(values.get("epoch"), str) or not isinstance(values.get("seq"), int):
+            self._refuse_header(values)
+        try:
+            common = _COMMON(values)
+        except KeyError:
+            self._refuse_header(values)
+        if common == self._accepted:
+            return
         if not (
             self._expected.items() <= values.items()
-            and isinstance(values.get("fingerprint"), str)
-            and isinstance(values.get("epoch"), str)
-            and isinstance(values.get("seq"), int)
-            and values.get("precision") in PRECISIONS
-            and values.get("kind") in KINDS
+            and isinstance(values["fingerprint"], str)
+            and values["precision"] in PRECISIONS
+            and values["kind"] in KINDS
         ):
             self._refuse_header(values)
+        self._accepted = common
 
-    def _refuse_header(self, header: Mapping[str, object]) -> None:
+    def _refuse_header(self, header: Mapping[str, object]) -> NoReturn:
         """Say what is wrong with a header."""
         if header.get("format") != FORMAT or header.get("version") != VERSION:
             raise RejectedError(
@@ -250,8 +268,6 @@ def _description(memory: PrototypeMemory) -> str:
 
 
 def _checked_names(class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:
-    if names is None:
-        return {}
     ids = class_ids.tolist()
     if not isinstance(names, list) or len(names) != len(ids):
         raise RejectedError("names", f"class names are {names!r:.80}; expected one for each class")

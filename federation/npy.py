@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import math
 import struct
 from functools import lru_cache
 from typing import Any, Literal
@@ -47,13 +48,15 @@ def read_npy(data: bytes) -> NDArray[np.generic]:
         DataError: not the bytes of one plain array.
     """
     try:
-        kind, shape, order, start = _read_claim(data[:_USUAL_HEADER])
+        kind, shape, order, start, size = _read_claim(data[:_USUAL_HEADER])
     except _LongHeaderError as error:
-        kind, shape, order, start = _read_claim(data[: error.length])
-    try:
-        return np.frombuffer(data, kind, offset=start).reshape(shape, order=order)
-    except ValueError as error:
-        raise DataError(f"an array is not in .npy format: {error}") from error
+        kind, shape, order, start, size = _read_claim(data[: error.length])
+    if len(data) != start + size:
+        raise DataError(
+            f"an array has {len(data) - start} bytes of content; its shape {shape} of {kind} "
+            f"claims {size}"
+        )
+    return np.ndarray(shape, kind, data, start, None, order)
 
 
 class _LongHeaderError(Exception):
@@ -64,8 +67,8 @@ class _LongHeaderError(Exception):
 @lru_cache(maxsize=1024)  # messages of one federation repeat a few headers
 def _read_claim(
     beginning: bytes,
-) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], int]:
-    """Type, shape, order and start of the content of an array that begins so."""
+) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], int, int]:
+    """Type, shape, order, and start and length of the content of an array that begins so."""
     try:
         if beginning[:8] not in (b"\x93NUMPY\x01\x00", b"\x93NUMPY\x02\x00"):
             raise DataError("an array is not in .npy format")
@@ -79,6 +82,9 @@ def _read_claim(
         kind, shape = np.dtype(claimed["descr"]), tuple(claimed["shape"])
         if kind.kind not in "if" or claimed["fortran_order"] not in (False, True):
             raise DataError(f"an array is of type {kind}; expected numbers")
-        return kind, shape, "F" if claimed["fortran_order"] else "C", start
+        if not all(isinstance(length, int) and length >= 0 for length in shape):
+            raise DataError(f"an array has the shape {shape}")
+        size = kind.itemsize * math.prod(shape)
+        return kind, shape, "F" if claimed["fortran_order"] else "C", start, size
     except (ValueError, SyntaxError, KeyError, TypeError, IndexError, struct.error) as error:
         raise DataError(f"an array is not in .npy format: {error}") from error

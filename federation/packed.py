@@ -8,8 +8,7 @@ therefore read, checked, added and kept in this form (the arrays are those of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +22,11 @@ Arrays = dict[str, NDArray[Any]]
 
 _INTEGERS = (np.int8, np.int16, np.int32, np.int64)
 _LARGEST = {kind: int(np.iinfo(kind).max) for kind in _INTEGERS}
+_INT64 = np.dtype(np.int64)
 _INTEGER_TYPES = frozenset(map(np.dtype, _INTEGERS))
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """Statistics of some classes.
 
     Attributes:
@@ -48,7 +47,10 @@ class Packed:
         cls, class_ids: NDArray[np.int64], counts: NDArray[np.int64], sums: Arrays
     ) -> Packed:
         """With the reach of the sums, which takes a look at every integer of 32 or 64 bits."""
-        reach = {name: _reach(array) for name, array in sums.items() if array.dtype.kind == "i"}
+        reach = {}
+        for name, array in sums.items():
+            if array.dtype.kind == "i":
+                reach[name] = _reach(array)
         return cls(class_ids, counts, sums, reach)
 
     @property
@@ -111,15 +113,17 @@ class PackedForm:
         if arrays.keys() != expected:
             raise DataError(f"arrays are {sorted(arrays)}; expected {sorted(expected)}")
         classes = arrays["classes"]
-        if classes.ndim != 2 or len(classes) != 2 or classes.dtype != np.int64:
+        if classes.ndim != 2 or len(classes) != 2 or classes.dtype != _INT64:
             raise DataError(
                 f"array 'classes' is {classes.shape} {classes.dtype}; expected (2, C) int64"
             )
         ids, counts = self._same_ids(classes[0]), classes[1]
         if precision == "exact":
-            for name in self.shapes:
-                self._check_exact(name, arrays[name], len(ids))
-            return Packed.measured(ids, counts, {name: arrays[name] for name in self.shapes})
+            sums = dict(arrays)
+            del sums["classes"]
+            for name, array in sums.items():
+                self._check_exact(name, array, len(ids))
+            return Packed.measured(ids, counts, sums)
         return Packed.measured(ids, counts, self._restored(arrays, counts, precision))
 
     def _same_ids(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -237,7 +241,7 @@ def extremes(values: NDArray[Any]) -> tuple[Any, Any]:
     if not values.size:
         return 0, 0
     # Not abs(), which writes a copy and leaves the least integer negative.
-    return np.minimum.reduce(values, axis=None), np.maximum.reduce(values, axis=None)
+    return np.minimum.reduce(values, None), np.maximum.reduce(values, None)
 
 
 def narrowest(least: int, most: int) -> type[np.signedinteger[Any]]:

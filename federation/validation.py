@@ -59,11 +59,15 @@ def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float)
         RejectedError: counts or means out of bounds, values that are not finite, or a variance
             below zero.
     """
-    fewest = _check_counts(packed.counts, limits) if len(packed.counts) else 0
+    if not len(packed.counts):
+        if any(array.any() for array in packed.sums.values()):
+            raise RejectedError("values", "sums of no samples are not zero")
+        return
+    _check_counts(packed.counts, limits)
     feature = limits.max_feature * (1 + error)
     for name in packed.sums:
-        _check_magnitude(name, packed, form, feature, fewest)
-    if "second" in packed.sums and len(packed.counts):
+        _check_magnitude(name, packed, form, feature)
+    if "second" in packed.sums:
         _check_moment(packed, form, error)
 
 
@@ -81,35 +85,29 @@ def check_class_ids(ids: NDArray[np.int64], limits: Limits) -> None:
         raise RejectedError("values", "class ids are negative, repeated or out of order")
 
 
-def _check_counts(counts: NDArray[np.int64], limits: Limits) -> int:
-    """The least of them."""
-    least, most = map(int, extremes(counts))
+def _check_counts(counts: NDArray[np.int64], limits: Limits) -> None:
+    least, most = extremes(counts)
     if not 1 <= least <= most <= limits.max_count:
         raise RejectedError(
             "bounds", f"counts lie in {least}..{most}; expected 1..{limits.max_count}"
         )
-    return least
 
 
-def _check_magnitude(
-    name: str, packed: Packed, form: PackedForm, feature: float, fewest: int
-) -> None:
+def _check_magnitude(name: str, packed: Packed, form: PackedForm, feature: float) -> None:
     """No mean may exceed the largest feature; NaN and infinity fail the same comparison."""
-    array, counts = packed.sums[name], packed.counts
-    if not array.size:
-        return
-    largest = feature**2 if name == "second" else feature
-    limit = largest / form.units[name]
-    samples = counts.sum(keepdims=True) if name == form.pooled else counts
-    least = float(samples[0] if name == form.pooled else fewest) * limit
-    # At first all together, which is enough for all that is well.
+    array = packed.sums[name]
+    limit = (feature**2 if name == "second" else feature) / form.units[name]
+    # At first as if each sum were of one sample, which is enough for most that is well.
     if form.exact:
-        within = packed.reach[name] <= least
+        within = packed.reach[name] <= limit
     else:
         smallest, most = extremes(array)
-        within = bool(most <= least and smallest >= -least)  # false for NaN
+        within = most <= limit and smallest >= -limit  # false for NaN
     if within:
         return
+    samples = packed.counts
+    if name == form.pooled:
+        samples = samples.sum(keepdims=True)
     rows = array.reshape(1 if form.exact else len(array), len(samples), -1)
     bound = samples * limit
     if not bool(((rows.max(axis=2) <= bound) & (rows.min(axis=2) >= -bound)).all()):

@@ -57,9 +57,7 @@ def test_any_mixture_of_classes_and_widths_adds_up(level, sent):
     for seed, classes, size, empties in sent:
         part = filled(like, seed, tuple(classes), min(size, 1e4) if level != "mean" else size)
         one_by_one.merge(part)
-        packed = pack_exactly(part)
-        assert block.room_for(packed)
-        block.add(packed)
+        assert block.add(pack_exactly(part))
         if empties:
             block.empty_into(memory)
     block.empty_into(memory)
@@ -84,12 +82,15 @@ def test_room_ends_where_64_bits_end():
     block, memory = Block(PackedForm(like)), like.empty_like()
     part = filled(like, 1)
     part.get_buffer("sum").fill_(2**62)
-    block.add(pack_exactly(part))
-    assert not block.room_for(pack_exactly(part))
+    assert block.add(pack_exactly(part))
+    assert not block.add(pack_exactly(part))
     block.empty_into(memory)
-    assert not block.room_for(pack_exactly(part))
+    assert not block.add(pack_exactly(part))
+    assert bool((memory.get_buffer("sum") == 2**62).all())
     part.get_buffer("sum").fill_(2**62 - 1)
-    assert block.room_for(pack_exactly(part))
+    assert block.add(pack_exactly(part))
+    block.empty_into(memory)
+    assert bool((memory.get_buffer("sum") == 2**63 - 1).all())
 
 
 def test_the_least_integer_is_packed_as_it_is():

@@ -14,6 +14,7 @@ from protocl.checks import assert_same
 from protocl.federation.messages import (
     Contribution,
     Limits,
+    MessageReader,
     RejectedError,
     class_id_of,
     decode,
@@ -134,6 +135,23 @@ def test_other_versions_and_formats_are_refused():
     assert refusal(filled(), header={"seq": "1"}) == "format"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("version", 2), ("precision", "float8"), ("fingerprint", "other"), ("statistics", "none"),
+     ("kind", "steal"), ("epoch", 1), ("seq", "1")],
+)  # fmt: skip
+def test_each_header_is_checked_whatever_came_before(key, value):
+    memory = filled()
+    reader = MessageReader(memory.empty_like())
+    packed, header = encode(Contribution(memory, "e", 1))
+    damaged = header.copy()
+    damaged[key] = value
+    for _ in range(2):
+        assert reader.read(packed, header).epoch == "e"
+        with pytest.raises(RejectedError):
+            reader.read(packed, damaged)
+
+
 def test_empty_header_is_refused():
     packed, _ = encode(Contribution(filled(), "e", 1))
     with pytest.raises(RejectedError):
@@ -178,6 +196,15 @@ def test_values_that_would_poison_a_sum_are_refused(value, half):
     pair = np.stack([memory.get_buffer("sum").numpy(), memory.get_buffer("sum_low").numpy()])
     pair[half, 1, 2] = value
     assert refusal(memory, arrays={"sum": pair}) == "values"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_sums_without_samples_are_refused(exact):
+    nothing = filled("shared", exact=exact).empty_like()
+    arrays, _ = encode(Contribution(nothing, "e", 1))
+    second = arrays["second"].numpy()
+    assert sent(nothing).memory.total == 0
+    assert refusal(nothing, arrays={"second": second + 1}) == "values"
 
 
 def test_huge_fixed_point_values_are_refused():

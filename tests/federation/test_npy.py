@@ -54,6 +54,11 @@ def _npy(header: bytes) -> bytes:
         b"\x93NUMPY\x01\x00",
         # A claim of 8 TB with nothing behind it.
         _npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}"),
+        # Content that is longer or shorter than what is claimed, and shapes that no array has.
+        _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (3,)}") + b"1234567",
+        _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (3,)}") + b"12345",
+        _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (-1, -3)}") + b"123456",
+        _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (1.5, 2)}") + b"123456",
         _npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"),
         _npy(b"{'descr': '<f8', 'shape': (1,)}"),
         _npy(b"__import__('os')"),
