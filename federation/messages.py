@@ -96,8 +96,8 @@ def encode(
     records = ArrayRecord()
     for name, array in pack(memory, precision).items():
         records[name] = array_of(array)
-    header = _usual_header(_description(memory), memory.fingerprint or "", precision).copy()
-    header["kind"] = contribution.kind
+    fingerprint = memory.fingerprint or ""
+    header = _usual_header(_description(memory), fingerprint, precision, contribution.kind).copy()
     header["epoch"] = contribution.epoch
     header["seq"] = contribution.seq
     if contribution.names:
@@ -106,7 +106,9 @@ def encode(
 
 
 @lru_cache(maxsize=16)  # Flower checks each value that is set, for longer than a sum takes
-def _usual_header(statistics: str, fingerprint: str, precision: Precision) -> ConfigRecord:
+def _usual_header(
+    statistics: str, fingerprint: str, precision: Precision, kind: Kind
+) -> ConfigRecord:
     """What the headers of one federation have in common; to be copied."""
     return ConfigRecord(
         {
@@ -115,6 +117,7 @@ def _usual_header(statistics: str, fingerprint: str, precision: Precision) -> Co
             "precision": precision,
             "fingerprint": fingerprint,
             "statistics": statistics,
+            "kind": kind,
         }
     )
 

@@ -30,8 +30,8 @@ _PIECE = 1 << 17
 """Elements of the float64 working copy of one piece: 1 MiB stays in the cache, and larger
 temporaries cost a page fault for every 4 KiB at each turn."""
 
-_PIECE_OF_SUMS = 1 << 19
-"""The same where rows are only added up: a call of ``index_add_`` costs as much as many rows."""
+_PIECE_OF_SUMS = 1 << 20
+"""The same where rows are only added up: there a call costs as much as thousands of rows."""
 
 
 _BLOCK = 128
