@@ -56,7 +56,10 @@ def read_npy(data: bytes) -> NDArray[np.generic]:
             f"an array has {len(data) - start} bytes of content; its shape {shape} of {kind} "
             f"claims {size}"
         )
-    return np.ndarray(shape, kind, data, start, None, order)
+    try:
+        return np.ndarray(shape, kind, data, start, None, order)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"an array has the shape {shape}: {error}") from error
 
 
 class _LongHeaderError(Exception):

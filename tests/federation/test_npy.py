@@ -59,6 +59,10 @@ def _npy(header: bytes) -> bytes:
         _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (3,)}") + b"12345",
         _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (-1, -3)}") + b"123456",
         _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (1.5, 2)}") + b"123456",
+        # No bytes, as claimed, in lengths or a number of dimensions that numpy has not.
+        _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (0, 1" + b"0" * 30 + b")}"),
+        _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (0, 4611686018427387904, 8)}"),
+        _npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (" + b"0," * 90 + b")}"),
         _npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"),
         _npy(b"{'descr': '<f8', 'shape': (1,)}"),
         _npy(b"__import__('os')"),
