@@ -24,12 +24,15 @@ class Spectrum(NamedTuple):
         vectors: ``(W, W)`` eigenvectors ``V`` in columns.
         rotated: ``(W, C)``, ``V^T C``.
         classes: ``(C,)`` class ids.
+        error: 0-d, how far ``G`` is from one that samples could have, by its least eigenvalue:
+            next to nothing, unless the statistics were rounded on their way.
     """
 
     values: Tensor
     vectors: Tensor
     rotated: Tensor
     classes: Tensor
+    error: Tensor
 
     def weights(self, regularization: float) -> Tensor:
         """``(G + lambda I)^-1 C``, ``(W, C)``."""
@@ -40,7 +43,8 @@ def decompose(memory: PrototypeMemory) -> Spectrum:
     """One decomposition that serves every ``lambda``."""
     shared = memory if memory.level == "shared" else memory.at_level("shared")
     values, vectors = torch.linalg.eigh(shared.second_moment)
-    return Spectrum(values.clamp(min=0), vectors, vectors.T @ memory.sums.T, memory.classes)
+    error = -values[0].clamp(max=0)
+    return Spectrum(values.clamp(min=0), vectors, vectors.T @ memory.sums.T, memory.classes, error)
 
 
 def cross_validation_errors(spectrum: Spectrum, samples: int) -> Tensor:
@@ -95,7 +99,8 @@ class Ridge(ChunkedHead):
             :class:`protocl.maps.ReluProjection` with given weights is taken as it is.
         seed: seed of the projection.
         regularization: ``lambda``, or ``"auto"`` to choose it from :data:`GRID`: by the error on
-            ``heldout`` where :meth:`fit` is given one, else by generalised cross-validation.
+            ``heldout`` where :meth:`fit` is given one, else by generalised cross-validation;
+            never below the error that rounding left in ``G``.
         dtype: precision of the weights and logits.
 
     Attributes:
@@ -162,7 +167,9 @@ class Ridge(ChunkedHead):
             errors = cross_validation_errors(spectrum, memory.total)
         else:
             errors = heldout_errors(decompose(memory - self._heldout), self._heldout)
-        return GRID[int(errors.argmin())]
+        # What is less than the error of G fits that error, and looks best by it.
+        sound = errors.new_tensor(GRID) >= spectrum.error.clamp(max=GRID[-1])
+        return GRID[int(torch.where(sound, errors, torch.inf).argmin())]
 
     def _queries(self, features: Tensor) -> Tensor:
         return self.feature_map(features.shape[1])(features)
