@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import time
 from itertools import product
 from pathlib import Path
 
@@ -105,6 +106,8 @@ def test_peak_meter_sees_memory_that_is_gone_again(
     with PeakMeter() as meter:
         block = torch.ones(64 * MIB // 4)
         block += 1
+        if not kernel:
+            time.sleep(0.1)  # a sampled peak is seen only if it outlasts a busy machine's pauses
         del block
     assert 60 * MIB < meter.rise < 90 * MIB
 
