@@ -110,7 +110,7 @@ def test_smaller_precisions_make_smaller_messages():
 @pytest.mark.parametrize("make", [NearestMean, LinearDiscriminant, Ridge, Mahalanobis])
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 def test_heads_of_rounded_statistics_classify(make, precision):
-    """Ten clients of two classes; a ridge that trusts a rounded Gram matrix guesses (13 %)."""
+    """Ten clients of two classes; a ridge that trusts a rounded Gram matrix guesses (12 %)."""
     x, y = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
     head = make()
     exact, rounded = (head.new_memory(64, exact=True) for _ in range(2))
