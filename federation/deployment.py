@@ -151,7 +151,8 @@ A node whose key is not registered is refused. The address is in `flower/config.
 - A node that dies is left out after a minute; with `quorum=0.5` a round does not wait for it. Start
   it again with the same `client-state` folder: it goes on, nothing is counted twice.
 - If the SuperLink is restarted, Flower marks the run in progress as failed. Start `flwr run` again:
-  it continues after the last round saved in `output`.
+  it continues after the last round saved in `output`, once the ServerApp of that run has ended,
+  which may live on for some seconds.
 - `output` holds `memory.safetensors`, `ledger.jsonl` (who contributed what), `traffic.csv`.
 """
 

@@ -42,6 +42,14 @@ RUN_CONFIG: dict[str, str | int | float | bool] = {
 seconds later; ``deadline`` closes it in any case. All times are in seconds.
 """
 
+_PATIENCE = 60.0
+"""Seconds to wait for the server of a run before.
+
+When a SuperLink dies, the ServerApp that it had started outlives it: told to end, it first tries to
+reach a SuperLink again, and reaches the one that was started in its place. A run that is begun at
+once would find the folder still in use.
+"""
+
 
 def serve(grid: Grid, empty: PrototypeMemory, run_config: Mapping[str, Any]) -> FederatedPrototypes:
     """Run the rounds that are missing to ``rounds``, saving everything after each.
@@ -60,12 +68,12 @@ def serve(grid: Grid, empty: PrototypeMemory, run_config: Mapping[str, Any]) -> 
         The strategy after the last round.
 
     Raises:
-        ConfigError: a key is missing, a value does not fit, or another run uses the folder.
+        ConfigError: a key is missing, a value does not fit, or another run goes on using the folder.
     """
     values = {**RUN_CONFIG, **run_config}
     output = _output(values)
     output.mkdir(parents=True, exist_ok=True)
-    with exclusive(output):
+    with exclusive(output, patience=_PATIENCE):
         return _serve(grid, empty, values, output)
 
 

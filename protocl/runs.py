@@ -101,17 +101,21 @@ def is_complete(result: dict[str, Any] | None) -> bool:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Keep other processes from writing into ``folder``; the system frees it if we are killed.
 
     What killed processes left half-written there is removed.
 
+    Args:
+        folder: it exists.
+        patience: seconds to wait for another process that is at work there.
+
     Raises:
-        ConfigError: another process is at work there.
+        ConfigError: another process is still at work there.
     """
     lock = FileLock(folder / _LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout as error:
         raise ConfigError(
             f"{folder} is in use by another process; wait for it, or use another folder "

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from safetensors import safe_open
 from protocl import PrototypeMemory
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError
+from protocl.federation import server
 from protocl.federation.benchmark_clients import BenchmarkClients
 from protocl.federation.deployment import write_deployment
 from protocl.federation.flower import ENVIRONMENT
@@ -71,13 +73,31 @@ def test_the_server_needs_an_absolute_output():
         serve(None, PrototypeMemory(2), {"output": "here"})  # type: ignore[arg-type]
 
 
-def test_one_server_at_a_time_writes_to_a_folder(tmp_path):
+def test_one_server_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "_PATIENCE", 0.0)
     values = {"output": str(tmp_path / "server"), "rounds": 0}
     memory = PrototypeMemory(2, exact=True)
     strategy = serve(None, memory, values)  # type: ignore[arg-type]
     assert strategy.round == 0
     with exclusive(tmp_path / "server"), pytest.raises(ConfigError, match="in use by another"):
         serve(None, memory, values)  # type: ignore[arg-type]
+
+
+def test_a_server_waits_for_the_one_before_to_end(tmp_path):
+    """As when a SuperLink is restarted: the ServerApp of the run before has a last message."""
+    output = tmp_path / "server"
+    output.mkdir()
+    hold = "import sys; from pathlib import Path; from protocl.runs import exclusive\n"
+    hold += "with exclusive(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as before:
+        assert before.stdout.readline() == b"held\n"
+        threading.Timer(1.0, before.stdin.close).start()
+        memory = PrototypeMemory(2, exact=True)
+        strategy = serve(None, memory, {"output": str(output), "rounds": 0})  # type: ignore[arg-type]
+        assert before.stdin.closed
+    assert strategy.round == 0
 
 
 # -- real processes -----------------------------------------------------------------------------
