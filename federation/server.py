@@ -68,7 +68,7 @@ def serve(grid: Grid, empty: PrototypeMemory, run_config: Mapping[str, Any]) -> 
         The strategy after the last round.
 
     Raises:
-        ConfigError: a key is missing, a value does not fit, or another run goes on using the folder.
+        ConfigError: a key is missing, a value does not fit, or another run keeps the folder in use.
     """
     values = {**RUN_CONFIG, **run_config}
     output = _output(values)
