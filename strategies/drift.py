@@ -94,19 +94,22 @@ class PairMoments(NamedTuple):
         return PairMoments(self.gram + other.gram, self.cross + other.cross)
 
     def solve(self, ridge: float = 0.0) -> AffineMap:
-        """The map of least squared error.
+        """The map of least squared error; of several, the one that is nearest to the identity.
+
+        Hence directions in which no sample differs, such as features that are always 0, stay as
+        they are: the new classes show no drift there, and old prototypes may need them.
 
         Args:
-            ridge: added to the diagonal of ``gram`` (not for the bias), relative to its mean;
-                needed where there are fewer samples than features.
+            ridge: weight of the distance to the identity (not for the bias), relative to the mean
+                of the diagonal of ``gram``; needed where there are fewer samples than features.
         """
         gram, width = self.gram.clone(), self.cross.shape[1]
         diagonal = gram.diagonal()[:width]
         diagonal += ridge * diagonal.mean()
-        # The minimum-norm solution, as features that are always 0 make the matrix singular.
-        solution = torch.linalg.pinv(gram, hermitian=True) @ self.cross
-        bias = solution[width] if len(solution) > width else torch.zeros_like(solution[0])
-        return AffineMap(solution[:width].T, bias)
+        change = torch.linalg.pinv(gram, hermitian=True) @ (self.cross - self.gram[:, :width])
+        bias = change[width] if len(change) > width else torch.zeros_like(change[0])
+        weight = change[:width].T
+        return AffineMap(weight + torch.eye(width).to(weight), bias)
 
 
 def pair_moments(old: Tensor, new: Tensor, *, bias: bool = True) -> PairMoments:

@@ -86,6 +86,15 @@ def test_dead_features_and_few_samples_are_no_obstacle() -> None:
     assert few.solve(ridge=0.1)(means).isfinite().all()
 
 
+@pytest.mark.parametrize("ridge", [0.0, 1e-6, 0.1])
+def test_a_backbone_that_did_not_move_leaves_prototypes_where_they_are(ridge: float) -> None:
+    """Also in directions that the new classes do not have; they were once lost."""
+    old, _, means, _ = planted()
+    old[:, 3] = 0
+    for seen in (old, old[:5]):
+        torch.testing.assert_close(pair_moments(seen, seen).solve(ridge)(means), means)
+
+
 @pytest.mark.parametrize("level", ["mean", "shared", "full"])
 def test_mapped_statistics_are_those_of_mapped_samples(level: Any) -> None:
     data = inputs()
