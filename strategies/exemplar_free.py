@@ -139,6 +139,8 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         if self._old_model is not None and self.memory is not None:
             self.memory = self.drift.carried(strategy, self.memory, self._old_model, self.layer)
         self._compute_prototypes(strategy)
+        if self._optimizer is None and self.memory is not None:
+            self.grow(self.memory.feature_dim)  # there was no step, as with zero epochs
         self._old_model = self._optimizer = self.table = None
 
     def _compute_prototypes(self, strategy: Any, only: Tensor | None = None) -> None:

@@ -176,13 +176,22 @@ class ProtoCLPlugin(FeatureLossPlugin):
         strategy.adapted_dataset = self.samples.beside(strategy.adapted_dataset)
 
     def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
-        self._classes = class_ids
+        # An experience of zero epochs leaves its classes to the next one.
+        self._classes = (
+            class_ids if self._classes is None else torch.cat([self._classes, class_ids])
+        )
         if self.distillation and self.posterior is not None:
             self._old = OldModel(strategy.model, self.layer), copy.deepcopy(self.posterior)
 
     def feature_loss(
         self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
     ) -> Tensor:
+        if not features.requires_grad:
+            raise ValueError(
+                "ProtoCL trains what computes the features, and nothing there has weights that "
+                "train: use a backbone with weights, such as backbone=mlp, or for features as they "
+                "are a PrototypePlugin with the head BayesianPrototypes"
+            )
         if self._classes is not None:
             self.posterior = self.posterior or self._new_posterior(features)
             self.posterior.add_classes(self._classes)

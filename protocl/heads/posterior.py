@@ -37,7 +37,8 @@ class ConjugatePosterior(FollowsDevice):
     Args:
         feature_dim: ``D``.
         prior: belief about each class before its first sample.
-        noise: known variance of samples around their class mean: a number, ``(D,)`` or ``(D, D)``.
+        noise: known variance of samples around their class mean: a number, ``(D,)`` or ``(D, D)``;
+            a number holds for every form of ``covariance``.
         covariance: ``"iso"``, ``"diag"`` or ``"full"``.
 
     Source: Kessler et al. 2023, "On sequential Bayesian inference for continual learning",
@@ -64,6 +65,8 @@ class ConjugatePosterior(FollowsDevice):
         self.feature_dim = feature_dim
         self.prior = prior
         self.covariance: Covariance = covariance
+        if covariance == "full" and torch.as_tensor(noise).ndim == 0:
+            noise = noise * torch.eye(feature_dim, dtype=torch.float64)
         self.register_buffer("noise", noise_of(noise, covariance))
         none = torch.zeros(0, dtype=torch.int64)
         beliefs = Beliefs(*(torch.zeros(0, dtype=torch.float64) for _ in Beliefs._fields))

@@ -41,6 +41,13 @@ def test_trains_inside_any_host(benchmark, host):
     assert all(not m._forward_pre_hooks for m in strategy.model.modules())
 
 
+def test_a_backbone_without_weights_is_refused(benchmark):
+    strategy = build_strategy("naive", [build_plugin()])
+    strategy.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="ProtoCL trains what computes the features"):
+        train_on(strategy, benchmark.train_stream[:1])
+
+
 class TestStep:
     def test_is_that_of_algorithm_1(self, benchmark):
         """A loop in plain torch: predict, gradient, update with the same embeddings, step."""

@@ -29,6 +29,7 @@ SMALL = [
         ["strategy=prd_released", "strategy.first_experience_epochs=4", "strategy.views=copies"],
         ["strategy=protocl", "strategy.mem_size=50", "strategy.all_classes=true"],
         ["strategy=protocl", "strategy.refit=memory", "strategy.covariance=diag"],
+        ["strategy=protocl", "strategy.covariance=full"],
         ["strategy=protocl_tuned", "strategy.mem_size=50", "strategy.milestones=[1]"],
     ],
 )
@@ -40,6 +41,18 @@ def test_a_run_from_the_command_lines_settings(settings: list[str], tmp_path: Pa
     assert result["status"] == "complete"
     chance = 1 / 5
     assert result["metrics"]["accuracy_matrix"][0][0] > 2 * chance
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["prd", "protocl", "protocl_tuned", "napa_vq", "pass", "il2a", "fetril", "icarl_nme"],
+)
+@pytest.mark.parametrize("skipped", ["first_experience_epochs", "train_epochs"])
+def test_experiences_without_training(strategy: str, skipped: str, tmp_path: Path) -> None:
+    """The backbone as it is given; what follows must know the classes all the same."""
+    settings = [f"strategy={strategy}", f"strategy.{skipped}=0", "benchmark.train_per_class=20"]
+    (config,) = load([*SMALL, *settings, f"output={tmp_path}", "device=cpu"])
+    assert run_experiment(config, tmp_path)["status"] == "complete"
 
 
 def test_what_is_kept_is_stated() -> None:
