@@ -50,10 +50,11 @@ class FedAvgPrototypesConfig(GradientConfig, HeadConfig):
         """See :class:`protocl.federation.config.MethodConfig`."""
         if self.train == "head":
             raise ConfigError("method.train=head leaves no feature map to freeze; use projection")
-        if not 0 < self.training_rounds < setup.federation.rounds:
+        rounds = setup.federation.rounds
+        if not 0 < self.training_rounds < rounds:
             raise ConfigError(
-                f"method.training_rounds={self.training_rounds}: expected 1 to "
-                f"{setup.federation.rounds - 1}, as rounds={setup.federation.rounds}"
+                f"method.training_rounds={self.training_rounds}: expected at least 1, and fewer "
+                f"than rounds={rounds}, since prototypes are exchanged after them; raise rounds"
             )
         return FedAvgPrototypesMethod(self, setup)
 

@@ -7,6 +7,7 @@ data of its own classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -55,7 +56,7 @@ class FedProtoConfig(GradientConfig):
                 raise ConfigError(
                     f"method.{key}={getattr(self, key)}: expected one of {', '.join(known)}"
                 )
-        if self.weight < 0:
+        if not 0 <= self.weight < math.inf:
             raise ConfigError(f"method.weight={self.weight}: expected a number >= 0")
         if self.train == "head":
             raise ConfigError("method.train=head has nothing to draw to prototypes; use projection")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -33,11 +34,15 @@ class LocalSteps:
         """Refuse what cannot be meant.
 
         Raises:
-            ConfigError: a number is not positive.
+            ConfigError: a number is out of range.
         """
         for key in ("local_epochs", "batch_size", "lr"):
-            if getattr(self, key) <= 0:
+            if not 0 < getattr(self, key) < math.inf:
                 raise ConfigError(f"method.{key}={getattr(self, key)}: expected a number > 0")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"method.momentum={self.momentum}: expected 0 <= momentum < 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"method.weight_decay={self.weight_decay}: expected a number >= 0")
 
 
 def descend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
@@ -178,7 +179,7 @@ def _dirichlet(
     labels: Rows, clients: int, config: PartitionConfig, random: np.random.Generator
 ) -> list[Rows]:
     """Hsu et al. 2019, "Measuring the effects of non-identical data distribution"; by class."""
-    if config.alpha <= 0:
+    if not 0 < config.alpha < math.inf:
         raise ConfigError(f"partition.alpha={config.alpha}: expected a number > 0")
     if config.min_samples * clients > len(labels):
         raise ConfigError(

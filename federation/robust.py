@@ -77,7 +77,7 @@ class RobustMerge:
         if not 0 <= self.min_consistency <= 1:
             raise ValueError(f"min_consistency={self.min_consistency}: expected 0 to 1")
         for name, value in (("max_norm", self.max_norm), ("max_count", self.max_count)):
-            if value != 0 and value < 1:
+            if value != 0 and not value >= 1:  # NaN is neither
                 raise ValueError(f"{name}={value}: expected 0 for none, or 1 or more medians")
 
     def __call__(self, memories: Sequence[PrototypeMemory]) -> PrototypeMemory:

@@ -17,6 +17,7 @@ from protocl.backbones import build_backbone, fingerprint
 from protocl.confusion import Confusion
 from protocl.data import load_data
 from protocl.data.streams import class_order, experience_sizes, hold_out
+from protocl.errors import ConfigError
 from protocl.evaluation import Evaluation, History
 from protocl.experiment import resolve_device
 from protocl.features import FeatureCache
@@ -173,19 +174,21 @@ class FederatedRun:
         if federation.engine == "ray":
             clients.spill(self.run_dir / "features.pt")
         self.clients = clients
-        self.method = config.method.build(
-            FederationSetup(
-                load=clients,
-                backbone=self.backbone,
-                feature_dim=self.backbone.feature_dim,
-                n_classes=self.n_classes,
-                fingerprint=self.fingerprint,
-                seed=config.seed,
-                federation=federation,
-                states=self._states(),
-                checkpoints=self.run_dir / "checkpoint",
-            )
+        setup = FederationSetup(
+            load=clients,
+            backbone=self.backbone,
+            feature_dim=self.backbone.feature_dim,
+            n_classes=self.n_classes,
+            fingerprint=self.fingerprint,
+            seed=config.seed,
+            federation=federation,
+            states=self._states(),
+            checkpoints=self.run_dir / "checkpoint",
         )
+        try:
+            self.method = config.method.build(setup)
+        except ValueError as error:
+            raise ConfigError(f"method={config.method.name}: {error}") from error
         self._measures_itself = hasattr(self.method.strategy, "traffic")
         self.traffic: Traffic = getattr(self.method.strategy, "traffic", Traffic())
 
@@ -261,21 +264,23 @@ class FederatedRun:
         return None
 
     def _evaluate(self, arrays: ArrayRecord, stage: int) -> dict[int, Confusion]:
-        """Confusion on the test data of each stage up to ``stage``; no answer is a wrong one."""
+        """Confusion on the test data of each stage up to ``stage``."""
+        stages = enumerate(self.stages[: stage + 1])
+        return {t: self._confusion(arrays, classes) for t, classes in stages}
+
+    def _confusion(self, arrays: ArrayRecord, classes: list[int]) -> Confusion:
+        """On the test data of ``classes``; no answer is a wrong one."""
+        rows = torch.isin(self.data.y_test, torch.tensor(classes))
+        x, y = self.data.x_test[rows], self.data.y_test[rows]
         memory = self.method.memory
-        confusions = {}
         if self.config.method.personal:
             total: Confusion = self.method.personal_confusion  # type: ignore[attr-defined]
-            return {t: total.among(classes) for t, classes in enumerate(self.stages[: stage + 1])}
-        for t, classes in enumerate(self.stages[: stage + 1]):
-            rows = torch.isin(self.data.y_test, torch.tensor(classes))
-            x, y = self.data.x_test[rows], self.data.y_test[rows]
-            if memory is not None and len(memory) == 0:
-                answers = (y + 1) % self.n_classes
-            else:
-                answers = self.method.classify(arrays, x)
-            confusions[t] = Confusion.from_predictions(y, answers)
-        return confusions
+            own = total.among(classes)
+            if own.total:  # not where all who hold them were lost, or asked in another round
+                return own
+        elif memory is None or len(memory):
+            return Confusion.from_predictions(y, self.method.classify(arrays, x))
+        return Confusion.from_predictions(y, (y + 1) % self.n_classes)
 
     def _log(self, report: RoundReport) -> None:
         for name in ("accuracy", "bytes_up", "bytes_down", "seconds"):

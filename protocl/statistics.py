@@ -41,7 +41,7 @@ class AdditiveStatistics(FollowsDevice):
             raise ValueError(f"feature_dim={feature_dim}: expected a positive number of features")
         if level not in LEVELS:
             raise ValueError(f"level='{level}': expected one of {', '.join(LEVELS)}")
-        if step <= 0:
+        if not 0 < step < math.inf:
             raise ValueError(f"step={step}: expected a positive quantisation step")
         self.feature_dim = feature_dim
         self.level: Level = level

@@ -148,15 +148,18 @@ class Reconnaissance:
         self.x_test, self.y_test = self.x[rows], self.y[rows]
 
     def _build(self) -> Learner:
-        return self.config.method.build(
-            LearnerSetup(
-                clients=self.scenario.clients,
-                feature_dim=self.x.shape[1],
-                n_classes=len(self.class_names),
-                seed=self.config.seed,
-                fingerprint=self.fingerprint,
-            )
+        method = self.config.method
+        setup = LearnerSetup(
+            clients=self.scenario.clients,
+            feature_dim=self.x.shape[1],
+            n_classes=len(self.class_names),
+            seed=self.config.seed,
+            fingerprint=self.fingerprint,
         )
+        try:
+            return method.build(setup)
+        except ValueError as error:
+            raise ConfigError(f"method={method.name}: {error}") from error
 
     def _teach_base(self) -> None:
         rows = torch.tensor(self.scenario.base_rows, dtype=torch.int64)

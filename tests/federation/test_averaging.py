@@ -128,7 +128,7 @@ def test_fedavg_then_nearest_mean_exchanges_prototypes_of_the_trained_network(tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rounds=3"], "expected 1 to 2"),
+        (["rounds=3"], "expected at least 1, and fewer than rounds=3"),
         (["method.train=head"], "no feature map"),
         (["method.train=all"], "head, projection, backbone"),
         (["resume=true"], None),

@@ -294,11 +294,26 @@ def test_wrong_settings_are_refused(words, message):
         (["method.precision=float8"], "exact, float32"),
         (["partition=shards"], "choose from"),
         (["method=fedavg", "method.lr=-1"], "number > 0"),
+        (["method=fedavg", "method.lr=nan"], "number > 0"),
+        (["method=fedavg", "method.momentum=1"], "momentum < 1"),
+        (["method=fedavg", "method.weight_decay=-1"], "weight_decay=-1.0: expected a number >= 0"),
+        (["method=fedproto", "method.weight=nan"], "weight=nan: expected a number >= 0"),
+        (["method=fedavg_prototypes", "rounds=1"], "fewer than rounds=1.*raise rounds"),
+        (["method=robust", "method.max_count=nan"], "max_count=nan: expected 0 for none"),
+        (["method.step=0"], "method=prototypes: step=0.0: expected a positive"),
+        (["method.step=nan"], "step=nan: expected a positive"),
+        (["partition=dirichlet", "partition.alpha=nan"], "alpha=nan: expected a number > 0"),
     ],
 )
 def test_wrong_parts_are_refused_before_anything_runs(tmp_path, words, message):
     with pytest.raises((ConfigError, DataError), match=message):
         run(tmp_path, *words)
+
+
+def test_a_round_in_which_no_client_answers_has_no_right_answer(tmp_path):
+    result, _ = run(tmp_path, "method=fedproto", "lost=1", "benchmark.train_per_class=10")
+    assert result["status"] == "complete"
+    assert result["metrics"]["last_accuracy"] == 0
 
 
 def test_result_is_json_without_surprises(tmp_path):
