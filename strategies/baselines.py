@@ -193,6 +193,13 @@ class EWCConfig(AnsweredBaselineConfig):
     decay_factor: float | None = None
 
     def build(self, setup: Setup) -> EWC:
+        if self.mode not in ("separate", "online"):
+            raise ValueError(f"mode='{self.mode}': expected 'separate' or 'online'")
+        if (self.mode == "online") != (self.decay_factor is not None):
+            raise ValueError(
+                f"mode='{self.mode}' with decay_factor={self.decay_factor}: the online penalty "
+                "needs a factor, such as 0.9, and the separate ones take none"
+            )
         return self._build(
             EWC,
             setup,

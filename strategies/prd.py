@@ -39,7 +39,13 @@ from protocl.strategies.views import Views, named_views
 
 
 def build_projector(inputs: int, hidden: int = 512, outputs: int = 128) -> nn.Sequential:
-    """PRD's projector: three linear layers with ReLU between them, no normalisation."""
+    """PRD's projector: three linear layers with ReLU between them, no normalisation.
+
+    Raises:
+        ValueError: a width is not positive.
+    """
+    if hidden < 1 or outputs < 1:
+        raise ValueError(f"a projector of widths {hidden} and {outputs}: expected at least 1")
     return nn.Sequential(
         nn.Linear(inputs, hidden),
         nn.ReLU(),

@@ -1,4 +1,4 @@
-"""PRD and ProtoCL from their configuration, as the command line builds them."""
+"""Strategies that train, from their configuration, as the command line builds them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from protocl.errors import ConfigError
 from protocl.experiment import run_experiment
 from protocl.settings import load
 from protocl.strategies.prd import PRDConfig
@@ -53,6 +54,26 @@ def test_experiences_without_training(strategy: str, skipped: str, tmp_path: Pat
     settings = [f"strategy={strategy}", f"strategy.{skipped}=0", "benchmark.train_per_class=20"]
     (config,) = load([*SMALL, *settings, f"output={tmp_path}", "device=cpu"])
     assert run_experiment(config, tmp_path)["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["strategy=prd", "strategy.projector_hidden=-1"],
+            "widths -1 and 128: expected at least 1",
+        ),
+        (["strategy=ewc", "strategy.mode=both"], "mode='both': expected 'separate' or 'online'"),
+        (["strategy=ewc", "strategy.decay_factor=0.9"], "mode='separate' with decay_factor=0.9"),
+        (["strategy=ewc", "strategy.mode=online"], "mode='online' with decay_factor=None"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    settings: list[str], message: str, tmp_path: Path
+) -> None:
+    (config,) = load([*SMALL, *settings, f"output={tmp_path}", "device=cpu"])
+    with pytest.raises(ConfigError, match=message):
+        run_experiment(config, tmp_path)
 
 
 def test_what_is_kept_is_stated() -> None:
