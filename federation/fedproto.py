@@ -7,13 +7,13 @@ data of its own classes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.network import GradientConfig
+from protocl.ranges import NOT_NEGATIVE, require
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -56,8 +56,7 @@ class FedProtoConfig(GradientConfig):
                 raise ConfigError(
                     f"method.{key}={getattr(self, key)}: expected one of {', '.join(known)}"
                 )
-        if not 0 <= self.weight < math.inf:
-            raise ConfigError(f"method.weight={self.weight}: expected a number >= 0")
+        require(self, "method.", weight=NOT_NEGATIVE)
         if self.train == "head":
             raise ConfigError("method.train=head has nothing to draw to prototypes; use projection")
         return FedProtoMethod(self, setup)

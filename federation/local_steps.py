@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from protocl.errors import ConfigError
+from protocl.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, require
 
 
 @dataclass
@@ -36,13 +35,11 @@ class LocalSteps:
         Raises:
             ConfigError: a number is out of range.
         """
-        for key in ("local_epochs", "batch_size", "lr"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise ConfigError(f"method.{key}={getattr(self, key)}: expected a number > 0")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"method.momentum={self.momentum}: expected 0 <= momentum < 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"method.weight_decay={self.weight_decay}: expected a number >= 0")
+        require(
+            self, "method.",
+            local_epochs=AT_LEAST_1, batch_size=AT_LEAST_1,
+            lr=POSITIVE, momentum=BELOW_1, weight_decay=NOT_NEGATIVE,
+        )  # fmt: skip
 
 
 def descend(

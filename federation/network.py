@@ -15,6 +15,7 @@ from protocl.data.arrays import as_images
 from protocl.errors import ConfigError, DataError
 from protocl.federation.config import FederationSetup, MethodConfig
 from protocl.federation.local_steps import LocalSteps, descend
+from protocl.ranges import AT_LEAST_1, require
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -53,8 +54,7 @@ class GradientConfig(LocalSteps, MethodConfig):
             ConfigError: a setting is out of range, or a backbone without weights is to be trained.
         """
         self.check()
-        if self.width < 1:
-            raise ConfigError(f"method.width={self.width}: expected a number > 0")
+        require(self, "method.", width=AT_LEAST_1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed)
             embed, width = self._build_embedding(setup)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocl.errors import ConfigError, DataError
+from protocl.ranges import POSITIVE, SHARE, require
 from protocl.registry import unknown_name
 
 Rows = NDArray[np.int64]
@@ -154,8 +154,7 @@ def _classes(
         raise ConfigError(
             f"partition.classes_per_client={each}: expected 1 to {len(pack)}, the number of classes"
         )
-    if not 0 <= config.overlap <= 1:
-        raise ConfigError(f"partition.overlap={config.overlap}: expected a share in [0, 1]")
+    require(config, "partition.", overlap=SHARE)
     common = round(config.overlap * each)
     dealt, own = pack[common:], each - common
     if own * clients < len(dealt):
@@ -179,8 +178,7 @@ def _dirichlet(
     labels: Rows, clients: int, config: PartitionConfig, random: np.random.Generator
 ) -> list[Rows]:
     """Hsu et al. 2019, "Measuring the effects of non-identical data distribution"; by class."""
-    if not 0 < config.alpha < math.inf:
-        raise ConfigError(f"partition.alpha={config.alpha}: expected a number > 0")
+    require(config, "partition.", alpha=POSITIVE)
     if config.min_samples * clients > len(labels):
         raise ConfigError(
             f"partition.min_samples={config.min_samples}: {clients} clients cannot each have so "

@@ -12,6 +12,7 @@ from protocl.federation.config import (
     FederationConfig,
     MethodConfig,
 )
+from protocl.ranges import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, SHARE, require
 from protocl.registry import BACKBONES, BENCHMARKS
 from protocl.settings import (
     Settings,
@@ -75,16 +76,11 @@ def _validate(config: FederateConfig) -> None:
     federation = config.federation
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed={config.seed}: expected 0 <= seed < 2**32")
-    for key in ("clients", "rounds", "min_clients"):
-        value = getattr(federation, key)
-        if value < 1:
-            raise ConfigError(f"{key}={value}: expected at least 1")
-    if not 0 < federation.participation <= 1:
-        raise ConfigError(f"participation={federation.participation}: expected a share in (0, 1]")
-    for key in ("evaluate", "lost", "late"):
-        value = getattr(federation, key)
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{key}={value}: expected a share in [0, 1]")
+    require(
+        federation, "",
+        clients=AT_LEAST_1, rounds=AT_LEAST_1, min_clients=AT_LEAST_1, deadline=POSITIVE,
+        participation=POSITIVE_SHARE, evaluate=SHARE, lost=SHARE, late=SHARE,
+    )  # fmt: skip
     if federation.rounds > 1 and not federation.remember:
         raise ConfigError(
             f"remember=false: clients need their state for rounds={federation.rounds}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -23,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from protocl.config import ExperimentConfig, StrategyConfig
 from protocl.errors import ConfigError
+from protocl.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, require
 from protocl.registry import BACKBONES, BENCHMARKS, STRATEGIES, Registry, unknown_name
 
 GROUPS: dict[str, Registry] = {
@@ -383,26 +383,17 @@ def _validate(config: ExperimentConfig) -> None:
         raise ConfigError(f"seed={config.seed}: expected 0 <= seed < 2**32")
     if config.jobs < 1:
         raise ConfigError(f"jobs={config.jobs}: expected at least 1")
-    _validate_strategy(config.strategy)
+    # Each strategy checks its own settings when it is built.
+    require(
+        config.strategy, "strategy.",
+        train_epochs=AT_LEAST_0, train_mb_size=AT_LEAST_1, eval_mb_size=AT_LEAST_1,
+        lr=POSITIVE, momentum=BELOW_1, weight_decay=NOT_NEGATIVE,
+    )  # fmt: skip
     parts = Path(config.name).parts
     if not parts or Path(config.name).is_absolute() or ".." in parts:
         raise ConfigError(
             f"name={config.name!r}: expected a folder name below output, such as digits-slda"
         )
-
-
-def _validate_strategy(config: StrategyConfig) -> None:
-    """Ranges of what all strategies share; each checks its own when it is built."""
-    for name, holds, expected in (
-        ("train_epochs", config.train_epochs >= 0, "at least 0"),
-        ("train_mb_size", config.train_mb_size >= 1, "at least 1"),
-        ("eval_mb_size", config.eval_mb_size >= 1, "at least 1"),
-        ("lr", 0 < config.lr < math.inf, "a number > 0"),
-        ("momentum", 0 <= config.momentum < 1, "0 <= momentum < 1"),
-        ("weight_decay", 0 <= config.weight_decay < math.inf, "a number >= 0"),
-    ):
-        if not holds:
-            raise ConfigError(f"strategy.{name}={getattr(config, name)}: expected {expected}")
 
 
 def _first_line(error: Exception) -> str:

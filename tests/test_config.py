@@ -71,7 +71,7 @@ def test_values_take_the_type_of_their_key(text: str, key: str, value: object):
         (["strategy.eval_mb_size=-1"], "strategy.eval_mb_size=-1: expected at least 1"),
         (["strategy.lr=0"], "strategy.lr=0.0: expected a number > 0"),
         (["strategy.lr=nan"], "strategy.lr=nan: expected a number > 0"),
-        (["strategy.momentum=1"], "strategy.momentum=1.0: expected 0 <= momentum < 1"),
+        (["strategy.momentum=1"], "strategy.momentum=1.0: expected a number in [0, 1)"),
         (["strategy.weight_decay=inf"], "strategy.weight_decay=inf: expected a number >= 0"),
         (["jobs=1,2"], "it cannot be swept"),
         (["seed"], "'seed' is not of the form key=value"),

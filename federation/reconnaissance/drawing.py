@@ -12,6 +12,7 @@ from protocl.errors import ConfigError
 from protocl.federation.reconnaissance.config import ScenarioConfig
 from protocl.federation.reconnaissance.meetings import meetings
 from protocl.federation.reconnaissance.scenario import Mission, Scenario, Step
+from protocl.ranges import AT_LEAST_1, POSITIVE, require
 
 Plan = list[list[Mission]]
 """For every step its missions."""
@@ -193,16 +194,15 @@ def _validate(config: ScenarioConfig, n_field: int) -> None:
         )
     if config.merge not in ("star", "gossip"):
         raise ConfigError(f"scenario.merge={config.merge}: expected star or gossip")
-    for key in ("clients", "classes_per_mission", "samples_per_class", "missions", "every"):
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            raise ConfigError(f"scenario.{key}={value}: expected at least 1")
+    require(
+        config, "scenario.",
+        clients=AT_LEAST_1, classes_per_mission=AT_LEAST_1, samples_per_class=AT_LEAST_1,
+        missions=AT_LEAST_1, every=AT_LEAST_1, skew=POSITIVE,
+    )  # fmt: skip
     if not 1 <= config.holders <= config.clients and config.schedule == "overlapping":
         raise ConfigError(
             f"scenario.holders={config.holders}: expected 1 to {config.clients} clients"
         )
-    if config.skew is not None and config.skew <= 0:
-        raise ConfigError(f"scenario.skew={config.skew}: expected a concentration > 0")
     if n_field < config.classes_per_mission:
         raise ConfigError(
             f"{n_field} field classes are fewer than scenario.classes_per_mission="

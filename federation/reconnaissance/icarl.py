@@ -22,6 +22,7 @@ from protocl.federation.reconnaissance.layer import Layer, Objective
 from protocl.federation.reconnaissance.linear import FedAvgConfig, FedAvgLearner, scaled
 from protocl.heads import NearestMean
 from protocl.memory import PrototypeMemory
+from protocl.ranges import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, require
 
 ANSWERS = ("layer", "exemplar_means")
 
@@ -56,9 +57,11 @@ class ICaRLConfig(FedAvgConfig):
         self.check()
         if self.answer not in ANSWERS:
             raise ConfigError(f"method.answer={self.answer}: expected one of {', '.join(ANSWERS)}")
-        for key in ("exemplars", "pool_epochs", "temperature"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(f"method.{key}={getattr(self, key)}: expected a number > 0")
+        require(
+            self, "method.",
+            exemplars=AT_LEAST_1, pool_epochs=AT_LEAST_1, temperature=POSITIVE,
+            distillation=NOT_NEGATIVE,
+        )  # fmt: skip
         return ICaRLLearner(self, setup)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.pretraining.config import Drawn, ObjectiveConfig
+from protocl.ranges import AT_LEAST_1, BELOW_1, POSITIVE, require
 
 
 @dataclass
@@ -30,7 +31,15 @@ class CosineConfig(ObjectiveConfig):
     label_smoothing: float = 0.0
 
     def build(self, feature_dim: int, n_classes: int) -> CosineObjective:
-        """See :class:`protocl.pretraining.config.ObjectiveConfig`."""
+        """See :class:`protocl.pretraining.config.ObjectiveConfig`.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        require(
+            self, "objective.",
+            batch_size=AT_LEAST_1, scale=POSITIVE, margin=BELOW_1, label_smoothing=BELOW_1,
+        )  # fmt: skip
         return CosineObjective(self, feature_dim, n_classes)
 
 

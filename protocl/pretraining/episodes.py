@@ -11,6 +11,7 @@ from torch.nn import functional
 from protocl.errors import ConfigError, DataError
 from protocl.precision import in_full_precision
 from protocl.pretraining.config import Drawn, ObjectiveConfig
+from protocl.ranges import AT_LEAST_1, POSITIVE, require
 
 
 @dataclass
@@ -40,9 +41,11 @@ class EpisodesConfig(ObjectiveConfig):
         Raises:
             ConfigError: a setting is out of range, or there are fewer classes than ways.
         """
-        for key in ("ways", "shots", "queries", "temperature", "episodes_per_epoch"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(f"objective.{key}={getattr(self, key)}: expected a number > 0")
+        require(
+            self, "objective.",
+            ways=AT_LEAST_1, shots=AT_LEAST_1, queries=AT_LEAST_1, episodes_per_epoch=AT_LEAST_1,
+            temperature=POSITIVE,
+        )  # fmt: skip
         if self.distance not in ("euclidean", "cosine"):
             raise ConfigError(f"objective.distance={self.distance}: expected euclidean or cosine")
         if self.ways > n_classes:

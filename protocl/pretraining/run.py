@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,9 +19,11 @@ from protocl.backbones import build_backbone, fingerprint, save_weights
 from protocl.data import load_data
 from protocl.data.arrays import as_images
 from protocl.distortion import Distortion
+from protocl.errors import DivergedError
 from protocl.experiment import resolve_device
 from protocl.pretraining.base_classes import BaseClasses, base_classes, nearest_mean_accuracy
 from protocl.pretraining.config import Objective, PretrainConfig
+from protocl.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, require
 from protocl.runs import RESULT_FILE, exclusive, is_complete, read_result
 from protocl.storage import atomic_write
 
@@ -90,6 +93,7 @@ class Pretraining:
     """
 
     def __init__(self, config: PretrainConfig, run_dir: Path) -> None:
+        _check(config)
         self.config = config
         self.run_dir = run_dir
         self.device = resolve_device(config.device)
@@ -147,6 +151,10 @@ class Pretraining:
             for rows, targets in self.objective.batches(self.labels, generator):
                 total += self._step(rows.to(self.device), targets.to(self.device))
         loss = float(total) / self.objective.batches_per_epoch(self.labels)
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss of epoch {number} is {loss}: the training diverged; lower lr"
+            )
         accuracy = nearest_mean_accuracy(self.backbone, self.classes)
         return EpochReport(number, loss, accuracy, time.perf_counter() - began)
 
@@ -226,6 +234,18 @@ class Pretraining:
             "git": provenance.git_state(),
             "machine": provenance.machine(config.device, torch.get_num_threads()),
         }
+
+
+def _check(config: PretrainConfig) -> None:
+    require(
+        config, "",
+        epochs=AT_LEAST_1, lr=POSITIVE, warmup=SHARE, weight_decay=NOT_NEGATIVE,
+    )  # fmt: skip
+    require(
+        config.distortion, "distortion.",
+        degrees=NOT_NEGATIVE, shear=NOT_NEGATIVE, scale=BELOW_1, shift=NOT_NEGATIVE,
+        elastic=NOT_NEGATIVE, flip=SHARE,
+    )  # fmt: skip
 
 
 def turned(images: Tensor, turns: Tensor) -> Tensor:

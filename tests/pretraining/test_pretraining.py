@@ -10,7 +10,7 @@ from protocl import checkpoint
 from protocl.backbones import BackboneConfig, build_backbone, fingerprint
 from protocl.cli import main
 from protocl.distortion import Distortion
-from protocl.errors import ConfigError, DataError
+from protocl.errors import ConfigError, DataError, DivergedError
 from protocl.pretraining import run as module
 from protocl.pretraining.command import load
 from protocl.pretraining.cosine import CosineConfig
@@ -183,3 +183,28 @@ def test_the_command_says_where_the_weights_are(tmp_path, capsys):
 def test_too_many_classes_held_out_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="holdout=10"):
         Pretraining(config_of(tmp_path, "holdout=10"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("epochs=0", "epochs=0: expected at least 1"),
+        ("lr=nan", "lr=nan: expected a number > 0"),
+        ("warmup=2", "warmup=2.0: expected a share"),
+        ("weight_decay=-1", "weight_decay=-1.0: expected a number >= 0"),
+        ("distortion.degrees=nan", "distortion.degrees=nan: expected"),
+        ("distortion.flip=2", "distortion.flip=2.0: expected a share"),
+        ("objective.batch_size=0", "objective.batch_size=0: expected at least 1"),
+        ("objective.label_smoothing=1", "objective.label_smoothing=1.0: expected"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, word, message):
+    with pytest.raises(ConfigError, match=message):
+        Pretraining(config_of(tmp_path, word), tmp_path)
+
+
+def test_a_training_that_diverges_writes_no_weights(tmp_path):
+    config = config_of(tmp_path, "epochs=3", "lr=1e30")
+    with pytest.raises(DivergedError, match="lower lr"):
+        pretrain(config, folder := open_run(config))
+    assert not (folder / "backbone.safetensors").exists()
