@@ -85,6 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written to
+        if args.debug:
+            raise
+        print(f"protocl: {error} (where: add --debug)", file=sys.stderr)  # noqa: T201
+        return 1
     return code
 
 

@@ -217,6 +217,17 @@ def test_interruption_ends_with_130(
     assert capsys.readouterr().err.endswith("protocl: interrupted\n")
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").touch()
+    words = ["pretrain", "benchmark=digits", f"output={tmp_path / 'file'}"]
+    assert main(words) == 1
+    shown = capsys.readouterr().err
+    assert str(tmp_path / "file") in shown
+    assert "--debug" in shown
+    with pytest.raises(OSError, match="file"):
+        main([*words[:1], "--debug", *words[1:]])
+
+
 def test_settings_and_help_do_not_import_avalanche():
     code = (
         "import sys\n"

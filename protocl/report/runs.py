@@ -116,6 +116,8 @@ class Run:
             DataError: a field is missing, of the wrong type, or contradicts another one.
         """
         whole = Fields(result)
+        if whole.optional("kind", str) == "pretraining":
+            raise DataError("the training of an embedding, which has no answers to compare")
         if whole.get("format", int) != FORMAT:
             raise DataError(
                 f"format is {whole.get('format', int)}, but this version of protocl reads "

@@ -89,6 +89,7 @@ def test_no_run_is_left_out_silently(tmp_path: Path) -> None:
     (garbled / "config.yaml").write_text("a: [")
     empty = tmp_path / "empty"
     empty.mkdir()
+    embedding = write_run(tmp_path, {**make_result(seed=6), "kind": "pretraining"})
     runs, skipped = load_runs([tmp_path, empty, tmp_path / "absent"])
     assert [run.path for run in runs] == [good]
     reasons = {one.path: one.reason for one in skipped}
@@ -98,7 +99,8 @@ def test_no_run_is_left_out_silently(tmp_path: Path) -> None:
     assert "config.yaml is damaged" in reasons[garbled]
     assert "no result.json found" in reasons[empty]
     assert "no such file or directory" in reasons[tmp_path / "absent"]
-    assert len(skipped) == 6
+    assert "training of an embedding" in reasons[embedding]
+    assert len(skipped) == 7
 
 
 def unfinished(result: dict[str, Any]) -> dict[str, Any]:
