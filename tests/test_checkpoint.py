@@ -259,8 +259,10 @@ KILLED_OFTEN = [
     ["strategy=ranpac", "strategy.projection=100"],
     *(
         [f"strategy={name}", *CONV]
-        for name in ("naive", "lwf", "ewc", "icarl", "cumulative", "joint", "replay")
+        for name in ("naive", "lwf", "ewc", "cumulative", "joint", "replay")
     ),
+    # Avalanche's iCaRL divides by the norm of a class's mean, which is 0 where all four are dead.
+    ["strategy=icarl", *CONV, "backbone.width=16"],
 ]
 
 
