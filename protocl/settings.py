@@ -381,8 +381,7 @@ def _closest(last: str, known: Sequence[str]) -> str | None:
 def _validate(config: ExperimentConfig) -> None:
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed={config.seed}: expected 0 <= seed < 2**32")
-    if config.jobs < 1:
-        raise ConfigError(f"jobs={config.jobs}: expected at least 1")
+    require(config, "", jobs=AT_LEAST_1)
     # Each strategy checks its own settings when it is built.
     require(
         config.strategy, "strategy.",

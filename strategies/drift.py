@@ -109,7 +109,8 @@ class PairMoments(NamedTuple):
         change = torch.linalg.pinv(gram, hermitian=True) @ (self.cross - self.gram[:, :width])
         bias = change[width] if len(change) > width else torch.zeros_like(change[0])
         weight = change[:width].T
-        return AffineMap(weight + torch.eye(width).to(weight), bias)
+        identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
+        return AffineMap(identity + weight, bias)
 
 
 def pair_moments(old: Tensor, new: Tensor, *, bias: bool = True) -> PairMoments:
