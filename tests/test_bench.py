@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import time
+import threading
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from protocl import bench
 from protocl.bench.command import GROUPS, table
 from protocl.bench.comparison import SIZES, Comparison, require_equal
-from protocl.bench.peak_memory import MIB, PeakMeter
+from protocl.bench.peak_memory import MIB, PeakMeter, _Samples
 from protocl.bench.scale import bare_topk
 from protocl.bench.timing import interleaved, thread_count
 from protocl.errors import ConfigError
@@ -101,13 +101,22 @@ def test_thread_count_is_restored_after_an_error() -> None:
 def test_peak_meter_sees_memory_that_is_gone_again(
     kernel: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    read, has_read = _Samples._read, threading.Event()
+
+    def read_and_tell(meter: _Samples) -> None:
+        read(meter)
+        has_read.set()
+
     if not kernel:
         monkeypatch.setattr("protocl.bench.peak_memory._CLEAR", tmp_path / "absent")
+        monkeypatch.setattr(_Samples, "_read", read_and_tell)
     with PeakMeter() as meter:
         block = torch.ones(64 * MIB // 4)
         block += 1
         if not kernel:
-            time.sleep(0.1)  # a sampled peak is seen only if it outlasts a busy machine's pauses
+            for _ in range(2):  # the reading that ends first may have begun before the block
+                has_read.clear()
+                assert has_read.wait(60), "the sampling thread never had its turn"
         del block
     assert 60 * MIB < meter.rise < 90 * MIB
 
