@@ -42,7 +42,7 @@ def features_of(
     """
     model = strategy.model
     classifier, tap = find_classifier(model, layer), FeatureTap(features_only=True)
-    for batch in _batches(dataset.eval(), strategy.eval_mb_size, num_workers):
+    for batch in batches_of(dataset, strategy.eval_mb_size, num_workers):
         x, y, *rest = (part.to(strategy.device, non_blocking=True) for part in batch)
         tasks = rest[-1] if rest else None
         x = x if view is None else view(x)
@@ -55,8 +55,9 @@ def features_of(
         yield x, joined(seen, tasks), y, tasks
 
 
-def _batches(dataset: Any, size: int, num_workers: int) -> Iterator[Any]:
-    """Mini-batches in order."""
+def batches_of(dataset: Any, size: int, num_workers: int = 0) -> Iterator[Any]:
+    """Mini-batches of ``dataset`` in order, under its evaluation transforms; nothing is drawn."""
+    dataset = dataset.eval()
     try:
         yield from tensor_rows(dataset).split(size)
     except NotInMemory:

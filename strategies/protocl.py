@@ -7,9 +7,10 @@ posterior of an experience is the prior of the next.
 It is a replay method: without its memory of samples the embedding forgets old classes, and stored
 posteriors do not prevent that. Very many small experiences would each keep nothing of the budget.
 
-Three options go beyond the paper, all off by default: ``distillation`` holds on to what the model
-before the experience predicted, ``refit`` drops evidence from embeddings long outdated, and
-``answer`` learns the noise from the refitted statistics and takes all classes for equally probable.
+Four options go beyond the paper, all off by default: ``selection`` stores samples near which the
+others lie instead of any, ``distillation`` holds on to what the model before the experience
+predicted, ``refit`` drops evidence from embeddings long outdated, and ``answer`` learns the noise
+from the refitted statistics and takes all classes for equally probable.
 
 Stored between experiences: the posterior, ``8 (D + 1)`` bytes a class and as many for its prior,
 and ``mem_size`` samples; with ``refit`` the statistics of the memory's level. During training with
@@ -51,7 +52,7 @@ from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
-from protocl.strategies.sample_memory import SampleMemory
+from protocl.strategies.sample_memory import SampleMemory, Selection
 from protocl.strategies.task_classes import tasks_of
 
 DEFAULT_NOISE = 0.05
@@ -90,6 +91,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         noise: variance of a class's embeddings around their mean.
         covariance: ``"iso"``, ``"diag"`` or ``"full"``.
         mem_size: samples that are stored in all; 0 leaves replay to the host (``Replay``).
+        selection: which; see :class:`.SampleMemory`.
         objective: ``"conditional"`` for ``-log p(y | z)``; ``"joint"`` for ``-log p(z, y)``, which
             collapses the embedding.
         refit: ``"none"`` keeps the posterior as it was updated batch by batch, embeddings long
@@ -123,6 +125,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         *,
         covariance: Covariance = "iso",
         mem_size: int = 1000,
+        selection: Selection = "random",
         objective: Literal["conditional", "joint"] = "conditional",
         refit: Literal["none", "memory"] = "none",
         discount: float = 1.0,
@@ -163,7 +166,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
             None if answer == "posterior" else BayesianPrototypes(EQUAL_CLASSES, covariance=answer)
         )
         self.all_classes = tuple(all_classes)
-        self.samples = SampleMemory(mem_size)
+        self.samples = SampleMemory(mem_size, selection)
         self.posterior: ConjugatePosterior | None = None
         self.memory: PrototypeMemory | None = None
         self._old: tuple[OldModel, ConjugatePosterior] | None = None
@@ -220,7 +223,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         self._old = None
         if self.refit == "memory" and self.posterior is not None:
             self._refit(strategy, num_workers)
-        self.samples.add(strategy.experience.dataset)
+        self.samples.add(strategy.experience.dataset, strategy.device, num_workers)
 
     def _refit(self, strategy: Any, num_workers: int) -> None:
         assert self.posterior is not None
@@ -321,6 +324,7 @@ class ProtoCLConfig(ScheduledConfig):
     covariance: str = "iso"
     concentration: float = DEFAULT_CONCENTRATION
     mem_size: int = 1000
+    selection: str = "random"
     objective: str = "conditional"
     refit: str = "none"
     discount: float = 1.0
@@ -339,6 +343,7 @@ class ProtoCLConfig(ScheduledConfig):
             self.noise,
             covariance=self.covariance,  # type: ignore[arg-type]
             mem_size=self.mem_size,
+            selection=self.selection,  # type: ignore[arg-type]
             objective=self.objective,  # type: ignore[arg-type]
             refit=self.refit,  # type: ignore[arg-type]
             discount=self.discount,

@@ -12,6 +12,7 @@ from torch import nn
 
 from protocl import PrototypeMemory
 from protocl.heads import BayesianPrototypes, RandomPrior, SharedPrior
+from protocl.medoids import medoids
 from protocl.strategies import InMemory
 from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin, predictive_distillation
 from protocl.strategies.sample_memory import SampleMemory
@@ -140,6 +141,29 @@ class TestReplay:
             len(first) + len(second),
             2 * len(first) + len(second),
         )
+
+    def test_medoids_are_balanced_and_shrink_to_the_best_of_them(self, benchmark):
+        memory = SampleMemory(21, "medoids")
+        for experience in benchmark.train_stream[:2]:
+            memory.add(experience.dataset)
+        for part, experience in zip(memory.parts, benchmark.train_stream, strict=False):
+            labels = torch.tensor([y for _, y, *_ in part])
+            classes, counts = labels.unique(return_counts=True)
+            assert counts.tolist() == [5, 5]
+            for class_id in classes:
+                own = torch.stack([x for x, y, *_ in experience.dataset if y == class_id])
+                kept = torch.stack([x for x, y, *_ in part if y == class_id])
+                assert torch.equal(kept, own[medoids(own, 5)])
+
+    def test_a_class_of_few_samples_leaves_its_share_to_the_others(self, benchmark):
+        dataset = benchmark.train_stream[0].dataset
+        few, many = (torch.nonzero(torch.tensor(list(dataset.targets)) == c).flatten().tolist()
+                     for c in benchmark.train_stream[0].classes_in_this_experience)  # fmt: skip
+        memory = SampleMemory(20, "medoids")
+        memory.add(dataset.subset([*many, *few[:3]]))
+        (part,) = memory.parts
+        assert len(part) == 20
+        assert list(part.targets).count(dataset.targets[few[0]]) == 3
 
     def test_without_budget_nothing_is_stored(self, benchmark):
         memory = SampleMemory(0)
@@ -334,6 +358,7 @@ class TestState:
         ({"distillation": -1.0}, "distillation=-1.0, temperature=2.0: expected a weight of"),
         ({"answer": "lda"}, "answer='lda': expected posterior, iso, diag, full"),
         ({"answer": "iso"}, "answer='iso' is made of refitted statistics: add refit=memory"),
+        ({"selection": "best"}, "selection='best': expected random or medoids"),
         ({"mem_size": -1}, "mem_size=-1: expected a number of samples, at least 0"),
     ],
 )
