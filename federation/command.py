@@ -77,11 +77,9 @@ def _run(config: FederateConfig, console: Console) -> Path:
     from protocl.federation.flower import quiet, without_round_reports
     from protocl.federation.one_place import OnePlace
     from protocl.federation.run import RoundReport, run_federation
-    from protocl.runs import open_run
+    from protocl.runs import run_folder
 
     quiet()
-    folder = open_run(config)
-    console.print(f"{config.name} seed={config.seed} -> {folder}")
 
     def show(report: RoundReport) -> None:
         console.print(
@@ -90,7 +88,8 @@ def _run(config: FederateConfig, console: Console) -> Path:
             f"{_size(report.bytes_down)} down, {report.seconds:.2f} s"
         )
 
-    with without_round_reports():
+    with without_round_reports(), run_folder(config) as folder:
+        console.print(f"{config.name} seed={config.seed} -> {folder}")
         result = run_federation(config, folder, on_round=show)
     if (compared := result["federation"].get("one_place")) is not None:
         console.print(f"  {OnePlace(**compared)}")

@@ -50,6 +50,17 @@ def open_run(config: RunConfig) -> Path:
     return create_run(config)
 
 
+@contextmanager
+def run_folder(config: RunConfig) -> Iterator[Path]:
+    """:func:`open_run` for a ``with`` block; a refused setting leaves no folder behind."""
+    folder = open_run(config)
+    try:
+        yield folder
+    except ConfigError:
+        discard_if_empty(folder)
+        raise
+
+
 def create_run(config: RunConfig) -> Path:
     """Make ``<output>/<name>/<time>-<seed>`` with the resolved configuration in it."""
     parent = Path(config.output).expanduser() / config.name
@@ -129,11 +140,13 @@ def exclusive(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
 
 
 def discard_if_empty(folder: Path) -> None:
-    """Remove a folder whose run stopped before its first result and left no log to read.
+    """Remove a folder whose run stopped before its first result, checkpoint or log.
 
     One in which another process is at work stays.
     """
     if (folder / RESULT_FILE).exists() or (folder / LOG_FILE).exists():
+        return
+    if any(folder.rglob("*.ckpt")):
         return
     with suppress(ConfigError), exclusive(folder):  # its complaint that the folder is in use
         shutil.rmtree(folder)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import mmap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from protocl.errors import ConfigError, DataError
 from protocl.experiment import Progress, resolve_device, run_experiment
 from protocl.phases import PhaseLog
 from protocl.report import load_run
-from protocl.runs import create_run, discard_if_empty, exclusive, find_run, open_run, read_result
+from protocl.runs import (
+    create_run,
+    discard_if_empty,
+    exclusive,
+    find_run,
+    open_run,
+    read_result,
+    run_folder,
+)
 from protocl.settings import from_yaml, load
 from tests import third_party
 from tests.test_storage import die_while_writing
@@ -277,6 +286,22 @@ class TestResume:
             assert find_run(config) == folder
         discard_if_empty(folder)
         assert not folder.exists()
+
+
+def test_a_refused_setting_leaves_a_folder_only_where_there_is_something_in_it(tmp_path: Path):
+    config = configure(tmp_path, "strategy=nearest_mean")
+    with pytest.raises(ConfigError, match="refused"), run_folder(config) as empty:
+        raise ConfigError("refused")
+    assert not empty.exists()
+    begun = create_run(config)
+    (begun / "training.ckpt").write_bytes(b"state")
+    resumed = replace(config, resume=True)
+    with pytest.raises(ConfigError, match="refused"), run_folder(resumed) as folder:
+        raise ConfigError("refused")
+    assert folder == begun == find_run(config)
+    with pytest.raises(InterruptedRunError), run_folder(config) as interrupted:
+        raise InterruptedRunError
+    assert interrupted.exists()
 
 
 def test_a_strategys_complaint_becomes_a_configuration_error(tmp_path: Path):

@@ -102,11 +102,9 @@ def _run(config: ReconnaissanceConfig, console: Console) -> Path:
     from protocl.federation.flower import quiet
     from protocl.federation.reconnaissance.measures import StepReport
     from protocl.federation.reconnaissance.run import run_reconnaissance
-    from protocl.runs import open_run
+    from protocl.runs import run_folder
 
     quiet()
-    folder = open_run(config)
-    console.print(f"{config.name} seed={config.seed} -> {folder}")
 
     def show(report: StepReport) -> None:
         alone = "" if report.alone is None else f", alone {report.alone:.4f}"
@@ -116,5 +114,7 @@ def _run(config: ReconnaissanceConfig, console: Console) -> Path:
             f"{alone}{unknown}, {report.bytes_up} B up, {report.bytes_down} B down"
         )
 
-    run_reconnaissance(config, folder, on_step=show)
+    with run_folder(config) as folder:
+        console.print(f"{config.name} seed={config.seed} -> {folder}")
+        run_reconnaissance(config, folder, on_step=show)
     return folder

@@ -76,11 +76,9 @@ def _train(config: PretrainConfig) -> None:
     from rich.console import Console
 
     from protocl.pretraining.run import BACKBONE_FILE, EpochReport, pretrain
-    from protocl.runs import open_run
+    from protocl.runs import run_folder
 
     console = Console(stderr=True)
-    folder = open_run(config)
-    console.print(f"{config.name} seed={config.seed} -> {folder}")
 
     def show(report: EpochReport) -> None:
         held_out = "" if report.accuracy is None else f", held out {report.accuracy:.4f}"
@@ -89,5 +87,7 @@ def _train(config: PretrainConfig) -> None:
             f"{report.seconds:.1f} s"
         )
 
-    pretrain(config, folder, on_epoch=show)
+    with run_folder(config) as folder:
+        console.print(f"{config.name} seed={config.seed} -> {folder}")
+        pretrain(config, folder, on_epoch=show)
     console.print(f"wrote {folder / BACKBONE_FILE}")
