@@ -14,6 +14,7 @@ from protocl.strategies.prd import PRD, PRDPlugin
 from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin
 from protocl.strategies.prototype_plugin import PrototypePlugin
 from protocl.strategies.ranpac import RanPAC
+from protocl.strategies.sample_memory import SampleMemory
 from protocl.strategies.simplecil import SimpleCIL
 from protocl.strategies.slda import SLDA
 
@@ -41,5 +42,6 @@ __all__ = [
     "ProtoCLPlugin",
     "PrototypePlugin",
     "RanPAC",
+    "SampleMemory",
     "SimpleCIL",
 ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from avalanche.training import EWC, Cumulative, ICaRL, LwF, Naive, Replay
+from avalanche.training.plugins import ReplayPlugin
 from torch import nn
 
 from protocl.config import Setup, StrategyInfo
@@ -23,6 +24,7 @@ from protocl.strategies.epoch_schedule import ScheduledConfig
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prototype_plugin import PrototypePlugin
+from protocl.strategies.sample_memory import SampleMemory
 
 
 @dataclass
@@ -127,6 +129,8 @@ class ReplayConfig(AnsweredBaselineConfig):
 
     Attributes:
         mem_size: samples in the buffer.
+        selection: which; ``"random"`` is Avalanche's own buffer, for ``"medoids"`` see
+            :class:`.SampleMemory`.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -139,9 +143,15 @@ class ReplayConfig(AnsweredBaselineConfig):
 
     name: str = "replay"
     mem_size: int = 200
+    selection: str = "random"
 
-    def build(self, setup: Setup) -> Replay:
-        return self._build(Replay, setup, mem_size=self.mem_size)
+    def build(self, setup: Setup) -> Replay | Naive:
+        if self.selection == "random":
+            return self._build(Replay, setup, mem_size=self.mem_size)
+        samples = SampleMemory(self.mem_size, self.selection)  # type: ignore[arg-type]
+        strategy: Naive = self._build(Naive, setup)
+        strategy.plugins.append(ReplayPlugin(self.mem_size, storage_policy=samples))
+        return strategy
 
 
 @dataclass

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
+from avalanche.benchmarks.utils import concat_datasets
+from avalanche.training.storage_policy import ExemplarsBuffer
 
 from protocl.medoids import medoids
 from protocl.strategies.extraction import batches_of
@@ -15,31 +17,36 @@ Selection = Literal["random", "medoids"]
 _BATCH = 1024
 
 
-class SampleMemory:
-    """Keeps ``budget // t`` samples of each of the ``t`` experiences so far.
+class SampleMemory(ExemplarsBuffer):
+    """Keeps ``max_size // t`` samples of each of the ``t`` experiences so far.
 
     They are stored in an order in which any first few are a good choice, for the share shrinks.
+    Avalanche's ``ReplayPlugin`` takes it as its ``storage_policy``.
 
     Args:
-        budget: samples in all; 0 keeps none.
+        max_size: samples in all; 0 keeps none.
         selection: ``"random"`` for any samples, with classes balanced on average only (the released
             code of ProtoCL, Kessler et al. 2023); ``"medoids"`` for those near which all samples
             of their class lie in the space of inputs, as many of each class.
     """
 
-    def __init__(self, budget: int, selection: Selection = "random") -> None:
-        if budget < 0:
-            raise ValueError(f"mem_size={budget}: expected a number of samples, at least 0")
+    def __init__(self, max_size: int, selection: Selection = "random") -> None:
+        if max_size < 0:
+            raise ValueError(f"mem_size={max_size}: expected a number of samples, at least 0")
         if selection not in get_args(Selection):
             raise ValueError(
                 f"selection='{selection}': expected {' or '.join(get_args(Selection))}"
             )
-        self.budget = budget
+        super().__init__(max_size)
         self.selection = selection
         self.parts: list[Any] = []
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
+        return len(self.buffer)
+
+    def post_adapt(self, agent_state: Any, exp: Any) -> None:
+        """Store a share of ``exp``; the device of ``agent_state`` is where medoids are found."""
+        self.add(exp.dataset, agent_state.device)
 
     def add(self, dataset: Any, device: torch.device | None = None, num_workers: int = 0) -> None:
         """Store a share of the Avalanche dataset of an experience, and shrink the other shares.
@@ -49,15 +56,25 @@ class SampleMemory:
             device: where medoids are looked for; where the samples are if None.
             num_workers: processes that load samples which are not in memory.
         """
-        if self.budget == 0:
+        if self.max_size == 0:
             return
-        share = self.budget // (len(self.parts) + 1)
+        share = self.max_size // (len(self.parts) + 1)
         if self.selection == "random":
             chosen = torch.randperm(len(dataset))[:share].tolist()
         else:
             chosen = _medoids_of_classes(dataset, share, device, num_workers)
-        self.parts = [part.subset(range(min(share, len(part)))) for part in self.parts]
         self.parts.append(dataset.subset(chosen))
+        self._shrink(share)
+
+    def resize(self, strategy: Any, new_size: int) -> None:
+        """Change the budget; samples that are gone do not come back."""
+        self.max_size = new_size
+        if self.parts:
+            self._shrink(new_size // len(self.parts))
+
+    def _shrink(self, share: int) -> None:
+        self.parts = [part.subset(range(min(share, len(part)))) for part in self.parts]
+        self.buffer = concat_datasets(self.parts)
 
     def beside(self, dataset: Any) -> Any:
         """``dataset`` and the stored samples, repeated so that there are about as many of them.
@@ -66,11 +83,8 @@ class SampleMemory:
         """
         if len(self) == 0:
             return dataset
-        stored = self.parts[0]
-        for part in self.parts[1:]:
-            stored = stored.concat(part)
         times = max(len(dataset) // len(self), 1)
-        return dataset.concat(stored.subset(list(range(len(self))) * times))
+        return dataset.concat(self.buffer.subset(list(range(len(self))) * times))
 
 
 def _medoids_of_classes(

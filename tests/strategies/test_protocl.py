@@ -12,10 +12,8 @@ from torch import nn
 
 from protocl import PrototypeMemory
 from protocl.heads import BayesianPrototypes, RandomPrior, SharedPrior
-from protocl.medoids import medoids
 from protocl.strategies import InMemory
 from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin, predictive_distillation
-from protocl.strategies.sample_memory import SampleMemory
 from tests.strategies.small import (
     assert_continues_bit_for_bit,
     assert_equal_weights,
@@ -114,63 +112,6 @@ class AsDouble:
 
 
 class TestReplay:
-    def test_shares_shrink_with_each_experience(self, benchmark):
-        memory, datasets = SampleMemory(10), [e.dataset for e in benchmark.train_stream]
-        kept = []
-        for dataset in datasets:
-            memory.add(dataset)
-            kept.append([[y for _, y, *_ in part] for part in memory.parts])
-        assert [[len(part) for part in parts] for parts in kept] == [[10], [5, 5], [3, 3, 3]]
-        assert kept[1][0] == kept[0][0][:5]
-        assert kept[2][:2] == [part[:3] for part in kept[1]]
-
-    def test_stored_samples_are_repeated_to_balance_new_ones(self, benchmark):
-        memory = SampleMemory(30)
-        memory.add(benchmark.train_stream[0].dataset)
-        new = benchmark.train_stream[1].dataset
-        both = memory.beside(new)
-        assert len(both) == len(new) + len(new) // 30 * 30
-        assert list(both.targets)[: len(new)] == list(new.targets)
-
-    def test_a_memory_larger_than_the_data_is_seen_once(self, benchmark):
-        memory = SampleMemory(1000)
-        first, second = (e.dataset for e in benchmark.train_stream[:2])
-        memory.add(first)
-        assert len(memory) == len(first)
-        assert len(memory.beside(second)) in (
-            len(first) + len(second),
-            2 * len(first) + len(second),
-        )
-
-    def test_medoids_are_balanced_and_shrink_to_the_best_of_them(self, benchmark):
-        memory = SampleMemory(21, "medoids")
-        for experience in benchmark.train_stream[:2]:
-            memory.add(experience.dataset)
-        for part, experience in zip(memory.parts, benchmark.train_stream, strict=False):
-            labels = torch.tensor([y for _, y, *_ in part])
-            classes, counts = labels.unique(return_counts=True)
-            assert counts.tolist() == [5, 5]
-            for class_id in classes:
-                own = torch.stack([x for x, y, *_ in experience.dataset if y == class_id])
-                kept = torch.stack([x for x, y, *_ in part if y == class_id])
-                assert torch.equal(kept, own[medoids(own, 5)])
-
-    def test_a_class_of_few_samples_leaves_its_share_to_the_others(self, benchmark):
-        dataset = benchmark.train_stream[0].dataset
-        few, many = (torch.nonzero(torch.tensor(list(dataset.targets)) == c).flatten().tolist()
-                     for c in benchmark.train_stream[0].classes_in_this_experience)  # fmt: skip
-        memory = SampleMemory(20, "medoids")
-        memory.add(dataset.subset([*many, *few[:3]]))
-        (part,) = memory.parts
-        assert len(part) == 20
-        assert list(part.targets).count(dataset.targets[few[0]]) == 3
-
-    def test_without_budget_nothing_is_stored(self, benchmark):
-        memory = SampleMemory(0)
-        memory.add(benchmark.train_stream[0].dataset)
-        assert len(memory) == 0
-        assert memory.beside(benchmark.train_stream[1].dataset) is benchmark.train_stream[1].dataset
-
     def test_later_experiences_train_on_both(self, benchmark):
         labels: set[int] = set()
 
