@@ -297,7 +297,9 @@ class PrototypeMemory(AdditiveStatistics):
                 "the pooled second moment of level 'shared' cannot be split by class; "
                 "take memory.at_level('mean').subset(...), or use level 'full'"
             )
-        wanted = torch.as_tensor(list(classes), dtype=torch.int64, device=self.device)
+        # A tensor as it is: one by one its values would each wait for the device.
+        ids = classes if isinstance(classes, Tensor) else torch.tensor(list(classes))
+        wanted = ids.to(self.device, torch.int64)
         missing = wanted[~torch.isin(wanted, self.get_buffer("class_ids"))]
         if len(missing):
             raise KeyError(f"classes {missing.tolist()} are not in the memory")
