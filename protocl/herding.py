@@ -27,7 +27,9 @@ def herd(features: Tensor, count: int) -> Tensor:
     for j in range(len(chosen)):
         # |j m - s - x_i|^2 without what is the same for all i.
         cost = squares - 2 * ((j + 1) * towards_mean - with_chosen)
-        best = cost.masked_fill(taken, float("inf")).argmin()
-        chosen[j], taken[best] = best, True
-        with_chosen += x @ x[best]
+        # Of shape (1,): as a number it would have to come to the host before it can be an index.
+        best = cost.masked_fill(taken, float("inf")).argmin(0, keepdim=True)
+        chosen[j : j + 1] = best
+        taken[best] = True
+        with_chosen += x @ x[best].squeeze(0)
     return chosen

@@ -32,28 +32,29 @@ def medoids(features: Tensor, count: int) -> Tensor:
     x = x - x.mean(0)  # far from 0 the squares below would cancel
     squares = x.square().sum(1)
     chosen = torch.zeros(min(count, len(x)), dtype=torch.int64, device=x.device)
-    best, nearest = squares.argmin(), torch.full_like(squares, torch.inf)
+    best, nearest = squares.argmin(0, keepdim=True), torch.full_like(squares, torch.inf)
     gains = torch.full_like(squares, torch.inf)
     for j in range(len(chosen)):
         if j:
             best = _best(x, squares, nearest, gains)
-        chosen[j], gains[best] = best, -torch.inf
-        distances = (squares + squares[best] - 2 * (x @ x[best])).clamp(min=0)
-        nearest = torch.minimum(nearest, distances)
+        chosen[j : j + 1] = best
+        gains[best] = -torch.inf
+        distances = squares + squares[best] - 2 * (x @ x[best].squeeze(0))
+        nearest = torch.minimum(nearest, distances.clamp(min=0))
     return chosen
 
 
 def _best(x: Tensor, squares: Tensor, nearest: Tensor, gains: Tensor) -> Tensor:
-    """The row of the largest gain; ``gains``, which are bounds, are brought up to date for some."""
+    """Row ``(1,)`` of the largest gain; ``gains``, which are bounds, are brought up to date."""
     outdated = torch.ones_like(gains, dtype=torch.bool)
     while True:
         known = gains.masked_fill(outdated, -torch.inf)
         bounds, rows = gains.masked_fill(~outdated, -torch.inf).topk(min(_CANDIDATES, len(gains)))
-        best = known.argmax()
-        if not bounds[0] > known[best]:
+        best = known.argmax(0, keepdim=True)
+        if not bounds[:1] > known[best]:  # all that the host has to know
             return best
-        rows = rows[bounds > -torch.inf]
         # |x_i - x_j|^2 less than what i has: the rest of the square is the same for all j.
         saved = torch.addmm(nearest - squares, x[rows], x.T, alpha=2) - squares[rows, None]
-        gains[rows] = saved.clamp_(min=0).sum(1)
+        fresh = saved.clamp_(min=0).sum(1)
+        gains[rows] = torch.where(bounds > -torch.inf, fresh, gains[rows])  # chosen rows stay out
         outdated[rows] = False
