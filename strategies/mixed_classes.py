@@ -47,7 +47,7 @@ class MixedViews:
 
     def _shares(self, count: int, device: torch.device) -> Tensor:
         parameter = torch.full((count,), self.concentration, device=device)
-        shares = torch.distributions.Beta(parameter, parameter).sample()
+        shares = torch.distributions.Beta(parameter, parameter, validate_args=False).sample()
         return torch.where((shares < LEAST) | (shares > LARGEST), 0.5, shares)
 
 
