@@ -32,11 +32,9 @@ def medoids(features: Tensor, count: int) -> Tensor:
     x = x - x.mean(0)  # far from 0 the squares below would cancel
     squares = x.square().sum(1)
     chosen = torch.zeros(min(count, len(x)), dtype=torch.int64, device=x.device)
-    best, nearest = squares.argmin(0, keepdim=True), torch.full_like(squares, torch.inf)
-    gains = torch.full_like(squares, torch.inf)
+    nearest, gains = torch.full_like(squares, torch.inf), torch.full_like(squares, torch.inf)
     for j in range(len(chosen)):
-        if j:
-            best = _best(x, squares, nearest, gains)
+        best = _best(x, squares, nearest, gains) if j else squares.argmin(0, keepdim=True)
         chosen[j : j + 1] = best
         gains[best] = -torch.inf
         distances = squares + squares[best] - 2 * (x @ x[best].squeeze(0))

@@ -68,6 +68,7 @@ def test_equal_samples_and_more_than_there_are(shape: tuple[int, ...]) -> None:
         range(shape[0])
     )
     assert medoids(torch.ones(shape), 0).tolist() == []
+    assert medoids(torch.ones(shape)[:0], 3).tolist() == []
 
 
 def test_images_and_bytes_are_flattened_and_nothing_is_drawn() -> None:
