@@ -17,7 +17,7 @@ from protocl.heads.conjugate import (
     predictive,
     unknown_probability,
 )
-from protocl.heads.empirical import estimate_noise, estimate_prior, noise_of
+from protocl.heads.empirical import estimate_noise, estimate_prior, noise_matrix, noise_of
 from protocl.heads.priors import Covariance, Prior
 from protocl.memory import PrototypeMemory
 
@@ -34,8 +34,9 @@ class BayesianPrototypes(Head):
     Args:
         prior: belief about a class before its first sample; ``"auto"`` takes mean and spread of
             the class means in the memory (empirical Bayes).
-        noise: variance of a class's samples around its mean: a number, ``(D,)`` for ``"diag"``,
-            ``(D, D)`` for ``"full"``; ``"auto"`` takes the within-class variance in the memory.
+        noise: variance of a class's samples around its mean: a number, or ``(D,)`` for
+            ``"diag"``, ``(D, D)`` for ``"full"``; ``"auto"`` takes the within-class variance in
+            the memory.
         covariance: ``"iso"`` (one number), ``"diag"`` (one a feature) or ``"full"``. Correlated
             features count as independent evidence in the first two, which makes
             the probabilities too sure.
@@ -129,7 +130,7 @@ class BayesianPrototypes(Head):
 
     def _noise_for(self, memory: PrototypeMemory) -> Tensor:
         if isinstance(self.noise, Tensor):
-            return self.noise.to(memory.device)
+            return noise_matrix(self.noise.to(memory.device), self.covariance, memory.width)
         return estimate_noise(memory, self.covariance)
 
     def _prior_for(self, memory: PrototypeMemory, noise: Tensor) -> Prior:

@@ -21,14 +21,22 @@ def noise_of(value: float | Tensor, covariance: Covariance) -> Tensor:
     """
     noise = torch.as_tensor(value, dtype=torch.float64)
     most = {"iso": 0, "diag": 1, "full": 2}[covariance]
-    if noise.ndim > most or (covariance == "full" and noise.ndim != 2):
+    if noise.ndim not in (0, most):
         raise ValueError(
-            f"noise has shape {tuple(noise.shape)}: expected {most} dimensions for '{covariance}'"
+            f"noise has shape {tuple(noise.shape)}: expected {most} dimensions for "
+            f"'{covariance}', or a number"
         )
     variances = noise.diagonal() if noise.ndim == 2 else noise
     if not bool((variances > 0).all()):
         raise ValueError(f"noise={value}: expected variances > 0")
     return noise
+
+
+def noise_matrix(noise: Tensor, covariance: Covariance, width: int) -> Tensor:
+    """A number for ``"full"`` as ``(D, D)``, the same in all directions; any other as it is."""
+    if covariance != "full" or noise.ndim:
+        return noise
+    return noise * torch.eye(width, dtype=noise.dtype, device=noise.device)
 
 
 def estimate_noise(memory: PrototypeMemory, covariance: Covariance) -> Tensor:

@@ -20,7 +20,7 @@ from protocl.heads.conjugate import (
     predictive,
     unknown_probability,
 )
-from protocl.heads.empirical import noise_of
+from protocl.heads.empirical import noise_matrix, noise_of
 from protocl.heads.priors import Beliefs, Covariance, Prior
 from protocl.memory import PrototypeMemory
 
@@ -65,9 +65,8 @@ class ConjugatePosterior(FollowsDevice):
         self.feature_dim = feature_dim
         self.prior = prior
         self.covariance: Covariance = covariance
-        if covariance == "full" and torch.as_tensor(noise).ndim == 0:
-            noise = noise * torch.eye(feature_dim, dtype=torch.float64)
-        self.register_buffer("noise", noise_of(noise, covariance))
+        given = noise_of(noise, covariance)
+        self.register_buffer("noise", noise_matrix(given, covariance, feature_dim))
         none = torch.zeros(0, dtype=torch.int64)
         beliefs = Beliefs(*(torch.zeros(0, dtype=torch.float64) for _ in Beliefs._fields))
         self._set(none, torch.zeros(0, dtype=torch.float64), torch.zeros(0, feature_dim), beliefs)

@@ -107,6 +107,15 @@ def test_uniform_concentration_and_full_noise_is_linear_discriminant_analysis():
     assert float(agree.double().mean()) > 0.97
 
 
+@pytest.mark.parametrize("covariance", ["diag", "full"])
+def test_a_number_as_noise_is_that_in_all_directions(covariance):
+    features, labels, test, _ = digits()
+    memory = PrototypeMemory(features.shape[1]).update(features, labels)
+    one = BayesianPrototypes(SharedPrior(), noise=0.3).fit(memory)
+    many = BayesianPrototypes(SharedPrior(), noise=0.3, covariance=covariance).fit(memory)
+    torch.testing.assert_close(many(test), one(test), rtol=1e-4, atol=1e-3)
+
+
 class TestUnknownClasses:
     @pytest.mark.parametrize("covariance", ["iso", "full"])
     def test_samples_of_unseen_classes_score_higher(self, covariance):
@@ -214,7 +223,10 @@ class TestPriors:
             (lambda: SharedPrior(precision=-1.0), "precision=-1.0"),
             (lambda: BayesianPrototypes(noise=0.0), "noise=0.0"),
             (lambda: BayesianPrototypes(noise=torch.ones(3)), "expected 0 dimensions for 'iso'"),
-            (lambda: BayesianPrototypes(noise=1.0, covariance="full"), "expected 2 dimensions"),
+            (
+                lambda: BayesianPrototypes(noise=torch.ones(3), covariance="full"),
+                "expected 2 dimensions for 'full', or a number",
+            ),
             (lambda: BayesianPrototypes(covariance="round"), "covariance='round'"),
             (lambda: BayesianPrototypes("flat"), "prior='flat'"),
         ],
