@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from protocl.errors import ConfigError
+from protocl.errors import ConfigError, as_config_error
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.prototypes import HeadConfig
 
@@ -79,10 +79,8 @@ class ProtectedPrototypesConfig(HeadConfig):
             raise ConfigError(
                 f"method.noise={self.noise}: expected none, {', '.join(sorted(PLACEMENTS))}"
             )
-        try:
+        with as_config_error("method."):
             mechanism = GaussianMechanism.for_budget(self.clip, self.epsilon, self.delta)
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from error
         contributors = Agreement.threshold(asked) if self.noise == "distributed" else 1
         return PrivateRelease(mechanism, layout, self.noise, contributors)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from protocl.errors import ConfigError
+from protocl.errors import ConfigError, as_config_error
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.prototypes import PrototypesConfig, PrototypesMethod
 from protocl.federation.robust import ConsistencyScreen, RobustMerge
@@ -57,7 +57,7 @@ class RobustPrototypesConfig(PrototypesConfig):
         """
         if self.centre == "exact":
             return None
-        try:
+        with as_config_error("method."):
             return RobustMerge(
                 self.centre,  # type: ignore[arg-type]
                 trim=self.trim,
@@ -66,8 +66,6 @@ class RobustPrototypesConfig(PrototypesConfig):
                 min_consistency=self.min_consistency,
                 share_votes=self.share_votes,
             )
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from error
 
     def build_screen(self) -> ConsistencyScreen | None:
         """The screen, or None without one.
@@ -75,7 +73,5 @@ class RobustPrototypesConfig(PrototypesConfig):
         Raises:
             ConfigError: the minimum is out of range.
         """
-        try:
+        with as_config_error("method.screen: "):
             return ConsistencyScreen(self.screen) if self.screen else None
-        except ValueError as error:
-            raise ConfigError(f"method.screen: {error}") from error

@@ -17,7 +17,7 @@ from protocl.backbones import build_backbone, fingerprint
 from protocl.confusion import Confusion
 from protocl.data import load_data
 from protocl.data.streams import class_order, experience_sizes, hold_out
-from protocl.errors import ConfigError
+from protocl.errors import as_config_error
 from protocl.evaluation import Evaluation, History
 from protocl.experiment import resolve_device
 from protocl.features import FeatureCache
@@ -185,10 +185,8 @@ class FederatedRun:
             states=self._states(),
             checkpoints=self.run_dir / "checkpoint",
         )
-        try:
+        with as_config_error(f"method={config.method.name}: "):
             self.method = config.method.build(setup)
-        except ValueError as error:
-            raise ConfigError(f"method={config.method.name}: {error}") from error
         self._measures_itself = hasattr(self.method.strategy, "traffic")
         self.traffic: Traffic = getattr(self.method.strategy, "traffic", Traffic())
 

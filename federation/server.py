@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from protocl.errors import ConfigError
+from protocl.errors import ConfigError, as_config_error
 from protocl.federation.grid import QuorumGrid
 from protocl.federation.options import Options
 from protocl.federation.strategy import FederatedPrototypes
@@ -118,15 +118,13 @@ def _output(values: Mapping[str, Any]) -> Path:
 def _strategy(
     empty: PrototypeMemory, values: Mapping[str, Any], output: Path
 ) -> FederatedPrototypes:
-    try:
+    with as_config_error():
         options = Options(
             participation=float(values["participation"]),
             min_clients=int(values["min-clients"]),
             wait=float(values["wait"]),
             evaluate=float(values["evaluate"]),
         )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return FederatedPrototypes(
         empty,
         options,

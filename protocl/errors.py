@@ -1,5 +1,8 @@
 """Errors that a user can cause, each with what was expected and what to do about it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ProtoclError(Exception):
     """Base of the errors that the command line reports without a traceback.
@@ -41,3 +44,12 @@ class DivergedError(ProtoclError, ValueError):
 
 class NotFittedError(ProtoclError, RuntimeError):
     """A head was asked for predictions before it was fitted."""
+
+
+@contextmanager
+def as_config_error(prefix: str = "") -> Iterator[None]:
+    """Turn a ``ValueError`` in the block into a :class:`ConfigError` whose text begins so."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{prefix}{error}") from error

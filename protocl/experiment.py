@@ -18,7 +18,7 @@ from protocl.augmentation import TrainingAugmentation, named_augmentation
 from protocl.backbones import Backbone, save_weights
 from protocl.checkpoint import CheckpointFolder
 from protocl.config import ExperimentConfig, Setup
-from protocl.errors import ConfigError, DataError
+from protocl.errors import ConfigError, DataError, as_config_error
 from protocl.evaluation import History
 from protocl.phases import PhaseLog
 from protocl.preparation import prepare
@@ -192,10 +192,8 @@ class _Run:
             evaluator=evaluation_plugin(self.events),
             fingerprint=self.prepared.fingerprint,
         )
-        try:
+        with as_config_error(f"strategy={self.config.strategy.name}: "):
             self.strategy = self.config.strategy.build(setup)
-        except ValueError as error:
-            raise ConfigError(f"strategy={self.config.strategy.name}: {error}") from error
 
     def _augmentation(self) -> list[TrainingAugmentation]:
         augmentation = named_augmentation(self.config.benchmark.augmentation)

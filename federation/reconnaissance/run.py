@@ -15,7 +15,7 @@ from protocl.backbones import build_backbone, fingerprint
 from protocl.data import load_data
 from protocl.data.arrays import as_images
 from protocl.data.streams import class_order
-from protocl.errors import ConfigError, DataError
+from protocl.errors import ConfigError, DataError, as_config_error
 from protocl.evaluation import Evaluation, History
 from protocl.experiment import resolve_device
 from protocl.features import FeatureCache
@@ -156,10 +156,8 @@ class Reconnaissance:
             seed=self.config.seed,
             fingerprint=self.fingerprint,
         )
-        try:
+        with as_config_error(f"method={method.name}: "):
             return method.build(setup)
-        except ValueError as error:
-            raise ConfigError(f"method={method.name}: {error}") from error
 
     def _teach_base(self) -> None:
         rows = torch.tensor(self.scenario.base_rows, dtype=torch.int64)
