@@ -27,6 +27,7 @@ POSITIVE = Range("a number > 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = Range("a number >= 0", lambda value: 0 <= value < math.inf)
 SHARE = Range("a share in [0, 1]", lambda value: 0 <= value <= 1)
 POSITIVE_SHARE = Range("a share in (0, 1]", lambda value: 0 < value <= 1)
+SEED = Range("0 <= seed < 2**32", lambda value: 0 <= value < 2**32)
 BELOW_1 = Range("a number in [0, 1)", lambda value: 0 <= value < 1)
 
 

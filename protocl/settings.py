@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from protocl.config import ExperimentConfig, StrategyConfig
 from protocl.errors import ConfigError
-from protocl.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, require
+from protocl.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SEED, require
 from protocl.registry import BACKBONES, BENCHMARKS, STRATEGIES, Registry, unknown_name
 
 GROUPS: dict[str, Registry] = {
@@ -379,9 +379,7 @@ def _closest(last: str, known: Sequence[str]) -> str | None:
 
 
 def _validate(config: ExperimentConfig) -> None:
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"seed={config.seed}: expected 0 <= seed < 2**32")
-    require(config, "", jobs=AT_LEAST_1)
+    require(config, "", seed=SEED, jobs=AT_LEAST_1)
     # Each strategy checks its own settings when it is built.
     require(
         config.strategy, "strategy.",
