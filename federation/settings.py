@@ -12,7 +12,7 @@ from protocl.federation.config import (
     FederationConfig,
     MethodConfig,
 )
-from protocl.ranges import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, SEED, SHARE, require
+from protocl.ranges import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, SHARE, require
 from protocl.registry import BACKBONES, BENCHMARKS
 from protocl.settings import (
     Settings,
@@ -74,7 +74,6 @@ def _method_schema(name: str) -> type[MethodConfig]:
 
 def _validate(config: FederateConfig) -> None:
     federation = config.federation
-    require(config, "", seed=SEED)
     require(
         federation, "",
         clients=AT_LEAST_1, rounds=AT_LEAST_1, min_clients=AT_LEAST_1, deadline=POSITIVE,

@@ -143,7 +143,8 @@ def build(
     """An instance of ``schema``, every key and value checked against it.
 
     Args:
-        schema: a dataclass; the fields named in ``groups`` are dataclasses with a ``name``.
+        schema: a dataclass with ``seed`` and the run's ``name``; the fields named in ``groups`` are
+            dataclasses with a ``name`` of their own.
         settings: keys and values as typed.
         groups: fields whose values come from a picked file or part, with the parts' registry.
         subclasses: for a group whose parts bring fields of their own: name -> its dataclass.
@@ -173,6 +174,7 @@ def build(
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration does not resolve: {_first_line(error)}") from error
     assert isinstance(composed, schema)
+    _require_seed_and_name(composed)
     return composed
 
 
@@ -378,19 +380,23 @@ def _closest(last: str, known: Sequence[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def _require_seed_and_name(config: Any) -> None:
+    require(config, "", seed=SEED)
+    parts = Path(config.name).parts
+    if not parts or Path(config.name).is_absolute() or ".." in parts:
+        raise ConfigError(
+            f"name={config.name!r}: expected a folder name below output, such as digits-slda"
+        )
+
+
 def _validate(config: ExperimentConfig) -> None:
-    require(config, "", seed=SEED, jobs=AT_LEAST_1)
+    require(config, "", jobs=AT_LEAST_1)
     # Each strategy checks its own settings when it is built.
     require(
         config.strategy, "strategy.",
         train_epochs=AT_LEAST_0, train_mb_size=AT_LEAST_1, eval_mb_size=AT_LEAST_1,
         lr=POSITIVE, momentum=BELOW_1, weight_decay=NOT_NEGATIVE,
     )  # fmt: skip
-    parts = Path(config.name).parts
-    if not parts or Path(config.name).is_absolute() or ".." in parts:
-        raise ConfigError(
-            f"name={config.name!r}: expected a folder name below output, such as digits-slda"
-        )
 
 
 def _first_line(error: Exception) -> str:

@@ -52,6 +52,24 @@ def test_wrong_arguments_end_with_2(arguments: list[str]):
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize("command", ["run", "federate", "pretrain", "reconnaissance"])
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("name=../elsewhere", "expected a folder name below output"),
+        ("name=/elsewhere", "expected a folder name below output"),
+        ("seed=-1", "seed=-1: expected 0 <= seed < 2**32"),
+    ],
+)
+def test_a_run_of_any_kind_has_a_seed_and_a_folder_below_output(
+    command: str, word: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    strategy = ["strategy=slda"] if command == "run" else []
+    assert main([command, *strategy, word]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(Path.cwd().iterdir())
+
+
 def test_version(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["--version"])
