@@ -108,7 +108,7 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Replies to ``messages``, each made when it is asked for: one is in memory at a time.
+        """Replies to ``messages``, each made when it is asked for.
 
         Nothing is waited for, so the timeout has no effect.
         """

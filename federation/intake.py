@@ -18,6 +18,7 @@ from protocl.federation.validation import RejectedError
 logger = logging.getLogger(__name__)
 
 _SUPERLINK = 1  # node id under which a SuperLink itself answers for a node that is gone
+_GROUP, _GROUP_BYTES = 32, 2**20
 
 
 Verdicts = Callable[[Sequence[Contribution]], Sequence[str | None]]
@@ -84,7 +85,8 @@ class Intake:
         """
         self._round = number
         # In fixed point no order changes a bit, so replies need not all be there to be sorted.
-        ordered = replies if self._reader.form.exact else sorted(replies, key=sender)
+        exact = self._reader.form.exact
+        ordered = _in_groups(replies) if exact else sorted(replies, key=sender)
         arrivals = self._arrivals(ordered)
         if self._screen is not None:
             arrivals = iter(self._screened(self._screen, list(arrivals)))
@@ -167,3 +169,20 @@ class Intake:
         reason = f"{reply.error.code}: {reply.error.reason}"[:500]
         logger.warning("client %s failed: %s", client, reason)
         self._merged.ledger.add(Entry(self._round, client, "failed", reason=reason))
+
+
+def _in_groups(replies: Iterable[Message]) -> Iterator[Message]:
+    """The same replies, some of them received before the first of these is handled.
+
+    Where clients work in this process, decoding and merging take half the time if code and tables
+    are still in the processor's cache from the reply before. A group of large replies ends early.
+    """
+    group: list[Message] = []
+    room = _GROUP_BYTES
+    for reply in replies:
+        group.append(reply)
+        room -= 0 if reply.has_error() else sum(n for _, _, n in read_headers(reply.content))
+        if len(group) == _GROUP or room <= 0:
+            yield from group
+            group, room = [], _GROUP_BYTES
+    yield from group

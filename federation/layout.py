@@ -99,7 +99,7 @@ class StatisticsLayout:
             raise OverflowError(f"{memory.total} samples: a vector holds fewer than 2^47")
         vector = np.zeros(self.size, dtype=np.int64)
         for name, part in self.parts.items():
-            value = memory.get_buffer(name).cpu()
+            value = memory._buffer(name).cpu()
             value = value * COUNT_SCALE if name == "count" else self._flat(name, value)
             if not self._template._is_shared(name):
                 per_class = vector[part].reshape(len(self.classes), -1)

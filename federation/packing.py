@@ -56,7 +56,7 @@ def pack(memory: PrototypeMemory, precision: Precision = "exact") -> Arrays:
     """
     if precision not in ERROR_BOUNDS:
         raise ValueError(f"precision='{precision}': expected one of {', '.join(ERROR_BOUNDS)}")
-    ids, counts = memory.get_buffer("class_ids"), memory.get_buffer("count")
+    ids, counts = memory.class_ids, memory.count
     arrays: Arrays = {"classes": torch.stack([ids, counts]).cpu().numpy()}
     scales = []
     for name in memory._shapes:
@@ -84,10 +84,10 @@ def pack_exactly(memory: PrototypeMemory) -> Packed:
 
 
 def _pack_exact(memory: PrototypeMemory, name: str) -> NDArray[np.generic]:
-    high = _triangle(memory.get_buffer(name), name, memory).cpu().numpy()
+    high = _triangle(memory._buffer(name), name, memory).cpu().numpy()
     if memory.exact:
         return high.astype(narrowest(*map(int, extremes(high))))
-    low = _triangle(memory.get_buffer(f"{name}_low"), name, memory).cpu().numpy()
+    low = _triangle(memory._buffer(f"{name}_low"), name, memory).cpu().numpy()
     return np.stack([high, low]) if low.any() else high[None]
 
 

@@ -177,7 +177,7 @@ def clipped_memory(
     if template.raw_means:
         raw = PrototypeMemory(template.feature_dim, exact=True, step=template.step)
         raw.update(clip_samples(rounded, mechanism.clip, template.step), labels)
-        buffers["raw"] = raw.get_buffer("sum")
+        buffers["raw"] = raw.sum
     header = template.describe()
     if template.fingerprint is not None:
         header["fingerprint"] = template.fingerprint

@@ -69,22 +69,22 @@ class PrototypeMemory(AdditiveStatistics):
     @property
     def device(self) -> torch.device:
         """Where the statistics are."""
-        return self.get_buffer("count").device
+        return self.count.device
 
     @property
     def classes(self) -> Tensor:
         """``(C,)`` int64 class ids, ascending."""
-        return self.get_buffer("class_ids").clone()
+        return self.class_ids.clone()
 
     @property
     def counts(self) -> Tensor:
         """``(C,)`` int64 number of samples of each class."""
-        return self.get_buffer("count").clone()
+        return self.count.clone()
 
     @property
     def total(self) -> int:
         """Number of samples of all classes."""
-        return int(self.get_buffer("count").sum())
+        return int(self.count.sum())
 
     @property
     def sums(self) -> Tensor:
@@ -94,14 +94,14 @@ class PrototypeMemory(AdditiveStatistics):
     @property
     def means(self) -> Tensor:
         """``(C, W)`` float64 class means of the mapped features: the prototypes."""
-        return self.sums / self.get_buffer("count")[:, None]
+        return self.sums / self.count[:, None]
 
     def mean_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """:attr:`means` of a few classes at a time: rows and ``(n, W)`` float64.
 
         Temporaries stay in the processor's cache, whatever the number of classes.
         """
-        count = self.get_buffer("count")
+        count = self.count
         step = max(1, _PIECE // self.width)
         for start in range(0, len(count), step):
             rows = slice(start, min(start + step, len(count)))
@@ -115,7 +115,7 @@ class PrototypeMemory(AdditiveStatistics):
             ValueError: the memory was made without ``raw_means=True`` and has a map.
         """
         if self.raw_means:
-            return self._value("raw") / self.get_buffer("count")[:, None]
+            return self._value("raw") / self.count[:, None]
         if self.feature_map.spec != "identity":
             raise ValueError(
                 "means before the feature map were not kept; make the memory with raw_means=True"
@@ -140,7 +140,7 @@ class PrototypeMemory(AdditiveStatistics):
             ``(W, W)`` pooled over classes for level ``shared``, ``(C, W, W)`` for ``full``, and its
             diagonals ``(C, W)`` for ``diagonal``. Divide by the counts for covariances.
         """
-        means, counts = self.means, self.get_buffer("count").to(torch.float64)
+        means, counts = self.means, self.count.to(torch.float64)
         if self.level == "diagonal":
             return (self.second_moment - counts[:, None] * means**2).clamp_(min=0.0)
         if self.level == "shared":
@@ -159,14 +159,14 @@ class PrototypeMemory(AdditiveStatistics):
         return level in _REDUCES_TO[self.level]
 
     def __len__(self) -> int:
-        return len(self.get_buffer("class_ids"))
+        return len(self.class_ids)
 
     def __bool__(self) -> bool:
         """Always true: an empty memory is still a memory."""
         return True
 
     def __contains__(self, class_id: int) -> bool:
-        return bool((self.get_buffer("class_ids") == class_id).any())
+        return bool((self.class_ids == class_id).any())
 
     def extra_repr(self) -> str:
         parts = [f"classes={len(self)}, samples={self.total}, feature_dim={self.feature_dim}"]
@@ -206,7 +206,7 @@ class PrototypeMemory(AdditiveStatistics):
             fresh = self.counts[rows] == batch.counts
             for positions, moments in batch.second_moments():
                 if bool(fresh[positions].all()):  # there is nothing yet to add to
-                    self.get_buffer("second")[rows[positions]] = moments
+                    self.second[rows[positions]] = moments
                 else:
                     self._add("second", rows[positions], moments, None)
         self._touch(batch.class_ids)
@@ -234,7 +234,7 @@ class PrototypeMemory(AdditiveStatistics):
         """
         self._require_contains(other)
         self._combine(other, sign=-1)
-        self._keep(self.get_buffer("count") > 0)
+        self._keep(self.count > 0)
         return self
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> Self:
@@ -300,11 +300,11 @@ class PrototypeMemory(AdditiveStatistics):
         # A tensor as it is: one by one its values would each wait for the device.
         ids = classes if isinstance(classes, Tensor) else torch.tensor(list(classes))
         wanted = ids.to(self.device, torch.int64)
-        missing = wanted[~torch.isin(wanted, self.get_buffer("class_ids"))]
+        missing = wanted[~torch.isin(wanted, self.class_ids)]
         if len(missing):
             raise KeyError(f"classes {missing.tolist()} are not in the memory")
         part = self.empty_like()
-        kept = torch.isin(self.get_buffer("class_ids"), wanted)
+        kept = torch.isin(self.class_ids, wanted)
         for name, buffer in self.named_buffers(recurse=False):
             setattr(part, name, buffer[kept])
         return part
@@ -331,9 +331,9 @@ class PrototypeMemory(AdditiveStatistics):
         if level == self.level:
             return self.copy()
         reduced = self.empty_like(level)
-        reduced._rows_for(self.get_buffer("class_ids"))
+        reduced._rows_for(self.class_ids)
         for name in reduced._buffers:
-            source = self.get_buffer(name)
+            source = self._buffer(name)
             if name.startswith("second"):
                 source = (
                     source.diagonal(dim1=1, dim2=2).clone()
@@ -358,14 +358,14 @@ class PrototypeMemory(AdditiveStatistics):
 
     def _require_contains(self, other: PrototypeMemory) -> None:
         self._require_compatible(other)
-        ids, theirs = other.get_buffer("class_ids").to(self.device), other.counts.to(self.device)
-        missing = ids[~torch.isin(ids, self.get_buffer("class_ids"))]
+        ids, theirs = other.class_ids.to(self.device), other.counts.to(self.device)
+        missing = ids[~torch.isin(ids, self.class_ids)]
         if len(missing):
             raise ValueError(
                 f"cannot subtract classes {missing.tolist()}: they are not in this memory"
             )
-        rows = torch.searchsorted(self.get_buffer("class_ids"), ids)
-        mine = self.get_buffer("count")[rows]
+        rows = torch.searchsorted(self.class_ids, ids)
+        mine = self.count[rows]
         too_many = (theirs > mine).nonzero()
         if len(too_many):
             first = int(too_many[0])
@@ -449,7 +449,7 @@ class PrototypeMemory(AdditiveStatistics):
             per_class = not memory._is_shared(name.removesuffix("_low"))
             array = memory_file.checked(name, tensors, buffer, per_class=per_class)
             setattr(memory, name, array)
-        ids, counts = memory.get_buffer("class_ids"), memory.get_buffer("count")
+        ids, counts = memory.class_ids, memory.count
         ascending = bool((ids[1:] > ids[:-1]).all()) and bool((ids[:1] >= 0).all())
         if not ascending or bool((counts < 1).any()):
             raise DataError(

@@ -25,6 +25,11 @@ class AdditiveStatistics(FollowsDevice):
     kept in ascending order of class id, so equal statistics have equal buffers however they came.
     """
 
+    class_ids: Tensor
+    count: Tensor
+    sum: Tensor
+    second: Tensor
+
     def __init__(
         self,
         feature_dim: int,
@@ -96,6 +101,11 @@ class AdditiveStatistics(FollowsDevice):
                 values[f"{name}_low"] = torch.zeros(size, dtype=kind, device=device)
         return values
 
+    def _buffer(self, name: str) -> Tensor:
+        # torch's get_buffer takes a name for a path: 4 microseconds, as long as a small sum.
+        buffer: Tensor = getattr(self, name)
+        return buffer
+
     def _touch(self, classes: Tensor | None = None) -> None:
         """Note that the statistics of ``classes``, or of all, have changed."""
         self.revision = uuid.uuid4().hex
@@ -110,14 +120,14 @@ class AdditiveStatistics(FollowsDevice):
 
         A head can keep what it derived from a class whose revision is still the same.
         """
-        ids = self.get_buffer("class_ids").tolist()
+        ids = self.class_ids.tolist()
         return {class_id: self._changed.get(class_id, self._changed_all) for class_id in ids}
 
     def _value(self, name: str, rows: slice = slice(None)) -> Tensor:
         """A sum in float64: both halves of the pair, or the fixed-point value in feature units."""
-        buffer = self.get_buffer(name)[rows]
+        buffer = self._buffer(name)[rows]
         if not self.exact:
-            return buffer + self.get_buffer(f"{name}_low")[rows]
+            return buffer + self._buffer(f"{name}_low")[rows]
         unit = self.step**2 if name == "second" else self.step
         return buffer.to(torch.float64) * unit
 
@@ -133,11 +143,11 @@ class AdditiveStatistics(FollowsDevice):
     ) -> Tensor:
         """Add counts and sums of the classes ``ids`` and return their rows."""
         if self.exact:
-            known = torch.isin(ids, self.get_buffer("class_ids"))
+            known = torch.isin(ids, self.class_ids)
             for name, term in sums.items():
                 self._require_room(name, ids, term, known)
         rows = self._rows_for(ids)
-        self.get_buffer("count").index_add_(0, rows, counts * sign)
+        self.count.index_add_(0, rows, counts * sign)
         for name, term in sums.items():
             self._add(name, rows, term, None if lows is None else lows[name])
         return rows
@@ -155,12 +165,12 @@ class AdditiveStatistics(FollowsDevice):
 
     def _add(self, name: str, rows: Tensor, term: Tensor, term_low: Tensor | None) -> None:
         """Add ``term`` to ascending rows of one sum (to all of it, when classes share it)."""
-        total = self.get_buffer(name)
+        total = self._buffer(name)
         whole = self._is_shared(name) or len(rows) == len(total)
         if self.exact:
             total.add_(term) if whole else total.index_add_(0, rows, term)
             return
-        low = self.get_buffer(f"{name}_low")
+        low = self._buffer(f"{name}_low")
         if whole:
             add_compensated_(total, low, term, term_low)
             return
@@ -172,15 +182,15 @@ class AdditiveStatistics(FollowsDevice):
         return name == "second" and self.level == "shared"
 
     def _require_room(self, name: str, ids: Tensor, term: Tensor, known: Tensor) -> None:
-        total = self.get_buffer(name)
+        total = self._buffer(name)
         if not self._is_shared(name):
-            total = total[torch.searchsorted(self.get_buffer("class_ids"), ids[known])]
+            total = total[torch.searchsorted(self.class_ids, ids[known])]
             term = term[known]
         if overflows(total, term):
             self._refuse_overflow()
 
     def _require_bound(self, bound: int) -> None:
-        second = self.get_buffer("second")
+        second = self.second
         largest = int(second.abs().max()) if second.numel() else 0
         if largest + bound >= 2**63:
             self._refuse_overflow()
@@ -192,7 +202,7 @@ class AdditiveStatistics(FollowsDevice):
 
     def _rows_for(self, ids: Tensor) -> Tensor:
         """Rows of the classes ``ids`` (ascending), with rows made for those not seen before."""
-        known = self.get_buffer("class_ids")
+        known = self.class_ids
         merged = torch.unique(torch.cat([known, ids]))
         if len(merged) > len(known):
             self._require_bytes(len(merged))
@@ -209,10 +219,10 @@ class AdditiveStatistics(FollowsDevice):
         """Refuse to grow to ``classes`` classes where the statistics would not fit in memory."""
         # One buffer after the other is replaced by a longer one.
         moved = max(buffer.nbytes for buffer in self.buffers(recurse=False))
-        grown = self.bytes_for(classes) - self.bytes_for(len(self.get_buffer("class_ids")))
+        grown = self.bytes_for(classes) - self.bytes_for(len(self.class_ids))
         require_bytes(
             grown + moved,
-            self.get_buffer("count").device,
+            self.count.device,
             f"statistics of level '{self.level}' of {classes:,} classes x {self.width} features",
             lambda: {f"level '{name}'": self.bytes_for(classes, name) for name in get_args(Level)},
         )

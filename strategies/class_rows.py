@@ -19,6 +19,8 @@ class ClassRows(nn.Module):
         [1, 2]
     """
 
+    _ids: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("_ids", torch.zeros(0, dtype=torch.int64))
@@ -26,10 +28,10 @@ class ClassRows(nn.Module):
     @property
     def ids(self) -> Tensor:
         """``(R,)`` int64 class ids in the order of their rows."""
-        return self.get_buffer("_ids").clone()
+        return self._ids.clone()
 
     def __len__(self) -> int:
-        return len(self.get_buffer("_ids"))
+        return len(self._ids)
 
     def __bool__(self) -> bool:
         """Always true: a table without rows is still a table."""
@@ -41,7 +43,7 @@ class ClassRows(nn.Module):
         Returns:
             Their ids.
         """
-        ids = self.get_buffer("_ids")
+        ids = self._ids
         classes = classes.to(ids).unique()
         new = classes[~torch.isin(classes, ids)]
         self._ids = torch.cat([ids, new])
@@ -53,12 +55,12 @@ class ClassRows(nn.Module):
         Raises:
             ValueError: a class has no row (on an accelerator: a device-side assertion).
         """
-        return find_rows(self.get_buffer("_ids").to(labels.device), labels)
+        return find_rows(self._ids.to(labels.device), labels)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object
     ) -> None:
         stored = state_dict.get(f"{prefix}_ids")
         if stored is not None:
-            self._ids = self.get_buffer("_ids").new_empty(stored.shape)
+            self._ids = self._ids.new_empty(stored.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)

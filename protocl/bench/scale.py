@@ -78,7 +78,7 @@ class _Case:
         yield self._memory(name, action, left)
 
     def _predicting(self, head: NearestMean, queries: Tensor) -> Iterator[Comparison]:
-        means = head.get_buffer("_means")
+        means = head._means
         case = f"predict, {len(queries)} of {self.classes} classes x {self.size.width}, top {_K}"
         repeats = min(5, self.size.repeats)
         rivals = [

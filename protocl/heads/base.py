@@ -36,6 +36,7 @@ class Head(FollowsDevice):
     chunk_bytes: int = 8 * 2**20
     required_level: ClassVar[Level] = "mean"
     raw_means: ClassVar[bool] = False
+    _classes: Tensor
 
     def __init__(self, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class Head(FollowsDevice):
     @property
     def classes(self) -> Tensor:
         """``(C,)`` int64 ids of the classes that the columns of the logits stand for."""
-        return self.get_buffer("_classes").clone()
+        return self._classes.clone()
 
     def feature_map(self, feature_dim: int) -> FeatureMap:
         """The map under which the memory must be summed, and through which queries go."""
@@ -133,7 +134,7 @@ class Head(FollowsDevice):
             NotFittedError, ValueError: as :meth:`forward`, or ``k`` is out of range.
         """
         self._require_fitted(features)
-        classes = self.get_buffer("_classes")
+        classes = self._classes
         if not 1 <= k <= len(classes):
             raise ValueError(f"k={k}: expected 1 to {len(classes)}, the number of classes")
         _require_finite(features)
@@ -163,9 +164,9 @@ class Head(FollowsDevice):
             ``(N, max(width, largest class id + 1))``.
         """
         logits = self(features)
-        columns = max(width, int(self._classes[-1]) + 1)  # type: ignore[index]
+        columns = max(width, int(self._classes[-1]) + 1)
         dense = logits.new_full((len(logits), columns), floor)
-        return dense.index_copy_(1, self.get_buffer("_classes"), logits)
+        return dense.index_copy_(1, self._classes, logits)
 
     # -- for heads --------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class Head(FollowsDevice):
 
     def _blocks(self, features: Tensor) -> Iterator[Block]:
         """Logits in blocks, by rows and then by columns; here all classes of some rows."""
-        columns = slice(0, len(self.get_buffer("_classes")))
+        columns = slice(0, len(self._classes))
         rows = max(1, self.chunk_bytes // (columns.stop * self.dtype.itemsize))
         for start in range(0, len(features), rows):
             chosen = slice(start, min(start + rows, len(features)))

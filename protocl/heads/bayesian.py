@@ -53,6 +53,9 @@ class BayesianPrototypes(Head):
         ['0.134', '0.866']
     """
 
+    _noise: Tensor
+    _total: Tensor
+
     def __init__(
         self,
         prior: Prior | Literal["auto"] = "auto",
@@ -95,7 +98,7 @@ class BayesianPrototypes(Head):
         known = self.log_density(features)
         assert self._fitted_prior is not None  # log_density refuses a head that is not fitted
         unseen = self._fitted_prior.unseen(features.shape[1], self.covariance)
-        noise, total = self.get_buffer("_noise"), self.get_buffer("_total")
+        noise, total = self._noise, self._total
         return unknown_probability(features.to(self.dtype), known, unseen, noise, total)
 
     @torch.no_grad()
@@ -137,5 +140,5 @@ class BayesianPrototypes(Head):
         return self.prior if isinstance(self.prior, Prior) else estimate_prior(memory, noise)
 
     def _logits(self, features: Tensor) -> Tensor:
-        distribution = Predictive(*(self.get_buffer(f"_{name}") for name in Predictive._fields))
+        distribution = Predictive(*(getattr(self, f"_{name}") for name in Predictive._fields))
         return log_joint_in_pieces(features, distribution)

@@ -31,7 +31,7 @@ class ChunkedHead(Head):
         """Write the logits of the classes in ``chosen`` to ``out`` ``(N, c)``."""
 
     def _logits(self, features: Tensor) -> Tensor:
-        shape = len(features), len(self.get_buffer("_classes"))
+        shape = len(features), len(self._classes)
         logits = None
         for block in self._blocks(features):
             if block.scores.shape == shape:
@@ -48,7 +48,7 @@ class ChunkedHead(Head):
             queries = self._queries(features[rows].to(self.dtype))
             if room is None:  # the first band is the longest
                 room = queries.new_empty(len(queries) * width)
-            for columns in _slices(len(self.get_buffer("_classes")), width):
+            for columns in _slices(len(self._classes), width):
                 shape = len(queries), columns.stop - columns.start
                 block = room[: math.prod(shape)].view(shape)
                 self._scores(queries, columns, block)
@@ -58,7 +58,7 @@ class ChunkedHead(Head):
         """Bands of rows, and the number of columns of a block."""
         elements = max(1, self.chunk_bytes // self.dtype.itemsize)
         side = math.isqrt(elements)
-        width = min(len(self.get_buffer("_classes")), max(1, side // _ALIGNED * _ALIGNED or side))
+        width = min(len(self._classes), max(1, side // _ALIGNED * _ALIGNED or side))
         return list(_slices(samples, max(1, elements // width))), width
 
 

@@ -42,6 +42,8 @@ class LinearDiscriminant(ChunkedHead):
     """
 
     required_level: ClassVar[Level] = "shared"
+    _weights: Tensor
+    _biases: Tensor
 
     def __init__(
         self,
@@ -122,5 +124,5 @@ class LinearDiscriminant(ChunkedHead):
         return functional.normalize(features, dim=1) if self.normalize_input else features
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
-        weights, biases = self.get_buffer("_weights"), self.get_buffer("_biases")
+        weights, biases = self._weights, self._biases
         torch.addmm(biases[chosen], queries, weights[chosen].T, out=out)

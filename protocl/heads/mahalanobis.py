@@ -62,6 +62,7 @@ class Mahalanobis(ChunkedHead):
     """
 
     required_level: ClassVar[Level] = "full"
+    _factors: Tensor
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class Mahalanobis(ChunkedHead):
         # Without correlations a class may be filled up with the variance of all.
         if not (self._fitted and self._form.keeps_classes and self.correlation):
             return {}
-        before = dict(zip(self._fitted, self.get_buffer("_factors"), strict=True))
+        before = dict(zip(self._fitted, self._factors, strict=True))
         return {
             row: before[class_id]
             for row, (class_id, revision) in enumerate(revisions.items())

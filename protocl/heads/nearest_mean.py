@@ -44,6 +44,10 @@ class NearestMean(ChunkedHead):
         [9]
     """
 
+    _means: Tensor
+    _centre: Tensor
+    _squares: Tensor
+
     def __init__(
         self,
         metric: Literal["euclidean", "cosine"] = "euclidean",
@@ -85,11 +89,11 @@ class NearestMean(ChunkedHead):
     def _queries(self, features: Tensor) -> Tensor:
         if self.normalize_input or self.metric == "cosine":
             features = functional.normalize(features, dim=1)
-        return features if self.metric == "cosine" else features - self.get_buffer("_centre")
+        return features if self.metric == "cosine" else features - self._centre
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
-        means = self.get_buffer("_means")[chosen]
+        means = self._means[chosen]
         if self.metric == "cosine":
             torch.mm(queries, means.T, out=out)
         else:
-            write_negative_distances(queries, means, self.get_buffer("_squares")[chosen], out)
+            write_negative_distances(queries, means, self._squares[chosen], out)

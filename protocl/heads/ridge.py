@@ -111,6 +111,7 @@ class Ridge(ChunkedHead):
     """
 
     required_level: ClassVar[Level] = "shared"
+    _weights: Tensor
 
     def __init__(
         self,
@@ -175,4 +176,4 @@ class Ridge(ChunkedHead):
         return self.feature_map(features.shape[1])(features)
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
-        torch.mm(queries, self.get_buffer("_weights")[:, chosen], out=out)
+        torch.mm(queries, self._weights[:, chosen], out=out)

@@ -77,7 +77,7 @@ class StreamingMemory(PrototypeMemory):
         before = sorted_features.cumsum(0) - sorted_features
         before = before - before[starts] + self.sums[places][rows[order]]
         seen = torch.arange(len(order), device=order.device) - starts
-        seen = seen + self.get_buffer("count")[places][rows[order]]
+        seen = seen + self.count[places][rows[order]]
         deviations = sorted_features - before / seen.clamp(min=1)[:, None]
         arrival = self.total + order
         weights = arrival / (arrival + 1)

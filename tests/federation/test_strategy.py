@@ -198,6 +198,25 @@ def test_bad_messages_are_counted_with_reason_and_never_merged():
     assert same_statistics(strategy.memory, good)
 
 
+@pytest.mark.parametrize(("dim", "clients", "group"), [(DIM, 70, 32), (600, 4, 1)])
+def test_replies_are_taken_in_groups_unless_they_are_large(dim, clients, group):
+    like = PrototypeMemory(dim, "full", exact=True)
+    data = ClientData([(torch.ones(2, dim), torch.tensor([0, 1]))])
+    waiting = []
+
+    class Watched(InProcessGrid):
+        def _deliver(self, message):
+            waiting.append(len(waiting) - len(strategy.merged.ledger))
+            return super()._deliver(message)
+
+    app = PrototypeClient(lambda context: data, like).app()
+    strategy = FederatedPrototypes(like, Options(evaluate=0.0))
+    grid = Watched(app, clients)
+    simulate(strategy, app, clients=clients, rounds=1, grid=grid)
+    assert strategy.memory.total == 2 * clients
+    assert waiting == [n % group for n in range(clients)]
+
+
 def hostile_app(client, train):
     app = ClientApp()
     app.train()(train)
