@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -165,8 +165,9 @@ class PrototypeMemory(AdditiveStatistics):
         """Always true: an empty memory is still a memory."""
         return True
 
-    def __contains__(self, class_id: int) -> bool:
-        return bool((self.class_ids == class_id).any())
+    def __contains__(self, class_id: object) -> bool:
+        found: Tensor | bool = self.class_ids == class_id
+        return isinstance(found, Tensor) and bool(found.any())
 
     def extra_repr(self) -> str:
         parts = [f"classes={len(self)}, samples={self.total}, feature_dim={self.feature_dim}"]
@@ -259,6 +260,10 @@ class PrototypeMemory(AdditiveStatistics):
 
     def __add__(self, other: PrototypeMemory) -> PrototypeMemory:
         return self.copy().merge(other)
+
+    def __radd__(self, other: Literal[0]) -> PrototypeMemory:
+        """``sum(memories)``, which begins with 0."""
+        return self.copy() if other == 0 else NotImplemented
 
     def __sub__(self, other: PrototypeMemory) -> PrototypeMemory:
         return self.copy().subtract(other)

@@ -42,8 +42,13 @@ class AdditiveStatistics(FollowsDevice):
         fingerprint: str | None = None,
     ) -> None:
         super().__init__()
-        if feature_dim < 1:
-            raise ValueError(f"feature_dim={feature_dim}: expected a positive number of features")
+        if not hasattr(feature_dim, "__index__") or feature_dim < 1:
+            raise ValueError(f"feature_dim={feature_dim!r}: expected a positive number of features")
+        if not isinstance(feature_map, FeatureMap | None):
+            raise TypeError(
+                f"feature_map={feature_map!r}: expected a FeatureMap; "
+                "protocl.maps.feature_map makes one of its text"
+            )
         if level not in LEVELS:
             raise ValueError(f"level='{level}': expected one of {', '.join(LEVELS)}")
         if not 0 < step < math.inf:
@@ -257,6 +262,8 @@ class AdditiveStatistics(FollowsDevice):
         }
 
     def _require_compatible(self, other: AdditiveStatistics) -> None:
+        if not isinstance(other, AdditiveStatistics):
+            raise TypeError(f"the other is a {type(other).__name__}: expected a PrototypeMemory")
         mine, theirs = self.describe(), other.describe()
         if not self.exact and not other.exact:
             mine["step"] = theirs["step"]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from protocl import PrototypeMemory
 from protocl.checks import assert_same
 from protocl.errors import ConfigError, DataError, FingerprintError
+from protocl.heads import NearestMean
 from protocl.maps import ReluProjection, Tukey
 
 LEVELS = ("mean", "diagonal", "shared", "full")
@@ -90,6 +91,7 @@ def test_memories_are_a_commutative_monoid_with_inverses(level, exact, a, b, c):
     a, b, c = (memory_of(batch, level, exact) for batch in (a, b, c))
     same((a + b) + c, a + (b + c))
     same(a + b, b + a)
+    same(sum([a, b, c]), a + b + c)
     same(a + a.empty_like(), a)
     same((a + b) - b, a)
 
@@ -290,6 +292,24 @@ def test_what_was_never_added_cannot_be_subtracted():
     ):
         with pytest.raises(ValueError, match=message):
             memory - PrototypeMemory(3).update(*batch)
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [
+        (lambda memory: memory + None, TypeError, "is a NoneType: expected a PrototypeMemory"),
+        (lambda memory: 1 + memory, TypeError, "unsupported operand"),
+        (lambda memory: memory.subtract(torch.ones(2)), TypeError, "is a Tensor: expected"),
+        (lambda memory: NearestMean().fit(X), TypeError, r"takes a PrototypeMemory, got a Tensor"),
+        (lambda memory: PrototypeMemory(3.0), ValueError, "feature_dim=3.0: expected a positive"),
+        (lambda memory: PrototypeMemory(3, feature_map="unit"), TypeError, "feature_map='unit'"),
+    ],
+)
+def test_what_is_no_memory_is_named(action, error, message):
+    memory = PrototypeMemory(3).update(X, Y)
+    with pytest.raises(error, match=message):
+        action(memory)
+    assert "a" not in memory
 
 
 def test_splitting_a_shared_moment_is_refused():

@@ -82,8 +82,15 @@ class Head(FollowsDevice):
         """Derive the classifier from ``memory``; does nothing if the memory has not changed.
 
         Raises:
+            TypeError: it is no memory.
             ValueError: the memory is empty or lacks statistics that this head needs.
         """
+        if not isinstance(memory, PrototypeMemory):
+            kind = type(memory).__name__
+            raise TypeError(
+                f"{type(self).__name__}.fit takes a PrototypeMemory, got a {kind}; "
+                "write head.fit(head.new_memory(feature_dim).update(features, labels))"
+            )
         if memory.revision != self._revision:
             self._require(memory)
             self._fit(memory)
