@@ -59,7 +59,10 @@ def simulate(
 
     Raises:
         ConfigError: ``engine`` is unknown or not installed.
+        ValueError: there are no clients.
     """
+    if clients < 1:
+        raise ValueError(f"clients={clients}: expected at least 1")
     quiet()
     results: list[Result] = []
 

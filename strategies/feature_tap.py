@@ -18,7 +18,8 @@ def find_classifier(model: nn.Module, name: str | None = None) -> nn.Module:
     """The classification layer of ``model``, whose input is the feature vector.
 
     Looked for in this order: ``name``; what ``timm`` calls the classifier; an attribute of the
-    model called ``classifier``, ``fc``, ``head`` or ``linear``; the only submodule of such a name.
+    model called ``classifier``, ``fc``, ``head`` or ``linear``; a linear layer with which a
+    ``nn.Sequential`` ends; the only submodule of such a name.
 
     Raises:
         ValueError: there is no such layer or more than one; the message lists the layers there are.
@@ -32,6 +33,11 @@ def find_classifier(model: nn.Module, name: str | None = None) -> nn.Module:
     for candidate in (config.get("classifier"), *COMMON_NAMES):
         if isinstance(candidate, str) and candidate in modules:
             return modules[candidate]
+    last = model
+    while type(last) is nn.Sequential and len(last):
+        last = last[-1]
+    if isinstance(last, nn.Linear) and last is not model:
+        return last
     nested = [path for path in modules if path.rpartition(".")[2] in COMMON_NAMES]
     outermost = [path for path in nested if not any(path.startswith(f"{p}.") for p in nested)]
     if len(outermost) == 1:

@@ -103,6 +103,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         super().__init__()
         if collect not in ("extra_pass", "training"):
             raise ValueError(f"collect='{collect}': expected 'extra_pass' or 'training'")
+        if not isinstance(head, Head | None):
+            raise TypeError(f"head={head!r}: expected a head, such as NearestMean()")
         self.head = NearestMean() if head is None else head
         self.layer = layer
         self.collect = collect

@@ -224,6 +224,12 @@ def hostile_app(client, train):
     return app
 
 
+def test_no_clients_are_refused():
+    app = PrototypeClient(load, empty()).app()
+    with pytest.raises(ValueError, match="clients=0: expected at least 1"):
+        simulate(FederatedPrototypes(empty()), app, clients=0, rounds=1)
+
+
 def test_waits_for_enough_clients_then_gives_up():
     with pytest.raises(NotEnoughClientsError, match="6 clients online after 0 s, 7 needed"):
         federate(min_clients=7, wait=0.0)

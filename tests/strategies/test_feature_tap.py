@@ -42,6 +42,11 @@ class TestFindClassifier:
         net = build_net()
         assert find_classifier(nn.Sequential(net)) is net.classifier
 
+    def test_the_end_of_a_sequence(self) -> None:
+        layer = nn.Linear(4, 2)
+        body = nn.Sequential(nn.Linear(3, 3), named(fc=nn.Linear(3, 4)))
+        assert find_classifier(nn.Sequential(body, nn.ReLU(), nn.Sequential(layer))) is layer
+
     @pytest.mark.parametrize("model", [SimpleMLP(), SimpleCNN(), MTSimpleMLP(), SlimResNet18(10)])
     def test_models_of_avalanche(self, model: nn.Module) -> None:
         assert find_classifier(model) is (
@@ -50,11 +55,11 @@ class TestFindClassifier:
 
     def test_no_candidate_is_an_error_that_lists_the_linear_layers(self) -> None:
         with pytest.raises(ValueError, match=r"give layer=NAME.*linear layers are: out"):
-            find_classifier(named(out=nn.Linear(4, 2)))
+            find_classifier(named(out=nn.Linear(4, 2), answer=nn.Softmax(1)))
 
     def test_two_candidates_are_an_error(self) -> None:
         with pytest.raises(ValueError, match="cannot tell which layer"):
-            find_classifier(named(a=named(fc=nn.Linear(2, 2)), b=named(fc=nn.Linear(2, 2))))
+            find_classifier(named(a=named(fc=nn.Linear(2, 2)), b=build_net(), c=nn.ReLU()))
 
     def test_a_wrong_name_is_an_error_that_lists_the_linear_layers(self) -> None:
         with pytest.raises(ValueError, match=r"layer='clasifier' is not.*classifier"):

@@ -300,3 +300,8 @@ def test_an_empty_state_loads(benchmark: Any) -> None:
 def test_an_unknown_way_to_collect_is_refused() -> None:
     with pytest.raises(ValueError, match="collect='never': expected 'extra_pass' or 'training'"):
         PrototypePlugin(collect="never")  # type: ignore[arg-type]
+
+
+def test_what_is_no_head_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected a head, such as NearestMean"):
+        PrototypePlugin("nearest_mean")  # type: ignore[arg-type]
