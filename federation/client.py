@@ -48,11 +48,22 @@ class ClientData:
         test: held-out samples and labels for the evaluation on the client; None for no part in it.
         class_names: names of the classes ``0, 1, ...``. Given, classes are shared by name: every
             client may number them as it likes.
+
+    Raises:
+        TypeError: a chunk is no pair.
     """
 
     chunks: Sequence[tuple[Tensor, Tensor]]
     test: tuple[Tensor, Tensor] | None = None
     class_names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for number, chunk in enumerate(self.chunks):
+            if isinstance(chunk, Tensor) or len(chunk) != 2:
+                raise TypeError(
+                    f"chunks[{number}] is no pair of samples and labels: expected a list of pairs, "
+                    "such as ClientData([(features, labels)])"
+                )
 
 
 _NEWEST = "protocl-newest"

@@ -224,6 +224,12 @@ def hostile_app(client, train):
     return app
 
 
+@pytest.mark.parametrize("chunks", [chunk(0, 0), [chunk(0, 0)[:1]], torch.ones(2, 2)])
+def test_data_without_pairs_are_refused(chunks):
+    with pytest.raises(TypeError, match=r"chunks\[0\] is no pair.*ClientData\(\[\("):
+        ClientData(chunks)
+
+
 def test_no_clients_are_refused():
     app = PrototypeClient(load, empty()).app()
     with pytest.raises(ValueError, match="clients=0: expected at least 1"):
