@@ -8,7 +8,8 @@ Stored between experiences: the statistics of :class:`protocl.PrototypeMemory`; 
 
 Which prototypes a moving backbone leaves behind: those of old classes stay as they were computed,
 so they age as the backbone trains on. With a frozen or slowly moving backbone that costs little;
-otherwise call :meth:`PrototypePlugin.refresh` with data of the old classes (a replay buffer).
+otherwise they may be worth nothing: carry them along with :class:`.DriftCompensation`, or call
+:meth:`PrototypePlugin.refresh` with data of the old classes (a replay buffer).
 
 Avalanche 0.6.0 has faults that no plugin can mend. What to do about them:
 
@@ -57,7 +58,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
     Args:
         head: turns the memory into logits; ``NearestMean()`` by default.
         layer: name of the model's classification layer, whose input are the features; by default
-            what ``timm`` names it, or ``classifier``, ``fc``, ``head`` or ``linear``.
+            what ``timm`` names it, or ``classifier``, ``fc``, ``head`` or ``linear``, or the linear
+            layer at the end of a ``nn.Sequential``.
         collect: ``"extra_pass"`` reads the experience once more after it was trained on, in
             evaluation mode; training on the same experience again straight away replaces what it
             contributed, so that nothing counts twice.
