@@ -27,7 +27,8 @@ class SampleMemory(ExemplarsBuffer):
         max_size: samples in all; 0 keeps none.
         selection: ``"random"`` for any samples, with classes balanced on average only (the released
             code of ProtoCL, Kessler et al. 2023); ``"medoids"`` for those near which all samples
-            of their class lie in the space of inputs, as many of each class.
+            of their class lie in the space of inputs, as many of each class: better where pixels
+            say what is alike and few of many are kept, worse on photographs.
     """
 
     def __init__(self, max_size: int, selection: Selection = "random") -> None:
