@@ -58,6 +58,8 @@ class ClientData:
     class_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.chunks, list | tuple | Tensor):
+            return  # they may be loaded when they are asked for
         for number, chunk in enumerate(self.chunks):
             if isinstance(chunk, Tensor) or len(chunk) != 2:
                 raise TypeError(

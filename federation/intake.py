@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from protocl.federation.ledger import Entry
 from protocl.federation.merging import MergedMemory
@@ -39,6 +40,13 @@ class Seconds:
     merge: float = 0.0
     save: float = 0.0
     measure: float = 0.0
+
+
+class _Unread(NamedTuple):
+    client: str
+    arrays: ArrayRecord
+    header: ConfigRecord
+    size: int
 
 
 @dataclass
@@ -85,17 +93,16 @@ class Intake:
         """
         self._round = number
         # In fixed point no order changes a bit, so replies need not all be there to be sorted.
-        exact = self._reader.form.exact
-        ordered = _in_groups(replies) if exact else sorted(replies, key=sender)
-        arrivals = self._arrivals(ordered)
+        ordered = replies if self._reader.form.exact else sorted(replies, key=sender)
+        arrivals = self._arrivals(_in_groups(self._contributions(ordered)))
         if self._screen is not None:
             arrivals = iter(self._screened(self._screen, list(arrivals)))
         # One by one, each while its bytes are still in the processor's cache.
         for arrival in arrivals:
             self._accept(arrival)
 
-    def _arrivals(self, replies: Iterable[Message]) -> Iterator[_Arrival]:
-        """Contributions that pass the checks; all others are entered in the ledger."""
+    def _contributions(self, replies: Iterable[Message]) -> Iterator[_Unread]:
+        """What is in the replies of clients that did not fail; failures go into the ledger."""
         for reply in replies:
             if reply.has_error():
                 self.equipped.discard(reply.metadata.src_node_id)
@@ -104,17 +111,22 @@ class Intake:
             self.equipped.add(reply.metadata.src_node_id)
             client = sender(reply)
             for arrays, header, size in read_headers(reply.content):
-                start = time.perf_counter()
-                try:
-                    received = self._reader.read(arrays, header)
-                except RejectedError as error:
-                    epoch, seq = header.get("epoch"), header.get("seq")
-                    well_formed = isinstance(epoch, str) and isinstance(seq, int)
-                    self._refuse(error, client, size, *((epoch, seq) if well_formed else ("", 0)))  # type: ignore[arg-type]
-                    continue
-                finally:
-                    self._seconds.decode += time.perf_counter() - start
-                yield _Arrival(client, received, size)
+                yield _Unread(client, arrays, header, size)
+
+    def _arrivals(self, contributions: Iterable[_Unread]) -> Iterator[_Arrival]:
+        """Contributions that pass the checks; all others are entered in the ledger."""
+        for client, arrays, header, size in contributions:
+            start = time.perf_counter()
+            try:
+                received = self._reader.read(arrays, header)
+            except RejectedError as error:
+                epoch, seq = header.get("epoch"), header.get("seq")
+                well_formed = isinstance(epoch, str) and isinstance(seq, int)
+                self._refuse(error, client, size, *((epoch, seq) if well_formed else ("", 0)))  # type: ignore[arg-type]
+                continue
+            finally:
+                self._seconds.decode += time.perf_counter() - start
+            yield _Arrival(client, received, size)
 
     def _screened(self, screen: Verdicts, arrivals: list[_Arrival]) -> list[_Arrival]:
         """The contributions that the screen lets pass."""
@@ -171,17 +183,17 @@ class Intake:
         self._merged.ledger.add(Entry(self._round, client, "failed", reason=reason))
 
 
-def _in_groups(replies: Iterable[Message]) -> Iterator[Message]:
-    """The same replies, some of them received before the first of these is handled.
+def _in_groups(contributions: Iterable[_Unread]) -> Iterator[_Unread]:
+    """The same contributions, some of them received before the first of these is read.
 
     Where clients work in this process, decoding and merging take half the time if code and tables
-    are still in the processor's cache from the reply before. A group of large replies ends early.
+    are still in the processor's cache from the one before. A group of large ones ends early.
     """
-    group: list[Message] = []
+    group: list[_Unread] = []
     room = _GROUP_BYTES
-    for reply in replies:
-        group.append(reply)
-        room -= 0 if reply.has_error() else sum(n for _, _, n in read_headers(reply.content))
+    for contribution in contributions:
+        group.append(contribution)
+        room -= contribution.size
         if len(group) == _GROUP or room <= 0:
             yield from group
             group, room = [], _GROUP_BYTES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import UserList
 
 import pytest
 import torch
@@ -228,6 +229,14 @@ def hostile_app(client, train):
 def test_data_without_pairs_are_refused(chunks):
     with pytest.raises(TypeError, match=r"chunks\[0\] is no pair.*ClientData\(\[\("):
         ClientData(chunks)
+
+
+def test_data_may_be_loaded_when_they_are_asked_for():
+    class Loaded(UserList):
+        def __getitem__(self, index):
+            raise AssertionError("nobody has asked yet")
+
+    assert len(ClientData(Loaded([chunk(0, 0)])).chunks) == 1
 
 
 def test_no_clients_are_refused():
