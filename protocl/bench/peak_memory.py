@@ -97,6 +97,7 @@ class PeakMeter:
     rise: int = 0
 
     def __enter__(self) -> Self:
+        _give_back()
         self._meter: _KernelMark | _Samples = _KernelMark() if _CLEAR.exists() else _Samples()
         return self
 
@@ -109,7 +110,6 @@ class _KernelMark:
     """The kernel's high-water mark of the resident set, set back when made."""
 
     def __init__(self) -> None:
-        _give_back()
         _CLEAR.write_text("5")
         self._before = self._status()
 
