@@ -35,6 +35,7 @@ examples:
   protocl federate federation=digits method.head=nearest_mean,lda seed=1,2,3
   protocl federate federation=digits --show            all keys with their values
   protocl federate deploy my-federation                files for a SuperLink and SuperNodes
+  protocl federate deploy my-federation method=protected method.noise=distributed
 
 Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
 merged memory, the ledger of contributions and the bytes of every message.
@@ -51,7 +52,7 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         summary="run a federation of clients, or write files to deploy one",
         description=_HELP,
         examples=_EXAMPLES,
-        settings="see above; or: deploy FOLDER",
+        settings="see above; or: deploy FOLDER [method=NAME method.KEY=VALUE ...]",
     )
 
 
@@ -109,11 +110,22 @@ def _deploy(words: list[str]) -> int:
 
     from protocl.errors import ConfigError
     from protocl.federation.deployment import write_deployment
+    from protocl.federation.settings import load, require_deployable
 
-    if len(words) != 1:
-        raise ConfigError("protocl federate deploy FOLDER: give one folder, which must not exist")
-    folder = Path(words[0])
-    files = write_deployment(folder)
+    if not words or "=" in words[0]:
+        raise ConfigError("protocl federate deploy FOLDER: give a folder, which must not exist")
+    folder, settings = Path(words[0]), words[1:]
+    for setting in settings:
+        if setting.partition("=")[0].partition(".")[0] != "method":
+            raise ConfigError(
+                f"{setting}: deploy takes method=NAME and method.KEY=VALUE; all else is in the "
+                "pyproject.toml and the task.py that it writes"
+            )
+    configs = load(settings)
+    if len(configs) > 1:
+        raise ConfigError(f"{' '.join(settings)}: a deployment has one method, not a sweep")
+    require_deployable(configs[0].method)
+    files = write_deployment(folder, configs[0].method)
     console = Console()
     for file in files:
         console.print(f"wrote {file}")

@@ -84,6 +84,9 @@ class FederationSetup:
         federation: how rounds are conducted.
         states: where the clients' states are kept.
         checkpoints: folder of the server's checkpoints.
+        wait: seconds to wait for ``federation.min_clients`` before a round.
+        keep: folder of what clients must not lose besides their states; None in simulations, whose
+            clients are gone with their run.
     """
 
     load: Loader
@@ -95,6 +98,8 @@ class FederationSetup:
     federation: FederationConfig
     states: StateStore
     checkpoints: Path
+    wait: float = 60.0
+    keep: Path | None = None
 
     def options(self) -> Options:
         """How our strategies conduct a round."""
@@ -103,6 +108,7 @@ class FederationSetup:
         return Options(
             participation=self.federation.participation,
             min_clients=self.federation.min_clients,
+            wait=self.wait,
             evaluate=self.federation.evaluate,
             seed=self.seed,
         )
@@ -118,11 +124,14 @@ class MethodConfig:
     Attributes:
         personal: there is no common model; each client is measured on test data of its own classes
             (the method then has a ``personal_confusion``).
+        deployable: it can be taken up again after any of its processes died, as a deployment needs;
+            its strategy is a :class:`protocl.federation.server.LastingStrategy`.
         name: the registered name.
     """
 
     info: ClassVar[MethodInfo]
     personal: ClassVar[bool] = False
+    deployable: ClassVar[bool] = False
 
     name: str = MISSING
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from protocl.errors import ConfigError
+from protocl.federation.config import MethodConfig
 from protocl.federation.flower import ENVIRONMENT
 from protocl.federation.server import RUN_CONFIG
 from protocl.storage import atomic_write
@@ -37,13 +42,17 @@ publisher = "me"
 serverapp = "{package}.server_app:app"
 clientapp = "{package}.client_app:app"
 
-# Overridden by: flwr run . NAME --run-config "rounds=10 head='lda'"
+# Overridden by: flwr run . NAME --run-config "rounds=10 method.head='lda'"
 [tool.flwr.app.config]
 {config}
 # On the server; memory, ledger and checkpoints of all runs.
 output = {output}
 # On every node, unless its --node-config has state="/a/folder": what it must not lose.
 client-state = {state}
+
+# Keys of `protocl federate` after "method.".
+[tool.flwr.app.config.method]
+{method}
 """
 
 _CONNECTIONS = """\
@@ -94,7 +103,7 @@ _README = """\
 # A federation of prototype memories
 
 Every node runs `{package}/client_app.py` on its own data; the server adds up what they send.
-Edit `{package}/task.py` (data, backbone, head) and the settings in `pyproject.toml`. protocl must
+Edit `{package}/task.py` (data, backbone) and the settings in `pyproject.toml`. protocl must
 be installed on all machines; the app itself is sent to them by `flwr run`.
 
 In every shell, in this folder:
@@ -153,12 +162,27 @@ A node whose key is not registered is refused. The address is in `flower/config.
 - If the SuperLink is restarted, Flower marks the run in progress as failed. Start `flwr run` again:
   it continues after the last round saved in `output`, once the ServerApp of that run has ended,
   which may live on for some seconds.
-- `output` holds `memory.safetensors`, `ledger.jsonl` (who contributed what), `traffic.csv`.
+- `output` holds `memory.safetensors`, `rounds.json`, `traffic.csv`, and with methods that know
+  what each client sent `ledger.jsonl`.
+"""
+
+_PROTECTED = """
+## Protected sums
+
+- A secure sum needs three nodes or more: start a third one in the ways above.
+- All nodes must have the same `method` settings. `epsilon` and `delta` hold for a sample over all
+  rounds and runs, as a node repeats what it has offered before it offers anything else. What it
+  offered is in `client-state`. A node that loses it releases its samples once more.
+- Keep the server's `output`. Without it nodes refuse to give what was in a secure sum into another,
+  since two sums tell by their difference what single nodes sent.
+- The secure sum hides what a node sends from a server that keeps to the protocol. But the app that
+  does it comes from whoever starts `flwr run`: a node that does not trust them must read it before.
+- Nodes do not evaluate. Give them `output/memory.safetensors` to classify with.
 """
 
 
-def write_deployment(folder: Path) -> list[Path]:
-    """Write a ready-to-edit deployment to ``folder``.
+def write_deployment(folder: Path, method: MethodConfig) -> list[Path]:
+    """Write a ready-to-edit deployment of ``method`` to ``folder``.
 
     Returns:
         The files written.
@@ -170,13 +194,14 @@ def write_deployment(folder: Path) -> list[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; give a folder that does not exist")
     contents = {
-        "pyproject.toml": _project(folder),
+        "pyproject.toml": _project(folder, method),
         "flower/config.toml": _CONNECTIONS.format(
             port=PORT, certificate=json.dumps(str(folder / "keys" / "ca.crt"))
         ),
         "environment.sh": _environment(folder),
         "make_test_keys.sh": _KEYS,
-        "README.md": _README.format(port=PORT, package=_PACKAGE),
+        "README.md": _README.format(port=PORT, package=_PACKAGE)
+        + (_PROTECTED if method.name == "protected" else ""),
         ".gitignore": "keys/\noutput/\nclients/\nflower/\n*.db*\n",
     }
     for name in ("__init__.py", "task.py", "client_app.py", "server_app.py"):
@@ -188,15 +213,30 @@ def write_deployment(folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _project(folder: Path) -> str:
-    # JSON's way of writing texts, numbers and truth values is TOML's as well.
-    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in RUN_CONFIG.items())
+def _project(folder: Path, method: MethodConfig) -> str:
     return _PROJECT.format(
         package=_PACKAGE,
-        config=config,
+        config=_toml(RUN_CONFIG),
+        method=_toml(asdict(method)),
         output=json.dumps(str(folder / "output")),
         state=json.dumps(str(folder / "clients")),
     )
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    """Lines of a table; those of tables in it come last, under dotted keys."""
+    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    for key, inner in values.items():
+        if isinstance(inner, dict):
+            flat |= {f"{key}.{name}": value for name, value in inner.items()}
+    for key, value in flat.items():
+        if not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+            raise ConfigError(
+                f"method.{key}={value}: Flower's configuration takes texts, finite numbers, true "
+                "and false; leave it out"
+            )
+    # JSON's way of writing texts, numbers and truth values is TOML's as well.
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in flat.items())
 
 
 def _environment(folder: Path) -> str:

@@ -24,6 +24,7 @@ from protocl.federation.secure_agreement import (
 )
 from protocl.federation.secure_participant import SEALED_BYTES
 from protocl.federation.shamir import SHARE_BYTES
+from protocl.federation.summed_parts import SummedParts
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,10 @@ class FlowerChannel:
         grid: sends the messages.
         round_number: of the round.
         nodes: who is asked; a party's identity is its place here, from 1.
-        summed: node -> how many parts of its data are in the sum.
+        summed: how many parts of each client's data are in the sum.
         layout_digest: of the vectors that are asked for.
         timeout: seconds that a step waits for answers.
+        before_unmasking: told of the nodes that are asked to unmask, before they are.
 
     Attributes:
         ends: identity -> how many parts of its data the client's vector brings the sum to.
@@ -57,20 +59,24 @@ class FlowerChannel:
         grid: Grid,
         round_number: int,
         nodes: Sequence[int],
-        summed: Mapping[int, int],
+        summed: SummedParts,
         layout_digest: str,
         timeout: float,
+        before_unmasking: Callable[[list[int]], None],
     ) -> None:
         self.grid = grid
         self.round_number = round_number
         self.nodes = nodes
         self.timeout = timeout
+        self.summed = summed
+        self._before_unmasking = before_unmasking
         self.ends: dict[int, int] = {}
         self.noise: dict[int, Fraction] = {}
         self._requests: dict[int, dict[str, Any]] = {
             i: {
                 "round": round_number,
-                "summed": summed.get(node, 0),
+                "summed": summed.of(node),
+                "repeat": node in summed.unmasking,
                 "layout-digest": layout_digest,
             }
             for i, node in enumerate(nodes, start=1)
@@ -109,7 +115,7 @@ class FlowerChannel:
             for i, request in self._requests.items()
         }
         answers = self._ask("train.advertise", requests, read)
-        if answers and not any(self.ends[i] > self._requests[i]["summed"] for i in answers):
+        if answers and not any(self.ends[i] > self._summed_of(i) for i in answers):
             raise NothingNewError("no client has anything new")
         return answers
 
@@ -138,6 +144,7 @@ class FlowerChannel:
 
     def unmask(self, survivors: list[int]) -> dict[int, Revealed]:
         """Tell the survivors who survived; their shares."""
+        self._before_unmasking([self.nodes[i - 1] for i in survivors])
         joined = join_entries(dict.fromkeys(survivors, b""))
         return self._ask(
             "train.unmask",
@@ -179,10 +186,17 @@ class FlowerChannel:
                 logger.warning("answer of client %d refused: %s", self.nodes[i - 1], error)
         return dict(sorted(answers.items()))
 
+    def _summed_of(self, i: int) -> int:
+        return self.summed.of(self.nodes[i - 1])
+
     def _note(self, i: int, answer: ConfigRecord) -> None:
-        end, noise = answer.get("end"), answer.get("noise")
-        if not isinstance(end, int) or end < self._requests[i]["summed"]:
-            raise DataError(f"end={end!r}: expected {self._requests[i]['summed']} or more")
+        client, start, end = answer.get("client"), answer.get("start"), answer.get("end")
+        noise = answer.get("noise")
+        if not isinstance(client, str) or not isinstance(start, int):
+            raise DataError(f"client={client!r}, start={start!r}: expected a text and a number")
+        self.summed.recognise(client, self.nodes[i - 1], start)
+        if not isinstance(end, int) or end < start:
+            raise DataError(f"end={end!r}: expected {start} or more")
         if not isinstance(noise, list) or len(noise) != 2 or noise[1] == 0:
             raise DataError(f"noise={noise!r}: expected numerator and denominator")
         self.ends[i], self.noise[i] = end, Fraction(int(noise[0]), int(noise[1]))

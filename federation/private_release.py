@@ -130,6 +130,13 @@ class PrivateRelease:
         return NoisyVector(vector, self.layout.digest, share)
 
 
+def terms_of(layout: StatisticsLayout, release: PrivateRelease | None) -> str:
+    """What all vectors in one sum must have in common, as text."""
+    if release is None:
+        return layout.digest
+    return f"{layout.digest} {release.placement} {release.client_share} {release.mechanism}"
+
+
 class PrivateSum:
     """The server's side of a release: adds contributions, then publishes their sum.
 

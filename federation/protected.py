@@ -5,27 +5,34 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from protocl.accumulate import overflows
-from protocl.errors import ProtoclError
+from protocl.checkpoint import CheckpointFolder, log_damage
+from protocl.errors import ConfigError, ProtoclError
 from protocl.federation.choosing import choose_nodes
 from protocl.federation.flower_channel import FlowerChannel, NothingNewError
+from protocl.federation.grid import MeteredGrid
 from protocl.federation.layout import StatisticsLayout
+from protocl.federation.ledger import Traffic
 from protocl.federation.private_release import (
     NoisyVector,
     PrivateRelease,
     PrivateSum,
     memory_of,
+    terms_of,
 )
 from protocl.federation.secure_aggregation import secure_sum
 from protocl.federation.secure_agreement import SMALLEST_GROUP, Agreement
+from protocl.federation.summed_parts import SummedParts
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +60,16 @@ class ProtectedPrototypes(Strategy):
         wait: seconds to wait for them.
         deadline: seconds after which a step goes on without those who have not answered.
         seed: decides who is asked.
+        checkpoints: folder to which the sum is written after each round; :meth:`resume` continues
+            from there.
 
     Attributes:
         memory: the merged memory.
-        summed: node -> how many parts of its data are in the sum.
+        round: number of rounds finished, also by an earlier process.
+        summed: how many parts of each client's data are in the sum.
+        contributors: round -> how many clients it added.
         failures: round -> why it added nothing.
+        traffic: bytes of every message.
 
     Raises:
         PrivacyError: the noise would not protect from the server although it is meant to.
@@ -74,6 +86,7 @@ class ProtectedPrototypes(Strategy):
         wait: float = 60.0,
         deadline: float = 3600.0,
         seed: int = 0,
+        checkpoints: Path | None = None,
     ) -> None:
         if release is not None:
             release.require_enough(release.contributors, secure=secure)
@@ -86,11 +99,49 @@ class ProtectedPrototypes(Strategy):
         self.deadline = deadline
         self.seed = seed
         self.memory = layout.empty_memory()
-        self.summed: dict[int, int] = {}
+        self.round = 0
+        self.summed = SummedParts()
+        self.contributors: dict[int, int] = {}
         self.failures: dict[int, str] = {}
+        self.traffic = Traffic()
         self._total: Vector = np.zeros(layout.size, dtype=np.int64)
         self._noise = 0.0
-        self._merged = 0
+        self._first = 0
+        self._checkpoints = None if checkpoints is None else CheckpointFolder(checkpoints)
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint that is whole.
+
+        Returns:
+            False where there is none.
+
+        Raises:
+            ConfigError: it holds the sum of other classes or statistics, or with other noise.
+        """
+        state = self._checkpoints and self._checkpoints.load_newest({}, on_damage=log_damage)
+        if not state:
+            return False
+        if state["terms"] != terms_of(self.layout, self.release):
+            raise ConfigError(
+                "the checkpoint holds a sum of other classes or statistics, or with other noise; "
+                "give the settings with which it was begun, or begin in another folder"
+            )
+        self.round, self.summed = state["round"], state["summed"]
+        self.contributors, self.failures = state["contributors"], state["failures"]
+        self.traffic.rows = state["traffic"]
+        self._hold(state["total"], state["noise"])
+        return True
+
+    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
+        """Run rounds, as every Flower strategy does, and measure every message."""
+        return super().start(MeteredGrid(grid, self.traffic), *arguments, **options)
+
+    def outcome(self, number: int) -> dict[str, int | str | None]:
+        """How many clients a round added, or why none."""
+        return {
+            "merged": self.contributors.get(number, 0),
+            "failure": self.failures.get(number),
+        }
 
     # -- Flower calls these -----------------------------------------------------------------
 
@@ -98,24 +149,28 @@ class ProtectedPrototypes(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Conduct the whole round."""
+        if server_round == 1:  # of a second run, or of one that was resumed
+            self._first = self.round
+        self.round = self._first + server_round
         nodes = choose_nodes(
-            grid, server_round, self.participation,
+            grid, self.round, self.participation,
             min_clients=self.min_clients, wait=self.wait, seed=self.seed,
         )  # fmt: skip
         channel = FlowerChannel(
-            grid, server_round, nodes, self.summed, self.layout.digest, self.deadline
-        )
-        self._merged = 0
+            grid, self.round, nodes, self.summed, self.layout.digest, self.deadline,
+            self._note_unmasking,
+        )  # fmt: skip
         try:
-            contributors = self._secure_round(channel) if self.secure else self._round(channel)
+            added = self._secure_round(channel) if self.secure else self._round(channel)
         except NothingNewError:
-            return []
+            added = []
         except (ProtoclError, OverflowError) as error:
-            self.failures[server_round] = str(error)
-            logger.warning("round %d added nothing: %s", server_round, error)
-            return []
-        self.summed.update({nodes[i - 1]: channel.ends[i] for i in contributors})
-        self._merged = len(contributors)
+            added = []
+            self.failures[self.round] = str(error)
+            logger.warning("round %d added nothing: %s", self.round, error)
+        self.summed.add({nodes[i - 1]: channel.ends[i] for i in added})
+        self.contributors[self.round] = len(added)
+        self._save(finished=self.round)
         return []
 
     def aggregate_train(
@@ -124,7 +179,7 @@ class ProtectedPrototypes(Strategy):
         """The metrics of the round."""
         return ArrayRecord(), MetricRecord(
             {
-                "merged": self._merged,
+                "merged": self.contributors[self.round],
                 "classes": len(self.memory),
                 "samples": self.memory.total,
             }
@@ -185,12 +240,38 @@ class ProtectedPrototypes(Strategy):
                 private.add_total(NoisyVector(vector, self.layout.digest, share), contributors)
             total = _added(total, private.finish())
             noise += private.noise_variance
+        self._hold(total, noise)
+
+    def _hold(self, total: Vector, noise: float) -> None:
+        """Have ``total`` for the sum, in which there is the noise of ``noise`` releases."""
         self._total, self._noise = total, noise
         self.memory = (
             self.layout.unpack(total)
             if self.release is None
             else memory_of(self.release, total, noise)
         )
+
+    # -- books ------------------------------------------------------------------------------
+
+    def _note_unmasking(self, nodes: list[int]) -> None:
+        """Know of it even where this process dies before the sum is saved."""
+        self.summed.unmasking.update(nodes)
+        self._save(finished=self.round - 1)
+
+    def _save(self, finished: int) -> None:
+        if self._checkpoints is None:
+            return
+        state = {
+            "terms": terms_of(self.layout, self.release),
+            "round": finished,
+            "total": self._total,
+            "noise": self._noise,
+            "summed": self.summed,
+            "contributors": self.contributors,
+            "failures": self.failures,
+            "traffic": self.traffic.rows,
+        }
+        self._checkpoints.save(self.round, state, {})
 
 
 def _added(total: Vector, vector: Vector) -> Vector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,10 +13,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from protocl.federation.client import ClientData, Loader, shared_labels
+from protocl.federation.client import ClientData, Loader, client_name, shared_labels
 from protocl.federation.layout import StatisticsLayout
 from protocl.federation.npy import array_of
-from protocl.federation.private_release import PrivateRelease
+from protocl.federation.offers import Offer, OffersOnDisk, new_identity
+from protocl.federation.private_release import PrivateRelease, terms_of
 from protocl.federation.secure_agreement import (
     Agreement,
     PublicKeys,
@@ -40,12 +42,15 @@ class ProtectedClient:
     What the client sends of its data is decided here, not by the server: the class list, clipping
     and noise are its own settings, and a server with others is refused. Secrets stay in Flower's
     ``Context.state``, which does not leave the node; a node that loses it drops out of the sum.
+    Flower keeps it no longer than a run: where samples must not be released twice by two runs,
+    give a folder to ``keep``.
 
     Args:
         load: gives the client's features and labels.
         layout: the public class list and the kind of memory.
         release: clipping and noise; None for neither.
         secure: send masked vectors only.
+        keep: folder for what was offered last, so that a restarted node or another run goes on.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class ProtectedClient:
         release: PrivateRelease | None = None,
         *,
         secure: bool = True,
+        keep: Path | None = None,
     ) -> None:
         if release is not None:
             release.require_enough(release.contributors, secure=secure)
@@ -62,6 +68,7 @@ class ProtectedClient:
         self.layout = layout
         self.release = release
         self.secure = secure
+        self._kept = None if keep is None else OffersOnDisk(keep, terms_of(layout, release))
 
     def app(self) -> ClientApp:
         """The ClientApp; the same for simulation and deployment."""
@@ -101,7 +108,17 @@ class ProtectedClient:
         return self._continue(message, context, step)
 
     def mask(self, message: Message, context: Context) -> Message:
-        """Step 3."""
+        """Step 3.
+
+        Raises:
+            SecureAggregationError: the vector was in a sum before, of which this server knows
+                nothing.
+        """
+        if context.state.config_records[_SPAN]["withheld"]:
+            raise SecureAggregationError(
+                "this client's newest vector was unmasked in a sum that this server does not have; "
+                "in another sum it could be told apart: restore the checkpoints of the server"
+            )
         vector = context.state.array_records[_VECTOR]["vector"].numpy()
         arrays = ArrayRecord()
 
@@ -120,6 +137,7 @@ class ProtectedClient:
             if self.release is not None:
                 self.release.require_enough(len(survivors), secure=True)
             revealed = party.unmask(survivors)
+            self._note_shown(context)
             return {"seeds": join_entries(revealed.seeds), "keys": join_entries(revealed.keys)}
 
         reply = self._continue(message, context, step)
@@ -156,22 +174,43 @@ class ProtectedClient:
         config = message.content.config_records["config"]
         self._require_layout(str(config["layout-digest"]))
         start = cast(int, config["summed"])
+        self._recall(context)
         kept = context.state.config_records.get(_SPAN)
-        if kept is not None and kept["start"] == start and kept["end"] != start:
+        if kept is not None and start < cast(int, kept["end"]):
+            kept["withheld"] = bool(kept["shown"]) and not config["repeat"]
             return True
         data = self.load(context)
         end = max(start, min(cast(int, config["round"]), len(data.chunks)))
         if end > start or self.secure:
-            vector = self._contribution(data, start, end)
-            context.state[_VECTOR] = ArrayRecord({"vector": array_of(vector)})
-            context.state[_SPAN] = ConfigRecord({"start": start, "end": end})
+            client = new_identity() if kept is None else str(kept["client"])
+            offer = Offer(self._contribution(data, start, end), start, end, client)
+            if self._kept is not None and end > start:
+                self._kept.save(client_name(context), offer)
+            _hold(context, offer)
         return end > start
 
+    def _recall(self, context: Context) -> None:
+        """Have the last offer of an earlier process or run in the state."""
+        if self._kept is None or _SPAN in context.state.config_records:
+            return
+        offer = self._kept.load(client_name(context))
+        if offer is not None:
+            _hold(context, offer)
+
     def _offer(self, context: Context) -> Reply:
-        """What the server is told about the vector: how far it goes, and its share of the noise."""
+        """What the server is told about the vector: whose and what it is, and its noise."""
         share = Fraction(0) if self.release is None else self.release.client_share
-        end = context.state.config_records[_SPAN]["end"]
-        return {"end": end, "noise": [share.numerator, share.denominator]}
+        span = context.state.config_records[_SPAN]
+        told = {key: span[key] for key in ("client", "start", "end")}
+        return {**told, "noise": [share.numerator, share.denominator]}
+
+    def _note_shown(self, context: Context) -> None:
+        span = context.state.config_records[_SPAN]
+        if span["shown"]:
+            return
+        span["shown"] = True
+        if self._kept is not None and cast(int, span["end"]) > cast(int, span["start"]):
+            self._kept.save(client_name(context), _held(context))
 
     def _contribution(self, data: ClientData, start: int, end: int) -> NDArray[np.int64]:
         # Beginning with no samples, for those clients that have none.
@@ -208,6 +247,18 @@ def read_agreement(config: ConfigRecord) -> Agreement:
         cast(int, config["size"]),
         cast(int, config["invited"]),
     )
+
+
+def _hold(context: Context, offer: Offer) -> None:
+    context.state[_VECTOR] = ArrayRecord({"vector": array_of(offer.vector)})
+    span = {key: value for key, value in vars(offer).items() if key != "vector"}
+    context.state[_SPAN] = ConfigRecord({**span, "withheld": False})
+
+
+def _held(context: Context) -> Offer:
+    span = {k: v for k, v in context.state.config_records[_SPAN].items() if k != "withheld"}
+    vector = context.state.array_records[_VECTOR]["vector"].numpy()
+    return Offer(vector, **span)  # type: ignore[arg-type]
 
 
 def _keep(context: Context, party: Participant) -> None:

@@ -38,6 +38,7 @@ class ProtectedPrototypesConfig(HeadConfig):
     info: ClassVar[MethodInfo] = MethodInfo(
         title="Protected federated prototypes", stored="the sum of all clients' class statistics"
     )
+    deployable: ClassVar[bool] = True
 
     name: str = "protected"
     step: float = 2.0**-16
@@ -119,10 +120,14 @@ class ProtectedMethod:
             secure=config.secure,
             participation=federation.participation,
             min_clients=federation.min_clients,
+            wait=setup.wait,
             deadline=federation.deadline,
             seed=setup.seed,
+            checkpoints=None if setup.keep is None else setup.checkpoints,
         )
-        self.client = ProtectedClient(setup.load, layout, self.release, secure=config.secure)
+        self.client = ProtectedClient(
+            setup.load, layout, self.release, secure=config.secure, keep=setup.keep
+        )
         self.client_app = self.client.app()
         self.initial: ArrayRecord = ArrayRecord()
 

@@ -39,6 +39,7 @@ class PrototypesConfig(HeadConfig):
     info: ClassVar[MethodInfo] = MethodInfo(
         title="Federated prototypes", stored="sums of the clients' class statistics"
     )
+    deployable: ClassVar[bool] = True
 
     name: str = "prototypes"
     exact: bool = True

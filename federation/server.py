@@ -6,15 +6,15 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
 
-from protocl.errors import ConfigError, as_config_error
+from protocl.errors import ConfigError
 from protocl.federation.grid import QuorumGrid
-from protocl.federation.options import Options
-from protocl.federation.strategy import FederatedPrototypes
+from protocl.federation.ledger import Traffic
 from protocl.memory import PrototypeMemory
 from protocl.runs import exclusive
 from protocl.storage import atomic_write
@@ -30,12 +30,8 @@ RUN_CONFIG: dict[str, str | int | float | bool] = {
     "quorum": 1.0,
     "grace": 5.0,
     "evaluate": 1.0,
-    "head": "nearest_mean",
-    "exact": True,
-    "precision": "exact",
-    "keep-contributions": True,
 }
-"""Every key of the run's configuration and its default, besides the two folders.
+"""Every key of the run's configuration and its default, besides two folders and the method's own.
 
 ``rounds`` counts those of earlier runs too. ``wait`` is for ``min-clients`` to come online;
 ``quorum`` is the share of the clients asked whose answers are enough to close a round ``grace``
@@ -51,21 +47,44 @@ once would find the folder still in use.
 """
 
 
-def serve(grid: Grid, empty: PrototypeMemory, run_config: Mapping[str, Any]) -> FederatedPrototypes:
+class LastingStrategy(Protocol):
+    """A Flower strategy that another process can take up after any round.
+
+    Attributes:
+        round: number of rounds finished, also by an earlier process.
+        traffic: bytes of every message.
+        memory: the merged memory.
+    """
+
+    round: int
+    traffic: Traffic
+
+    @property
+    def memory(self) -> PrototypeMemory: ...
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint; False where there is none."""
+
+    def outcome(self, number: int) -> Mapping[str, Any]:
+        """What round ``number`` brought."""
+
+    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
+        """Run rounds."""
+
+
+def serve(grid: Grid, strategy: LastingStrategy, run_config: Mapping[str, Any]) -> None:
     """Run the rounds that are missing to ``rounds``, saving everything after each.
 
     A run that ended early (a SuperLink that is restarted fails the run in progress) is continued by
     starting another one: the merged memory, the ledger and what is settled with each client come
-    from the folder ``output``.
+    from the strategy's checkpoints.
 
     Args:
         grid: of the ServerApp.
-        empty: what is merged.
+        strategy: what is run.
         run_config: :data:`RUN_CONFIG`, and ``output``: an absolute folder on the server, which
-            receives ``memory.safetensors``, ``ledger.jsonl``, ``traffic.csv``, ``rounds.json``.
-
-    Returns:
-        The strategy after the last round.
+            receives ``memory.safetensors``, ``traffic.csv``, ``rounds.json``, and
+            ``ledger.jsonl`` where the strategy keeps one.
 
     Raises:
         ConfigError: a key is missing, a value does not fit, or another run keeps the folder in use.
@@ -74,23 +93,22 @@ def serve(grid: Grid, empty: PrototypeMemory, run_config: Mapping[str, Any]) -> 
     output = _output(values)
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output, patience=_PATIENCE):
-        return _serve(grid, empty, values, output)
+        _serve(grid, strategy, values, output)
 
 
-def _serve(
-    grid: Grid, empty: PrototypeMemory, values: Mapping[str, Any], output: Path
-) -> FederatedPrototypes:
-    strategy = _strategy(empty, values, output)
+def _serve(grid: Grid, strategy: LastingStrategy, values: Mapping[str, Any], output: Path) -> None:
     if strategy.resume():
         logger.info("continuing after round %d", strategy.round)
     remaining = int(values["rounds"]) - strategy.round
     if remaining < 1:
         logger.info("all %d rounds are done; raise rounds to go on", strategy.round)
-        return strategy
+        return
 
     def save(number: int, arrays: ArrayRecord) -> MetricRecord | None:
         strategy.memory.save(output / "memory.safetensors")
-        strategy.merged.ledger.save(output / "ledger.jsonl")
+        merged = getattr(strategy, "merged", None)
+        if merged is not None:
+            merged.ledger.save(output / "ledger.jsonl")
         strategy.traffic.save(output / "traffic.csv")
         atomic_write(output / "rounds.json", json.dumps(_rounds(strategy), indent=1))
         return None
@@ -102,7 +120,6 @@ def _serve(
         timeout=float(values["deadline"]),
         evaluate_fn=save,
     )
-    return strategy
 
 
 def _output(values: Mapping[str, Any]) -> Path:
@@ -115,33 +132,13 @@ def _output(values: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _strategy(
-    empty: PrototypeMemory, values: Mapping[str, Any], output: Path
-) -> FederatedPrototypes:
-    with as_config_error():
-        options = Options(
-            participation=float(values["participation"]),
-            min_clients=int(values["min-clients"]),
-            wait=float(values["wait"]),
-            evaluate=float(values["evaluate"]),
-        )
-    return FederatedPrototypes(
-        empty,
-        options,
-        keep_contributions=bool(values["keep-contributions"]),
-        checkpoints=output / "checkpoint",
-    )
-
-
-def _rounds(strategy: FederatedPrototypes) -> list[dict[str, Any]]:
+def _rounds(strategy: LastingStrategy) -> list[dict[str, Any]]:
     return [
         {
             "round": number,
-            **strategy.merged.ledger.outcomes(number),
-            "accuracy": confusion.accuracy if (confusion := strategy.evaluations.get(number))
-            else None,
+            **strategy.outcome(number),
             "bytes-up": strategy.traffic.total("up", number),
             "bytes-down": strategy.traffic.total("down", number),
         }
         for number in range(1, strategy.round + 1)
-    ]  # fmt: skip
+    ]

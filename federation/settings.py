@@ -53,6 +53,20 @@ def compose(settings: Settings) -> FederateConfig:
     return config
 
 
+def require_deployable(method: MethodConfig) -> None:
+    """Refuse a method that a deployment cannot take up again.
+
+    Raises:
+        ConfigError: the method is one.
+    """
+    if method.deployable:
+        return
+    able = [name for name in METHODS.names() if _method_schema(name).deployable]
+    raise ConfigError(
+        f"method={method.name} runs in simulation only; a deployment can have {', '.join(able)}"
+    )
+
+
 def presets() -> list[str]:
     """Names that ``federation=NAME`` accepts."""
     return group_names("federation")

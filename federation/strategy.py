@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from protocl.backbones.base import fingerprint
-from protocl.checkpoint import CheckpointFolder
+from protocl.checkpoint import CheckpointFolder, log_damage
 from protocl.confusion import Confusion
 from protocl.errors import DataError
 from protocl.federation.choosing import choose_nodes
@@ -129,7 +129,7 @@ class FederatedPrototypes(Strategy):
         Raises:
             ValueError, FingerprintError: it belongs to a federation of other statistics.
         """
-        state = self._checkpoints and self._checkpoints.load_newest({}, on_damage=_warn)
+        state = self._checkpoints and self._checkpoints.load_newest({}, on_damage=log_damage)
         if not state:
             return False
         self.merged.restore(state["merged"])
@@ -226,6 +226,12 @@ class FederatedPrototypes(Strategy):
             f"fixed point with step {self.empty.step:g}" if self.empty.exact else "float64",
         )  # fmt: skip
 
+    def outcome(self, number: int) -> dict[str, int | float | None]:
+        """What became of the contributions of a round, and the clients' accuracy after it."""
+        confusion = self.evaluations.get(number)
+        accuracy = None if confusion is None else confusion.accuracy
+        return {**self.merged.ledger.outcomes(number), "accuracy": accuracy}
+
     # -- asking -----------------------------------------------------------------------------
 
     def _choose(self, grid: Grid, number: int, share: float) -> list[int]:
@@ -292,7 +298,3 @@ def _message(node: int, kind: str, number: int, content: RecordDict) -> Message:
 def _collect_late(grid: Grid) -> list[Message]:
     collect = getattr(grid, "collect_late", None)
     return [] if collect is None else list(collect())
-
-
-def _warn(error: DataError) -> None:
-    logger.warning("%s; continuing from the one before it", error)

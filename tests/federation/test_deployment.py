@@ -15,6 +15,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import torch
 from safetensors import safe_open
 
 from protocl import PrototypeMemory
+from protocl.checkpoint import CheckpointFolder
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError
 from protocl.federation import server
@@ -32,21 +34,28 @@ from protocl.federation.ledger import Ledger
 from protocl.federation.merging import same_statistics
 from protocl.federation.partition import PartitionConfig
 from protocl.federation.server import RUN_CONFIG, serve
+from protocl.federation.settings import load
+from protocl.federation.strategy import FederatedPrototypes
 from protocl.runs import exclusive
 
 BIN = Path(sys.executable).parent
+PROTOTYPES = load([])[0].method
+
+
+def prototypes(output: Path) -> FederatedPrototypes:
+    return FederatedPrototypes(PrototypeMemory(2, exact=True), checkpoints=output / "checkpoint")
 
 
 def test_the_app_declares_every_key_of_its_configuration(tmp_path):
-    write_deployment(tmp_path / "app")
+    write_deployment(tmp_path / "app", PROTOTYPES)
     project = tomllib.loads((tmp_path / "app/pyproject.toml").read_text())
     declared = project["tool"]["flwr"]["app"]["config"]
-    assert {
+    assert declared == {
         **RUN_CONFIG,
-        "output": declared["output"],
-        "client-state": declared["client-state"],
-    } == (declared)
-    assert declared["output"] == str(tmp_path / "app/output")
+        "output": str(tmp_path / "app/output"),
+        "client-state": str(tmp_path / "app/clients"),
+        "method": {k: v for k, v in asdict(PROTOTYPES).items() if k != "head_options"},
+    }
     for name in project["tool"]["flwr"]["app"]["components"].values():
         assert (tmp_path / "app" / (name.partition(":")[0].replace(".", "/") + ".py")).is_file()
 
@@ -54,13 +63,13 @@ def test_the_app_declares_every_key_of_its_configuration(tmp_path):
 def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(ConfigError, match="not empty"):
-        write_deployment(tmp_path)
+        write_deployment(tmp_path, PROTOTYPES)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_test_keys_are_made(tmp_path):
     folder = tmp_path / "app"
-    write_deployment(folder)
+    write_deployment(folder, PROTOTYPES)
     subprocess.run([folder / "make_test_keys.sh", "2"], check=True, capture_output=True)
     keys = {path.name for path in (folder / "keys").iterdir()}
     assert {"ca.crt", "server.pem", "server.key", "node0", "node0.pub", "node1.pub"} <= keys
@@ -70,17 +79,16 @@ def test_test_keys_are_made(tmp_path):
 
 def test_the_server_needs_an_absolute_output():
     with pytest.raises(ConfigError, match="absolute folder"):
-        serve(None, PrototypeMemory(2), {"output": "here"})  # type: ignore[arg-type]
+        serve(None, prototypes(Path("here")), {"output": "here"})  # type: ignore[arg-type]
 
 
 def test_one_server_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(server, "_PATIENCE", 0.0)
     values = {"output": str(tmp_path / "server"), "rounds": 0}
-    memory = PrototypeMemory(2, exact=True)
-    strategy = serve(None, memory, values)  # type: ignore[arg-type]
-    assert strategy.round == 0
+    strategy = prototypes(tmp_path / "server")
+    serve(None, strategy, values)  # type: ignore[arg-type]
     with exclusive(tmp_path / "server"), pytest.raises(ConfigError, match="in use by another"):
-        serve(None, memory, values)  # type: ignore[arg-type]
+        serve(None, strategy, values)  # type: ignore[arg-type]
 
 
 def test_a_server_waits_for_the_one_before_to_end(tmp_path):
@@ -94,10 +102,8 @@ def test_a_server_waits_for_the_one_before_to_end(tmp_path):
     ) as before:
         assert before.stdout.readline() == b"held\n"
         threading.Timer(1.0, before.stdin.close).start()
-        memory = PrototypeMemory(2, exact=True)
-        strategy = serve(None, memory, {"output": str(output), "rounds": 0})  # type: ignore[arg-type]
+        serve(None, prototypes(output), {"output": str(output), "rounds": 0})  # type: ignore[arg-type]
         assert before.stdin.closed
-    assert strategy.round == 0
 
 
 # -- real processes -----------------------------------------------------------------------------
@@ -167,8 +173,8 @@ class Network:
         words[words.index("--node-config") + 1] = f"partition-id={number} num-partitions={NODES}"
         self.start(f"node{number}", [word.replace("node0", f"node{number}") for word in words])
 
-    def run(self) -> None:
-        config = f"rounds={ROUNDS} min-clients=3 quorum=0.6 grace=2.0 evaluate=0.0 deadline=120.0"
+    def run(self, config: str = f"rounds={ROUNDS} quorum=0.6 grace=2.0 evaluate=0.0") -> None:
+        config += " min-clients=3 deadline=120.0"
         words = [w for w in command_of(self.folder, "flwr run") if w != "--stream"]
         self.once(*words, "--run-config", config)
 
@@ -230,13 +236,18 @@ def epochs(folder: Path) -> dict[str, int]:
     return found
 
 
-def expected(folder: Path, like: PrototypeMemory) -> PrototypeMemory:
-    """The sum over the data chunks that the ledger says were accepted, in one update."""
+def clients_data() -> BenchmarkClients:
+    """What the app's ``task.py`` shares out; in as many parts as there are rounds at most."""
     data = load_data(BenchmarkConfig(name="digits"))
     flat = data.with_samples(data.x_train.flatten(1), data.x_test.flatten(1))
-    parts = BenchmarkClients.from_config(
+    return BenchmarkClients.from_config(
         flat, PartitionConfig("iid", growth="samples"), clients=NODES, rounds=ROUNDS, seed=0
-    ).parts
+    )
+
+
+def expected(folder: Path, like: PrototypeMemory) -> PrototypeMemory:
+    """The sum over the data chunks that the ledger says were accepted, in one update."""
+    clients = clients_data()
     owner = epochs(folder)
     samples = dict.fromkeys(range(NODES), 0)
     for entry in Ledger.load(folder / "output/ledger.jsonl"):
@@ -245,8 +256,8 @@ def expected(folder: Path, like: PrototypeMemory) -> PrototypeMemory:
             samples[partition] *= entry.kind != "full"  # which replaces what was sent before
             samples[partition] += sum(entry.counts)
     assert min(samples.values()) > 0, f"a client contributed nothing: {samples}"
-    rows = torch.cat([first_rows(parts[p], count) for p, count in samples.items()])
-    return like.empty_like().update(flat.x_train[rows], flat.y_train[rows])
+    rows = torch.cat([first_rows(clients.parts[p], count) for p, count in samples.items()])
+    return like.empty_like().update(clients.data.x_train[rows], clients.data.y_train[rows])
 
 
 def first_rows(chunks, count: int) -> torch.Tensor:
@@ -259,7 +270,7 @@ def first_rows(chunks, count: int) -> torch.Tensor:
 @pytest.mark.slow
 def test_nodes_and_superlink_die_and_the_sum_stays_exact(tmp_path):
     folder = tmp_path / "app"
-    write_deployment(folder)
+    write_deployment(folder, PROTOTYPES)
     with network(folder) as net:
         net.superlink()
         for number in range(NODES):
@@ -280,3 +291,48 @@ def test_nodes_and_superlink_die_and_the_sum_stays_exact(tmp_path):
         memory = PrototypeMemory.load(folder / "output/memory.safetensors")
         assert same_statistics(memory, expected(folder, memory))
         assert STRANGER not in epochs(folder).values()
+
+
+def summed(folder: Path) -> dict[int, int]:
+    """Partition -> how many parts of its data the server's secure sum holds."""
+    state = CheckpointFolder(folder / "output/checkpoint").load_newest({})
+    assert state is not None
+    found = {}
+    for file in (folder / "clients").glob("*.offer.safetensors"):
+        with safe_open(file, framework="pt") as offer:
+            client = json.loads(offer.metadata()["state"])["client"]
+        node = state["summed"].nodes.get(client)
+        found[int(re.sub(r"\D", "", file.stem))] = state["summed"].of(node)
+    return found
+
+
+@pytest.mark.slow
+def test_nodes_and_superlink_die_and_secure_sums_stay_exact(tmp_path):
+    """The server knows no terms of its sums, and a node that comes back is counted once."""
+    folder, config = tmp_path / "app", "rounds=4 quorum=0.75 grace=10.0"
+    write_deployment(folder, load(["method=protected"])[0].method)
+    with network(folder) as net:
+        net.superlink()
+        for number in range(NODES):
+            net.register(number)
+        for number in (0, 1, 2, STRANGER):
+            net.supernode(number)
+        net.run(config)
+        wait("the first round", lambda: net.rounds() >= 1, 900)
+        net.kill("node1")
+        net.supernode(3)
+        wait("the second round", lambda: net.rounds() >= 2, 900)
+        net.kill("superlink")
+        assert net.rounds() < 4, "the SuperLink was to die in the middle of the run"
+        net.superlink()
+        net.supernode(1)
+        net.run(config)
+        wait("the last round", lambda: net.rounds() == 4, 1800)
+        parts, clients = summed(folder), clients_data()
+        assert STRANGER not in parts
+        assert min(parts[number] for number in (0, 2, 3)) > 0, parts
+        chunks = [chunk for p, count in parts.items() for chunk in clients.parts[p][:count]]
+        rows = torch.cat([torch.from_numpy(chunk) for chunk in chunks])
+        memory = PrototypeMemory.load(folder / "output/memory.safetensors")
+        plain = memory.empty_like().update(clients.data.x_train[rows], clients.data.y_train[rows])
+        assert same_statistics(memory, plain)

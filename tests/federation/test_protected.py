@@ -87,7 +87,7 @@ def test_clients_that_leave_are_summed_later() -> None:
     gone = {("train.share", 2): {0}, ("train.mask", 2): {4}}
     strategy = ProtectedPrototypes(layout())
     run(strategy, ProtectedClient(load, layout()), gone, rounds=2)
-    assert sorted(strategy.summed.values()) == [1, 1, 2, 2, 2, 2, 2]
+    assert sorted(strategy.summed.parts.values()) == [1, 1, 2, 2, 2, 2, 2]
     expected = plain([1, 2, 3, 5, 6], rounds=2) + plain([0, 4], rounds=1)
     assert_same(strategy.memory, expected, "after round 2")
 
@@ -200,7 +200,12 @@ def test_unsummed_vector_is_sent_again_with_the_same_noise() -> None:
 
     def vector(round_number: int, summed: int) -> np.ndarray:
         config = ConfigRecord(
-            {"round": round_number, "summed": summed, "layout-digest": layout("mean").digest}
+            {
+                "round": round_number,
+                "summed": summed,
+                "repeat": False,
+                "layout-digest": layout("mean").digest,
+            }
         )
         message = Message(RecordDict({"config": config}), dst_node_id=1, message_type="train")
         answer = client.send(message, context).content
@@ -256,10 +261,13 @@ def test_answers_without_sense_are_left_out() -> None:
                 return Message(content, reply_to=message)
             return reply
 
+    offer = {"client": "me", "start": 0, "end": 1, "noise": [0, 1]}
     for step, answer in (
-        ("train.advertise", {"end": 1, "noise": [0, 1], "keys": b"short"}),
-        ("train.advertise", {"end": -1, "noise": [0, 1], "keys": bytes(96)}),
-        ("train.advertise", {"end": 1, "noise": [0, 0], "keys": bytes(96)}),
+        ("train.advertise", {**offer, "keys": b"short"}),
+        ("train.advertise", {**offer, "end": -1, "keys": bytes(96)}),
+        ("train.advertise", {**offer, "start": 1, "keys": bytes(96)}),
+        ("train.advertise", {**offer, "client": 5, "keys": bytes(96)}),
+        ("train.advertise", {**offer, "noise": [0, 0], "keys": bytes(96)}),
         ("train.share", {"sealed": b"12"}),
         ("train.share", {"sealed": 3}),
         ("train.mask", {}),

@@ -1,0 +1,290 @@
+"""A deployed method that is taken up again: other processes, other runs, other nodes."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.common.config import flatten_dict
+from torch import Tensor
+
+from protocl import PrototypeMemory
+from protocl.backbones import BackboneConfig, build_backbone
+from protocl.checks import assert_same, sample_batch
+from protocl.errors import ConfigError, DataError
+from protocl.federation.client import ClientData
+from protocl.federation.deployed import Task, build_method, client_app, read_config
+from protocl.federation.deployment import write_deployment
+from protocl.federation.grid import InProcessGrid
+from protocl.federation.layout import StatisticsLayout
+from protocl.federation.offers import Offer, OffersOnDisk
+from protocl.federation.protected import ProtectedPrototypes
+from protocl.federation.protected_client import ProtectedClient
+from protocl.federation.server import serve
+from protocl.federation.settings import load as load_settings
+from protocl.federation.summed_parts import SummedParts
+
+NODES, PARTS, CLASSES = 5, 3, 5
+
+
+def samples(node: int) -> tuple[Tensor, Tensor]:
+    x, y = sample_batch(4, samples=60, seed=node)
+    return x, y.unique(return_inverse=True)[1]
+
+
+def load(context: Context) -> ClientData:
+    x, y = samples(int(context.node_config["partition-id"]))
+    return ClientData([(x[i::PARTS], y[i::PARTS]) for i in range(PARTS)])
+
+
+TASK = Task(
+    load, lambda: build_backbone(BackboneConfig(), (4,), 0), feature_dim=4, n_classes=CLASSES
+)
+
+
+def everything(like: PrototypeMemory) -> PrototypeMemory:
+    """The samples of all nodes in one place."""
+    memory = like.empty_like()
+    for node in range(NODES):
+        memory.update(*samples(node))
+    return memory
+
+
+def configuration(folder: Path, *words: str, **changes: Any) -> dict[str, Any]:
+    """What Flower makes of the ``pyproject.toml`` that ``deploy`` writes."""
+    if not folder.exists():
+        (config,) = load_settings(words)
+        write_deployment(folder, config.method)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    return flatten_dict(project["tool"]["flwr"]["app"]["config"]) | changes
+
+
+def run(config: dict[str, Any], *, first_node: int = 1000) -> Any:
+    """A run with processes of its own, whose nodes are numbered from ``first_node``."""
+    grid = InProcessGrid(client_app(TASK), NODES, run_config=config, isolate=True)
+    contexts = grid._contexts.values()
+    for i, context in enumerate(contexts):
+        context.node_id = first_node + i
+    grid._contexts = {context.node_id: context for context in contexts}
+    grid.online = set(grid._contexts)
+    strategy = build_method(TASK, config, Path(config["output"])).strategy
+    serve(grid, strategy, config)  # type: ignore[arg-type]
+    return strategy
+
+
+METHODS = {
+    "prototypes": (),
+    "lda": ("method.head=lda", "method.head_options={shrinkage: 0.3}"),
+    "screened": ("method=robust", "method.centre=exact", "method.screen=0.01"),
+    "secure": ("method=protected",),
+    "in the clear": ("method=protected", "method.secure=false", "method.head=ridge"),
+}
+
+
+@pytest.mark.parametrize("words", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("first_node", [1000, 2000])
+def test_a_second_run_goes_on_and_counts_nothing_twice(
+    tmp_path: Path, words: tuple[str, ...], first_node: int
+) -> None:
+    """Also where every node comes back as another one."""
+    app = tmp_path / "app"
+    half = run(configuration(app, *words, rounds=2))
+    assert half.round == 2
+    assert 0 < half.memory.total < NODES * 60
+    done = run(configuration(app, rounds=6), first_node=first_node)
+    assert done.round == 6
+    assert_same(done.memory, everything(done.memory), "after both runs")
+    saved = PrototypeMemory.load(app / "output/memory.safetensors")
+    assert_same(saved, done.memory, "on disk")
+    run(configuration(app, rounds=6))  # nothing is left to do
+
+
+def test_noise_is_drawn_once(tmp_path: Path) -> None:
+    """The server's folder is lost: the nodes' vectors, and so the sum, are those of before."""
+    words = ("method=protected", "method.secure=false", "method.noise=local", "method.clip=9.0")
+    before = run(configuration(tmp_path / "app", *words, rounds=1))
+    (tmp_path / "app/output").rename(tmp_path / "lost")
+    again = run(configuration(tmp_path / "app", rounds=1), first_node=2000)
+    np.testing.assert_array_equal(again._total, before._total)
+    (tmp_path / "app/output").rename(tmp_path / "lost too")
+    (tmp_path / "app/clients").rename(tmp_path / "clients")
+    other = run(configuration(tmp_path / "app", rounds=1))
+    assert (other._total != before._total).mean() > 0.99
+
+
+def test_other_noise_does_not_go_into_the_same_sum(tmp_path: Path) -> None:
+    words = ("method=protected", "method.noise=distributed")
+    app = tmp_path / "app"
+    run(configuration(app, *words, rounds=1))
+    louder = {"rounds": 2, "method.epsilon": 1.0}
+    with pytest.raises(ConfigError, match="with other noise"):
+        run(configuration(app, **louder))
+    (app / "output").rename(tmp_path / "lost")
+    refused = run(configuration(app, **louder))  # by every client, which offered with other noise
+    assert len(refused.memory) == 0
+    assert "0 parties enrolled" in refused.failures[1]
+
+
+def test_a_sum_without_contributions_is_taken_up(tmp_path: Path) -> None:
+    config = configuration(tmp_path / "app", "method=protected", "method.noise=central")
+    method = build_method(TASK, config, Path(config["output"]))
+    method.strategy._save(finished=0)  # type: ignore[attr-defined]
+    again = build_method(TASK, config, Path(config["output"])).strategy
+    assert again.resume()  # type: ignore[attr-defined]
+    assert len(again.memory) == 0  # type: ignore[attr-defined]
+
+
+def test_a_server_that_forgot_more_than_the_last_offer_gets_nothing(tmp_path: Path) -> None:
+    """A vector of the parts before is gone; new noise on them would be a second release."""
+    app = tmp_path / "app"
+    run(configuration(app, "method=protected", "method.secure=false", rounds=PARTS))
+    (app / "output").rename(tmp_path / "lost")
+    strategy = run(configuration(app, rounds=PARTS))
+    assert len(strategy.memory) == 0
+    (app / "output").rename(tmp_path / "lost too")
+    (app / "clients").rename(tmp_path / "clients")
+    anew = run(configuration(app, rounds=PARTS)).memory
+    assert_same(anew, everything(anew), "anew")
+
+
+def test_a_vector_is_not_given_into_a_second_sum(tmp_path: Path) -> None:
+    """Two sums tell by their difference what single clients sent; this server forgot the first."""
+    app = tmp_path / "app"
+    first = run(configuration(app, "method=protected", rounds=1))
+    assert not first.failures
+    (app / "output").rename(tmp_path / "lost")
+    for first_node in (1000, 2000):
+        again = run(configuration(app, rounds=1), first_node=first_node)
+        assert len(again.memory) == 0
+        assert "0 of 5 parties sent a vector" in again.failures[1]
+        (app / "output").rename(tmp_path / f"lost by {first_node}")
+    (tmp_path / "lost").rename(app / "output")
+    done = run(configuration(app, rounds=6))
+    assert_same(done.memory, everything(done.memory), "restored")
+
+
+@pytest.mark.parametrize("first_node", [1000, 2000])
+def test_a_server_that_dies_before_it_saves_a_sum_asks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_node: int
+) -> None:
+    app = tmp_path / "app"
+
+    def die(self: ProtectedPrototypes, sums: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProtectedPrototypes, "_accept", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(configuration(app, "method=protected"))
+    done = run(configuration(app, rounds=6), first_node=first_node)
+    assert done.round == 6
+    assert not done.summed.unmasking
+    assert_same(done.memory, everything(done.memory), "asked again")
+
+
+# -- the settings of a run ----------------------------------------------------------------------
+
+
+def test_the_run_s_settings_are_those_of_the_command(tmp_path: Path) -> None:
+    words = ["method.head=lda", "method.head_options={shrinkage: 0.3}", "method.precision=int8"]
+    config = read_config(configuration(tmp_path / "app", *words, **{"min-clients": 4}))
+    assert config.method == load_settings(words)[0].method
+    assert (config.federation.min_clients, config.federation.clients) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method.name": "fedavg"}, "fedavg runs in simulation only"),
+        ({"method.head": "tree"}, "tree"),
+        ({"method.colour": "red"}, "colour"),
+        ({"method.precision": "int4"}, "int4"),
+        ({"participation": 2.0}, "participation=2"),
+        ({"min-clients": 0}, "clients=0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = configuration(tmp_path / "app")
+    if "fedavg" in changes.values():
+        config = {key: value for key, value in config.items() if not key.startswith("method.")}
+    with pytest.raises(ConfigError, match=message):
+        build_method(TASK, config | changes, tmp_path)
+    with pytest.raises(ConfigError, match=r"no method\.name"):
+        read_config({"rounds": 3})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("method.head_options={shrinkage: null}", "head_options.shrinkage=None"),
+        ("method.head_options={shrinkage: .inf}", "head_options.shrinkage=inf"),
+        ("method.head_options={shrinkage: [1, 2]}", "head_options.shrinkage="),
+    ],
+)
+def test_what_flower_cannot_hold_is_refused(tmp_path: Path, options: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configuration(tmp_path / "app", "method.head=lda", options)
+    assert not (tmp_path / "app").exists()
+
+
+# -- what a client keeps ------------------------------------------------------------------------
+
+
+def test_offers_are_read_back_and_belong_to_their_terms(tmp_path: Path) -> None:
+    offer = Offer(np.arange(-3, 5), 2, 4, "me")
+    kept = OffersOnDisk(tmp_path / "clients", "these terms")
+    assert kept.load("node") is None
+    kept.save("node", offer)
+    read = kept.load("node")
+    assert read is not None
+    np.testing.assert_array_equal(read.vector, offer.vector)
+    assert (read.start, read.end, read.client) == (2, 4, "me")
+    with pytest.raises(DataError, match="to another federation"):
+        OffersOnDisk(tmp_path / "clients", "other terms").load("node")
+    (file,) = (tmp_path / "clients").iterdir()
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(DataError, match="is damaged"):
+        kept.load("node")
+
+
+def test_an_offer_is_on_disk_before_it_leaves(tmp_path: Path) -> None:
+    """A process that dies on the way repeats it to the bit; a client that lost nothing goes on."""
+    memory = PrototypeMemory(4, exact=True)
+    layout = StatisticsLayout(memory, range(CLASSES))
+    InProcessGrid(client_app(TASK), 1)  # lets messages be made here
+
+    def send(summed: int, folder: Path) -> RecordDict:
+        client = ProtectedClient(load, layout, secure=False, keep=folder)
+        request = {"round": summed + 1, "summed": summed, "repeat": False}
+        request["layout-digest"] = layout.digest
+        message = Message(RecordDict({"config": ConfigRecord(request)}), 1, "train")
+        return client.send(message, Context(1, 1, {"partition-id": 0}, RecordDict(), {})).content
+
+    first = send(0, tmp_path / "node")
+    again = send(0, tmp_path / "node")
+    assert again["answer"] == first["answer"]
+    then = send(1, tmp_path / "node")["answer"]
+    assert (then["start"], then["end"]) == (1, 2)  # type: ignore[index]
+    assert then["client"] == first["answer"]["client"]  # type: ignore[index]
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    with pytest.raises(FileExistsError):
+        send(0, tmp_path / "blocked")
+
+
+def test_a_client_is_known_again_under_another_node() -> None:
+    summed = SummedParts()
+    summed.recognise("a", 1, 0)
+    summed.add({1: 2})
+    with pytest.raises(DataError, match="from part 0 on, the sum holds 2 parts"):
+        summed.recognise("a", 7, 0)
+    assert (summed.of(7), summed.of(1)) == (2, 0)
+    summed.recognise("a", 7, 2)
+    summed.recognise("b", 1, 0)
+    with pytest.raises(DataError, match="from part 1 on, the sum holds 0"):
+        summed.recognise("c", 9, 1)
