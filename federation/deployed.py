@@ -21,7 +21,7 @@ from protocl.errors import ConfigError
 from protocl.federation.client import Loader
 from protocl.federation.client_state import StatesOnDisk
 from protocl.federation.config import FederateConfig, FederationSetup, Method
-from protocl.federation.server import LastingStrategy, serve
+from protocl.federation.server import RUN_CONFIG, LastingStrategy, output_folder, serve
 from protocl.federation.settings import compose, require_deployable
 
 _METHOD = "method."
@@ -67,7 +67,7 @@ def server_app(task: Task) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         config = context.run_config
-        method = build_method(task, config, Path(str(config["output"])))
+        method = build_method(task, config, output_folder(config))
         serve(grid, cast(LastingStrategy, method.strategy), config)
 
     return app
@@ -85,7 +85,8 @@ def build_method(task: Task, run_config: Mapping[str, Any], folder: Path) -> Met
         ConfigError: an unknown key or name, a value that does not fit, or a method that cannot be
             deployed.
     """
-    config = read_config(run_config)
+    values = {**RUN_CONFIG, **run_config}
+    config = read_config(values)
     require_deployable(config.method)
     backbone = task.backbone()
     return config.method.build(
@@ -99,7 +100,7 @@ def build_method(task: Task, run_config: Mapping[str, Any], folder: Path) -> Met
             federation=config.federation,
             states=StatesOnDisk(folder),
             checkpoints=folder / "checkpoint",
-            wait=float(run_config["wait"]),
+            wait=float(values["wait"]),
             keep=folder,
         )
     )

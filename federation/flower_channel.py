@@ -72,6 +72,7 @@ class FlowerChannel:
         self._before_unmasking = before_unmasking
         self.ends: dict[int, int] = {}
         self.noise: dict[int, Fraction] = {}
+        self._clients: set[str] = set()
         self._requests: dict[int, dict[str, Any]] = {
             i: {
                 "round": round_number,
@@ -194,6 +195,9 @@ class FlowerChannel:
         noise = answer.get("noise")
         if not isinstance(client, str) or not isinstance(start, int):
             raise DataError(f"client={client!r}, start={start!r}: expected a text and a number")
+        if client in self._clients:
+            raise DataError("another node of this round is the same client: its state was copied")
+        self._clients.add(client)
         self.summed.recognise(client, self.nodes[i - 1], start)
         if not isinstance(end, int) or end < start:
             raise DataError(f"end={end!r}: expected {start} or more")

@@ -90,7 +90,7 @@ def serve(grid: Grid, strategy: LastingStrategy, run_config: Mapping[str, Any]) 
         ConfigError: a key is missing, a value does not fit, or another run keeps the folder in use.
     """
     values = {**RUN_CONFIG, **run_config}
-    output = _output(values)
+    output = output_folder(values)
     output.mkdir(parents=True, exist_ok=True)
     with exclusive(output, patience=_PATIENCE):
         _serve(grid, strategy, values, output)
@@ -122,8 +122,13 @@ def _serve(grid: Grid, strategy: LastingStrategy, values: Mapping[str, Any], out
     )
 
 
-def _output(values: Mapping[str, Any]) -> Path:
-    folder = Path(str(values.get("output", "")))
+def output_folder(run_config: Mapping[str, Any]) -> Path:
+    """The server's folder.
+
+    Raises:
+        ConfigError: it is not given as an absolute one.
+    """
+    folder = Path(str(run_config.get("output", "")))
     if not folder.is_absolute():
         raise ConfigError(
             f"output='{folder}': expected an absolute folder; the ServerApp runs in the folder in "

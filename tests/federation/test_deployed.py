@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.config import flatten_dict
 from torch import Tensor
@@ -275,6 +276,24 @@ def test_an_offer_is_on_disk_before_it_leaves(tmp_path: Path) -> None:
     (tmp_path / "blocked").write_text("a file where the folder should be")
     with pytest.raises(FileExistsError):
         send(0, tmp_path / "blocked")
+
+
+def test_a_copied_client_is_summed_once(tmp_path: Path) -> None:
+    """Two nodes whose states are copies of one file are one client."""
+    app = tmp_path / "app"
+    run(configuration(app, "method=protected", rounds=1))
+    copy = (app / "clients/partition-0.offer.safetensors").read_bytes()
+    (app / "clients/partition-1.offer.safetensors").write_bytes(copy)
+    done = run(configuration(app, rounds=PARTS))
+    assert done.contributors == {1: NODES, 2: NODES - 1, 3: NODES - 1}
+    assert not done.failures
+
+
+def test_robust_merging_is_deployed_with_its_rule(tmp_path: Path) -> None:
+    strategy = run(configuration(tmp_path / "app", "method=robust", rounds=3))
+    expected = strategy.merge([strategy.merged.contribution_of(c) for c in strategy.merged.clients])
+    assert_same(strategy.memory, expected, "the rule's memory")
+    assert not torch.allclose(strategy.memory.means, strategy.merged.memory.means)
 
 
 def test_a_client_is_known_again_under_another_node() -> None:
