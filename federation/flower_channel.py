@@ -197,8 +197,8 @@ class FlowerChannel:
             raise DataError(f"client={client!r}, start={start!r}: expected a text and a number")
         if client in self._clients:
             raise DataError("another node of this round is the same client: its state was copied")
-        self._clients.add(client)
         self.summed.recognise(client, self.nodes[i - 1], start)
+        self._clients.add(client)
         if not isinstance(end, int) or end < start:
             raise DataError(f"end={end!r}: expected {start} or more")
         if not isinstance(noise, list) or len(noise) != 2 or noise[1] == 0:

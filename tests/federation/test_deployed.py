@@ -96,12 +96,12 @@ def test_a_second_run_goes_on_and_counts_nothing_twice(
     half = run(configuration(app, *words, rounds=2))
     assert half.round == 2
     assert 0 < half.memory.total < NODES * 60
-    done = run(configuration(app, rounds=6), first_node=first_node)
-    assert done.round == 6
+    done = run(configuration(app, rounds=4), first_node=first_node)
+    assert done.round == 4
     assert_same(done.memory, everything(done.memory), "after both runs")
     saved = PrototypeMemory.load(app / "output/memory.safetensors")
     assert_same(saved, done.memory, "on disk")
-    run(configuration(app, rounds=6))  # nothing is left to do
+    run(configuration(app, rounds=4))  # nothing is left to do
 
 
 def test_noise_is_drawn_once(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_vector_is_not_given_into_a_second_sum(tmp_path: Path) -> None:
         assert "0 of 5 parties sent a vector" in again.failures[1]
         (app / "output").rename(tmp_path / f"lost by {first_node}")
     (tmp_path / "lost").rename(app / "output")
-    done = run(configuration(app, rounds=6))
+    done = run(configuration(app, rounds=4))
     assert_same(done.memory, everything(done.memory), "restored")
 
 
@@ -181,8 +181,8 @@ def test_a_server_that_dies_before_it_saves_a_sum_asks_again(
         patch.setattr(ProtectedPrototypes, "_accept", die)
         with pytest.raises(KeyboardInterrupt):
             run(configuration(app, "method=protected"))
-    done = run(configuration(app, rounds=6), first_node=first_node)
-    assert done.round == 6
+    done = run(configuration(app, rounds=4), first_node=first_node)
+    assert done.round == 4
     assert not done.summed.unmasking
     assert_same(done.memory, everything(done.memory), "asked again")
 
