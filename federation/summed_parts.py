@@ -47,7 +47,8 @@ class SummedParts:
         self.nodes[client] = node
         if start != self.of(node):
             raise DataError(
-                f"it offers its data from part {start} on, the sum holds {self.of(node)} parts"
+                f"it offers its data from part {start} on, the sum holds {self.of(node)} parts; "
+                "it is asked for what follows in the next round"
             )
 
     def add(self, ends: dict[int, int]) -> None:

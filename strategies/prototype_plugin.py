@@ -28,6 +28,8 @@ Avalanche 0.6.0 has faults that no plugin can mend. What to do about them:
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -126,11 +128,20 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._collected = False
         self._current: Tensor | None = None
         self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
+        self._model: weakref.ref[nn.Module] | None = None
 
     # -- learning ---------------------------------------------------------------------------
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         refuse_compiled(strategy.model)
+        known = self._model is None or self._model() is strategy.model
+        if self.memory is not None and not known:
+            warnings.warn(
+                "this PrototypePlugin holds statistics of another model, to which those of this "
+                "one are added; attach a new plugin, or set plugin.memory = None, to begin anew",
+                stacklevel=2,
+            )
+        self._model = weakref.ref(strategy.model)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._waiting = PieceBuffer()
@@ -292,6 +303,9 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         return self.tasks.dense(logits, self.head.classes, tasks, width, self.floor)
 
     # -- state ------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_model": None}  # neither copied nor pickled
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only, so that ``torch.load`` needs no pickled code.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -241,6 +243,27 @@ def test_a_memory_from_elsewhere_is_continued(benchmark: Any) -> None:
     assert plugin.memory is elsewhere
     assert elsewhere.classes.tolist() == [0, 1, 2, 3, 4, 5, 40]
     assert outputs_at_eval(strategy, benchmark.test_stream)[0].shape[1] == 41
+
+
+def test_a_second_model_does_not_add_to_the_first_one_s_statistics_unsaid(benchmark: Any) -> None:
+    plugin = PrototypePlugin()
+
+    def complaints(strategy: Any, experience: int) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            strategy.train(benchmark.train_stream[experience], num_workers=0)
+        return [str(w.message) for w in caught if "another model" in str(w.message)]
+
+    first = build_strategy("naive", [plugin])
+    assert not complaints(first, 0)
+    assert not complaints(first, 1)
+    twin = copy.deepcopy(first)  # its plugin belongs to its model
+    assert not complaints(twin, 0)
+    del first
+    (complaint,) = complaints(build_strategy("naive", [plugin]), 0)
+    assert "plugin.memory = None" in complaint
+    plugin.memory = None
+    assert not complaints(build_strategy("naive", [plugin]), 0)
 
 
 def test_a_higher_level_serves_another_head_later(benchmark: Any) -> None:
