@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -79,6 +80,7 @@ class FederationSetup:
         backbone: makes features of samples.
         feature_dim: width ``D`` of the features.
         n_classes: number of class ids.
+        class_names: of all classes, where clients share them by name; they take the place of ids.
         fingerprint: of the backbone that made the features.
         seed: of the run.
         federation: how rounds are conducted.
@@ -100,6 +102,7 @@ class FederationSetup:
     checkpoints: Path
     wait: float = 60.0
     keep: Path | None = None
+    class_names: Sequence[str] = ()
 
     def options(self) -> Options:
         """How our strategies conduct a round."""

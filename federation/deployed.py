@@ -6,7 +6,7 @@ of the Flower app. A method is made of them by the same code as in a simulation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -42,13 +42,15 @@ class Task:
         load: gives a node its own data: features, or samples with ``method.distribute=true``.
         backbone: makes the frozen feature extractor, whose fingerprint all must share.
         feature_dim: width ``D`` of the features.
-        n_classes: class ids are below it. Only ``method=protected`` sums over all of them.
+        n_classes: class ids are below it. Only ``method=protected`` has to know them beforehand.
+        class_names: of all classes, where nodes share them by name.
     """
 
     load: Loader
     backbone: Callable[[], nn.Module]
     feature_dim: int
     n_classes: int
+    class_names: Sequence[str] = ()
 
 
 def client_app(task: Task) -> ClientApp:
@@ -102,6 +104,7 @@ def build_method(task: Task, run_config: Mapping[str, Any], folder: Path) -> Met
             checkpoints=folder / "checkpoint",
             wait=float(values["wait"]),
             keep=folder,
+            class_names=task.class_names,
         )
     )
 

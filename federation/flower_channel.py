@@ -47,7 +47,7 @@ class FlowerChannel:
         summed: how many parts of each client's data are in the sum.
         layout_digest: of the vectors that are asked for.
         timeout: seconds that a step waits for answers.
-        before_unmasking: told of the nodes that are asked to unmask, before they are.
+        before_masking: told of the nodes that are asked for masked vectors, before they are.
 
     Attributes:
         ends: identity -> how many parts of its data the client's vector brings the sum to.
@@ -62,14 +62,14 @@ class FlowerChannel:
         summed: SummedParts,
         layout_digest: str,
         timeout: float,
-        before_unmasking: Callable[[list[int]], None],
+        before_masking: Callable[[list[int]], None],
     ) -> None:
         self.grid = grid
         self.round_number = round_number
         self.nodes = nodes
         self.timeout = timeout
         self.summed = summed
-        self._before_unmasking = before_unmasking
+        self._before_masking = before_masking
         self.ends: dict[int, int] = {}
         self.noise: dict[int, Fraction] = {}
         self._clients: set[str] = set()
@@ -77,7 +77,7 @@ class FlowerChannel:
             i: {
                 "round": round_number,
                 "summed": summed.of(node),
-                "repeat": node in summed.unmasking,
+                "repeat": node in summed.unfinished,
                 "layout-digest": layout_digest,
             }
             for i, node in enumerate(nodes, start=1)
@@ -133,6 +133,7 @@ class FlowerChannel:
         self, deliveries: Mapping[int, Mapping[int, bytes]]
     ) -> Iterator[tuple[int, NDArray[np.uint64]]]:
         """Give every party its sealed shares; the masked vectors."""
+        self._before_masking([self.nodes[i - 1] for i in deliveries])
         requests = {
             i: ConfigRecord({"sealed": join_entries(sealed)}) for i, sealed in deliveries.items()
         }
@@ -145,7 +146,6 @@ class FlowerChannel:
 
     def unmask(self, survivors: list[int]) -> dict[int, Revealed]:
         """Tell the survivors who survived; their shares."""
-        self._before_unmasking([self.nodes[i - 1] for i in survivors])
         joined = join_entries(dict.fromkeys(survivors, b""))
         return self._ask(
             "train.unmask",

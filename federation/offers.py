@@ -35,14 +35,14 @@ class Offer:
         vector: ``(layout.size,)`` int64.
         start, end: the parts from ``start`` on and before ``end``.
         client: the client's identity.
-        shown: whether a secure sum with it was unmasked, as far as the client knows.
+        masked: whether it left the client under masks, and may be in a sum that was unmasked.
     """
 
     vector: NDArray[np.int64]
     start: int
     end: int
     client: str
-    shown: bool = False
+    masked: bool = False
 
 
 class OffersOnDisk:

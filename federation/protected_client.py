@@ -111,13 +111,13 @@ class ProtectedClient:
         """Step 3.
 
         Raises:
-            SecureAggregationError: the vector was in a sum before, of which this server knows
-                nothing.
+            SecureAggregationError: the vector was given for a sum before, of which this server
+                knows nothing.
         """
         if context.state.config_records[_SPAN]["withheld"]:
             raise SecureAggregationError(
-                "this client's newest vector was unmasked in a sum that this server does not have; "
-                "in another sum it could be told apart: restore the checkpoints of the server"
+                "this client's newest vector was given for a sum of which this server knows "
+                "nothing; in another sum it could be told apart: restore the server's checkpoints"
             )
         vector = context.state.array_records[_VECTOR]["vector"].numpy()
         arrays = ArrayRecord()
@@ -125,6 +125,7 @@ class ProtectedClient:
         def step(party: Participant, config: ConfigRecord) -> Reply:
             received = split_entries(cast(bytes, config["sealed"]), SEALED_BYTES)
             arrays["masked"] = array_of(party.mask(vector, received).view(np.int64))
+            self._note_masked(context)
             return {}
 
         return self._continue(message, context, step, arrays)
@@ -137,7 +138,6 @@ class ProtectedClient:
             if self.release is not None:
                 self.release.require_enough(len(survivors), secure=True)
             revealed = party.unmask(survivors)
-            self._note_shown(context)
             return {"seeds": join_entries(revealed.seeds), "keys": join_entries(revealed.keys)}
 
         reply = self._continue(message, context, step)
@@ -177,7 +177,7 @@ class ProtectedClient:
         self._recall(context)
         kept = context.state.config_records.get(_SPAN)
         if kept is not None and start < cast(int, kept["end"]):
-            kept["withheld"] = bool(kept["shown"]) and not config["repeat"]
+            kept["withheld"] = bool(kept["masked"]) and not config["repeat"]
             return True
         data = self.load(context)
         end = max(start, min(cast(int, config["round"]), len(data.chunks)))
@@ -204,11 +204,11 @@ class ProtectedClient:
         told = {key: span[key] for key in ("client", "start", "end")}
         return {**told, "noise": [share.numerator, share.denominator]}
 
-    def _note_shown(self, context: Context) -> None:
+    def _note_masked(self, context: Context) -> None:
         span = context.state.config_records[_SPAN]
-        if span["shown"]:
+        if span["masked"]:
             return
-        span["shown"] = True
+        span["masked"] = True
         if self._kept is not None and cast(int, span["end"]) > cast(int, span["start"]):
             self._kept.save(client_name(context), _held(context))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ProtectedPrototypesConfig(HeadConfig):
     """Settings of :class:`protocl.federation.protected.ProtectedPrototypes`.
 
-    The public class list is all classes of the benchmark. ``epsilon`` and ``delta`` hold for a
+    The public class list is all classes of the benchmark, or of the task that is deployed. ``epsilon`` and ``delta`` hold for a
     sample that is added or removed, over all rounds, since each sample is in one release.
 
     Attributes:
@@ -97,6 +97,7 @@ class ProtectedMethod:
         from flwr.app import ArrayRecord
 
         from protocl.federation.layout import StatisticsLayout
+        from protocl.federation.messages import class_id_of
         from protocl.federation.protected import ProtectedPrototypes
         from protocl.federation.protected_client import ProtectedClient
 
@@ -105,7 +106,8 @@ class ProtectedMethod:
         empty = self.head.new_memory(
             setup.feature_dim, exact=True, step=config.step, fingerprint=setup.fingerprint
         )
-        layout = StatisticsLayout(empty, range(setup.n_classes))
+        ids = map(class_id_of, setup.class_names) if setup.class_names else range(setup.n_classes)
+        layout = StatisticsLayout(empty, ids)
         asked = max(federation.min_clients, round(federation.participation * federation.clients))
         self.release = config.build_release(layout, asked)
         if self.release is not None and config.noise == "distributed" and not config.secure:

@@ -18,14 +18,14 @@ class SummedParts:
     Attributes:
         parts: node -> number of parts.
         nodes: identity of a client -> the node that it was last.
-        unmasking: nodes whose last vector was to be unmasked in a sum that did not come about, as
-            far as is known. They are told so: a client does not give a vector into a second sum
+        unfinished: nodes that were asked for a masked vector, for a sum that did not come about or
+            without it. They are told so: a client does not give a vector into a second sum
             otherwise, since two sums tell by their difference what single clients sent.
     """
 
     parts: dict[int, int] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
-    unmasking: set[int] = field(default_factory=set)
+    unfinished: set[int] = field(default_factory=set)
 
     def of(self, node: int) -> int:
         """Number of parts of the client that ``node`` is, 0 where it is not known."""
@@ -41,9 +41,9 @@ class SummedParts:
         if before != node:
             if before in self.parts:
                 self.parts[node] = self.parts.pop(before)
-            if before in self.unmasking:
-                self.unmasking.remove(before)
-                self.unmasking.add(node)
+            if before in self.unfinished:
+                self.unfinished.remove(before)
+                self.unfinished.add(node)
         self.nodes[client] = node
         if start != self.of(node):
             raise DataError(
@@ -54,4 +54,4 @@ class SummedParts:
     def add(self, ends: dict[int, int]) -> None:
         """Note up to which part each node's data are in the sum now."""
         self.parts |= ends
-        self.unmasking -= ends.keys()
+        self.unfinished -= ends.keys()

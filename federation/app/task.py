@@ -27,7 +27,8 @@ def load(context: Context) -> ClientData:
     """The data of this node; chunk ``t`` counts from round ``t + 1`` on.
 
     For data of your own return ``ClientData(chunks=[(features, labels), ...])``; with
-    ``class_names`` classes are shared by name, however each node numbers them.
+    ``class_names`` classes are shared by name, however each node numbers them (a protected
+    federation must know them all: ``Task(..., class_names=NAMES)``).
     """
     nodes = int(context.node_config["num-partitions"])
     return _digits(nodes)(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from protocl.federation.deployed import Task, build_method, client_app, read_con
 from protocl.federation.deployment import write_deployment
 from protocl.federation.grid import InProcessGrid
 from protocl.federation.layout import StatisticsLayout
+from protocl.federation.messages import class_id_of
 from protocl.federation.offers import Offer, OffersOnDisk
 from protocl.federation.protected import ProtectedPrototypes
 from protocl.federation.protected_client import ProtectedClient
@@ -64,15 +66,15 @@ def configuration(folder: Path, *words: str, **changes: Any) -> dict[str, Any]:
     return flatten_dict(project["tool"]["flwr"]["app"]["config"]) | changes
 
 
-def run(config: dict[str, Any], *, first_node: int = 1000) -> Any:
+def run(config: dict[str, Any], *, first_node: int = 1000, task: Task = TASK) -> Any:
     """A run with processes of its own, whose nodes are numbered from ``first_node``."""
-    grid = InProcessGrid(client_app(TASK), NODES, run_config=config, isolate=True)
+    grid = InProcessGrid(client_app(task), NODES, run_config=config, isolate=True)
     contexts = grid._contexts.values()
     for i, context in enumerate(contexts):
         context.node_id = first_node + i
     grid._contexts = {context.node_id: context for context in contexts}
     grid.online = set(grid._contexts)
-    strategy = build_method(TASK, config, Path(config["output"])).strategy
+    strategy = build_method(task, config, Path(config["output"])).strategy
     serve(grid, strategy, config)  # type: ignore[arg-type]
     return strategy
 
@@ -168,6 +170,25 @@ def test_a_vector_is_not_given_into_a_second_sum(tmp_path: Path) -> None:
     assert_same(done.memory, everything(done.memory), "restored")
 
 
+def test_a_round_that_fails_after_masking_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody answers the request to unmask; the server knows that it has no sum, and says so."""
+    app = tmp_path / "app"
+
+    def vanish(self: ProtectedClient, message: Message, context: Context) -> Message:
+        raise ConnectionError("vanished")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProtectedClient, "unmask", vanish)
+        failed = run(configuration(app, "method=protected", rounds=1))
+    assert "0 of 5 parties gave their shares" in failed.failures[1]
+    assert len(failed.summed.unfinished) == NODES
+    done = run(configuration(app, rounds=3), first_node=1000)
+    assert not done.summed.unfinished
+    assert_same(done.memory, everything(done.memory), "made up for")
+
+
 @pytest.mark.parametrize("first_node", [1000, 2000])
 def test_a_server_that_dies_before_it_saves_a_sum_asks_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_node: int
@@ -183,8 +204,29 @@ def test_a_server_that_dies_before_it_saves_a_sum_asks_again(
             run(configuration(app, "method=protected"))
     done = run(configuration(app, rounds=4), first_node=first_node)
     assert done.round == 4
-    assert not done.summed.unmasking
+    assert not done.summed.unfinished
     assert_same(done.memory, everything(done.memory), "asked again")
+
+
+def test_classes_are_summed_by_name(tmp_path: Path) -> None:
+    names = [f"class {i}" for i in range(CLASSES)]
+
+    def load_named(context: Context) -> ClientData:
+        """Every node numbers the classes in an order of its own."""
+        shift = int(context.node_config["partition-id"])
+        own = [names[(i + shift) % CLASSES] for i in range(CLASSES)]
+        return ClientData(
+            [(x, (y - shift) % CLASSES) for x, y in load(context).chunks], class_names=own
+        )
+
+    named = replace(TASK, load=load_named, n_classes=0, class_names=names)
+    strategy = run(configuration(tmp_path / "app", "method=protected"), task=named)
+    ids = torch.tensor([class_id_of(name) for name in names])
+    expected = strategy.memory.empty_like()
+    for node in range(NODES):
+        x, y = samples(node)
+        expected.update(x, ids[y])
+    assert_same(strategy.memory, expected, "by name")
 
 
 # -- the settings of a run ----------------------------------------------------------------------
