@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class ProtectedPrototypesConfig(HeadConfig):
     """Settings of :class:`protocl.federation.protected.ProtectedPrototypes`.
 
-    The public class list is all classes of the benchmark, or of the task that is deployed. ``epsilon`` and ``delta`` hold for a
-    sample that is added or removed, over all rounds, since each sample is in one release.
+    The public class list is all classes of the benchmark, or of the task that is deployed.
+    ``epsilon`` and ``delta`` hold for a sample that is added or removed, over all rounds, since
+    each sample is in one release.
 
     Attributes:
         step: quantisation step of fixed point.
