@@ -178,6 +178,16 @@ class Network:
         words = [w for w in command_of(self.folder, "flwr run") if w != "--stream"]
         self.once(*words, "--run-config", config)
 
+    def begin(self, *config: str) -> None:
+        """Four nodes are registered; three of them and the stranger are there, and a round ends."""
+        self.superlink()
+        for number in range(NODES):
+            self.register(number)
+        for number in (0, 1, 2, STRANGER):
+            self.supernode(number)
+        self.run(*config)
+        wait("the first round", lambda: self.rounds() >= 1, 900)
+
     def kill(self, name: str) -> None:
         """SIGKILL to the whole group: as if the machine lost its power."""
         process = self.processes.pop(name)
@@ -272,13 +282,7 @@ def test_nodes_and_superlink_die_and_the_sum_stays_exact(tmp_path):
     folder = tmp_path / "app"
     write_deployment(folder, PROTOTYPES)
     with network(folder) as net:
-        net.superlink()
-        for number in range(NODES):
-            net.register(number)
-        for number in (0, 1, 2, STRANGER):
-            net.supernode(number)
-        net.run()
-        wait("the first round", lambda: net.rounds() >= 1, 900)
+        net.begin()
         net.kill("node1")
         net.supernode(3)
         wait("the fourth node's state", lambda: 3 in epochs(folder).values(), 900)
@@ -312,13 +316,7 @@ def test_nodes_and_superlink_die_and_secure_sums_stay_exact(tmp_path):
     folder, config = tmp_path / "app", "rounds=4 quorum=0.75 grace=10.0"
     write_deployment(folder, load(["method=protected"])[0].method)
     with network(folder) as net:
-        net.superlink()
-        for number in range(NODES):
-            net.register(number)
-        for number in (0, 1, 2, STRANGER):
-            net.supernode(number)
-        net.run(config)
-        wait("the first round", lambda: net.rounds() >= 1, 900)
+        net.begin(config)
         net.kill("node1")
         net.supernode(3)
         wait("the second round", lambda: net.rounds() >= 2, 900)
