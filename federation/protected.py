@@ -48,7 +48,8 @@ class ProtectedPrototypes(Strategy):
     merge of the same statistics, bit for bit.
 
     A secure round is four messages to each client, all sent while Flower asks for the messages to
-    train. Each vector is in one sum that is unmasked, so the differences of sums tell nothing more.
+    train. Each vector is in one sum that is unmasked, so the differences of sums tell nothing more:
+    a client gives it for a second one only if the server says that it lacks the first.
 
     Args:
         layout: the public class list and the kind of memory.
