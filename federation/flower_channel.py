@@ -47,7 +47,7 @@ class FlowerChannel:
         summed: how many parts of each client's data are in the sum.
         layout_digest: of the vectors that are asked for.
         timeout: seconds that a step waits for answers.
-        before_masking: told of the nodes that are asked for masked vectors, before they are.
+        save_summed: called before masked vectors are asked for, which ``summed`` knows by then.
 
     Attributes:
         ends: identity -> how many parts of its data the client's vector brings the sum to.
@@ -62,14 +62,15 @@ class FlowerChannel:
         summed: SummedParts,
         layout_digest: str,
         timeout: float,
-        before_masking: Callable[[list[int]], None],
+        save_summed: Callable[[], None],
     ) -> None:
         self.grid = grid
         self.round_number = round_number
         self.nodes = nodes
         self.timeout = timeout
         self.summed = summed
-        self._before_masking = before_masking
+        self._save_summed = save_summed
+        self._session = ""
         self.ends: dict[int, int] = {}
         self.noise: dict[int, Fraction] = {}
         self._clients: set[str] = set()
@@ -77,7 +78,6 @@ class FlowerChannel:
             i: {
                 "round": round_number,
                 "summed": summed.of(node),
-                "repeat": node in summed.unfinished,
                 "layout-digest": layout_digest,
             }
             for i, node in enumerate(nodes, start=1)
@@ -110,6 +110,7 @@ class FlowerChannel:
             self._note(i, answer)
             return keys
 
+        self._session = agreement.session.hex()
         terms = write_agreement(agreement)
         requests = {
             i: ConfigRecord({**request, **terms, "identity": i})
@@ -133,10 +134,16 @@ class FlowerChannel:
         self, deliveries: Mapping[int, Mapping[int, bytes]]
     ) -> Iterator[tuple[int, NDArray[np.uint64]]]:
         """Give every party its sealed shares; the masked vectors."""
-        self._before_masking([self.nodes[i - 1] for i in deliveries])
         requests = {
-            i: ConfigRecord({"sealed": join_entries(sealed)}) for i, sealed in deliveries.items()
+            i: ConfigRecord(
+                {
+                    "sealed": join_entries(sealed),
+                    "unfinished": list(self.summed.ask(self.nodes[i - 1], self._session)),
+                }
+            )
+            for i, sealed in deliveries.items()
         }
+        self._save_summed()
         # Words travel as int64, as all arrays do; the bits are the same.
         answers = self._ask(
             "train.mask", requests, lambda i, _, content: _vector(content, "masked")

@@ -10,6 +10,7 @@ import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +36,19 @@ class Offer:
         vector: ``(layout.size,)`` int64.
         start, end: the parts from ``start`` on and before ``end``.
         client: the client's identity.
-        masked: whether it left the client under masks, and may be in a sum that was unmasked.
+        sums: sessions of the secure sums for which it left the client under masks.
     """
 
     vector: NDArray[np.int64]
     start: int
     end: int
     client: str
-    masked: bool = False
+    sums: tuple[str, ...] = ()
+
+    @property
+    def span(self) -> dict[str, Any]:
+        """All but the vector."""
+        return {key: value for key, value in vars(self).items() if key != "vector"}
 
 
 class OffersOnDisk:
@@ -77,13 +83,12 @@ class OffersOnDisk:
                 f"{path} is an offer to another federation: of other classes or statistics, with "
                 f"other noise, or of another backbone; {_REMEDY}"
             )
-        state = json.loads(header["state"])
-        return Offer(vector, **state)
+        span = json.loads(header["state"])
+        return Offer(vector, **{**span, "sums": tuple(span["sums"])})
 
     def save(self, name: str, offer: Offer) -> None:
         """Keep ``offer`` in place of the one before."""
-        state = {key: value for key, value in vars(offer).items() if key != "vector"}
-        header = {"format": _FORMAT, "terms": self.terms, "state": json.dumps(state)}
+        header = {"format": _FORMAT, "terms": self.terms, "state": json.dumps(offer.span)}
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:

@@ -159,7 +159,7 @@ class ProtectedPrototypes(Strategy):
         )  # fmt: skip
         channel = FlowerChannel(
             grid, self.round, nodes, self.summed, self.layout.digest, self.deadline,
-            self._note_masking,
+            lambda: self._save(finished=self.round - 1),
         )  # fmt: skip
         try:
             added = self._secure_round(channel) if self.secure else self._round(channel)
@@ -253,11 +253,6 @@ class ProtectedPrototypes(Strategy):
         )
 
     # -- books ------------------------------------------------------------------------------
-
-    def _note_masking(self, nodes: list[int]) -> None:
-        """Know of it even where this process dies before the sum is saved."""
-        self.summed.unfinished.update(nodes)
-        self._save(finished=self.round - 1)
 
     def _save(self, finished: int) -> None:
         if self._checkpoints is None:

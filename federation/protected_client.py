@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -114,18 +115,19 @@ class ProtectedClient:
             SecureAggregationError: the vector was given for a sum before, of which this server
                 knows nothing.
         """
-        if context.state.config_records[_SPAN]["withheld"]:
+        offer, arrays = _held(context), ArrayRecord()
+        lacking = cast(list[str], message.content.config_records["config"]["unfinished"])
+        if not set(offer.sums) <= set(lacking):
             raise SecureAggregationError(
                 "this client's newest vector was given for a sum of which this server knows "
                 "nothing; in another sum it could be told apart: restore the server's checkpoints"
             )
-        vector = context.state.array_records[_VECTOR]["vector"].numpy()
-        arrays = ArrayRecord()
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
             received = split_entries(cast(bytes, config["sealed"]), SEALED_BYTES)
-            arrays["masked"] = array_of(party.mask(vector, received).view(np.int64))
-            self._note_masked(context)
+            arrays["masked"] = array_of(party.mask(offer.vector, received).view(np.int64))
+            session = party.agreement.session.hex()
+            self._hold(context, replace(offer, sums=(*offer.sums, session)))
             return {}
 
         return self._continue(message, context, step, arrays)
@@ -177,16 +179,12 @@ class ProtectedClient:
         self._recall(context)
         kept = context.state.config_records.get(_SPAN)
         if kept is not None and start < cast(int, kept["end"]):
-            kept["withheld"] = bool(kept["masked"]) and not config["repeat"]
             return True
         data = self.load(context)
         end = max(start, min(cast(int, config["round"]), len(data.chunks)))
         if end > start or self.secure:
             client = new_identity() if kept is None else str(kept["client"])
-            offer = Offer(self._contribution(data, start, end), start, end, client)
-            if self._kept is not None and end > start:
-                self._kept.save(client_name(context), offer)
-            _hold(context, offer)
+            self._hold(context, Offer(self._contribution(data, start, end), start, end, client))
         return end > start
 
     def _recall(self, context: Context) -> None:
@@ -195,7 +193,13 @@ class ProtectedClient:
             return
         offer = self._kept.load(client_name(context))
         if offer is not None:
-            _hold(context, offer)
+            _put(context, offer)
+
+    def _hold(self, context: Context, offer: Offer) -> None:
+        """Have ``offer`` in the state, and on disk if there are samples in it."""
+        if self._kept is not None and offer.end > offer.start:
+            self._kept.save(client_name(context), offer)
+        _put(context, offer)
 
     def _offer(self, context: Context) -> Reply:
         """What the server is told about the vector: whose and what it is, and its noise."""
@@ -203,14 +207,6 @@ class ProtectedClient:
         span = context.state.config_records[_SPAN]
         told = {key: span[key] for key in ("client", "start", "end")}
         return {**told, "noise": [share.numerator, share.denominator]}
-
-    def _note_masked(self, context: Context) -> None:
-        span = context.state.config_records[_SPAN]
-        if span["masked"]:
-            return
-        span["masked"] = True
-        if self._kept is not None and cast(int, span["end"]) > cast(int, span["start"]):
-            self._kept.save(client_name(context), _held(context))
 
     def _contribution(self, data: ClientData, start: int, end: int) -> NDArray[np.int64]:
         # Beginning with no samples, for those clients that have none.
@@ -249,16 +245,15 @@ def read_agreement(config: ConfigRecord) -> Agreement:
     )
 
 
-def _hold(context: Context, offer: Offer) -> None:
+def _put(context: Context, offer: Offer) -> None:
     context.state[_VECTOR] = ArrayRecord({"vector": array_of(offer.vector)})
-    span = {key: value for key, value in vars(offer).items() if key != "vector"}
-    context.state[_SPAN] = ConfigRecord({**span, "withheld": False})
+    context.state[_SPAN] = ConfigRecord({**offer.span, "sums": list(offer.sums)})
 
 
 def _held(context: Context) -> Offer:
-    span = {k: v for k, v in context.state.config_records[_SPAN].items() if k != "withheld"}
+    span: dict[str, Any] = dict(context.state.config_records[_SPAN])
     vector = context.state.array_records[_VECTOR]["vector"].numpy()
-    return Offer(vector, **span)  # type: ignore[arg-type]
+    return Offer(vector, **{**span, "sums": tuple(span["sums"])})
 
 
 def _keep(context: Context, party: Participant) -> None:

@@ -18,14 +18,15 @@ class SummedParts:
     Attributes:
         parts: node -> number of parts.
         nodes: identity of a client -> the node that it was last.
-        unfinished: nodes that were asked for a masked vector, for a sum that did not come about or
-            without it. They are told so: a client does not give a vector into a second sum
-            otherwise, since two sums tell by their difference what single clients sent.
+        unfinished: node -> sessions of the sums for which it was asked for its masked vector, and
+            which did not come about, or without it. It is told them: a client that gave its vector
+            for any other sum does not give it again, since two sums tell by their difference what
+            single clients sent.
     """
 
     parts: dict[int, int] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
-    unfinished: set[int] = field(default_factory=set)
+    unfinished: dict[int, list[str]] = field(default_factory=dict)
 
     def of(self, node: int) -> int:
         """Number of parts of the client that ``node`` is, 0 where it is not known."""
@@ -39,11 +40,9 @@ class SummedParts:
         """
         before = self.nodes.get(client, node)
         if before != node:
-            if before in self.parts:
-                self.parts[node] = self.parts.pop(before)
-            if before in self.unfinished:
-                self.unfinished.remove(before)
-                self.unfinished.add(node)
+            for known in (self.parts, self.unfinished):
+                if before in known:
+                    known[node] = known.pop(before)
         self.nodes[client] = node
         if start != self.of(node):
             raise DataError(
@@ -51,7 +50,14 @@ class SummedParts:
                 "it is asked for what follows in the next round"
             )
 
+    def ask(self, node: int, session: str) -> list[str]:
+        """Note that ``node`` is asked for its masked vector; the sums that lack it."""
+        lacking = self.unfinished.setdefault(node, [])
+        lacking.append(session)
+        return lacking
+
     def add(self, ends: dict[int, int]) -> None:
         """Note up to which part each node's data are in the sum now."""
         self.parts |= ends
-        self.unfinished -= ends.keys()
+        for node in ends:
+            self.unfinished.pop(node, None)

@@ -87,6 +87,7 @@ def test_one_server_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
     values = {"output": str(tmp_path / "server"), "rounds": 0}
     strategy = prototypes(tmp_path / "server")
     serve(None, strategy, values)  # type: ignore[arg-type]
+    assert strategy.round == 0
     with exclusive(tmp_path / "server"), pytest.raises(ConfigError, match="in use by another"):
         serve(None, strategy, values)  # type: ignore[arg-type]
 
@@ -102,8 +103,10 @@ def test_a_server_waits_for_the_one_before_to_end(tmp_path):
     ) as before:
         assert before.stdout.readline() == b"held\n"
         threading.Timer(1.0, before.stdin.close).start()
-        serve(None, prototypes(output), {"output": str(output), "rounds": 0})  # type: ignore[arg-type]
+        strategy = prototypes(output)
+        serve(None, strategy, {"output": str(output), "rounds": 0})  # type: ignore[arg-type]
         assert before.stdin.closed
+    assert strategy.round == 0
 
 
 # -- real processes -----------------------------------------------------------------------------

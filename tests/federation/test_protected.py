@@ -200,12 +200,7 @@ def test_unsummed_vector_is_sent_again_with_the_same_noise() -> None:
 
     def vector(round_number: int, summed: int) -> np.ndarray:
         config = ConfigRecord(
-            {
-                "round": round_number,
-                "summed": summed,
-                "repeat": False,
-                "layout-digest": layout("mean").digest,
-            }
+            {"round": round_number, "summed": summed, "layout-digest": layout("mean").digest}
         )
         message = Message(RecordDict({"config": config}), dst_node_id=1, message_type="train")
         answer = client.send(message, context).content
