@@ -21,7 +21,8 @@ from protocl.errors import ConfigError
 from protocl.federation.client import Loader
 from protocl.federation.client_state import StatesOnDisk
 from protocl.federation.config import FederateConfig, FederationSetup, Method
-from protocl.federation.server import RUN_CONFIG, LastingStrategy, output_folder, serve
+from protocl.federation.lasting import LastingStrategy
+from protocl.federation.server import RUN_CONFIG, output_folder, serve
 from protocl.federation.settings import compose, require_deployable
 
 _METHOD = "method."

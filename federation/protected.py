@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,14 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from protocl.accumulate import overflows
-from protocl.checkpoint import CheckpointFolder, log_damage
 from protocl.errors import ConfigError, ProtoclError
 from protocl.federation.choosing import choose_nodes
 from protocl.federation.flower_channel import FlowerChannel, NothingNewError
-from protocl.federation.grid import MeteredGrid
+from protocl.federation.lasting import LastingStrategy
 from protocl.federation.layout import StatisticsLayout
-from protocl.federation.ledger import Traffic
 from protocl.federation.private_release import (
     NoisyVector,
     PrivateRelease,
@@ -33,13 +30,14 @@ from protocl.federation.private_release import (
 from protocl.federation.secure_aggregation import secure_sum
 from protocl.federation.secure_agreement import SMALLEST_GROUP, Agreement
 from protocl.federation.summed_parts import SummedParts
+from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
 
 Vector = NDArray[np.int64]
 
 
-class ProtectedPrototypes(Strategy):
+class ProtectedPrototypes(LastingStrategy):
     """Adds up vectors of statistics that are masked, noisy, or both.
 
     In every round the clients asked send what they have that is not in the sum; what a client
@@ -64,13 +62,10 @@ class ProtectedPrototypes(Strategy):
         checkpoints: folder to which the sum is written after each round; :meth:`resume` continues
             from there.
 
-    Attributes:
-        memory: the merged memory.
-        round: number of rounds finished, also by an earlier process.
+    Attributes (and those of :class:`protocl.federation.lasting.LastingStrategy`):
         summed: how many parts of each client's data are in the sum.
         contributors: round -> how many clients it added.
         failures: round -> why it added nothing.
-        traffic: bytes of every message.
 
     Raises:
         PrivacyError: the noise would not protect from the server although it is meant to.
@@ -91,6 +86,7 @@ class ProtectedPrototypes(Strategy):
     ) -> None:
         if release is not None:
             release.require_enough(release.contributors, secure=secure)
+        super().__init__(checkpoints)
         self.layout = layout
         self.release = release
         self.secure = secure
@@ -99,43 +95,27 @@ class ProtectedPrototypes(Strategy):
         self.wait = wait
         self.deadline = deadline
         self.seed = seed
-        self.memory = layout.empty_memory()
-        self.round = 0
         self.summed = SummedParts()
         self.contributors: dict[int, int] = {}
         self.failures: dict[int, str] = {}
-        self.traffic = Traffic()
+        self._memory = layout.empty_memory()
         self._total: Vector = np.zeros(layout.size, dtype=np.int64)
         self._noise = 0.0
-        self._first = 0
-        self._checkpoints = None if checkpoints is None else CheckpointFolder(checkpoints)
 
-    def resume(self) -> bool:
-        """Continue from the newest checkpoint that is whole.
+    @property
+    def memory(self) -> PrototypeMemory:
+        """The merged memory."""
+        return self._memory
 
-        Returns:
-            False where there is none.
-
-        Raises:
-            ConfigError: it holds the sum of other classes or statistics, or with other noise.
-        """
-        state = self._checkpoints and self._checkpoints.load_newest({}, on_damage=log_damage)
-        if not state:
-            return False
+    def _take_up(self, state: Mapping[str, Any]) -> None:
         if state["terms"] != terms_of(self.layout, self.release):
             raise ConfigError(
                 "the checkpoint holds a sum of other classes or statistics, or with other noise; "
                 "give the settings with which it was begun, or begin in another folder"
             )
-        self.round, self.summed = state["round"], state["summed"]
+        self.summed = state["summed"]
         self.contributors, self.failures = state["contributors"], state["failures"]
-        self.traffic.rows = state["traffic"]
         self._hold(state["total"], state["noise"])
-        return True
-
-    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
-        """Run rounds, as every Flower strategy does, and measure every message."""
-        return super().start(MeteredGrid(grid, self.traffic), *arguments, **options)
 
     def outcome(self, number: int) -> dict[str, int | str | None]:
         """How many clients a round added, or why none."""
@@ -150,9 +130,7 @@ class ProtectedPrototypes(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Conduct the whole round."""
-        if server_round == 1:  # of a second run, or of one that was resumed
-            self._first = self.round
-        self.round = self._first + server_round
+        self._begin(server_round)
         nodes = choose_nodes(
             grid, self.round, self.participation,
             min_clients=self.min_clients, wait=self.wait, seed=self.seed,
@@ -246,7 +224,7 @@ class ProtectedPrototypes(Strategy):
     def _hold(self, total: Vector, noise: float) -> None:
         """Have ``total`` for the sum, in which there is the noise of ``noise`` releases."""
         self._total, self._noise = total, noise
-        self.memory = (
+        self._memory = (
             self.layout.unpack(total)
             if self.release is None
             else memory_of(self.release, total, noise)
@@ -254,20 +232,15 @@ class ProtectedPrototypes(Strategy):
 
     # -- books ------------------------------------------------------------------------------
 
-    def _save(self, finished: int) -> None:
-        if self._checkpoints is None:
-            return
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "terms": terms_of(self.layout, self.release),
-            "round": finished,
             "total": self._total,
             "noise": self._noise,
             "summed": self.summed,
             "contributors": self.contributors,
             "failures": self.failures,
-            "traffic": self.traffic.rows,
         }
-        self._checkpoints.save(self.round, state, {})
 
 
 def _added(total: Vector, vector: Vector) -> Vector:

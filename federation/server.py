@@ -6,16 +6,14 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
 
 from protocl.errors import ConfigError
 from protocl.federation.grid import QuorumGrid
-from protocl.federation.ledger import Traffic
-from protocl.memory import PrototypeMemory
+from protocl.federation.lasting import LastingStrategy
 from protocl.runs import exclusive
 from protocl.storage import atomic_write
 
@@ -45,31 +43,6 @@ When a SuperLink dies, the ServerApp that it had started outlives it: told to en
 reach a SuperLink again, and reaches the one that was started in its place. A run that is begun at
 once would find the folder still in use.
 """
-
-
-class LastingStrategy(Protocol):
-    """A Flower strategy that another process can take up after any round.
-
-    Attributes:
-        round: number of rounds finished, also by an earlier process.
-        traffic: bytes of every message.
-        memory: the merged memory.
-    """
-
-    round: int
-    traffic: Traffic
-
-    @property
-    def memory(self) -> PrototypeMemory: ...
-
-    def resume(self) -> bool:
-        """Continue from the newest checkpoint; False where there is none."""
-
-    def outcome(self, number: int) -> Mapping[str, Any]:
-        """What round ``number`` brought."""
-
-    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
-        """Run rounds."""
 
 
 def serve(grid: Grid, strategy: LastingStrategy, run_config: Mapping[str, Any]) -> None:

@@ -10,17 +10,15 @@ from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 from torch import nn
 
 from protocl.backbones.base import fingerprint
-from protocl.checkpoint import CheckpointFolder, log_damage
 from protocl.confusion import Confusion
 from protocl.errors import DataError
 from protocl.federation.choosing import choose_nodes
-from protocl.federation.grid import MeteredGrid
 from protocl.federation.intake import Intake, Seconds
-from protocl.federation.ledger import Traffic
+from protocl.federation.lasting import LastingStrategy
 from protocl.federation.merging import MergedMemory
 from protocl.federation.messages import Contribution, MessageReader, encode
 from protocl.federation.options import Options
@@ -44,7 +42,7 @@ Merge = Callable[[Sequence[PrototypeMemory]], PrototypeMemory]
 """One memory of those of all clients: :class:`protocl.federation.robust.RobustMerge`."""
 
 
-class FederatedPrototypes(Strategy):
+class FederatedPrototypes(LastingStrategy):
     """Merges the memories of clients exactly, whoever comes, goes, repeats or is late.
 
     After every round :attr:`memory` is the sum over all contributions in the ledger, each counted
@@ -70,10 +68,8 @@ class FederatedPrototypes(Strategy):
         backbone: sent to each client with the first request that it answers; its fingerprint must
             be that of ``empty``. None where clients have it.
 
-    Attributes:
+    Attributes (and those of :class:`protocl.federation.lasting.LastingStrategy`):
         merged: the server's state; its ledger, its names.
-        traffic: bytes of every message.
-        round: number of rounds finished, also by an earlier process.
         seconds: where the server's own time went.
         evaluations: round -> confusion over the clients' own test data.
     """
@@ -93,20 +89,17 @@ class FederatedPrototypes(Strategy):
             raise ValueError("merge looks at clients side by side: keep_contributions must be true")
         if backbone is not None and fingerprint(backbone) != empty.fingerprint:
             raise ValueError("backbone: its fingerprint is not that of the statistics to merge")
+        super().__init__(checkpoints)
         self.options = options or Options()
         self.empty = empty.empty_like()
         self.merged = MergedMemory(empty, keep_contributions=keep_contributions)
         self.merge = merge
         self._merged: tuple[str, PrototypeMemory] | None = None
-        self.traffic = Traffic()
         self.seconds = Seconds()
         reader = MessageReader(self.empty, self.options.limits)
         verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
         self._intake = Intake(self.merged, reader, verdicts, self.seconds)
         self.evaluations: dict[int, Confusion] = {}
-        self.round = 0
-        self._first = 0
-        self._checkpoints = None if checkpoints is None else CheckpointFolder(checkpoints)
         self._backbone = None if backbone is None else backbone_record(backbone)
 
     @property
@@ -120,41 +113,20 @@ class FederatedPrototypes(Strategy):
             self._merged = exact.revision, self.merge([part for part in parts if len(part)])
         return self._merged[1]
 
-    def resume(self) -> bool:
-        """Continue from the newest checkpoint that is whole.
-
-        Returns:
-            False where there is none.
-
-        Raises:
-            ValueError, FingerprintError: it belongs to a federation of other statistics.
-        """
-        state = self._checkpoints and self._checkpoints.load_newest({}, on_damage=log_damage)
-        if not state:
-            return False
-        self.merged.restore(state["merged"])
-        self.traffic.rows = state["traffic"]
-        self.evaluations = {
-            key: Confusion.from_dict(value) for key, value in state["evaluations"].items()
-        }
-        self.round = state["round"]
-        return True
-
     def forget_client(self, client: str) -> None:
         """Remove a client's contribution exactly; see :meth:`MergedMemory.forget_client`."""
         self.merged.forget_client(client)
-        self._save()
+        self._save(self.round)
 
     def forget_classes(self, classes: Iterable[int]) -> None:
         """Remove classes exactly; see :meth:`MergedMemory.forget_classes`."""
         self.merged.forget_classes(classes)
-        self._save()
+        self._save(self.round)
 
     def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
-        """Run rounds, as every Flower strategy does, and measure every message."""
-        metered = MeteredGrid(grid, self.traffic)
-        result = super().start(metered, *arguments, **options)
-        self.seconds.measure += metered.seconds
+        """See :class:`protocl.federation.lasting.LastingStrategy`."""
+        result = super().start(grid, *arguments, **options)
+        self.seconds.measure = self.measuring
         return result
 
     # -- Flower calls these -----------------------------------------------------------------
@@ -163,10 +135,8 @@ class FederatedPrototypes(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Ask some of the nodes online for what they have that is new."""
-        if server_round == 1:  # of a second run, or of one that was resumed
-            self._first = self.round
-        number = self._first + server_round
-        self.round = number
+        self._begin(server_round)
+        number = self.round
         # Before asking: a client whose late answer is merged now need not repeat it.
         self._intake.take(_collect_late(grid), number)
         nodes = self._choose(grid, number, self.options.participation)
@@ -183,7 +153,7 @@ class FederatedPrototypes(Strategy):
         """Merge what came, in the order of clients, then save; nothing is acknowledged before."""
         self.round = self._first + server_round
         self._intake.take(replies, self.round)
-        self._save()
+        self._save(self.round)
         return self._encoded()[0], MetricRecord(dict(self._summary()))
 
     def configure_evaluate(
@@ -277,17 +247,21 @@ class FederatedPrototypes(Strategy):
             "samples": self.memory.total,
         }
 
-    def _save(self) -> None:
-        if self._checkpoints is None:
-            return
-        start = time.perf_counter()
-        state = {
-            "round": self.round,
+    def _state(self) -> dict[str, Any]:
+        return {
             "merged": self.merged.state(),
-            "traffic": self.traffic.rows,
             "evaluations": {key: value.to_dict() for key, value in self.evaluations.items()},
         }
-        self._checkpoints.save(self.round, state, {})
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        self.merged.restore(state["merged"])
+        self.evaluations = {
+            key: Confusion.from_dict(value) for key, value in state["evaluations"].items()
+        }
+
+    def _save(self, finished: int) -> None:
+        start = time.perf_counter()
+        super()._save(finished)
         self.seconds.save += time.perf_counter() - start
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from protocl.errors import DataError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -40,9 +43,8 @@ class SummedParts:
         """
         before = self.nodes.get(client, node)
         if before != node:
-            for known in (self.parts, self.unfinished):
-                if before in known:
-                    known[node] = known.pop(before)
+            _move(self.parts, before, node)
+            _move(self.unfinished, before, node)
         self.nodes[client] = node
         if start != self.of(node):
             raise DataError(
@@ -61,3 +63,8 @@ class SummedParts:
         self.parts |= ends
         for node in ends:
             self.unfinished.pop(node, None)
+
+
+def _move(known: dict[int, T], before: int, node: int) -> None:
+    if before in known:
+        known[node] = known.pop(before)

@@ -16,7 +16,6 @@ submodules and dill then tries to save the optimizer's class by value. The way o
 from __future__ import annotations
 
 import hashlib
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,8 +29,6 @@ from torch.serialization import default_restore_location
 
 from protocl.errors import DataError
 from protocl.storage import atomic_path
-
-logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _KEPT = 2  # the newest, and one before it in case the newest is damaged
@@ -167,11 +164,6 @@ class CheckpointFolder:
             file.unlink()
         if self.path.is_dir():
             self.path.rmdir()
-
-
-def log_damage(error: DataError) -> None:
-    """Say that a damaged checkpoint was passed over; for :meth:`CheckpointFolder.load_newest`."""
-    logger.warning("%s; continuing from the one before it", error)
 
 
 def _save_class(pickler: Any, cls: type) -> None:
