@@ -8,8 +8,9 @@ from protocl.lazy import importer
 
 if TYPE_CHECKING:
     from protocl.federation.client import ClientData, PrototypeClient
-    from protocl.federation.grid import InProcessGrid, QuorumGrid
+    from protocl.federation.grid import InProcessGrid
     from protocl.federation.options import Options
+    from protocl.federation.relayed_grids import QuorumGrid
     from protocl.federation.simulation import simulate
     from protocl.federation.strategy import FederatedPrototypes
 
@@ -29,7 +30,7 @@ _HOMES = {
     "InProcessGrid": "grid",
     "Options": "options",
     "PrototypeClient": "client",
-    "QuorumGrid": "grid",
+    "QuorumGrid": "relayed_grids",
     "simulate": "simulation",
 }
 

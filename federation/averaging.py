@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from protocl.backbones.base import Classifier
 from protocl.errors import DataError
+from protocl.federation.boundary import reading
 from protocl.federation.choosing import choose_nodes
 from protocl.federation.config import FederationSetup
 from protocl.federation.network import (
@@ -34,6 +35,9 @@ from protocl.federation.network import (
 from protocl.federation.npy import array_of, read_npy
 
 logger = logging.getLogger(__name__)
+
+MAX_EXAMPLES = 10**9
+"""Samples that one client may say that it trained on."""
 
 
 class WeightAveraging(FedAvg):
@@ -81,21 +85,34 @@ class WeightAveraging(FedAvg):
         return super().aggregate_train(server_round, [r for r in replies if self._counts(r)])
 
     def _counts(self, reply: Message) -> bool:
+        """Whether a reply can be averaged; then it holds nothing but what is averaged."""
+        client = f"what client {reply.metadata.src_node_id} sent"
         if reply.has_error():
-            logger.warning("client %d failed: %s", reply.metadata.src_node_id, reply.error.reason)
+            logger.warning("%s: it failed: %s", client, reply.error.reason)
             return False
-        try:
-            weights = read_weights(reply.content.array_records["arrays"])
-        except (DataError, KeyError) as error:
-            logger.warning("weights of client %d refused: %s", reply.metadata.src_node_id, error)
-            return False
+        with reading(client):
+            weights, examples = self._read(reply.content)
+            reply.content = RecordDict(
+                {
+                    "arrays": ArrayRecord({"weights": array_of(weights.numpy())}),
+                    "metrics": MetricRecord({"num-examples": examples}),
+                }
+            )
+            return examples > 0
+        return False
+
+    def _read(self, content: RecordDict) -> tuple[Tensor, int]:
+        weights = read_weights(content.array_records["arrays"])
         if weights.shape != (self.size,) or not bool(weights.isfinite().all()):
-            logger.warning(
-                "weights of client %d refused: expected %d finite values, got shape %s",
-                reply.metadata.src_node_id, self.size, tuple(weights.shape),
-            )  # fmt: skip
-            return False
-        return int(reply.content.metric_records["metrics"]["num-examples"]) > 0  # type: ignore[arg-type]
+            raise DataError(
+                f"weights of shape {tuple(weights.shape)}: expected {self.size} finite values"
+            )
+        examples = content.metric_records["metrics"]["num-examples"]
+        if not isinstance(examples, int) or not 0 <= examples <= MAX_EXAMPLES:
+            raise DataError(
+                f"num-examples={examples!r:.80}: expected a whole number up to {MAX_EXAMPLES}"
+            )
+        return weights, examples
 
 
 class WeightClient:

@@ -22,6 +22,7 @@ from torch import Tensor
 from protocl.confusion import Confusion
 from protocl.errors import FingerprintError
 from protocl.federation.client_state import ClientState, StatesInProcess, StateStore
+from protocl.federation.merging import Settled
 from protocl.federation.messages import Contribution, class_id_of, decode, encode
 from protocl.federation.npy import array_of
 from protocl.federation.packing import Precision
@@ -147,11 +148,11 @@ class PrototypeClient:
         with self.states.open(self.name(context), self.empty) as state:
             state.names = names_of(data)
             self._notice_older_state(state, context)
-            state.acknowledge(str(config["epoch"]), int(config["settled"]))  # type: ignore[arg-type]
+            self._hear(state, config)
             self._count(state, data, int(config["round"]))  # type: ignore[arg-type]
             if config["full"]:
                 state.send_everything()
-            pending = list(state.pending)
+            pending = list(state.pending) if not config["forgotten"] else []
         context.state[_NEWEST] = ConfigRecord({"epoch": state.epoch, "seq": state.seq})
         # The state is saved before anything leaves: what is sent twice is merged once, but what
         # is forgotten after it was sent would be counted again.
@@ -190,6 +191,13 @@ class PrototypeClient:
         return Message(content, reply_to=message)
 
     # -- parts ------------------------------------------------------------------------------
+
+    def _hear(self, state: ClientState, config: ConfigRecord) -> None:
+        """What the server says of itself and of this client."""
+        settled, samples = int(config["settled"]), int(config["samples"])  # type: ignore[arg-type]
+        state.hear(str(config["server"]), Settled(str(config["epoch"]), settled, samples))
+        if config["refused"]:
+            logger.warning("the server refused what this client sent: %s", config["refused"])
 
     def _count(self, state: ClientState, data: ClientData, round_number: int) -> None:
         arrived = min(round_number, len(data.chunks))

@@ -20,12 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from protocl.errors import DataError
+from protocl.federation.merging import Settled
 from protocl.federation.messages import Contribution
 from protocl.memory import PrototypeMemory
 from protocl.storage import atomic_path
 
 _FORMAT = "protocl-client-1"
 _MAX_PENDING = 8
+_MAX_LIVES = 16  # of which a server that was set back knows one, it may be hoped
 
 
 @dataclass
@@ -39,6 +41,9 @@ class ClientState:
         seq: number of the last contribution made.
         pending: contributions that the server has not acknowledged, oldest first.
         names: class id -> name, where classes are known by name.
+        replaces: the epochs before this one, where this client began anew, newest last.
+        server: the server's state that was heard of last.
+        acknowledged: the highest number that it had settled.
     """
 
     memory: PrototypeMemory
@@ -47,15 +52,43 @@ class ClientState:
     seq: int = 0
     pending: list[Contribution] = field(default_factory=list)
     names: Mapping[int, str] = field(default_factory=dict)
+    replaces: tuple[str, ...] = ()
+    server: str = ""
+    acknowledged: int = 0
 
-    def acknowledge(self, epoch: str, seq: int) -> None:
-        """Drop the contributions of ``epoch`` up to ``seq``: the server has settled them."""
-        if epoch == self.epoch:
-            self.pending = [c for c in self.pending if c.seq > seq]
+    def hear(self, server: str, settled: Settled) -> None:
+        """Drop what the server has settled, and notice if it or this client was set back.
+
+        Args:
+            server: names the server's state; another one after each restore.
+            settled: with this client, as far as the server knows.
+        """
+        known = settled.epoch == self.epoch and settled.seq <= self.seq
+        if known and settled.seq >= self.acknowledged:
+            self._drop(settled)
+        elif known and server != self.server:
+            self.acknowledged = settled.seq
+            self.send_everything()
+        elif not known and (settled.epoch == self.epoch or (settled.epoch and self.seq)):
+            # The server has heard more than this state knows of, or of another life.
+            self.begin_anew()
+        # Else the client is new to the server, or its request was overtaken by a later one.
+        self.server = server
+
+    def _drop(self, settled: Settled) -> None:
+        """Drop what is settled; begin anew where it is something else under the same number."""
+        self.acknowledged = settled.seq
+        self.pending = [c for c in self.pending if c.seq > settled.seq]
+        unsettled = sum(c.memory.total for c in self.pending)
+        replaced = any(c.kind == "full" for c in self.pending)
+        if not replaced and settled.samples != self.memory.total - unsettled:
+            self.begin_anew()
 
     def begin_anew(self) -> None:
         """Send the full state under another epoch, which replaces all that was sent before."""
-        self.epoch, self.seq, self.pending = secrets.token_hex(16), 0, []
+        self.replaces = (*self.replaces, self.epoch)[-_MAX_LIVES:]
+        self.epoch = secrets.token_hex(16)
+        self.seq, self.acknowledged, self.pending = 0, 0, []
         self.send_everything()
 
     def contribute(self, delta: PrototypeMemory, counted: int) -> None:
@@ -85,7 +118,7 @@ class ClientState:
         self.seq += 1
         names = {int(c): self.names[int(c)] for c in memory.classes} if self.names else {}
         self.pending.append(
-            Contribution(memory, self.epoch, self.seq, kind, names)  # type: ignore[arg-type]
+            Contribution(memory, self.epoch, self.seq, kind, names, self.replaces)  # type: ignore[arg-type]
         )
 
 
@@ -168,6 +201,9 @@ def _save(path: Path, state: ClientState) -> None:
                 "seq": state.seq,
                 "pending": [[c.seq, c.kind] for c in state.pending],
                 "names": {str(key): name for key, name in state.names.items()},
+                "replaces": state.replaces,
+                "server": state.server,
+                "acknowledged": state.acknowledged,
             }
         ),
     }
@@ -191,10 +227,13 @@ def _load(path: Path, empty: PrototypeMemory) -> ClientState:
     empty._require_compatible(memory)
     names = {int(key): name for key, name in values["names"].items()}
     state = ClientState(memory, values["counted"], values["epoch"], values["seq"], names=names)
+    # Files of before these were kept have none of them.
+    state.replaces = tuple(values.get("replaces", ()))
+    state.server, state.acknowledged = values.get("server", ""), values.get("acknowledged", 0)
     for seq, kind in values["pending"]:
         part = _memory(description, tensors, str(seq), empty)
         known = {int(c): names[int(c)] for c in part.classes} if names else {}
-        state.pending.append(Contribution(part, state.epoch, seq, kind, known))
+        state.pending.append(Contribution(part, state.epoch, seq, kind, known, state.replaces))
     return state
 
 

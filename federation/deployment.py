@@ -30,7 +30,7 @@ version = "1.0.0"
 description = "Federated prototypes"
 license = "MIT"
 # protocl is installed on every node beforehand; the app that travels stays thin.
-dependencies = ["flwr>=1.41,<1.42"]
+dependencies = ["flwr>=1.41,<2"]
 
 [tool.hatch.build.targets.wheel]
 packages = ["."]

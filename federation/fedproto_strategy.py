@@ -11,12 +11,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from protocl.confusion import Confusion
-from protocl.errors import DataError
+from protocl.federation.boundary import reading
 from protocl.federation.choosing import choose_nodes
 from protocl.federation.messages import Contribution, decode, encode
 from protocl.federation.options import Options
-from protocl.federation.replies import read_confusion, read_headers
-from protocl.federation.validation import RejectedError
+from protocl.federation.replies import content_of, read_confusion, read_headers
 from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
@@ -77,10 +76,8 @@ class FedProto(Strategy):
         """Add up the confusion counts of the clients."""
         total = Confusion.empty()
         for reply in replies:
-            try:
-                total = total + read_confusion(_content(reply))
-            except DataError as error:
-                logger.warning("client %d: %s", reply.metadata.src_node_id, error)
+            with reading(f"the evaluation of client {reply.metadata.src_node_id}"):
+                total = total + read_confusion(content_of(reply))
         self.evaluations[server_round] = total
         return MetricRecord({"accuracy": total.accuracy}) if total.total else None
 
@@ -98,11 +95,9 @@ class FedProto(Strategy):
 
     def _read(self, reply: Message) -> PrototypeMemory | None:
         like = self.prototypes.empty_like()
-        try:
-            for arrays, header, _ in read_headers(_content(reply)):
+        with reading(f"what client {reply.metadata.src_node_id} sent"):
+            for arrays, header, _ in read_headers(content_of(reply)):
                 return decode(arrays, header, like, self.options.limits).memory
-        except (RejectedError, DataError) as error:
-            logger.warning("prototypes of client %d refused: %s", reply.metadata.src_node_id, error)
         return None
 
 
@@ -128,9 +123,3 @@ def one_each(memory: PrototypeMemory) -> PrototypeMemory:
     """The means of a memory, each counted as one sample."""
     fresh = memory.empty_like()
     return fresh.update(memory.means, memory.classes) if len(memory) else fresh
-
-
-def _content(reply: Message) -> RecordDict:
-    if reply.has_error():
-        raise DataError(f"failed: {reply.error.reason}")
-    return reply.content

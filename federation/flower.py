@@ -1,8 +1,8 @@
 """All that protocl uses of Flower beyond its published interface, and the quiet it needs.
 
-Flower's interface moves from release to release. What is touched here is held to
-``flwr>=1.41,<1.42`` and to the contract in ``tests/federation/test_flower.py``; no other module
-reaches below ``flwr.app``, ``flwr.serverapp`` and ``flwr.clientapp``.
+Flower's interface moves from release to release. What is touched here is held to the contract in
+``tests/federation/test_flower.py``, which passes with 1.41 and 1.42; no other module reaches below
+``flwr.app``, ``flwr.serverapp`` and ``flwr.clientapp``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
-from flwr.app import Message, RecordDict
+import httpx
+from flwr.app import Error, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -26,6 +27,17 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Variables under which Flower and Ray neither report home nor install anything."""
+
+CONNECTION_ERRORS = (OSError, httpx.HTTPError)
+"""What Flower raises when a SuperLink cannot be reached, and not when a message is unreadable."""
+
+CLIENT_RAISED = 2
+"""Flower's error code for a ClientApp that raised."""
+
+
+def failed_reply(request: Message, reason: str) -> Message:
+    """The reply to ``request`` of a client that failed."""
+    return Message(Error(CLIENT_RAISED, reason), reply_to=request)
 
 
 def quiet(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -17,14 +17,17 @@ class InProcessChannel:
     Args:
         vectors: what each party adds, by identity.
         leave: who leaves before which step (``share``, ``mask`` or ``unmask``).
+        idle: who has nothing new.
     """
 
     def __init__(
         self,
         vectors: Mapping[int, NDArray[np.int64]],
         leave: Mapping[str, Collection[int]] | None = None,
+        idle: Collection[int] = (),
     ) -> None:
         self._vectors = vectors
+        self.new = set(vectors) - set(idle)
         self._leave = leave or {}
         self._present = set(vectors)
         self.parties: dict[int, Participant] = {}
@@ -36,7 +39,10 @@ class InProcessChannel:
 
     def share(self, roster: Mapping[int, PublicKeys]) -> dict[int, dict[int, bytes]]:
         """Sealed shares of those who stay."""
-        return {i: self.parties[i].share(roster) for i in self._staying("share", roster)}
+        return {
+            i: self.parties[i].share(roster, new=i in self.new)
+            for i in self._staying("share", roster)
+        }
 
     def mask(
         self, deliveries: Mapping[int, Mapping[int, bytes]]

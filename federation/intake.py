@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
+from protocl.federation.boundary import describe
 from protocl.federation.ledger import Entry
 from protocl.federation.merging import MergedMemory
 from protocl.federation.messages import Contribution, MessageReader, Received
@@ -19,8 +20,6 @@ from protocl.federation.validation import RejectedError
 logger = logging.getLogger(__name__)
 
 _SUPERLINK = 1  # node id under which a SuperLink itself answers for a node that is gone
-_GROUP, _GROUP_BYTES = 32, 2**20
-
 
 Verdicts = Callable[[Sequence[Contribution]], Sequence[str | None]]
 """For each contribution of a round None to accept it, or the reason why not."""
@@ -92,9 +91,9 @@ class Intake:
         In floating point in the order of clients.
         """
         self._round = number
-        # In fixed point no order changes a bit, so replies need not all be there to be sorted.
+        # In fixed point no order changes a bit.
         ordered = replies if self._reader.form.exact else sorted(replies, key=sender)
-        arrivals = self._arrivals(_in_groups(self._contributions(ordered)))
+        arrivals = self._arrivals(self._contributions(ordered))
         if self._screen is not None:
             arrivals = iter(self._screened(self._screen, list(arrivals)))
         # One by one, each while its bytes are still in the processor's cache.
@@ -110,8 +109,11 @@ class Intake:
                 continue
             self.equipped.add(reply.metadata.src_node_id)
             client = sender(reply)
-            for arrays, header, size in read_headers(reply.content):
-                yield _Unread(client, arrays, header, size)
+            try:
+                for arrays, header, size in read_headers(reply.content):
+                    yield _Unread(client, arrays, header, size)
+            except Exception as error:  # whatever is in a reply, the others are taken
+                self._refuse(unreadable(error), client, 0, "", 0)
 
     def _arrivals(self, contributions: Iterable[_Unread]) -> Iterator[_Arrival]:
         """Contributions that pass the checks; all others are entered in the ledger."""
@@ -119,10 +121,8 @@ class Intake:
             start = time.perf_counter()
             try:
                 received = self._reader.read(arrays, header)
-            except RejectedError as error:
-                epoch, seq = header.get("epoch"), header.get("seq")
-                well_formed = isinstance(epoch, str) and isinstance(seq, int)
-                self._refuse(error, client, size, *((epoch, seq) if well_formed else ("", 0)))  # type: ignore[arg-type]
+            except Exception as error:
+                self._refuse(unreadable(error), client, size, *_number(header))
                 continue
             finally:
                 self._seconds.decode += time.perf_counter() - start
@@ -151,8 +151,8 @@ class Intake:
                 round_number=self._round,
                 size=arrival.size,
             )
-        except RejectedError as error:
-            self._refuse_arrival(error, arrival)
+        except Exception as error:
+            self._refuse_arrival(unreadable(error), arrival)
         self._seconds.merge += time.perf_counter() - start
 
     def _refuse_arrival(self, error: RejectedError, arrival: _Arrival) -> None:
@@ -183,18 +183,12 @@ class Intake:
         self._merged.ledger.add(Entry(self._round, client, "failed", reason=reason))
 
 
-def _in_groups(contributions: Iterable[_Unread]) -> Iterator[_Unread]:
-    """The same contributions, some of them received before the first of these is read.
+def unreadable(error: Exception) -> RejectedError:
+    """The refusal of a message at which ``error`` was raised: its sender may have meant it."""
+    return error if isinstance(error, RejectedError) else RejectedError("format", describe(error))
 
-    Where clients work in this process, decoding and merging take half the time if code and tables
-    are still in the processor's cache from the one before. A group of large ones ends early.
-    """
-    group: list[_Unread] = []
-    room = _GROUP_BYTES
-    for contribution in contributions:
-        group.append(contribution)
-        room -= contribution.size
-        if len(group) == _GROUP or room <= 0:
-            yield from group
-            group, room = [], _GROUP_BYTES
-    yield from group
+
+def _number(header: ConfigRecord) -> tuple[str, int]:
+    """Epoch and number that a contribution says it has, if it does."""
+    epoch, seq = header.get("epoch"), header.get("seq")
+    return (epoch, seq) if isinstance(epoch, str) and isinstance(seq, int) else ("", 0)

@@ -13,8 +13,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from protocl.checkpoint import CheckpointFolder
 from protocl.errors import DataError
-from protocl.federation.grid import MeteredGrid
 from protocl.federation.ledger import Traffic
+from protocl.federation.relayed_grids import MeteredGrid
 from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
@@ -74,10 +74,15 @@ class LastingStrategy(Strategy):
         return True
 
     def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
-        """Run rounds, as every Flower strategy does, and measure every message."""
+        """Run rounds, as every Flower strategy does, and measure every message.
+
+        Raises:
+            AllFailedError: all clients failed in all rounds.
+        """
         metered = MeteredGrid(grid, self.traffic)
         result = super().start(metered, *arguments, **options)
         self.measuring += metered.seconds
+        metered.require_answers()
         return result
 
     def _begin(self, server_round: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from protocl.errors import AllFailedError
 from protocl.storage import atomic_write
 
 Outcome = Literal["merged", "duplicate", "rejected", "failed", "forgotten"]
@@ -85,6 +86,21 @@ class Ledger:
         return Counter(
             entry.reason.partition(":")[0] for entry in self if entry.outcome == "rejected"
         )
+
+    def require_merged(self) -> None:
+        """Refuse to call it a success where clients sent something, and nothing was ever merged.
+
+        Raises:
+            AllFailedError: quotes the reason that came most often.
+        """
+        outcomes = self.outcomes()
+        reasons = Counter(entry.reason for entry in self if entry.reason)
+        if reasons and not outcomes["merged"] + outcomes["forgotten"]:
+            ((reason, number),) = reasons.most_common(1)
+            raise AllFailedError(
+                f"nothing was merged: {outcomes['failed']} failures of clients and "
+                f"{outcomes['rejected']} refused contributions, {number} of them: {reason}"
+            )
 
     def save(self, path: Path) -> None:
         """Write one JSON object a line, the whole file or nothing."""

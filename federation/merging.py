@@ -6,10 +6,10 @@ may die at any moment: the merged memory stays the exact sum over the contributi
 
 from __future__ import annotations
 
+import secrets
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,21 +20,37 @@ from protocl.federation.ledger import Entry, Ledger
 from protocl.federation.messages import Contribution, Received
 from protocl.federation.packed import Packed, PackedForm
 from protocl.federation.packing import pack_exactly
-from protocl.federation.validation import RejectedError
+from protocl.federation.validation import RejectedError, until
 from protocl.memory import PrototypeMemory
 
 _MAX_PARTS = 8
 """Contributions of a client that are kept as they came; more are added up."""
 
-_REBUILT = ("ledger", "_form", "_block", "_last_ids", "_last_listed")
+_REBUILT = ("ledger", "identity", "_form", "_block", "_last_ids", "_last_listed")
+
+
+class Settled(NamedTuple):
+    """What a client need not send again.
+
+    Attributes:
+        epoch: of the client; "" where nothing was heard of it.
+        seq: number of the last contribution of that epoch that is settled; 0 for none.
+        samples: how many samples the client has contributed in all.
+    """
+
+    epoch: str
+    seq: int
+    samples: int
 
 
 class MergedMemory:
     """Merges contributions and remembers which.
 
     A client numbers its contributions within a random epoch, which lives as long as its state on
-    disk, and repeats each until the server has settled it. Hence ``(epoch, seq)`` tells a repeated
-    contribution from a new one even where a restarted node comes back under another node id.
+    disk, and repeats each until the server has settled it: has merged it, that is, or something
+    that stands for it. Hence ``(epoch, seq)`` tells a repeated contribution from a new one even
+    where a restarted node comes back under another node id. A server that was set back has settled
+    less than it told before, and another :attr:`identity`; by that clients notice.
 
     Args:
         empty: memory without samples that all contributions must fit.
@@ -45,7 +61,9 @@ class MergedMemory:
     Attributes:
         ledger: what was accepted from whom, and what was not.
         names: class id -> name, where classes are known by name.
-        wants_full: clients whose next contribution must be their full state.
+        wants_full: nodes whose next contribution must be their full state.
+        refused: node -> why its last contribution was not merged, and until when that holds.
+        identity: random text that is another one after every restore.
     """
 
     def __init__(self, empty: PrototypeMemory, *, keep_contributions: bool = True) -> None:
@@ -56,6 +74,8 @@ class MergedMemory:
         self.ledger = Ledger()
         self.names: dict[int, str] = {}
         self.wants_full: set[str] = set()
+        self.refused: dict[str, str] = {}
+        self.identity = secrets.token_hex(8)
         self._last_ids: NDArray[np.int64] | None = None
         self._last_listed: tuple[int, ...] = ()
         self._parts: dict[str, list[Packed]] = {}
@@ -63,6 +83,8 @@ class MergedMemory:
         self._settled: dict[str, int] = {}
         self._owners: dict[str, str] = {}
         self._lives: dict[str, tuple[str, ...]] = {}
+        self._heard: dict[str, str] = {}
+        self._samples: dict[str, int] = {}
         self._forgotten: set[str] = set()
         self._forgotten_classes: set[int] = set()
 
@@ -97,55 +119,62 @@ class MergedMemory:
         Raises:
             RejectedError: it may not be merged; the merged memory is as it was.
         """
-        client = self._owners.get(contribution.epoch, client)
+        node, client = client, self._owner(contribution, client)
         epoch, seq, full = contribution.epoch, contribution.seq, contribution.kind == "full"
         if seq <= self._settled.get(epoch, 0):
+            self._heard[node] = epoch
             self.ledger.add(
                 Entry(round_number, client, "duplicate", bytes=size, epoch=epoch, seq=seq,
                       kind=contribution.kind)
             )  # fmt: skip
             return False
-        self._require_sequence(contribution, client)
-        packed = self._without_forgotten(self._packed(contribution))
+        self._require_sequence(contribution, client, node)
+        whole = self._packed(contribution)
+        packed = self._without_forgotten(whole)
+        samples = int(whole.counts.sum()) + (0 if full else self._samples[client])
+        entry = Entry(
+            round_number, client, "merged", self._listed(packed.class_ids),
+            tuple(packed.counts.tolist()), size, epoch, seq, contribution.kind,
+        )  # fmt: skip
         self._merge(packed, client, full)
+        self._samples[client] = samples
         if full:
             self._close_epochs(client)
         self._own(epoch, client)
         self._settled[epoch] = seq
-        self.wants_full.discard(client)
+        self._heard[node] = epoch
+        self.wants_full.discard(node)
+        self.refused.pop(node, None)
         self._contributors.add(client)
         self.names.update(contribution.names)
-        self.ledger.add(
-            Entry(round_number, client, "merged", self._listed(packed.class_ids),
-                  tuple(packed.counts.tolist()), size, epoch, seq, contribution.kind)
-        )  # fmt: skip
+        self.ledger.add(entry)
         return True
 
     def refuse(
         self, error: RejectedError, *, client: str, round_number: int = 0, size: int = 0,
         epoch: str = "", seq: int = 0,
     ) -> None:  # fmt: skip
-        """Note a rejected contribution, and settle it so that it is not sent again.
+        """Note a rejected contribution.
 
-        A gap in the numbers stays open: the full state that will be asked for fills it.
+        It is not settled, for what is in the way may pass; its sender is told why, and until when
+        it is in the way (:attr:`refused`).
         """
+        self.refused[client] = f"{error.reason}: {error} ({until(error.reason)})"
         client = self._owners.get(epoch, client)
         self.ledger.add(
             Entry(round_number, client, "rejected", bytes=size, epoch=epoch, seq=seq,
                   reason=f"{error.reason}: {error}")
         )  # fmt: skip
-        if error.reason != "sequence" and epoch:
-            self._own(epoch, client)
-            self._settled[epoch] = max(self._settled.get(epoch, 0), seq)
 
     def settled(self, epoch: str) -> int:
         """Number of the last contribution of an epoch that need not be sent again; 0 for none."""
         return self._settled.get(epoch, 0)
 
-    def settled_of(self, client: str) -> tuple[str, int]:
-        """The client's present epoch and the number settled in it; ``("", 0)`` if unknown."""
-        lives = self._lives.get(client)
-        return (lives[-1], self._settled[lives[-1]]) if lives else ("", 0)
+    def settled_of(self, node: str) -> Settled:
+        """What is settled with a node; of the epoch that it was last heard in."""
+        epoch = self._heard.get(node, "")
+        client = self._owners.get(epoch, node)
+        return Settled(epoch, self._settled.get(epoch, 0), self._samples.get(client, 0))
 
     # -- unlearning -------------------------------------------------------------------------
 
@@ -191,6 +220,10 @@ class MergedMemory:
         for class_id in gone:
             self.names.pop(class_id, None)
 
+    def is_forgotten(self, node: str) -> bool:
+        """Whether nothing more is accepted from the client that a node is."""
+        return self._owners.get(self._heard.get(node, ""), node) in self._forgotten
+
     def contribution_of(self, client: str) -> PrototypeMemory:
         """A copy of the sum of what ``client`` contributed; KeyError if there is none."""
         total = self._memory.empty_like()
@@ -210,7 +243,10 @@ class MergedMemory:
         state = {name: value for name, value in vars(self).items() if name not in _REBUILT}
         return state | {
             "_memory": self.memory,
-            "_parts": {client: list(map(_saved, parts)) for client, parts in self._parts.items()},
+            "_parts": {
+                client: [part.to_tensors() for part in parts]
+                for client, parts in self._parts.items()
+            },
             "ledger": list(self.ledger),
         }
 
@@ -221,8 +257,12 @@ class MergedMemory:
             ValueError, FingerprintError: it belongs to a federation of other statistics.
         """
         self._memory._require_compatible(state["_memory"])
-        parts = {client: list(map(_restored, saved)) for client, saved in state["_parts"].items()}
+        parts = {
+            client: list(map(Packed.from_tensors, saved))
+            for client, saved in state["_parts"].items()
+        }
         vars(self).update(state | {"ledger": Ledger(state["ledger"]), "_parts": parts})
+        self.identity = secrets.token_hex(8)
         self._block = Block(self._form)
         self._block.learn_reach(self._memory)
 
@@ -240,7 +280,14 @@ class MergedMemory:
         self._memory._require_compatible(contribution.memory)
         return pack_exactly(contribution.memory)
 
-    def _require_sequence(self, contribution: Contribution | Received, client: str) -> None:
+    def _owner(self, contribution: Contribution | Received, node: str) -> str:
+        """The client of this life, or of the newest before it that is known; else the node."""
+        lives = (contribution.epoch, *reversed(contribution.replaces))
+        return next((self._owners[life] for life in lives if life in self._owners), node)
+
+    def _require_sequence(
+        self, contribution: Contribution | Received, client: str, node: str
+    ) -> None:
         if client in self._forgotten:
             raise RejectedError("forgotten", f"client '{client}' was forgotten")
         if contribution.kind == "full":
@@ -253,7 +300,7 @@ class MergedMemory:
             return
         expected = self._settled.get(contribution.epoch, 0) + 1
         if expected == 1 or contribution.seq != expected:
-            self.wants_full.add(client)
+            self.wants_full.add(node)
             raise RejectedError(
                 "sequence",
                 f"delta {contribution.seq} of client '{client}' does not follow what is settled "
@@ -309,24 +356,6 @@ def _merged(memory: PrototypeMemory, other: PrototypeMemory) -> PrototypeMemory:
         return memory.merge(other)
     except OverflowError as error:
         raise RejectedError("overflow", str(error)) from error
-
-
-def _saved(packed: Packed) -> dict[str, Any]:
-    """A form that is written to a file without a copy in memory: tensors on the same bytes."""
-    with warnings.catch_warnings():
-        # The bytes of a message are read-only, and they are only read.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {
-            "class_ids": torch.from_numpy(packed.class_ids),
-            "counts": torch.from_numpy(packed.counts),
-            "sums": {name: torch.from_numpy(array) for name, array in packed.sums.items()},
-            "reach": packed.reach,
-        }
-
-
-def _restored(saved: dict[str, Any]) -> Packed:
-    sums = {name: tensor.numpy() for name, tensor in saved["sums"].items()}
-    return Packed(saved["class_ids"].numpy(), saved["counts"].numpy(), sums, saved["reach"])
 
 
 def same_statistics(a: PrototypeMemory, b: PrototypeMemory) -> bool:

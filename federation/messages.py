@@ -47,6 +47,7 @@ class Contribution:
         seq: number of the contribution within the epoch, from 1.
         kind: ``"delta"`` is added; ``"full"`` replaces what the client contributed before.
         names: class id -> name, where classes are known by name (:func:`class_id_of`).
+        replaces: the epochs before this one, where the client began anew, newest last.
     """
 
     memory: PrototypeMemory
@@ -54,6 +55,7 @@ class Contribution:
     seq: int
     kind: Kind = "delta"
     names: Mapping[int, str] = field(default_factory=dict)
+    replaces: tuple[str, ...] = ()
 
 
 def class_id_of(name: str) -> int:
@@ -70,7 +72,7 @@ class Received(NamedTuple):
 
     Attributes:
         statistics: checked, and still in the bytes of the message.
-        epoch, seq, kind, names: see :class:`Contribution`.
+        epoch, seq, kind, names, replaces: see :class:`Contribution`.
     """
 
     statistics: Packed
@@ -78,6 +80,7 @@ class Received(NamedTuple):
     seq: int
     kind: Kind
     names: Mapping[int, str]
+    replaces: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, contribution: Contribution) -> Received:
@@ -85,6 +88,7 @@ class Received(NamedTuple):
         return cls(
             pack_exactly(contribution.memory),
             contribution.epoch, contribution.seq, contribution.kind, contribution.names,
+            contribution.replaces,
         )  # fmt: skip
 
 
@@ -100,6 +104,8 @@ def encode(
     header = _usual_header(_description(memory), fingerprint, precision, contribution.kind).copy()
     header["epoch"] = contribution.epoch
     header["seq"] = contribution.seq
+    if contribution.replaces:
+        header["replaces"] = list(contribution.replaces)
     if contribution.names:
         header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
     return records, header
@@ -186,6 +192,7 @@ class MessageReader:
             values["seq"],  # type: ignore[arg-type]
             values["kind"],  # type: ignore[arg-type]
             {} if names is None else _checked_names(packed.class_ids, names),
+            _checked_lives(values.get("replaces", [])),
         )
 
     def _checked(self, records: ArrayRecord, precision: Precision) -> Packed:
@@ -210,7 +217,7 @@ class MessageReader:
     def contribution(self, received: Received) -> Contribution:
         """The same with a memory of its own."""
         memory = self.form.memory(received.statistics)
-        return Contribution(memory, received.epoch, received.seq, received.kind, received.names)
+        return Contribution(memory, *received[1:])
 
     def _check_header(self, values: Mapping[str, object]) -> None:
         if not isinstance(values.get("epoch"), str) or not isinstance(values.get("seq"), int):
@@ -268,6 +275,12 @@ def _description(memory: PrototypeMemory) -> str:
     if not memory.exact:
         del described["step"]  # has no meaning
     return " ".join(f"{key}={value}" for key, value in described.items())
+
+
+def _checked_lives(epochs: object) -> tuple[str, ...]:
+    if not isinstance(epochs, list) or not all(isinstance(epoch, str) for epoch in epochs):
+        raise RejectedError("format", f"replaces={epochs!r:.80}: expected a list of str")
+    return tuple(epochs)
 
 
 def _checked_names(class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:

@@ -7,6 +7,7 @@ therefore read, checked, added and kept in this form (the arrays are those of
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -66,6 +67,24 @@ class Packed(NamedTuple):
             for name, array in self.sums.items()
         }
         return Packed(self.class_ids[kept], self.counts[kept], sums, self.reach)
+
+    def to_tensors(self) -> dict[str, Any]:
+        """A form that is written to a file without a copy in memory: tensors on the same bytes."""
+        with warnings.catch_warnings():
+            # The bytes of a message are read-only, and they are only read.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return {
+                "class_ids": torch.from_numpy(self.class_ids),
+                "counts": torch.from_numpy(self.counts),
+                "sums": {name: torch.from_numpy(array) for name, array in self.sums.items()},
+                "reach": self.reach,
+            }
+
+    @classmethod
+    def from_tensors(cls, saved: Mapping[str, Any]) -> Packed:
+        """What :meth:`to_tensors` gave."""
+        sums = {name: tensor.numpy() for name, tensor in saved["sums"].items()}
+        return cls(saved["class_ids"].numpy(), saved["counts"].numpy(), sums, saved["reach"])
 
 
 class PackedForm:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from protocl.accumulate import overflows
 from protocl.errors import ConfigError, ProtoclError
+from protocl.federation.boundary import describe
 from protocl.federation.choosing import choose_nodes
-from protocl.federation.flower_channel import FlowerChannel, NothingNewError
+from protocl.federation.flower_channel import NothingNewError, RoundChannel
 from protocl.federation.lasting import LastingStrategy
 from protocl.federation.layout import StatisticsLayout
 from protocl.federation.private_release import (
@@ -27,9 +28,14 @@ from protocl.federation.private_release import (
     memory_of,
     terms_of,
 )
-from protocl.federation.secure_aggregation import secure_sum
-from protocl.federation.secure_agreement import SMALLEST_GROUP, Agreement
-from protocl.federation.summed_parts import SummedParts
+from protocl.federation.secure_aggregation import masked_sum
+from protocl.federation.secure_agreement import (
+    SMALLEST_GROUP,
+    Agreement,
+    SecureAggregationError,
+)
+from protocl.federation.summed_parts import Span, SummedParts
+from protocl.federation.unfinished_sum import UnfinishedSum
 from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
@@ -41,19 +47,25 @@ class ProtectedPrototypes(LastingStrategy):
     """Adds up vectors of statistics that are masked, noisy, or both.
 
     In every round the clients asked send what they have that is not in the sum; what a client
-    sends is summed once, or offered again in a later round. A round whose secure sum fails, or
-    whose noise does not suffice, adds nothing. Without noise the merged memory equals the plain
-    merge of the same statistics, bit for bit.
+    sends is summed once, or offered again in a later round. A round adds nothing where too few have
+    something new to hide each other, where clients leave, or where the noise does not suffice; it
+    waits for a later one, and :attr:`failures` says why. Without noise the merged memory equals the
+    plain merge of the same statistics, bit for bit.
 
     A secure round is four messages to each client, all sent while Flower asks for the messages to
-    train. Each vector is in one sum that is unmasked, so the differences of sums tell nothing more:
-    a client gives it for a second one only if the server says that it lacks the first.
+    train. Each vector is in one sum that is unmasked, so the differences of sums tell nothing more.
+    A sum is in the checkpoint before its shares are asked for; if they do not come, or the process
+    dies, the next round asks for them again before it begins another sum. After
+    :data:`protocl.federation.unfinished_sum.PATIENCE` rounds it is given up, and what is in it is
+    lost: its vectors can be in no other sum.
 
     Args:
         layout: the public class list and the kind of memory.
         release: clipping and noise; None for neither. Each sample is in one release, so all
             rounds together cost what one costs.
         secure: use secure aggregation; the server then sees only sums.
+        colluders: how many clients may pool what they know with the server; two more must have
+            something new for a secure sum. 0 for a third of those who take part less one.
         participation: share of the clients online that is asked in each round, in (0, 1].
         min_clients: clients that must be online before a round begins.
         wait: seconds to wait for them.
@@ -63,7 +75,8 @@ class ProtectedPrototypes(LastingStrategy):
             from there.
 
     Attributes (and those of :class:`protocl.federation.lasting.LastingStrategy`):
-        summed: how many parts of each client's data are in the sum.
+        summed: how many parts of each client's data are in the sum, or lost for it.
+        unfinished: the sum whose shares were asked for, and did not come yet.
         contributors: round -> how many clients it added.
         failures: round -> why it added nothing.
 
@@ -77,6 +90,7 @@ class ProtectedPrototypes(LastingStrategy):
         release: PrivateRelease | None = None,
         *,
         secure: bool = True,
+        colluders: int = 0,
         participation: float = 1.0,
         min_clients: int = 1,
         wait: float = 60.0,
@@ -91,11 +105,14 @@ class ProtectedPrototypes(LastingStrategy):
         self.release = release
         self.secure = secure
         self.participation = participation
-        self.min_clients = max(min_clients, SMALLEST_GROUP if secure else 1)
+        self.colluders = colluders
+        fewest = max(SMALLEST_GROUP, colluders + 2) if secure else 1
+        self.min_clients = max(min_clients, fewest)
         self.wait = wait
         self.deadline = deadline
         self.seed = seed
         self.summed = SummedParts()
+        self.unfinished: UnfinishedSum | None = None
         self.contributors: dict[int, int] = {}
         self.failures: dict[int, str] = {}
         self._memory = layout.empty_memory()
@@ -108,12 +125,17 @@ class ProtectedPrototypes(LastingStrategy):
         return self._memory
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
+        if "unfinished" not in state:
+            raise ConfigError(
+                "the checkpoint was written by a protocl that kept no unfinished sums; begin in "
+                "another folder"
+            )
         if state["terms"] != terms_of(self.layout, self.release):
             raise ConfigError(
                 "the checkpoint holds a sum of other classes or statistics, or with other noise; "
                 "give the settings with which it was begun, or begin in another folder"
             )
-        self.summed = state["summed"]
+        self.summed, self.unfinished = state["summed"], state["unfinished"]
         self.contributors, self.failures = state["contributors"], state["failures"]
         self._hold(state["total"], state["noise"])
 
@@ -122,6 +144,7 @@ class ProtectedPrototypes(LastingStrategy):
         return {
             "merged": self.contributors.get(number, 0),
             "failure": self.failures.get(number),
+            "lost": sum(self.summed.lost.values()),
         }
 
     # -- Flower calls these -----------------------------------------------------------------
@@ -131,24 +154,16 @@ class ProtectedPrototypes(LastingStrategy):
     ) -> list[Message]:
         """Conduct the whole round."""
         self._begin(server_round)
-        nodes = choose_nodes(
-            grid, self.round, self.participation,
-            min_clients=self.min_clients, wait=self.wait, seed=self.seed,
-        )  # fmt: skip
-        channel = FlowerChannel(
-            grid, self.round, nodes, self.summed, self.layout.digest, self.deadline,
-            lambda: self._save(finished=self.round - 1),
-        )  # fmt: skip
+        spans: Mapping[int, Span] = {}
         try:
-            added = self._secure_round(channel) if self.secure else self._round(channel)
+            spans = self._secure_round(grid) if self.secure else self._plain_round(grid)
         except NothingNewError:
-            added = []
+            pass
         except (ProtoclError, OverflowError) as error:
-            added = []
             self.failures[self.round] = str(error)
             logger.warning("round %d added nothing: %s", self.round, error)
-        self.summed.add({nodes[i - 1]: channel.ends[i] for i in added})
-        self.contributors[self.round] = len(added)
+        self.summed.add(spans)
+        self.contributors[self.round] = len(spans)
         self._save(finished=self.round)
         return []
 
@@ -183,25 +198,68 @@ class ProtectedPrototypes(LastingStrategy):
 
     # -- a round ----------------------------------------------------------------------------
 
-    def _secure_round(self, channel: FlowerChannel) -> list[int]:
-        agreement = Agreement.new(self.layout, invited=len(channel.nodes))
-        total, survivors = secure_sum(agreement, channel)
-        least = min(channel.noise[i] for i in survivors)
-        self._accept([(total, least, len(survivors))])
-        return survivors
+    def _channel(self, grid: Grid) -> RoundChannel:
+        nodes = choose_nodes(
+            grid, self.round, self.participation,
+            min_clients=self.min_clients, wait=self.wait, seed=self.seed,
+        )  # fmt: skip
+        return RoundChannel(
+            grid, self.round, nodes, self.deadline,
+            summed=self.summed, layout=self.layout, least_noise=self._client_share,
+            save_summed=self._save_unfinished,
+        )  # fmt: skip
 
-    def _round(self, channel: FlowerChannel) -> list[int]:
-        vectors = {}
-        for i, vector in channel.collect().items():
-            if vector.shape != (self.layout.size,):
-                logger.warning("a vector of shape %s from client %d", vector.shape, i)
-            elif channel.noise[i] < self._client_share:
-                logger.warning("a vector from client %d with too little noise", i)
-            else:
-                vectors[i] = vector
+    def _secure_round(self, grid: Grid) -> Mapping[int, Span]:
+        """Finish the sum whose shares are missing, or conduct one; which parts were added."""
+        if self.unfinished is not None:
+            return self._finish(self.unfinished, grid)
+        channel = self._channel(grid)
+        agreement = Agreement.new(self.layout, len(channel.nodes), self.colluders)
+        unfinished = UnfinishedSum.of(masked_sum(agreement, channel), channel)
+        if self.release is not None:
+            self.release.require_enough(unfinished.contributors, secure=True)
+        self.unfinished = unfinished
+        self.summed.spend(unfinished.spans)
+        return self._finish(unfinished, grid)
+
+    def _finish(self, unfinished: UnfinishedSum, grid: Grid) -> Mapping[int, Span]:
+        """Ask for the shares of a sum and add it.
+
+        Raises:
+            SecureAggregationError: not enough of them came, or the sum cannot be added, so that it
+                is given up.
+        """
+        unfinished.rounds += 1
+        self._save_unfinished()  # before the shares are asked for
+        aggregator = unfinished.aggregator
+        revealed = unfinished.channel(grid, self.round, self.deadline).unmask(aggregator)
+        try:
+            total = aggregator.unmask(revealed)
+        except SecureAggregationError:
+            if unfinished.hopeless:
+                self._give_up(unfinished)
+            raise
+        try:
+            self._accept([(total, unfinished.noise, unfinished.contributors)])
+        except Exception as error:  # the sum is of what others sent
+            self._give_up(unfinished)
+            raise SecureAggregationError(f"the sum makes no sense: {describe(error)}") from error
+        self.unfinished = None
+        return unfinished.spans
+
+    def _give_up(self, unfinished: UnfinishedSum) -> None:
+        self.unfinished = None
+        losers = self.summed.lose(unfinished.spans)
+        logger.warning(
+            "a secure sum is given up; what %d clients had new in it is in no sum", losers
+        )
+
+    def _plain_round(self, grid: Grid) -> Mapping[int, Span]:
+        channel = self._channel(grid)
+        vectors = channel.collect()
         if vectors:
             self._accept([(vector, channel.noise[i], 1) for i, vector in vectors.items()])
-        return list(vectors)
+        return {channel.nodes[i - 1]: channel.spans[i] for i in vectors}
 
     @property
     def _client_share(self) -> Fraction:
@@ -223,14 +281,17 @@ class ProtectedPrototypes(LastingStrategy):
 
     def _hold(self, total: Vector, noise: float) -> None:
         """Have ``total`` for the sum, in which there is the noise of ``noise`` releases."""
-        self._total, self._noise = total, noise
         self._memory = (
             self.layout.unpack(total)
             if self.release is None
             else memory_of(self.release, total, noise)
         )
+        self._total, self._noise = total, noise
 
     # -- books ------------------------------------------------------------------------------
+
+    def _save_unfinished(self) -> None:
+        self._save(finished=self.round - 1)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -238,6 +299,7 @@ class ProtectedPrototypes(LastingStrategy):
             "total": self._total,
             "noise": self._noise,
             "summed": self.summed,
+            "unfinished": self.unfinished,
             "contributors": self.contributors,
             "failures": self.failures,
         }

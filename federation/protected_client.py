@@ -51,6 +51,7 @@ class ProtectedClient:
         layout: the public class list and the kind of memory.
         release: clipping and noise; None for neither.
         secure: send masked vectors only.
+        colluders: as for the server; give a vector only where two more have something new.
         keep: folder for what was offered last, so that a restarted node or another run goes on.
     """
 
@@ -61,6 +62,7 @@ class ProtectedClient:
         release: PrivateRelease | None = None,
         *,
         secure: bool = True,
+        colluders: int = 0,
         keep: Path | None = None,
     ) -> None:
         if release is not None:
@@ -69,6 +71,7 @@ class ProtectedClient:
         self.layout = layout
         self.release = release
         self.secure = secure
+        self.colluders = colluders
         self._kept = None if keep is None else OffersOnDisk(keep, terms_of(layout, release))
 
     def app(self) -> ClientApp:
@@ -90,20 +93,34 @@ class ProtectedClient:
         return _reply(message, self._offer(context), context.state.array_records[_VECTOR])
 
     def advertise(self, message: Message, context: Context) -> Message:
-        """Step 1 of a secure sum. Clients with nothing new add zeros, so that others can go on."""
+        """Step 1 of a secure sum. Clients with nothing new add zeros, so that others can go on.
+
+        Raises:
+            SecureAggregationError: the sum is of other terms than this client's.
+        """
+        agreement = read_agreement(message.content.config_records["config"])
+        if agreement.colluders != self.colluders:
+            raise SecureAggregationError(
+                f"the server counts on {agreement.colluders} colluders, this client on "
+                f"{self.colluders}; give both the same settings"
+            )
         self._prepare(message, context)
         config = message.content.config_records["config"]
-        party = Participant(cast(int, config["identity"]), read_agreement(config))
+        party = Participant(cast(int, config["identity"]), agreement)
         keys = party.advertise()
+        if self._kept is not None:
+            self._kept.drop_party(client_name(context))
         _keep(context, party)
         return _reply(message, {**self._offer(context), "keys": keys.to_bytes()})
 
     def share(self, message: Message, context: Context) -> Message:
         """Step 2."""
+        offer = self._held(context)
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
             roster = split_entries(cast(bytes, config["roster"]), PublicKeys.BYTES)
-            sealed = party.share({i: PublicKeys.from_bytes(keys) for i, keys in roster.items()})
+            keys = {i: PublicKeys.from_bytes(entry) for i, entry in roster.items()}
+            sealed = party.share(keys, new=offer.new)
             return {"sealed": join_entries(sealed)}
 
         return self._continue(message, context, step)
@@ -115,12 +132,11 @@ class ProtectedClient:
             SecureAggregationError: the vector was given for a sum before, of which this server
                 knows nothing.
         """
-        offer, arrays = _held(context), ArrayRecord()
-        lacking = cast(list[str], message.content.config_records["config"]["unfinished"])
-        if not set(offer.sums) <= set(lacking):
+        offer, arrays = self._held(context), ArrayRecord()
+        if not offer.is_free(_unfinished(message)):
             raise SecureAggregationError(
                 "this client's newest vector was given for a sum of which this server knows "
-                "nothing; in another sum it could be told apart: restore the server's checkpoints"
+                "nothing; in another sum it could be told apart"
             )
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
@@ -130,21 +146,25 @@ class ProtectedClient:
             self._hold(context, replace(offer, sums=(*offer.sums, session)))
             return {}
 
-        return self._continue(message, context, step, arrays)
+        return self._continue(message, context, step, arrays, to_disk=True)
 
     def unmask(self, message: Message, context: Context) -> Message:
-        """Step 4; the secrets are of no use afterwards and are deleted."""
+        """Step 4; the same shares again if the server asks once more, as it does if they got lost.
+
+        The vector is spent with it: it may be in no other sum, whatever the server says later.
+        """
+        offer = self._held(context)
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
             survivors = split_entries(cast(bytes, config["survivors"]), 0)
             if self.release is not None:
                 self.release.require_enough(len(survivors), secure=True)
             revealed = party.unmask(survivors)
-            return {"seeds": join_entries(revealed.seeds), "keys": join_entries(revealed.keys)}
+            self._hold(context, replace(offer, spent=True))
+            seeds, keys = join_entries(revealed.seeds), join_entries(revealed.keys)
+            return {"identity": party.identity, "seeds": seeds, "keys": keys}
 
-        reply = self._continue(message, context, step)
-        del context.state[_PARTY]
-        return reply
+        return self._continue(message, context, step, to_disk=True)
 
     # -- parts ------------------------------------------------------------------------------
 
@@ -154,50 +174,88 @@ class ProtectedClient:
         context: Context,
         step: Callable[[Participant, ConfigRecord], Reply],
         arrays: ArrayRecord | None = None,
+        *,
+        to_disk: bool = False,
     ) -> Message:
         """One step of the sum that this client's party is in."""
-        if _PARTY not in context.state.config_records:
+        config = message.content.config_records["config"]
+        kept = self._party(context)
+        if kept is None or cast(bytes, kept["session"]).hex() != config["session"]:
             raise SecureAggregationError(
-                "this client is in no sum: it did not enrol, or was restarted since"
+                "this client is not in this sum: it did not enrol, or was restarted since"
             )
-        kept = context.state.config_records[_PARTY]
         secrets = {name: value for name, value in kept.items() if isinstance(value, (bytes, str))}
         party = Participant.restore(cast(int, kept["identity"]), read_agreement(kept), secrets)
-        answer = step(party, message.content.config_records["config"])
+        answer = step(party, config)
         _keep(context, party)
+        if to_disk and self._kept is not None:
+            # Asked again after a restart, it must give the very same shares, or none.
+            self._kept.save_party(client_name(context), context.state.config_records[_PARTY])
         return _reply(message, answer, arrays)
+
+    def _party(self, context: Context) -> ConfigRecord | None:
+        """This client's party, of an earlier process where this one has none."""
+        if _PARTY not in context.state.config_records and self._kept is not None:
+            party = self._kept.load_party(client_name(context))
+            if party is not None:
+                context.state[_PARTY] = ConfigRecord(party)
+        return context.state.config_records.get(_PARTY)
 
     def _prepare(self, message: Message, context: Context) -> bool:
         """Have the vector of what is not summed yet in the state; False if there is nothing new.
 
         A vector that was made before and did not get into a sum is kept as it is: fresh noise on
-        the same samples would be a second release. What arrived since waits for its turn.
+        the same samples would be a second release. What arrived since waits for its turn. After one
+        that was given to a sum which this server does not have, what follows is offered.
         """
         config = message.content.config_records["config"]
         self._require_layout(str(config["layout-digest"]))
         start = cast(int, config["summed"])
-        self._recall(context)
-        kept = context.state.config_records.get(_SPAN)
-        if kept is not None and start < cast(int, kept["end"]):
-            return True
+        kept = self._recall(context)
+        if kept is not None and kept.new and start < kept.end:
+            if not self._is_lost(kept, message):
+                return True
+            start = kept.end
+        elif kept is not None:
+            start = max(start, kept.start)  # before it is what was given to sums
         data = self.load(context)
         end = max(start, min(cast(int, config["round"]), len(data.chunks)))
         if end > start or self.secure:
-            client = new_identity() if kept is None else str(kept["client"])
-            self._hold(context, Offer(self._contribution(data, start, end), start, end, client))
+            client = new_identity() if kept is None else kept.client
+            vector, new = self._contribution(data, start, end)
+            self._hold(context, Offer(vector, start, end, client, new))
         return end > start
 
-    def _recall(self, context: Context) -> None:
-        """Have the last offer of an earlier process or run in the state."""
-        if self._kept is None or _SPAN in context.state.config_records:
-            return
-        offer = self._kept.load(client_name(context))
-        if offer is not None:
+    def _is_lost(self, offer: Offer, message: Message) -> bool:
+        """Whether this server, which knows the client, can never have what was offered."""
+        if not self.secure:
+            return False
+        knows = message.content.config_records["config"]["client"] == offer.client
+        return knows and not offer.is_free(_unfinished(message))
+
+    def _recall(self, context: Context) -> Offer | None:
+        """The last offer, of an earlier process or run perhaps, which is then in the state."""
+        if _SPAN not in context.state.config_records:
+            offer = None if self._kept is None else self._kept.load(client_name(context))
+            if offer is None:
+                return None
             _put(context, offer)
+        span: dict[str, Any] = dict(context.state.config_records[_SPAN])
+        vector = context.state.array_records[_VECTOR]["vector"].numpy()
+        return Offer(vector, **{**span, "sums": tuple(span["sums"])})
+
+    def _held(self, context: Context) -> Offer:
+        """The offer that is in the present sum."""
+        offer = self._recall(context)
+        if offer is None:
+            raise SecureAggregationError(
+                "this client is in no sum: it did not enrol, or was restarted since"
+            )
+        return offer
 
     def _hold(self, context: Context, offer: Offer) -> None:
-        """Have ``offer`` in the state, and on disk if there are samples in it."""
-        if self._kept is not None and offer.end > offer.start:
+        """Have ``offer`` in the state, and on disk."""
+        if self._kept is not None:
             self._kept.save(client_name(context), offer)
         _put(context, offer)
 
@@ -205,17 +263,21 @@ class ProtectedClient:
         """What the server is told about the vector: whose and what it is, and its noise."""
         share = Fraction(0) if self.release is None else self.release.client_share
         span = context.state.config_records[_SPAN]
-        told = {key: span[key] for key in ("client", "start", "end")}
+        told = {key: span[key] for key in ("client", "start", "end", "new")}
         return {**told, "noise": [share.numerator, share.denominator]}
 
-    def _contribution(self, data: ClientData, start: int, end: int) -> NDArray[np.int64]:
+    def _contribution(
+        self, data: ClientData, start: int, end: int
+    ) -> tuple[NDArray[np.int64], bool]:
+        """The vector of these parts, and whether there are samples of listed classes in them."""
         # Beginning with no samples, for those clients that have none.
         nothing = torch.zeros(0, self.layout.feature_dim), torch.zeros(0, dtype=torch.int64)
         parts = [nothing, *((x, shared_labels(y, data)) for x, y in data.chunks[start:end])]
         features, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        new = bool(torch.isin(labels.cpu(), torch.tensor(self.layout.classes)).any())
         if self.release is not None:
-            return self.release.contribution(features, labels).vector
-        return self.layout.pack(self.layout.empty_memory().update(features, labels))
+            return self.release.contribution(features, labels).vector, new
+        return self.layout.pack(self.layout.empty_memory().update(features, labels)), new
 
     def _require_layout(self, digest: str) -> None:
         if digest != self.layout.digest:
@@ -232,6 +294,7 @@ def write_agreement(agreement: Agreement) -> Reply:
         "layout-digest": agreement.layout_digest,
         "size": agreement.size,
         "invited": agreement.invited,
+        "colluders": agreement.colluders,
     }
 
 
@@ -242,6 +305,7 @@ def read_agreement(config: ConfigRecord) -> Agreement:
         str(config["layout-digest"]),
         cast(int, config["size"]),
         cast(int, config["invited"]),
+        cast(int, config["colluders"]),
     )
 
 
@@ -250,10 +314,9 @@ def _put(context: Context, offer: Offer) -> None:
     context.state[_SPAN] = ConfigRecord({**offer.span, "sums": list(offer.sums)})
 
 
-def _held(context: Context) -> Offer:
-    span: dict[str, Any] = dict(context.state.config_records[_SPAN])
-    vector = context.state.array_records[_VECTOR]["vector"].numpy()
-    return Offer(vector, **{**span, "sums": tuple(span["sums"])})
+def _unfinished(message: Message) -> list[str]:
+    """The sums that lack this client's vector, as the server says."""
+    return cast(list[str], message.content.config_records["config"]["unfinished"])
 
 
 def _keep(context: Context, party: Participant) -> None:

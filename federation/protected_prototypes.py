@@ -29,6 +29,8 @@ class ProtectedPrototypesConfig(HeadConfig):
     Attributes:
         step: quantisation step of fixed point.
         secure: use secure aggregation.
+        colluders: clients that may pool what they know with the server; a secure sum needs two more
+            that have something new and stay. 0 for (n - 1) / 3 of n clients, at least 1.
         noise: who adds noise: ``none``, ``local``, ``distributed`` or ``central``
             (:mod:`protocl.federation.private_release`).
         clip: largest norm of a sample's features; longer ones are shortened. With noise only.
@@ -44,6 +46,7 @@ class ProtectedPrototypesConfig(HeadConfig):
     name: str = "protected"
     step: float = 2.0**-16
     secure: bool = True
+    colluders: int = 0
     noise: str = "none"
     clip: float = 1.0
     epsilon: float = 8.0
@@ -56,6 +59,8 @@ class ProtectedPrototypesConfig(HeadConfig):
     def describe(self) -> dict[str, str | float | bool]:
         """What a result says about protection."""
         described: dict[str, str | float | bool] = {"secure": self.secure, "noise": self.noise}
+        if self.secure:
+            described["colluders"] = self.colluders
         if self.noise != "none":
             described |= {"epsilon": self.epsilon, "delta": self.delta, "clip": self.clip}
         return described
@@ -121,6 +126,7 @@ class ProtectedMethod:
             layout,
             self.release,
             secure=config.secure,
+            colluders=config.colluders,
             participation=federation.participation,
             min_clients=federation.min_clients,
             wait=setup.wait,
@@ -129,8 +135,9 @@ class ProtectedMethod:
             checkpoints=None if setup.keep is None else setup.checkpoints,
         )
         self.client = ProtectedClient(
-            setup.load, layout, self.release, secure=config.secure, keep=setup.keep
-        )
+            setup.load, layout, self.release,
+            secure=config.secure, colluders=config.colluders, keep=setup.keep,
+        )  # fmt: skip
         self.client_app = self.client.app()
         self.initial: ArrayRecord = ArrayRecord()
 

@@ -12,6 +12,9 @@ from protocl.confusion import Confusion
 from protocl.errors import DataError
 from protocl.federation.npy import read_npy
 
+MAX_EVALUATED = 2**40
+"""Samples that one client may say that it evaluated; sums over all clients stay in 64 bits."""
+
 MAX_CONTRIBUTIONS = 16
 """Contributions read from one reply; what a client sends beyond them it sends again."""
 
@@ -19,6 +22,17 @@ MAX_CONTRIBUTIONS = 16
 def sender(reply: Message) -> str:
     """The node that a reply comes from, as the ledger names it."""
     return str(reply.metadata.src_node_id)
+
+
+def content_of(reply: Message) -> RecordDict:
+    """What a reply holds.
+
+    Raises:
+        DataError: it says that its client failed.
+    """
+    if reply.has_error():
+        raise DataError(f"failed: {reply.error.reason}")
+    return reply.content
 
 
 def read_headers(content: RecordDict) -> Iterator[tuple[ArrayRecord, ConfigRecord, int]]:
@@ -45,4 +59,7 @@ def read_confusion(content: RecordDict) -> Confusion:
         raise DataError(f"confusion counts are {pairs.shape} {pairs.dtype}; expected (3, P) int64")
     if pairs.size and pairs.min() < 0:
         raise DataError("confusion counts are negative")
+    # As Python integers, which do not wrap.
+    if (total := sum(pairs[2].tolist())) > MAX_EVALUATED:
+        raise DataError(f"{total} samples evaluated; at most {MAX_EVALUATED} are accepted")
     return Confusion(*torch.from_numpy(pairs.copy()))

@@ -67,5 +67,6 @@ def _describe_federation(run: FederatedRun) -> dict[str, Any]:
         "rejected_for": dict(Counter() if merged is None else merged.ledger.reasons()),
         "server_seconds": {} if seconds is None else asdict(seconds),
         "privacy": getattr(run.method, "privacy", None),
+        "waited_for": {str(k): v for k, v in getattr(run.method.strategy, "failures", {}).items()},
         "one_place": None if run.one_place is None else asdict(run.one_place),
     }

@@ -6,13 +6,21 @@ learning" (CCS 2017), figure 4 without the parts against an active adversary, on
 
 1. *advertise*: each party sends two X25519 keys; the server passes on all of them.
 2. *share*: each party splits its masking key and the seed of its own mask into Shamir shares, one
-   for each party, sealed for it. All but a third of the parties can join them again.
+   for each party, sealed for it, and says with them whether it has something new. All but a third
+   of the parties can join the shares again.
 3. *mask*: each party sends its vector plus its own mask, plus or minus one mask for each other
    party that shared. The server adds up what arrives; masks of pairs cancel.
 4. *unmask*: each party gives its shares of the own masks of those whose vectors arrived, and of
    the masking keys of those whose vectors did not. The server removes these masks from the sum.
 
-Up to a third of the parties may leave, at any points.
+Up to a third of the parties may leave, at any points, as long as two more than may collude
+(:meth:`Agreement.colluding`) have something new and stay. Parties without anything new add zeros;
+the others count for themselves who has, before they give a vector and before they give a share.
+
+A sum whose parties were asked for their shares is never begun again with other parties, for the
+difference of two sums would tell of those that are in one of them. It is finished, by asking the
+same parties for the same shares, or given up with all that is in it
+(:mod:`protocl.federation.unfinished_sum`).
 
 Masks are ChaCha20 streams under 256-bit keys (Flower's SecAgg+ has 32 bits of entropy in a mask).
 Overflow cannot happen unnoticed: see :attr:`Agreement.largest`.
@@ -22,14 +30,16 @@ up) may pool all they see, and learn of the others' vectors only their sum, prov
 follow the protocol. Channels are authenticated and the server passes keys on as they are: a server
 that forges keys or tells different parties different survivors can break it, for which the paper
 has signatures and a consistency check. A party can send wrong statistics (nobody sees them, so
-robust merging does not apply) and can make a sum fail, but a wrong share is noticed. The class
-list, who takes part and when, and the sum itself are not hidden; noise on it is the business of
-:mod:`protocl.federation.private_release`.
+robust merging does not apply) and can make a sum fail; a wrong share is noticed, and done without
+where enough others came. The class list, who takes part and when, who has something new, and the
+sum itself are not hidden; noise on it is the business of :mod:`protocl.federation.private_release`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -48,6 +58,8 @@ from protocl.federation.secure_agreement import (
 )
 from protocl.federation.shamir import SharingError, join_shares
 
+logger = logging.getLogger(__name__)
+
 
 class Aggregator:
     """The server's side of one sum.
@@ -62,6 +74,8 @@ class Aggregator:
     def __init__(self, agreement: Agreement) -> None:
         self.agreement = agreement
         self.roster: dict[int, PublicKeys] = {}
+        self._new: set[int] = set()
+        self._liars: set[int] = set()
         self._sharers: set[int] = set()
         self._survivors: set[int] = set()
         self._revealed: dict[int, Revealed] = {}
@@ -72,17 +86,37 @@ class Aggregator:
         """Parties whose masked vectors are in the sum."""
         return sorted(self._survivors)
 
-    def enrol(self, replies: Mapping[int, PublicKeys]) -> dict[int, PublicKeys]:
+    @property
+    def waiting_for(self) -> list[int]:
+        """Survivors that have not given their shares yet."""
+        return sorted(self._survivors - set(self._revealed))
+
+    def enrol(
+        self, replies: Mapping[int, PublicKeys], new: Collection[int]
+    ) -> dict[int, PublicKeys]:
         """After step 1: the roster that all who enrolled get.
+
+        Args:
+            replies: keys by identity. Keys that two parties gave are those of neither.
+            new: identities of those who say that they have something new.
 
         Raises:
             SecureAggregationError: they are too few.
+            TooFewNewError: those who have something new are.
         """
-        if len(replies) < SMALLEST_GROUP:
+        given = Counter(key for keys in replies.values() for key in (keys.sealing, keys.masking))
+        copied = {key for key, times in given.items() if times > 1}
+        for party, keys in replies.items():
+            if copied.isdisjoint((keys.sealing, keys.masking)):
+                self.roster[party] = keys
+            else:
+                logger.warning("%d enrolled with a key that another one has; left out", party)
+        if len(self.roster) < SMALLEST_GROUP:
             raise SecureAggregationError(
-                f"{len(replies)} parties enrolled: expected {SMALLEST_GROUP} or more"
+                f"{len(self.roster)} parties enrolled: expected {SMALLEST_GROUP} or more"
             )
-        self.roster = dict(replies)
+        self._new = set(new)
+        self._require_new(self.roster, "enrolled")
         return self.roster
 
     def deliver(self, replies: Mapping[int, Mapping[int, bytes]]) -> dict[int, dict[int, bytes]]:
@@ -92,17 +126,20 @@ class Aggregator:
             replies: by sender, the sealed shares by recipient.
 
         Raises:
-            SecureAggregationError: too few parties shared, or one left another out.
+            SecureAggregationError: too few parties shared with each of the others.
+            TooFewNewError: those of them who have something new are too few.
         """
-        self._sharers = self._known(replies, among=self.roster)
+        for sender in self._known(replies, among=self.roster):
+            if set(replies[sender]) == set(self.roster) - {sender}:
+                self._sharers.add(sender)
+            else:
+                logger.warning("%d did not share with each of the others; left out", sender)
         self._require_enough(len(self._sharers), "shared")
-        for sender, sealed in replies.items():
-            if set(sealed) != set(self.roster) - {sender}:
-                raise SecureAggregationError(f"{sender} did not share with each of the others")
+        self._require_new(self._sharers, "shared")
         return {
             recipient: {
-                sender: sealed[recipient]
-                for sender, sealed in replies.items()
+                sender: replies[sender][recipient]
+                for sender in sorted(self._sharers)
                 if sender != recipient
             }
             for recipient in sorted(self._sharers)
@@ -130,19 +167,23 @@ class Aggregator:
 
         Raises:
             SecureAggregationError: they are too few to remove the masks.
+            TooFewNewError: those of them who have something new are too few.
         """
         self._require_enough(len(self._survivors), "sent a vector")
+        self._require_new(self._survivors, "sent a vector")
         return self.survivors
 
     def unmask(self, replies: Mapping[int, Revealed]) -> NDArray[np.int64]:
         """After step 4: the sum of the survivors' vectors, ``(size,)``.
 
+        Where it fails, it can be called again with what others answer later.
+
         Raises:
-            SecureAggregationError: too few parties answered, or a share is wrong.
+            SecureAggregationError: too few parties answered so far, or shares are wrong.
         """
         self._known(replies, among=self._survivors)
-        self._require_enough(len(replies), "gave their shares")
-        self._revealed = dict(replies)
+        self._revealed |= replies
+        self._require_enough(len(self._revealed), "gave their shares")
         total = self._total.copy()
         for party in self.survivors:
             KeyStream(self._seed(party)).add_to(total, negative=True)
@@ -160,28 +201,40 @@ class Aggregator:
 
     def _seed(self, party: int) -> bytes:
         shares = {p: r.seeds[party] for p, r in self._revealed.items() if party in r.seeds}
-        seed = self._join(shares, party)
-        if self.agreement.commitment(seed) != self.roster[party].commitment:
-            raise self._wrong_shares(party)
-        return seed
+        commitment = self.roster[party].commitment
+        return self._join(shares, party, lambda seed: self.agreement.commitment(seed) == commitment)
 
     def _masking_key(self, party: int) -> X25519PrivateKey:
         shares = {p: r.keys[party] for p, r in self._revealed.items() if party in r.keys}
-        private = X25519PrivateKey.from_private_bytes(self._join(shares, party))
-        if private.public_key().public_bytes_raw() != self.roster[party].masking:
-            raise self._wrong_shares(party)
-        return private
+        public = self.roster[party].masking
+        secret = self._join(shares, party, lambda key: _public(key) == public)
+        return X25519PrivateKey.from_private_bytes(secret)
 
-    def _join(self, shares: Mapping[int, bytes], party: int) -> bytes:
-        try:
-            return join_shares(shares, self.agreement.threshold(len(self.roster)))
-        except SharingError as error:
-            raise self._wrong_shares(party) from error
+    def _join(
+        self, shares: Mapping[int, bytes], party: int, matches: Callable[[bytes], bool]
+    ) -> bytes:
+        """The secret of ``party``; without one party's share if that is what makes them match."""
+        honest = {p: share for p, share in shares.items() if p not in self._liars}
+        threshold = self.agreement.threshold(len(self.roster))
+        for liar in (None, *honest):
+            try:
+                secret = join_shares({p: s for p, s in honest.items() if p != liar}, threshold)
+            except SharingError:
+                continue
+            if matches(secret):
+                self._suspect(liar)
+                return secret
+        raise self._wrong_shares(party)
+
+    def _suspect(self, liar: int | None) -> None:
+        if liar is not None:
+            logger.warning("%d gave a wrong share; its shares are left out", liar)
+            self._liars.add(liar)
 
     def _wrong_shares(self, party: int) -> SecureAggregationError:
         return SecureAggregationError(
             f"the shares of {party} do not give what it committed to: a party gave a wrong share, "
-            "or none; start a new sum"
+            "or none; the shares of others may do"
         )
 
     def _known(self, replies: Iterable[int], among: Iterable[int]) -> set[int]:
@@ -197,9 +250,20 @@ class Aggregator:
                 f"{number} of {len(self.roster)} parties {did}: {needed} are needed to go on"
             )
 
+    def _require_new(self, parties: Iterable[int], did: str) -> None:
+        self.agreement.require_new(len(self._new.intersection(parties)), len(self.roster), did)
 
-class Channel(Protocol):
+
+def _public(masking_key: bytes) -> bytes:
+    return X25519PrivateKey.from_private_bytes(masking_key).public_key().public_bytes_raw()
+
+
+class MaskingChannel(Protocol):
     """How the server reaches the parties. Those who do not answer are missing from the results."""
+
+    @property
+    def new(self) -> Collection[int]:
+        """Who of those who enrolled says that it has something new."""
 
     def advertise(self, agreement: Agreement) -> Mapping[int, PublicKeys]:
         """Invite all parties."""
@@ -212,8 +276,32 @@ class Channel(Protocol):
     ) -> Iterable[tuple[int, NDArray[np.uint64]]]:
         """Give every recipient its sealed shares; the masked vectors as they come."""
 
+
+class Channel(MaskingChannel, Protocol):
+    """One over which a sum is finished as well."""
+
     def unmask(self, survivors: list[int]) -> Mapping[int, Revealed]:
         """Tell the survivors who survived."""
+
+
+def masked_sum(agreement: Agreement, channel: MaskingChannel) -> Aggregator:
+    """Run one sum from the server up to step 3, after which nobody's vector can be told yet.
+
+    Returns:
+        The server's side, whose survivors have not been asked for their shares.
+
+    Raises:
+        SecureAggregationError: more than a third of the enrolled left.
+        TooFewNewError: too few of those who stayed have something new.
+    """
+    aggregator = Aggregator(agreement)
+    replies = channel.advertise(agreement)
+    roster = aggregator.enrol(replies, channel.new)
+    deliveries = aggregator.deliver(channel.share(roster))
+    for party, masked in channel.mask(deliveries):
+        aggregator.add(party, masked)
+    aggregator.require_survivors()
+    return aggregator
 
 
 def secure_sum(agreement: Agreement, channel: Channel) -> tuple[NDArray[np.int64], list[int]]:
@@ -224,11 +312,8 @@ def secure_sum(agreement: Agreement, channel: Channel) -> tuple[NDArray[np.int64
 
     Raises:
         SecureAggregationError: more than a third of the enrolled left, or one broke the protocol.
+        TooFewNewError: too few of those who stayed have something new.
     """
-    aggregator = Aggregator(agreement)
-    roster = aggregator.enrol(channel.advertise(agreement))
-    deliveries = aggregator.deliver(channel.share(roster))
-    for party, masked in channel.mask(deliveries):
-        aggregator.add(party, masked)
-    total = aggregator.unmask(channel.unmask(aggregator.require_survivors()))
+    aggregator = masked_sum(agreement, channel)
+    total = aggregator.unmask(channel.unmask(aggregator.survivors))
     return total, aggregator.survivors

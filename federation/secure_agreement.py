@@ -25,6 +25,10 @@ class SecureAggregationError(ProtoclError):
     """A secure sum that cannot go on, or that a party must not go on with."""
 
 
+class TooFewNewError(SecureAggregationError):
+    """A sum that would tell too much of those few who have something new in it; it must wait."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """The terms of one secure sum. Every party has the same ones, or its masks fit nobody's.
@@ -34,12 +38,15 @@ class Agreement:
         layout_digest: of the vectors (:attr:`StatisticsLayout.digest`).
         size: integers in a vector.
         invited: how many parties at most; with them the sum must not pass 64 bits.
+        colluders: how many parties may pool what they know with each other and with the server;
+            0 for a third of the enrolled less one (:meth:`colluding`).
     """
 
     session: bytes
     layout_digest: str
     size: int
     invited: int
+    colluders: int = 0
 
     def __post_init__(self) -> None:
         if len(self.session) != SESSION_BYTES:
@@ -48,11 +55,13 @@ class Agreement:
             raise ValueError(f"size={self.size}: expected a positive number of integers")
         if self.invited < SMALLEST_GROUP:
             raise ValueError(f"invited={self.invited}: expected {SMALLEST_GROUP} parties or more")
+        if self.colluders < 0:
+            raise ValueError(f"colluders={self.colluders}: expected 1 or more, or 0 for a third")
 
     @classmethod
-    def new(cls, layout: StatisticsLayout, invited: int) -> Agreement:
+    def new(cls, layout: StatisticsLayout, invited: int, colluders: int = 0) -> Agreement:
         """Terms of a fresh session for vectors of ``layout``."""
-        return cls(os.urandom(SESSION_BYTES), layout.digest, layout.size, invited)
+        return cls(os.urandom(SESSION_BYTES), layout.digest, layout.size, invited, colluders)
 
     @property
     def largest(self) -> int:
@@ -66,13 +75,49 @@ class Agreement:
     @property
     def context(self) -> bytes:
         """Digest of the terms, which every key is bound to."""
-        terms = f"{self.session.hex()} {self.layout_digest} {self.size} {self.invited}"
+        terms = (
+            f"{self.session.hex()} {self.layout_digest} {self.size} {self.invited} {self.colluders}"
+        )
         return hashlib.sha256(terms.encode()).digest()
 
     @staticmethod
     def threshold(enrolled: int) -> int:
         """How many of the enrolled must stay to the end: all but a third, so always a majority."""
         return enrolled - enrolled // 3
+
+    def colluding(self, enrolled: int) -> int:
+        """How many of the enrolled may pool what they know: as set, else (n - 1) / 3, at least one.
+
+        At least one, for whoever takes part can subtract itself from the sum.
+        """
+        return self.colluders or max(1, (enrolled - 1) // 3)
+
+    def require_new(self, new: int, enrolled: int, did: str) -> None:
+        """Refuse a sum in which two honest parties cannot be told to have something new.
+
+        Those without anything new add zeros. Colluders may say that they have something new, and
+        know what they sent; hence two more than there are of them.
+
+        Args:
+            new: how many of those who are in the sum say that they have something new.
+            enrolled: how many parties enrolled.
+            did: what the ``new`` have done so far, for the message.
+
+        Raises:
+            TooFewNewError: they are too few.
+            SecureAggregationError: so many colluders could join all secrets of the others.
+        """
+        colluders = self.colluding(enrolled)
+        if colluders >= self.threshold(enrolled):
+            raise SecureAggregationError(
+                f"colluders={colluders} of {enrolled} parties have the shares of all secrets: "
+                f"expected fewer than {self.threshold(enrolled)}; more parties must take part"
+            )
+        if new < colluders + 2:
+            raise TooFewNewError(
+                f"waiting: {new} of those who {did} have something new, {colluders + 2} are "
+                f"needed, so that {colluders} colluding cannot tell the others apart"
+            )
 
     def commitment(self, seed: bytes) -> bytes:
         """Digest by which a reconstructed seed is recognised; random seeds stay secret."""
@@ -128,11 +173,15 @@ def shared_key(
     private: X25519PrivateKey, public: bytes, purpose: bytes, agreement: Agreement
 ) -> bytes:
     """The key that two parties have in common: X25519, then HKDF with SHA-256."""
+    secret = _exchange(private, public)
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=purpose + agreement.context).derive(secret)
+
+
+def _exchange(private: X25519PrivateKey, public: bytes) -> bytes:
     try:
-        secret = private.exchange(X25519PublicKey.from_public_bytes(public))
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise SecureAggregationError(f"a public key that is none: {error}") from error
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=purpose + agreement.context).derive(secret)
 
 
 def pairwise_mask(private: X25519PrivateKey, public: bytes, agreement: Agreement) -> KeyStream:
@@ -143,6 +192,16 @@ def pairwise_mask(private: X25519PrivateKey, public: bytes, agreement: Agreement
 def adds_mask(party: int, other: int) -> bool:
     """Whether ``party`` is the one of the two that adds their mask."""
     return party > other
+
+
+def require_usable(keys: PublicKeys) -> None:
+    """Refuse keys with which nobody can agree on a secret.
+
+    Raises:
+        SecureAggregationError: a key is one of X25519's points of small order.
+    """
+    for key in (keys.sealing, keys.masking):
+        _exchange(X25519PrivateKey.generate(), key)
 
 
 def join_entries(entries: Mapping[int, bytes]) -> bytes:

@@ -27,15 +27,16 @@ from protocl.federation.secure_agreement import (
 from protocl.federation.shamir import SHARE_BYTES, split_secret
 
 NONCE_BYTES = 12
-SEALED_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + 16
-"""Two shares sealed for one party: nonce, ciphertext and tag."""
+SEALED_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + 1 + 16
+"""Two shares and whether there is something new, sealed for one party: nonce, ciphertext, tag."""
 
 
 class Participant:
     """One party, for one sum. Its methods are called in order, each once.
 
     A secret's shares must never be given away for both of a party's secrets, or the server could
-    strip that party's vector of all masks; hence nothing here can be called twice.
+    strip that party's vector of all masks; hence nothing here can be called twice, but the last
+    step with the very same survivors, since an answer may be lost.
 
     Args:
         identity: of the party, a whole number from 1.
@@ -53,6 +54,8 @@ class Participant:
         self._seed = os.urandom(KEY_BYTES)
         self._roster: Mapping[int, PublicKeys] = {}
         self._shares: dict[int, tuple[bytes, bytes]] = {}
+        self._new: set[int] = set()
+        self._survivors: set[int] = set()
 
     def state(self) -> dict[str, bytes | str]:
         """All of this party, secrets included, to be kept on the client between two steps."""
@@ -63,6 +66,8 @@ class Participant:
             "seed": self._seed,
             "roster": join_entries({i: k.to_bytes() for i, k in self._roster.items()}),
             "shares": join_entries({i: a + b for i, (a, b) in self._shares.items()}),
+            "new": join_entries(dict.fromkeys(self._new, b"")),
+            "survivors": join_entries(dict.fromkeys(self._survivors, b"")),
         }
 
     @classmethod
@@ -80,6 +85,8 @@ class Participant:
         party._roster = {i: PublicKeys.from_bytes(keys) for i, keys in roster.items()}
         shares = split_entries(secret["shares"], 2 * SHARE_BYTES)
         party._shares = {i: (s[:SHARE_BYTES], s[SHARE_BYTES:]) for i, s in shares.items()}
+        party._new = set(split_entries(secret["new"], 0))
+        party._survivors = set(split_entries(secret["survivors"], 0))
         return party
 
     def advertise(self) -> PublicKeys:
@@ -91,11 +98,13 @@ class Participant:
             self.agreement.commitment(self._seed),
         )
 
-    def share(self, roster: Mapping[int, PublicKeys]) -> dict[int, bytes]:
+    def share(self, roster: Mapping[int, PublicKeys], *, new: bool) -> dict[int, bytes]:
         """Step 2: shares of the two secrets, sealed for each of the others.
 
         Args:
             roster: keys of all who enrolled, by identity.
+            new: whether the vector will be of something new; a vector of zeros hides nobody. It is
+                sealed with the shares, for the others must not have to believe the server.
 
         Raises:
             SecureAggregationError: there are too few or too many parties, this one is not among
@@ -108,8 +117,9 @@ class Participant:
         seeds = split_secret(self._seed, list(roster), threshold)
         keys = split_secret(self._masking.private_bytes_raw(), list(roster), threshold)
         self._shares[self.identity] = (seeds[self.identity], keys[self.identity])
+        self._new = {self.identity} if new else set()
         return {
-            other: self._seal(other, seeds[other] + keys[other])
+            other: self._seal(other, seeds[other] + keys[other] + bytes([new]))
             for other in roster
             if other != self.identity
         }
@@ -126,13 +136,15 @@ class Participant:
 
         Raises:
             SecureAggregationError: too few parties shared, or a share was not sealed by its sender.
+            TooFewNewError: too few of those who shared have something new.
             OverflowError: an entry is so large that the sum could pass 64 bits.
         """
         self._check_vector(vector)
         self._enter("mask", then="unmask")
         for other, sealed in received.items():
-            self._shares[other] = self._open(other, sealed)
-        self._require_enough(len(self._shares), "shared")
+            self._shares[other], new = self._open(other, sealed)
+            self._new |= {other} if new else set()
+        self._require_enough(self._shares, "shared")
         masked = vector.astype(np.uint64)
         KeyStream(self._seed).add_to(masked)
         for other in received:
@@ -147,16 +159,19 @@ class Participant:
             survivors: parties whose masked vectors arrived.
 
         Raises:
-            SecureAggregationError: they are too few, or not those who shared.
+            SecureAggregationError: they are too few, not those who shared, or others than before.
+            TooFewNewError: too few of them have something new.
         """
-        self._enter("unmask", then="nothing")
         arrived = set(survivors)
         if self.identity not in arrived or not arrived <= set(self._shares):
             raise SecureAggregationError(
                 f"{sorted(arrived)} are said to have sent vectors: expected party {self.identity} "
                 f"and others of {sorted(self._shares)}"
             )
-        self._require_enough(len(arrived), "sent a vector")
+        self._require_enough(arrived, "sent a vector")
+        if arrived != self._survivors:
+            self._enter("unmask", then="nothing")
+            self._survivors = arrived
         return Revealed(
             {p: seed for p, (seed, _) in self._shares.items() if p in arrived},
             {p: key for p, (_, key) in self._shares.items() if p not in arrived},
@@ -199,12 +214,15 @@ class Participant:
                 f"{self.agreement.invited} parties; use a larger quantisation step"
             )
 
-    def _require_enough(self, number: int, did: str) -> None:
-        needed = self.agreement.threshold(len(self._roster))
-        if number < needed:
+    def _require_enough(self, parties: Collection[int], did: str) -> None:
+        """Enough to join all secrets, and enough of them who have something new."""
+        enrolled = len(self._roster)
+        needed = self.agreement.threshold(enrolled)
+        if len(parties) < needed:
             raise SecureAggregationError(
-                f"{number} of {len(self._roster)} parties {did}: {needed} are needed"
+                f"{len(parties)} of {enrolled} parties {did}: {needed} are needed"
             )
+        self.agreement.require_new(len(self._new.intersection(parties)), enrolled, did)
 
     def _cipher(self, other: int) -> ChaCha20Poly1305:
         if other not in self._roster or other == self.identity:
@@ -219,13 +237,15 @@ class Participant:
         route = f"{self.identity} to {other}".encode()
         return nonce + self._cipher(other).encrypt(nonce, shares, route)
 
-    def _open(self, other: int, sealed: bytes) -> tuple[bytes, bytes]:
+    def _open(self, other: int, sealed: bytes) -> tuple[tuple[bytes, bytes], bool]:
+        """The two shares of ``other``, and whether it has something new."""
         nonce, content = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
         route = f"{other} to {self.identity}".encode()
         try:
-            shares = self._cipher(other).decrypt(nonce, content, route)
+            opened = self._cipher(other).decrypt(nonce, content, route)
         except (InvalidTag, ValueError) as error:
             raise SecureAggregationError(
                 f"what came as shares of {other} was not sealed by {other} for {self.identity}"
             ) from error
-        return shares[:SHARE_BYTES], shares[SHARE_BYTES:]
+        shares = opened[:SHARE_BYTES], opened[SHARE_BYTES : 2 * SHARE_BYTES]
+        return shares, opened[2 * SHARE_BYTES :] == b"\x01"

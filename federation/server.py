@@ -12,8 +12,8 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from protocl.errors import ConfigError
-from protocl.federation.grid import QuorumGrid
 from protocl.federation.lasting import LastingStrategy
+from protocl.federation.relayed_grids import QuorumGrid
 from protocl.runs import exclusive
 from protocl.storage import atomic_write
 

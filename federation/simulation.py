@@ -14,8 +14,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from protocl.errors import ConfigError
 from protocl.federation.choosing import wait_for_nodes
 from protocl.federation.flower import quiet
-from protocl.federation.grid import InProcessGrid, MeteredGrid, QuorumGrid
+from protocl.federation.grid import InProcessGrid
 from protocl.federation.ledger import Traffic
+from protocl.federation.relayed_grids import MeteredGrid, QuorumGrid
 
 Engine = Literal["in_process", "ray"]
 AfterRound = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -59,6 +60,7 @@ def simulate(
 
     Raises:
         ConfigError: ``engine`` is unknown or not installed.
+        AllFailedError: all clients failed in all rounds (of strategies that are measured).
         ValueError: there are no clients.
     """
     if clients < 1:
@@ -66,10 +68,11 @@ def simulate(
     quiet()
     results: list[Result] = []
 
-    def run(where: Grid) -> None:
+    def run(grid: Grid) -> None:
+        where = grid if traffic is None else MeteredGrid(grid, traffic)
         results.append(
             strategy.start(
-                where if traffic is None else MeteredGrid(where, traffic),
+                where,
                 ArrayRecord() if initial is None else initial,
                 num_rounds=rounds,
                 timeout=timeout,
@@ -77,6 +80,8 @@ def simulate(
                 evaluate_fn=after_round,
             )
         )
+        if isinstance(where, MeteredGrid):
+            where.require_answers()
 
     if engine == "in_process":
         run(grid or InProcessGrid(client_app, clients, run_config=run_config))

@@ -15,7 +15,7 @@ from torch import nn
 
 from protocl.backbones.base import fingerprint
 from protocl.confusion import Confusion
-from protocl.errors import DataError
+from protocl.federation.boundary import reading
 from protocl.federation.choosing import choose_nodes
 from protocl.federation.intake import Intake, Seconds
 from protocl.federation.lasting import LastingStrategy
@@ -23,7 +23,7 @@ from protocl.federation.merging import MergedMemory
 from protocl.federation.messages import Contribution, MessageReader, encode
 from protocl.federation.options import Options
 from protocl.federation.received_backbone import backbone_record
-from protocl.federation.replies import read_confusion, sender
+from protocl.federation.replies import content_of, read_confusion, sender
 from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
@@ -124,9 +124,14 @@ class FederatedPrototypes(LastingStrategy):
         self._save(self.round)
 
     def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
-        """See :class:`protocl.federation.lasting.LastingStrategy`."""
+        """See :class:`protocl.federation.lasting.LastingStrategy`.
+
+        Raises:
+            AllFailedError: clients failed, or were refused, and nothing was ever merged.
+        """
         result = super().start(grid, *arguments, **options)
         self.seconds.measure = self.measuring
+        self.merged.ledger.require_merged()
         return result
 
     # -- Flower calls these -----------------------------------------------------------------
@@ -173,14 +178,10 @@ class FederatedPrototypes(LastingStrategy):
         """Add up the confusion counts of the clients."""
         total, failed = Confusion.empty(), 0
         for reply in replies:
-            if reply.has_error():
-                failed += 1
-                continue
-            try:
-                total = total + read_confusion(reply.content)
-            except DataError as error:
-                failed += 1
-                logger.warning("evaluation of client %s refused: %s", sender(reply), error)
+            failed += 1
+            with reading(f"the evaluation of client {sender(reply)}"):
+                total = total + read_confusion(content_of(reply))
+                failed -= 1
         if total.total == 0:
             return None
         self.evaluations[self.round] = total
@@ -212,17 +213,22 @@ class FederatedPrototypes(LastingStrategy):
         )  # fmt: skip
 
     def _request(self, node: int, number: int, config: ConfigRecord) -> RecordDict:
-        epoch, settled = self.merged.settled_of(str(node))
+        merged = self.merged
+        epoch, settled, samples = merged.settled_of(str(node))
         request = ConfigRecord(
             {
                 **config,
                 **self.empty.describe(),
                 "fingerprint": self.empty.fingerprint or "",
                 "round": number,
+                "server": merged.identity,
                 "epoch": epoch,
                 "settled": settled,
+                "samples": samples,
+                "refused": merged.refused.get(str(node), ""),
+                "forgotten": merged.is_forgotten(str(node)),
                 # Of a client never heard of, which may be known to an earlier server.
-                "full": not epoch or str(node) in self.merged.wants_full,
+                "full": not epoch or str(node) in merged.wants_full,
             }
         )
         content = RecordDict({"config": request})

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from protocl.errors import DataError
 
 T = TypeVar("T")
+
+
+class Span(NamedTuple):
+    """The parts of a client's data from ``start`` on and before ``end``."""
+
+    start: int
+    end: int
 
 
 @dataclass
@@ -19,15 +27,18 @@ class SummedParts:
     from the next round on it is asked for what follows.
 
     Attributes:
-        parts: node -> number of parts.
+        parts: node -> number of parts that it is not asked for again.
+        lost: node -> how many of these are in no sum that this server has, and never will be: they
+            were in a sum that was given up, or that another state of the server has.
         nodes: identity of a client -> the node that it was last.
         unfinished: node -> sessions of the sums for which it was asked for its masked vector, and
-            which did not come about, or without it. It is told them: a client that gave its vector
-            for any other sum does not give it again, since two sums tell by their difference what
-            single clients sent.
+            whose shares nobody was asked for while its vector was in them. It is told them: what
+            was given to any other sum is not given again, since two sums tell by their difference
+            what single clients sent.
     """
 
     parts: dict[int, int] = field(default_factory=dict)
+    lost: dict[int, int] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
     unfinished: dict[int, list[str]] = field(default_factory=dict)
 
@@ -35,18 +46,22 @@ class SummedParts:
         """Number of parts of the client that ``node`` is, 0 where it is not known."""
         return self.parts.get(node, 0)
 
+    def clients(self) -> dict[int, str]:
+        """Node -> identity of the client that it is, of those that are known."""
+        return {node: client for client, node in self.nodes.items()}
+
     def recognise(self, client: str, node: int, start: int) -> None:
         """Note which node a client is, and that it offers the parts from ``start`` on.
 
         Raises:
-            DataError: the parts before are not those in the sum.
+            DataError: some of them are in the sum.
         """
         before = self.nodes.get(client, node)
         if before != node:
-            _move(self.parts, before, node)
-            _move(self.unfinished, before, node)
+            for known in (self.parts, self.lost, self.unfinished):
+                _move(known, before, node)
         self.nodes[client] = node
-        if start != self.of(node):
+        if start < self.of(node):
             raise DataError(
                 f"it offers its data from part {start} on, the sum holds {self.of(node)} parts; "
                 "it is asked for what follows in the next round"
@@ -58,11 +73,31 @@ class SummedParts:
         lacking.append(session)
         return lacking
 
-    def add(self, ends: dict[int, int]) -> None:
-        """Note up to which part each node's data are in the sum now."""
-        self.parts |= ends
-        for node in ends:
+    def spend(self, nodes: Mapping[int, Span]) -> None:
+        """Note that shares are asked for with the vectors of ``nodes`` in the sum."""
+        for node in nodes:
             self.unfinished.pop(node, None)
+
+    def add(self, spans: Mapping[int, Span]) -> None:
+        """Note which parts of each node's data are in the sum now."""
+        for node, (start, end) in spans.items():
+            self._lose(node, start - self.of(node))
+            self.parts[node] = end
+        self.spend(spans)
+
+    def lose(self, spans: Mapping[int, Span]) -> int:
+        """Note which parts will never be in the sum; how many clients lose some by it."""
+        losers = [node for node, (start, end) in spans.items() if end > start]
+        for node in losers:
+            end = spans[node].end
+            self._lose(node, end - self.of(node))
+            self.parts[node] = end
+        self.spend(spans)
+        return len(losers)
+
+    def _lose(self, node: int, parts: int) -> None:
+        if parts > 0:
+            self.lost[node] = self.lost.get(node, 0) + parts
 
 
 def _move(known: dict[int, T], before: int, node: int) -> None:

@@ -17,6 +17,19 @@ Reason = Literal[
 ]  # fmt: skip
 
 
+_UNTIL: dict[Reason, str] = {
+    "screened": "judged again in every round",
+    "overflow": "until the server merges with a larger step",
+    "sequence": "until the full state arrives",
+    "forgotten": "for good",
+}
+
+
+def until(reason: Reason) -> str:
+    """How long a contribution that was refused for ``reason`` will be, in words."""
+    return _UNTIL.get(reason, "as long as the client sends it so")
+
+
 class RejectedError(ProtoclError, ValueError):
     """A message that must not be merged.
 

@@ -38,6 +38,12 @@ class CapacityError(ProtoclError, MemoryError):
     exit_code = 5
 
 
+class AllFailedError(ProtoclError):
+    """A federation in which no client ever answered with anything of use."""
+
+    exit_code = 6
+
+
 class DivergedError(ProtoclError, ValueError):
     """A model whose answers are no longer finite numbers."""
 

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from protocl import PrototypeMemory
 from protocl.checks import assert_same, sample_batch
+from protocl.errors import AllFailedError
 from protocl.federation.client import ClientData
 from protocl.federation.grid import InProcessGrid
 from protocl.federation.layout import StatisticsLayout
@@ -97,8 +98,15 @@ def test_clients_that_leave_are_summed_later() -> None:
     assert_same(strategy.memory, plain(range(CLIENTS), rounds=1), "a failed round adds nothing")
 
     strategy = ProtectedPrototypes(layout())
+    run(strategy, ProtectedClient(load, layout()), gone | {("train.unmask", 2): {6}}, rounds=3)
+    assert_same(strategy.memory, expected, "the next round asks for the same shares again")
+
+    strategy = ProtectedPrototypes(layout())
     run(strategy, ProtectedClient(load, layout()), gone, rounds=ROUNDS + 1)
-    assert_same(strategy.memory, plain(range(CLIENTS)), "made up for")
+    assert sorted(strategy.summed.parts.values()) == [2, 2, 3, 3, 3, 3, 3]
+    assert "waiting: 2 of those who enrolled have something new, 4 are" in strategy.failures[4]
+    expected = plain([1, 2, 3, 5, 6]) + plain([0, 4], rounds=2)
+    assert_same(strategy.memory, expected, "two alone would be told apart")
 
 
 def test_nobody_has_anything_new() -> None:
@@ -218,19 +226,20 @@ def test_too_few_for_the_noise_are_not_unmasked() -> None:
     client = ProtectedClient(load, layout(), agreed)
     gone = {("train.advertise", 1): {0, 1, 2}}
     strategy = run(ProtectedPrototypes(layout(), agreed), client, gone, rounds=1)
-    assert "0 of 4 parties gave their shares" in strategy.failures[1]
+    assert "the noise of 4 contributors: expected 5" in strategy.failures[1]
     assert len(strategy.memory) == 0
 
 
 def test_settings_must_agree() -> None:
     strategy = ProtectedPrototypes(layout())
-    run(strategy, ProtectedClient(load, layout(step=2.0**-12)), rounds=1)
+    with pytest.raises(AllFailedError, match="the server sums other classes or another kind"):
+        run(strategy, ProtectedClient(load, layout(step=2.0**-12)), rounds=1)
     assert "0 parties enrolled" in strategy.failures[1]
     quiet = PrivateRelease(GaussianMechanism(20.0, 0.5), layout(), "central")
     loud = PrivateRelease(GaussianMechanism(20.0, 0.5), layout(), "local")
     strategy = ProtectedPrototypes(layout(), loud)
     run(strategy, ProtectedClient(load, layout(), quiet), rounds=1)
-    assert "a contribution with 0 of the noise" in strategy.failures[1]
+    assert "0 parties enrolled" in strategy.failures[1]
     shared = PrivateRelease(GaussianMechanism(20.0, 0.5), layout(), "distributed", contributors=3)
     for make in (
         lambda: ProtectedPrototypes(layout(), shared, secure=False),

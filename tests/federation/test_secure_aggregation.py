@@ -25,6 +25,7 @@ from protocl.federation.secure_agreement import (
     Agreement,
     Revealed,
     SecureAggregationError,
+    TooFewNewError,
     pairwise_mask,
 )
 from protocl.federation.secure_participant import Participant
@@ -48,7 +49,7 @@ def until_masked(vectors: Mapping[int, Vector]) -> tuple[Aggregator, InProcessCh
     """A sum just before step 4."""
     terms = agreement(len(next(iter(vectors.values()))), len(vectors))
     aggregator, channel = Aggregator(terms), InProcessChannel(vectors)
-    roster = aggregator.enrol(channel.advertise(terms))
+    roster = aggregator.enrol(channel.advertise(terms), channel.new)
     for party, masked in channel.mask(aggregator.deliver(channel.share(roster))):
         aggregator.add(party, masked)
     return aggregator, channel
@@ -81,7 +82,7 @@ def test_equals_the_plain_merge_bit_for_bit(level: str) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_third_may_leave_anywhere(data: st.DataObject) -> None:
-    vectors = random_vectors(data.draw(st.integers(3, 12), "parties"), size=3)
+    vectors = random_vectors(data.draw(st.integers(4, 12), "parties"), size=3)
     order = data.draw(st.permutations(sorted(vectors)), "order")
     leaving = order[: len(vectors) // 3]
     steps = [data.draw(st.sampled_from(["share", "mask", "unmask"])) for _ in leaving]
@@ -122,7 +123,7 @@ def test_what_the_server_receives_is_uniform() -> None:
         terms = agreement(20_000, 3)
         channel = InProcessChannel({i: np.full(20_000, value) for i in (1, 2, 3)})
         aggregator = Aggregator(terms)
-        roster = aggregator.enrol(channel.advertise(terms))
+        roster = aggregator.enrol(channel.advertise(terms), channel.new)
         masked = dict(channel.mask(aggregator.deliver(channel.share(roster))))
         for words in masked.values():
             counts = np.bincount(words.view(np.uint8), minlength=256)
@@ -186,27 +187,102 @@ def test_one_share_below_the_threshold_fails() -> None:
         aggregator.unmask(chosen)
 
 
-def test_wrong_share_is_noticed() -> None:
-    aggregator, channel = until_masked(random_vectors(3))
-    replies = channel.unmask(aggregator.require_survivors())
-    liar = min(replies)
+def with_wrong_shares(replies: dict[int, Revealed], liar: int) -> dict[int, Revealed]:
     wrong = {
         p: bytes([share[0], share[1] ^ 1]) + share[2:] for p, share in replies[liar].seeds.items()
     }
-    replies[liar] = Revealed(wrong, {})
+    return {**replies, liar: Revealed(wrong, {})}
+
+
+def test_wrong_shares_are_noticed_and_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    vectors = random_vectors(4)
+    aggregator, channel = until_masked(vectors)
+    replies = channel.unmask(aggregator.require_survivors())
+    liar, *others, last = sorted(replies)
+    answers = with_wrong_shares(replies, liar)
     with pytest.raises(SecureAggregationError, match="a party gave a wrong share"):
-        aggregator.unmask(replies)
+        aggregator.unmask({p: answers[p] for p in (liar, *others)})
+    assert aggregator.waiting_for == [last]
+    total = aggregator.unmask({last: answers[last]})
+    np.testing.assert_array_equal(total, sum(vectors.values()))
+    assert f"{liar} gave a wrong share" in caplog.text
+
+
+# -- how few may have something new ---------------------------------------------------------
+
+
+def test_parties_count_for_themselves_who_has_something_new() -> None:
+    """Whatever the server says, they give neither vectors nor shares for too few."""
+    vectors = random_vectors(7)
+    names = sorted(vectors)
+    for idle, leave, message in (
+        (names[:4], {}, "3 of those who enrolled have something new, 4 are needed"),
+        (names[:3], {"share": names[-1:]}, "3 of those who shared"),
+        (names[:3], {"mask": names[-1:]}, "3 of those who sent a vector"),
+    ):
+        with pytest.raises(TooFewNewError, match=message):
+            secure_sum(agreement(8, 7), InProcessChannel(vectors, leave, idle))
+    total, survivors = secure_sum(agreement(8, 7), InProcessChannel(vectors, idle=names[:3]))
+    np.testing.assert_array_equal(total, sum(vectors[p] for p in survivors))
+
+
+def test_a_server_that_does_not_count_gets_nothing() -> None:
+    vectors = random_vectors(7)
+    names = sorted(vectors)
+    channel = InProcessChannel(vectors, idle=names[:4])
+    aggregator = Aggregator(agreement(8, 7))
+    roster = aggregator.enrol(channel.advertise(aggregator.agreement), new=names)
+    deliveries = aggregator.deliver(channel.share(roster))
+    for party in names:
+        with pytest.raises(TooFewNewError, match="3 of those who shared"):
+            channel.parties[party].mask(vectors[party], deliveries[party])
+
+    channel = InProcessChannel(vectors, idle=names[:3])
+    aggregator = Aggregator(agreement(8, 7))
+    roster = aggregator.enrol(channel.advertise(aggregator.agreement), channel.new)
+    for party, masked in channel.mask(aggregator.deliver(channel.share(roster))):
+        aggregator.add(party, masked)
+    without_one_of_the_new = names[:-1]
+    for party in without_one_of_the_new:
+        with pytest.raises(TooFewNewError, match="3 of those who sent a vector"):
+            channel.parties[party].unmask(without_one_of_the_new)
+    # What was refused told nothing, so the right question is still answered.
+    total = aggregator.unmask({p: channel.parties[p].unmask(names) for p in names})
+    np.testing.assert_array_equal(total, sum(vectors.values()))
+
+
+@pytest.mark.parametrize(
+    ("colluders", "enrolled", "new"),
+    [(0, 3, 3), (0, 4, 3), (0, 6, 3), (0, 7, 4), (0, 10, 5), (1, 10, 3), (6, 10, 8)],
+)
+def test_two_more_than_may_collude_must_have_something_new(
+    colluders: int, enrolled: int, new: int
+) -> None:
+    terms = replace(agreement(), colluders=colluders)
+    terms.require_new(new, enrolled, "enrolled")
+    with pytest.raises(TooFewNewError, match=f"{new} are needed"):
+        terms.require_new(new - 1, enrolled, "enrolled")
+
+
+def test_colluders_who_could_join_all_secrets_are_refused() -> None:
+    terms = replace(agreement(), colluders=4)
+    with pytest.raises(SecureAggregationError, match=r"colluders=4 of 6 parties .* fewer than 4"):
+        terms.require_new(6, 6, "enrolled")
+    with pytest.raises(ValueError, match="colluders=-1"):
+        replace(agreement(), colluders=-1)
 
 
 # -- what a party refuses -------------------------------------------------------------------
 
 
-def test_shares_are_given_once() -> None:
+def test_shares_are_given_for_one_set_of_survivors() -> None:
     """A server that asks again, with other survivors, would learn both secrets of a party."""
     aggregator, channel = until_masked(random_vectors(6))
     survivors = aggregator.require_survivors()
     party = channel.parties[survivors[0]]
-    party.unmask(survivors)
+    given = party.unmask(survivors)
+    restored = Participant.restore(party.identity, party.agreement, party.state())
+    assert party.unmask(survivors) == given == restored.unmask(survivors)
     with pytest.raises(SecureAggregationError, match="each step once"):
         party.unmask(survivors[:-1])
 
@@ -217,7 +293,7 @@ def test_never_both_secrets_of_one_party() -> None:
     terms = agreement(8, 6)
     channel = InProcessChannel(vectors, {"mask": [gone]})
     aggregator = Aggregator(terms)
-    roster = aggregator.enrol(channel.advertise(terms))
+    roster = aggregator.enrol(channel.advertise(terms), channel.new)
     for party, masked in channel.mask(aggregator.deliver(channel.share(roster))):
         aggregator.add(party, masked)
     for revealed in channel.unmask(aggregator.require_survivors()).values():
@@ -250,8 +326,8 @@ def test_party_checks_roster_and_seals() -> None:
         party._masking, party._sealing = parties[1]._masking, parties[1]._sealing
         party.advertise()
         with pytest.raises(SecureAggregationError, match=message):
-            party.share(wrong)
-    sealed = {i: party.share(roster) for i, party in parties.items()}
+            party.share(wrong, new=True)
+    sealed = {i: party.share(roster, new=True) for i, party in parties.items()}
     tampered = sealed[2][1][:-1] + bytes([sealed[2][1][-1] ^ 1])
     for received in ({2: tampered, 3: sealed[3][1]}, {2: sealed[3][1], 3: sealed[2][1]}):
         party = Participant(1, terms)
@@ -270,7 +346,7 @@ def test_server_refuses_what_it_did_not_ask_for() -> None:
         aggregator.add(99, np.zeros(8, dtype=np.uint64))
     np.testing.assert_array_equal(aggregator._total, before)
     with pytest.raises(SecureAggregationError, match="2 parties enrolled"):
-        Aggregator(agreement()).enrol(dict(list(aggregator.roster.items())[:2]))
+        Aggregator(agreement()).enrol(dict(list(aggregator.roster.items())[:2]), [1])
 
 
 def test_terms_are_checked() -> None:

@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from protocl import PrototypeMemory
+from protocl.errors import AllFailedError
 from protocl.federation import (
     ClientData,
     FederatedPrototypes,
@@ -166,7 +167,8 @@ def test_a_client_of_another_backbone_refuses_and_is_refused():
     other = PrototypeMemory(DIM, exact=True, fingerprint="other")
     client = PrototypeClient(load, other)
     strategy = FederatedPrototypes(empty())
-    simulate(strategy, client.app(), clients=1, rounds=1)
+    with pytest.raises(AllFailedError, match="all clients failed in all rounds; 1 times: Fingerpr"):
+        simulate(strategy, client.app(), clients=1, rounds=1)
     (entry,) = strategy.merged.ledger
     assert "FingerprintError" in entry.reason
     assert len(strategy.memory) == 0
@@ -175,7 +177,8 @@ def test_a_client_of_another_backbone_refuses_and_is_refused():
 def test_a_client_with_other_settings_refuses():
     client = PrototypeClient(load, empty("shared"))
     strategy = FederatedPrototypes(empty())
-    simulate(strategy, client.app(), clients=1, rounds=1)
+    with pytest.raises(AllFailedError, match="level=mean, this client's has level=shared"):
+        simulate(strategy, client.app(), clients=1, rounds=1)
     (entry,) = strategy.merged.ledger
     assert "level=mean" in entry.reason
 
@@ -197,25 +200,6 @@ def test_bad_messages_are_counted_with_reason_and_never_merged():
     assert strategy.merged.ledger.reasons() == {"shape": 1, "format": 1}
     good = centralised(empty(), [0, 4, 5], rounds=1)
     assert same_statistics(strategy.memory, good)
-
-
-@pytest.mark.parametrize(("dim", "clients", "group"), [(DIM, 70, 32), (600, 4, 1)])
-def test_replies_are_taken_in_groups_unless_they_are_large(dim, clients, group):
-    like = PrototypeMemory(dim, "full", exact=True)
-    data = ClientData([(torch.ones(2, dim), torch.tensor([0, 1]))])
-    waiting = []
-
-    class Watched(InProcessGrid):
-        def _deliver(self, message):
-            waiting.append(len(waiting) - len(strategy.merged.ledger))
-            return super()._deliver(message)
-
-    app = PrototypeClient(lambda context: data, like).app()
-    strategy = FederatedPrototypes(like, Options(evaluate=0.0))
-    grid = Watched(app, clients)
-    simulate(strategy, app, clients=clients, rounds=1, grid=grid)
-    assert strategy.memory.total == 2 * clients
-    assert waiting == [n % group for n in range(clients)]
 
 
 def hostile_app(client, train):
