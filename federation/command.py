@@ -83,10 +83,11 @@ def _run(config: FederateConfig, console: Console) -> Path:
     quiet()
 
     def show(report: RoundReport) -> None:
+        accuracy = "unknown" if report.accuracy is None else f"{report.accuracy:.4f}"
         console.print(
-            f"  round {report.round}/{config.federation.rounds}: accuracy {report.accuracy:.4f} "
-            f"on {report.classes} classes, {_size(report.bytes_up)} up, "
-            f"{_size(report.bytes_down)} down, {report.seconds:.2f} s"
+            f"  round {report.round}/{config.federation.rounds}: accuracy {accuracy} "
+            f"on {report.evaluated} samples of {report.classes} classes, "
+            f"{_size(report.bytes_up)} up, {_size(report.bytes_down)} down, {report.seconds:.2f} s"
         )
 
     with without_round_reports(), run_folder(config) as folder:

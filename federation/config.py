@@ -126,7 +126,7 @@ class MethodConfig:
 
     Attributes:
         personal: there is no common model; each client is measured on test data of its own classes
-            (the method then has a ``personal_confusion``).
+            (the method then has ``personal_evaluations``).
         deployable: it can be taken up again after any of its processes died, as a deployment needs;
             its strategy is a :class:`protocl.federation.lasting.LastingStrategy`.
         name: the registered name.

@@ -169,12 +169,15 @@ A node whose key is not registered is refused. The address is in `flower/config.
 _PROTECTED = """
 ## Protected sums
 
-- A secure sum needs three nodes or more: start a third one in the ways above.
+- A secure sum needs three nodes or more: start a third one in the ways above. As many as may
+  collude (`method.colluders`), and two more, must have something new; else the round waits.
 - All nodes must have the same `method` settings. `epsilon` and `delta` hold for a sample over all
   rounds and runs, as a node repeats what it has offered before it offers anything else. What it
   offered is in `client-state`. A node that loses it releases its samples once more.
-- Keep the server's `output`. Without it nodes refuse to give what was in a secure sum into another,
-  since two sums tell by their difference what single nodes sent.
+- Keep the server's `output`. Without it nodes give nothing that was in a secure sum into another,
+  since two sums tell by their difference what single nodes sent; a new server learns what is new.
+- If the shares of a sum do not come, the next ten rounds ask for them again, then what is in it is
+  lost: `lost` in `rounds.json`. `client-state` holds the secrets that a node needs for it.
 - The secure sum hides what a node sends from a server that keeps to the protocol. But the app that
   does it comes from whoever starts `flwr run`: a node that does not trust them must read it before.
 - Nodes do not evaluate. Give them `output/memory.safetensors` to classify with.

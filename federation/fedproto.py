@@ -80,9 +80,9 @@ class FedProtoMethod:
         self.initial = ArrayRecord()
 
     @property
-    def personal_confusion(self) -> Confusion:
-        """Over all clients' own test data, after the last round."""
-        return self.strategy.evaluations[self.strategy.round]
+    def personal_evaluations(self) -> dict[int, Confusion]:
+        """Round -> over the own test data of those clients that answered."""
+        return self.strategy.evaluations
 
     def classify(self, arrays: ArrayRecord, x: Tensor) -> Tensor:
         """See :class:`protocl.federation.config.Method`.
@@ -90,7 +90,7 @@ class FedProtoMethod:
         Raises:
             ConfigError: always; there is no common model.
         """
-        raise ConfigError("method=fedproto has no common model; see its personal_confusion")
+        raise ConfigError("method=fedproto has no common model; see its personal_evaluations")
 
     def resume(self) -> int:
         """See :class:`protocl.federation.config.Method`.

@@ -78,8 +78,9 @@ class FlowerChannel:
             keys = split_entries(_bytes(answer, "keys"), SHARE_BYTES)
             return identity, Revealed(seeds, keys)
 
-        waiting = aggregator.waiting_for
-        asked = (*waiting, *range(invited + 1, len(self.nodes) + 1))
+        waiting, online = aggregator.waiting_for, set(self.grid.get_node_ids())
+        others = range(invited + 1, len(self.nodes) + 1)
+        asked = [i for i in (*waiting, *others) if self.nodes[i - 1] in online]
         answers = self._ask("train.unmask", dict.fromkeys(asked, request), read)
         # In reverse, so that a party is believed before another node that says that it is the same.
         revealed = dict(reversed(answers.values()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from protocl.errors import ConfigError, as_config_error
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.prototypes import HeadConfig
+from protocl.ranges import NOT_NEGATIVE, require
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -92,6 +93,17 @@ class ProtectedPrototypesConfig(HeadConfig):
         return PrivateRelease(mechanism, layout, self.noise, contributors)
 
 
+def _require_colluders(config: ProtectedPrototypesConfig, setup: FederationSetup) -> None:
+    """Refuse a number of colluders for which no round could ever have enough clients."""
+    require(config, "method.", colluders=NOT_NEGATIVE)
+    clients, needed = setup.federation.clients, config.colluders + 2
+    if config.secure and setup.keep is None and clients < needed:  # a simulation has no more
+        raise ConfigError(
+            f"method.colluders={config.colluders}: a secure sum needs {needed} clients with "
+            f"something new, and there are {clients}; lower it, or raise clients"
+        )
+
+
 class ProtectedMethod:
     """See :class:`protocl.federation.config.Method`.
 
@@ -108,6 +120,7 @@ class ProtectedMethod:
         from protocl.federation.protected_client import ProtectedClient
 
         federation = setup.federation
+        _require_colluders(config, setup)
         self.head = config.build_head()
         empty = self.head.new_memory(
             setup.feature_dim, exact=True, step=config.step, fingerprint=setup.fingerprint

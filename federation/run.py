@@ -17,7 +17,7 @@ from protocl.backbones import build_backbone, fingerprint
 from protocl.confusion import Confusion
 from protocl.data import load_data
 from protocl.data.streams import class_order, experience_sizes, hold_out
-from protocl.errors import as_config_error
+from protocl.errors import AllFailedError, as_config_error
 from protocl.evaluation import Evaluation, History
 from protocl.experiment import resolve_device
 from protocl.features import FeatureCache
@@ -49,18 +49,21 @@ class RoundReport:
 
     Attributes:
         round: its number, from 1.
-        accuracy: on the test data of all classes that have arrived.
+        accuracy: on the test data of all classes that have arrived; None where clients measure it
+            and none of them answered.
         classes: number of these classes.
         seconds: wall time of the round without the evaluation.
         bytes_up, bytes_down: measured on the serialised messages.
+        evaluated: samples that the accuracy is of.
     """
 
     round: int
-    accuracy: float
+    accuracy: float | None
     classes: int
     seconds: float
     bytes_up: int
     bytes_down: int
+    evaluated: int = 0
 
 
 OnRound = Callable[[RoundReport], None]
@@ -248,14 +251,15 @@ class FederatedRun:
         confusions = self._evaluate(arrays, stage)
         right = sum(confusion.correct for confusion in confusions.values())
         total = sum(confusion.total for confusion in confusions.values())
+        accuracy = right / total if total else None
         report = RoundReport(
-            number, right / total, sum(len(s) for s in self.stages[: stage + 1]), seconds,
-            self.traffic.total("up", number), self.traffic.total("down", number),
+            number, accuracy, sum(len(s) for s in self.stages[: stage + 1]), seconds,
+            self.traffic.total("up", number), self.traffic.total("down", number), total,
         )  # fmt: skip
         self.reports.append(report)
         self._log(report)
         if number == self._stage_ends[stage]:
-            self.history.append(Evaluation(confusions))
+            self.history.append(Evaluation(self._answered(confusions)))
         self._write_progress()
         self.on_round(report)
         self._began = time.perf_counter()
@@ -272,17 +276,44 @@ class FederatedRun:
         x, y = self.data.x_test[rows], self.data.y_test[rows]
         memory = self.method.memory
         if self.config.method.personal:
-            total: Confusion = self.method.personal_confusion  # type: ignore[attr-defined]
-            own = total.among(classes)
-            if own.total:  # not where all who hold them were lost, or asked in another round
-                return own
-        elif memory is None or len(memory):
+            newest: Confusion = self._personal[-1]
+            return newest.among(classes)
+        if memory is None or len(memory):
             return Confusion.from_predictions(y, self.method.classify(arrays, x))
         return Confusion.from_predictions(y, (y + 1) % self.n_classes)
 
+    @property
+    def _personal(self) -> list[Confusion]:
+        """What clients measured in each round, the newest last."""
+        evaluations: dict[int, Confusion] = self.method.personal_evaluations  # type: ignore[attr-defined]
+        return list(evaluations.values())
+
+    def _answered(self, confusions: dict[int, Confusion]) -> dict[int, Confusion]:
+        """With the newest answers there are, where all who hold some classes were lost just now.
+
+        Raises:
+            AllFailedError: nobody ever answered for some classes.
+        """
+        answered = dict(confusions)
+        for stage, confusion in confusions.items():
+            if not confusion.total:
+                answered[stage] = self._newest_of(self.stages[stage])
+        return answered
+
+    def _newest_of(self, classes: list[int]) -> Confusion:
+        for confusion in reversed(self._personal):
+            if (own := confusion.among(classes)).total:
+                logger.warning("classes %s: nobody answered just now; older answers count", classes)
+                return own
+        raise AllFailedError(
+            f"no client that holds classes {classes} ever answered an evaluation, so their "
+            "accuracy is not known; lower lost, or raise rounds"
+        )
+
     def _log(self, report: RoundReport) -> None:
-        for name in ("accuracy", "bytes_up", "bytes_down", "seconds"):
-            self.events.add_scalar(f"round/{name}", getattr(report, name), report.round)
+        for name in ("accuracy", "evaluated", "bytes_up", "bytes_down", "seconds"):
+            if (value := getattr(report, name)) is not None:
+                self.events.add_scalar(f"round/{name}", value, report.round)
         for kind, sizes in self.traffic.by_type(report.round).items():
             for way, size in sizes.items():
                 self.events.add_scalar(f"bytes/{kind}/{way}", size, report.round)

@@ -288,9 +288,15 @@ def _rounds(whole: Fields) -> list[Round]:
     entries = whole.inside("federation").list_of("rounds", dict)
     fields = [Fields(entry, f"federation.rounds[{i}]") for i, entry in enumerate(entries)]
     return [
-        Round(one.get("accuracy", float), one.get("bytes_up", int), one.get("bytes_down", int))
+        # Not a number where nobody answered, which leaves a gap in the plot.
+        Round(_or_nan(one, "accuracy"), one.get("bytes_up", int), one.get("bytes_down", int))
         for one in fields
     ]
+
+
+def _or_nan(fields: Fields, key: str) -> float:
+    value = fields.optional(key, float)
+    return math.nan if value is None else value
 
 
 def _check_shapes(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from protocl import PrototypeMemory
 from protocl.backbones import BackboneConfig, build_backbone
 from protocl.checks import assert_same, sample_batch
-from protocl.errors import ConfigError, DataError
+from protocl.errors import AllFailedError, ConfigError, DataError
 from protocl.federation.client import ClientData
 from protocl.federation.deployed import Task, build_method, client_app, read_config
 from protocl.federation.deployment import write_deployment
@@ -29,7 +30,7 @@ from protocl.federation.protected import ProtectedPrototypes
 from protocl.federation.protected_client import ProtectedClient
 from protocl.federation.server import serve
 from protocl.federation.settings import load as load_settings
-from protocl.federation.summed_parts import SummedParts
+from protocl.federation.summed_parts import Span, SummedParts
 
 NODES, PARTS, CLASSES = 5, 3, 5
 
@@ -40,8 +41,13 @@ def samples(node: int) -> tuple[Tensor, Tensor]:
 
 
 def load(context: Context) -> ClientData:
-    x, y = samples(int(context.node_config["partition-id"]))
-    return ClientData([(x[i::PARTS], y[i::PARTS]) for i in range(PARTS)])
+    node = int(context.node_config["partition-id"])
+    return ClientData([load_part(node, part) for part in range(PARTS)])
+
+
+def load_part(node: int, part: int) -> tuple[Tensor, Tensor]:
+    x, y = samples(node)
+    return x[part::PARTS], y[part::PARTS]
 
 
 TASK = Task(
@@ -127,9 +133,8 @@ def test_other_noise_does_not_go_into_the_same_sum(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="with other noise"):
         run(configuration(app, **louder))
     (app / "output").rename(tmp_path / "lost")
-    refused = run(configuration(app, **louder))  # by every client, which offered with other noise
-    assert len(refused.memory) == 0
-    assert "0 parties enrolled" in refused.failures[1]
+    with pytest.raises(AllFailedError, match="is an offer to another federation"):
+        run(configuration(app, **louder))  # refused by every client
 
 
 def test_a_sum_without_contributions_is_taken_up(tmp_path: Path) -> None:
@@ -141,13 +146,17 @@ def test_a_sum_without_contributions_is_taken_up(tmp_path: Path) -> None:
     assert len(again.memory) == 0  # type: ignore[attr-defined]
 
 
-def test_a_server_that_forgot_more_than_the_last_offer_gets_nothing(tmp_path: Path) -> None:
+def test_a_server_that_forgot_more_than_the_last_offer_gets_that_offer(tmp_path: Path) -> None:
     """A vector of the parts before is gone; new noise on them would be a second release."""
     app = tmp_path / "app"
     run(configuration(app, "method=protected", "method.secure=false", rounds=PARTS))
     (app / "output").rename(tmp_path / "lost")
     strategy = run(configuration(app, rounds=PARTS))
-    assert len(strategy.memory) == 0
+    last = strategy.memory.empty_like()
+    for node in range(NODES):
+        last.update(*load_part(node, PARTS - 1))
+    assert_same(strategy.memory, last, "the last offer")
+    assert set(strategy.summed.lost.values()) == {PARTS - 1}
     (app / "output").rename(tmp_path / "lost too")
     (app / "clients").rename(tmp_path / "clients")
     anew = run(configuration(app, rounds=PARTS)).memory
@@ -160,21 +169,29 @@ def test_a_vector_is_not_given_into_a_second_sum(tmp_path: Path) -> None:
     first = run(configuration(app, "method=protected", rounds=1))
     assert not first.failures
     (app / "output").rename(tmp_path / "lost")
+    shutil.copytree(app / "clients", tmp_path / "clients")
     for first_node in (1000, 2000):
         again = run(configuration(app, rounds=3), first_node=first_node)
-        assert len(again.memory) == 0
-        for number in (1, 2, 3):
-            assert "0 of 5 parties sent a vector" in again.failures[number]
-        (app / "output").rename(tmp_path / f"lost by {first_node}")
+        assert "0 of 5 parties sent a vector" in again.failures[1]
+        assert set(again.summed.lost.values()) == {1}
+        later = again.memory.empty_like()
+        for node in range(NODES):
+            for part in range(1, PARTS):
+                later.update(*load_part(node, part))
+        assert_same(again.memory, later, "what is new to everybody")
+        for folder in (app / "output", app / "clients"):
+            shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "clients", app / "clients")
     (tmp_path / "lost").rename(app / "output")
-    done = run(configuration(app, rounds=4))
+    done = run(configuration(app, rounds=3))
     assert_same(done.memory, everything(done.memory), "restored")
 
 
+@pytest.mark.parametrize("first_node", [1000, 2000])
 def test_a_round_that_fails_after_masking_is_made_up_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_node: int
 ) -> None:
-    """Nobody answers the request to unmask; the server knows that it has no sum, and says so."""
+    """Nobody answers the request to unmask; the next run asks for the same shares again."""
     app = tmp_path / "app"
 
     def vanish(self: ProtectedClient, message: Message, context: Context) -> Message:
@@ -184,9 +201,9 @@ def test_a_round_that_fails_after_masking_is_made_up_for(
         patch.setattr(ProtectedClient, "unmask", vanish)
         failed = run(configuration(app, "method=protected", rounds=1))
     assert "0 of 5 parties gave their shares" in failed.failures[1]
-    assert len(failed.summed.unfinished) == NODES
-    done = run(configuration(app, rounds=3), first_node=1000)
-    assert not done.summed.unfinished
+    assert failed.unfinished is not None
+    done = run(configuration(app, rounds=3), first_node=first_node)
+    assert done.unfinished is None
     assert_same(done.memory, everything(done.memory), "made up for")
 
 
@@ -205,7 +222,7 @@ def test_a_server_that_dies_before_it_saves_a_sum_asks_again(
             run(configuration(app, "method=protected"))
     done = run(configuration(app, rounds=4), first_node=first_node)
     assert done.round == 4
-    assert not done.summed.unfinished
+    assert done.unfinished is None
     assert_same(done.memory, everything(done.memory), "asked again")
 
 
@@ -281,14 +298,14 @@ def test_what_flower_cannot_hold_is_refused(tmp_path: Path, options: str, messag
 
 
 def test_offers_are_read_back_and_belong_to_their_terms(tmp_path: Path) -> None:
-    offer = Offer(np.arange(-3, 5), 2, 4, "me")
+    offer = Offer(np.arange(-3, 5), 2, 4, "me", new=True, sums=("one",), spent=True)
     kept = OffersOnDisk(tmp_path / "clients", "these terms")
     assert kept.load("node") is None
     kept.save("node", offer)
     read = kept.load("node")
     assert read is not None
     np.testing.assert_array_equal(read.vector, offer.vector)
-    assert (read.start, read.end, read.client) == (2, 4, "me")
+    assert read.span == offer.span
     with pytest.raises(DataError, match="to another federation"):
         OffersOnDisk(tmp_path / "clients", "other terms").load("node")
     (file,) = (tmp_path / "clients").iterdir()
@@ -341,11 +358,12 @@ def test_robust_merging_is_deployed_with_its_rule(tmp_path: Path) -> None:
 def test_a_client_is_known_again_under_another_node() -> None:
     summed = SummedParts()
     summed.recognise("a", 1, 0)
-    summed.add({1: 2})
+    summed.add({1: Span(0, 2)})
     with pytest.raises(DataError, match="from part 0 on, the sum holds 2 parts"):
         summed.recognise("a", 7, 0)
     assert (summed.of(7), summed.of(1)) == (2, 0)
     summed.recognise("a", 7, 2)
     summed.recognise("b", 1, 0)
-    with pytest.raises(DataError, match="from part 1 on, the sum holds 0"):
-        summed.recognise("c", 9, 1)
+    summed.recognise("c", 9, 1)  # what was before it is in the sum of another server
+    summed.add({9: Span(1, 3)})
+    assert (summed.of(9), summed.lost) == (3, {9: 1})

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from protocl import PrototypeMemory
-from protocl.errors import ConfigError
+from protocl.errors import AllFailedError, ConfigError
 from protocl.federation.fedproto_client import penalty
 from protocl.federation.fedproto_strategy import average
 from protocl.federation.run import run_federation
@@ -81,6 +81,22 @@ def test_the_term_changes_what_clients_learn_from_the_second_round_on(tmp_path):
     )
     assert first[0]["accuracy"] == second[0]["accuracy"]
     assert first[1]["accuracy"] != second[1]["accuracy"]
+
+
+def test_accuracy_is_that_of_who_answered(tmp_path):
+    result = federate(tmp_path, "rounds=4", "lost=0.8", "evaluate=1", "seed=2")
+    rounds = result["federation"]["rounds"]
+    counts = [one["evaluated"] for one in rounds]
+    assert min(counts) < result["benchmark"]["n_test"]
+    for one in rounds:
+        assert (one["accuracy"] is None) == (one["evaluated"] == 0)
+    answered = sum(sum(row) for row in result["confusion"]["counts"])
+    assert answered in counts, "the newest answers there are"
+
+
+def test_nobody_who_ever_answers_has_no_accuracy(tmp_path):
+    with pytest.raises(AllFailedError, match=r"ever answered an evaluation.*not known; lower lost"):
+        federate(tmp_path, "rounds=2", "lost=1.0", "evaluate=1")
 
 
 @pytest.mark.parametrize(

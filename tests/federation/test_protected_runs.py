@@ -35,11 +35,15 @@ def test_secure_run_equals_the_plain_one(tmp_path: Path, words: list[str]) -> No
 
 
 def test_secure_run_with_lost_replies_equals_the_plain_one(tmp_path: Path) -> None:
-    """One answer in fifty is lost at any step; nine rounds make up for all of them."""
-    words = ["clients=12", "partition=iid", "rounds=9", "lost=0.02", "seed=3"]
-    _, memory = run(tmp_path, "federation=digits_secure", *words)
-    _, expected = run(tmp_path, "federation=digits", "clients=12", "partition=iid", "seed=3")
-    assert same_statistics(memory, expected)
+    """One answer in fifty is lost at any step; later rounds make up for it while data grow."""
+    words = ["clients=12", "partition=iid", "partition.growth=samples", "rounds=9", "lost=0.02"]
+    lossy, memory = run(tmp_path, "federation=digits_secure", "seed=3", *words)
+    _, expected = run(tmp_path, "federation=digits", "seed=3", *words[:-1])
+    missing = expected.copy().subtract(memory)  # and what is there is nothing else
+    assert 0 <= missing.total < expected.total / 10
+    assert any("of 12 parties" in why for why in lossy["federation"]["waited_for"].values()) or (
+        missing.total > 0
+    )
 
 
 @pytest.mark.parametrize("noise", ["central", "distributed"])
@@ -96,6 +100,8 @@ def test_robust_run_without_liars_keeps_every_client(tmp_path: Path) -> None:
         (["method=protected", "method.noise=some"], "method.noise=some"),
         (["method=protected", "method.noise=local", "method.epsilon=-1"], "epsilon=-1"),
         (["method=protected", "method.noise=local", "method.clip=0"], "clip=0"),
+        (["method=protected", "method.colluders=-1"], r"method\.colluders=-1"),
+        (["method=protected", "method.colluders=9"], "needs 11 clients"),
         (["method=protected", "method.noise=distributed", "method.secure=false"], "without secure"),
     ],
 )
