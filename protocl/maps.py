@@ -38,13 +38,18 @@ class FeatureMap(nn.Module):
         return self.spec
 
 
+def unit(features: Tensor) -> Tensor:
+    """``(N, D)`` divided by their Euclidean norms, however small; a zero vector stays zero."""
+    return functional.normalize(features, dim=1, eps=torch.finfo(features.dtype).tiny)
+
+
 class UnitNorm(FeatureMap):
     """Divide each sample by its Euclidean norm; a zero vector stays zero."""
 
     spec = "unit"
 
     def forward(self, features: Tensor) -> Tensor:
-        return functional.normalize(features, dim=1)
+        return unit(features)
 
 
 class Tukey(FeatureMap):

@@ -19,6 +19,7 @@ from protocl.batch import BatchStatistics, Level
 from protocl.errors import DataError
 from protocl.maps import FeatureMap
 from protocl.maps import feature_map as build_map
+from protocl.scatter import clear_rounding_, offset_ratios
 from protocl.statistics import AdditiveStatistics
 
 _PIECE = 1 << 17
@@ -138,16 +139,30 @@ class PrototypeMemory(AdditiveStatistics):
 
         Returns:
             ``(W, W)`` pooled over classes for level ``shared``, ``(C, W, W)`` for ``full``, and its
-            diagonals ``(C, W)`` for ``diagonal``. Divide by the counts for covariances.
+            diagonals ``(C, W)`` for ``diagonal``. Divide by the counts for covariances. It is zero
+            for features that do not vary beyond the rounding of the sums.
         """
-        means, counts = self.means, self.count.to(torch.float64)
+        second, means, counts = self.second_moment, self.means, self.count.to(torch.float64)
         if self.level == "diagonal":
-            return (self.second_moment - counts[:, None] * means**2).clamp_(min=0.0)
+            scatter = second - counts[:, None] * means**2
+            return clear_rounding_(scatter, second, counts[:, None]).clamp_(min=0.0)
         if self.level == "shared":
-            return self.second_moment - (means * counts[:, None]).T @ means
-        return torch.baddbmm(
-            self.second_moment, (means * -counts[:, None])[:, :, None], means[:, None, :]
-        )
+            scatter = second - (means * counts[:, None]).T @ means
+            return clear_rounding_(scatter, second.diagonal(), counts.sum())
+        scatter = torch.baddbmm(second, (means * -counts[:, None])[:, :, None], means[:, None, :])
+        return clear_rounding_(scatter, second.diagonal(dim1=1, dim2=2), counts[:, None])
+
+    def offset_ratios(self) -> Tensor:
+        """``(W,)`` how many standard deviations within classes each feature is from the origin.
+
+        See :func:`protocl.scatter.offset_ratios`; the level must not be ``mean``.
+        """
+        second = self.second_moment
+        if self.level != "diagonal":
+            second = second.diagonal(dim1=-2, dim2=-1)
+        squares = second if self.level == "shared" else second.sum(0)
+        between = (self.sums * self.means).sum(0)
+        return offset_ratios(squares, squares - between, self.total)
 
     @property
     def nbytes(self) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
+
+from protocl.errors import PrecisionWarning
 
 
 def shrink_towards_identity(covariance: Tensor, weight: float, *, scaled: bool) -> Tensor:
@@ -104,3 +108,26 @@ def _pseudo_whitening(matrices: Tensor) -> Tensor:
     cut = values.abs().amax(-1, keepdim=True) * matrices.shape[-1] * torch.finfo(values.dtype).eps
     scale = torch.where(values > cut, values, torch.inf).rsqrt()
     return scale[..., :, None] * vectors.mT
+
+
+def or_euclidean(covariance: Tensor, means: Tensor) -> Tensor:
+    """``covariance`` ``(W, W)``, or without any variance a multiple of the identity and a warning.
+
+    The multiple is the variance of the class ``means`` ``(C, W)``, so that logits have no unit.
+    """
+    if bool((covariance.diagonal() > 0).any()):
+        return covariance
+    warn_of_no_scatter()
+    return float(means.var(0, correction=0).mean() or 1.0) * torch.eye(
+        len(covariance), dtype=covariance.dtype, device=covariance.device
+    )
+
+
+def warn_of_no_scatter() -> None:
+    """Say that distances are Euclidean for want of any variance within classes."""
+    warnings.warn(
+        "no class has samples that differ (one sample a class?), so there is no covariance within "
+        "classes: distances are Euclidean; add samples, or use NearestMean",
+        PrecisionWarning,
+        stacklevel=6,
+    )

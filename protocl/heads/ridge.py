@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from protocl.batch import Level
-from protocl.heads.chunked import ChunkedHead
+from protocl.heads.centred import CentredHead
 from protocl.maps import FeatureMap, ReluProjection
 from protocl.memory import PrototypeMemory
 
@@ -87,7 +87,7 @@ def heldout_errors(spectrum: Spectrum, heldout: PrototypeMemory) -> Tensor:
     return torch.stack(errors) / (heldout.total * len(spectrum.classes))
 
 
-class Ridge(ChunkedHead):
+class Ridge(CentredHead):
     """``logits = h (G + lambda I)^-1 C`` with ``G = sum h h^T`` and ``C = sum h y^T``.
 
     ``h`` is the feature itself, or ``relu(f W)`` with a fixed random ``W`` (RanPAC). ``G`` is the
@@ -112,6 +112,7 @@ class Ridge(ChunkedHead):
 
     required_level: ClassVar[Level] = "shared"
     _weights: Tensor
+    _biases: Tensor
 
     def __init__(
         self,
@@ -161,7 +162,9 @@ class Ridge(ChunkedHead):
             self.chosen = self._choose(memory, spectrum)
         else:
             self.chosen = self.regularization
-        self._set(_weights=spectrum.weights(self.chosen))
+        self._move(memory.means)
+        weights = spectrum.weights(self.chosen)
+        self._set(_weights=weights, _biases=self._centre.to(weights) @ weights)
 
     def _choose(self, memory: PrototypeMemory, spectrum: Spectrum) -> float:
         if self._heldout is None:
@@ -172,8 +175,8 @@ class Ridge(ChunkedHead):
         sound = errors.new_tensor(GRID) >= spectrum.error.clamp(max=GRID[-1])
         return GRID[int(torch.where(sound, errors, torch.inf).argmin())]
 
-    def _queries(self, features: Tensor) -> Tensor:
+    def _mapped(self, features: Tensor) -> Tensor:
         return self.feature_map(features.shape[1])(features)
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
-        torch.mm(queries, self._weights[:, chosen], out=out)
+        torch.addmm(self._biases[chosen], queries, self._weights[:, chosen], out=out)

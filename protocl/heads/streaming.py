@@ -92,6 +92,10 @@ class StreamingMemory(PrototypeMemory):
         """Deep SLDA's ``t S``, ``(D, D)`` float64."""
         return self._value("second")
 
+    def offset_ratios(self) -> Tensor:
+        """Zeros: deviations are taken before they are squared, and keep their digits."""
+        return torch.zeros(self.width, dtype=torch.float64, device=self.device)
+
     def _combine(self, other: PrototypeMemory, sign: int) -> Never:
         raise ValueError(
             "Deep SLDA's running covariance depends on the order of samples and cannot be merged "
