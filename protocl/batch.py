@@ -15,6 +15,7 @@ from protocl.accumulate import (
     rows_per_exact_product,
 )
 from protocl.maps import FeatureMap
+from protocl.scatter import warn_of_alike
 
 Level = Literal["mean", "diagonal", "shared", "full"]
 
@@ -25,6 +26,9 @@ LEVELS: dict[str, Callable[[int], tuple[int, ...] | None]] = {
     "full": lambda width: (-1, width, width),
 }
 """Shape of the second moment by level; -1 stands for the number of classes."""
+
+LARGEST = 1e150
+"""Largest magnitude of a feature: a hundred million squares of it add up in float64."""
 
 _PIECE = 1 << 17
 """Elements of the float64 working copy of one piece: 1 MiB stays in the cache, and larger
@@ -145,7 +149,8 @@ class BatchStatistics:
 
         Raises:
             ValueError: a feature is NaN or infinite.
-            OverflowError: in fixed point, a value or the sum of the batch does not fit.
+            OverflowError: a feature is beyond :data:`LARGEST`; in fixed point, a value or the sum
+                of the batch does not fit.
         """
         classes = len(self.class_ids)
         totals = {"sum": self._zeros(classes, self._width)}
@@ -238,8 +243,10 @@ class BatchStatistics:
         if self._step is None:
             # Half precision is summed after conversion, which is exact.
             features = features if features.dtype == torch.float64 else features.to(torch.float32)
-            mapped = self._map(features)
-            if mapped.dtype != torch.float64:
+            mapped = self._mapped(features)
+            if mapped.dtype == torch.float64:
+                self._check_digits(mapped)
+            else:
                 mapped = self._memory_for("mapped", mapped).copy_(mapped)
             return features.to(torch.float64) if self._raw else mapped, mapped
         if not all_finite(features):
@@ -248,11 +255,33 @@ class BatchStatistics:
         if self._map.spec == "identity":
             mapped = raw
         else:
-            mapped = quantise(self._map(raw * self._step), self._step)
+            mapped = quantise(self._mapped(raw * self._step), self._step)
         self._largest = max(self._largest, int(mapped.abs().max()), int(raw.abs().max()))
         if self._level != "mean":
             rows_per_exact_product(mapped, self._step)
         return raw, mapped
+
+    def _mapped(self, features: Tensor) -> Tensor:
+        if self._map.spec == "identity":
+            return features
+        # Under autocast a projection would run in half precision whatever its inputs.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._map(features)
+
+    def _check_digits(self, values: Tensor) -> None:
+        """Refuse what float64 cannot square, and warn where it cannot tell squares apart."""
+        low, high = values.aminmax(dim=0) if len(values) else (values[:0], values[:0])
+        size = torch.maximum(low.abs(), high.abs())
+        if not all_finite(size):
+            self._refuse_not_finite()
+        if bool((size > LARGEST).any()):
+            feature = int(size.argmax())
+            raise OverflowError(
+                f"feature {feature} has magnitude {float(size[feature]):g}: sums of squares in "
+                f"float64 hold up to {LARGEST:g}; scale the features down"
+            )
+        if self._level != "mean":
+            warn_of_alike(high - low, size)
 
     def _memory_for(self, name: str, values: Tensor) -> Tensor:
         """Float64 memory of the shape of ``values`` ``(L, W)``, the same for every piece.

@@ -202,7 +202,11 @@ class PrototypeMemory(AdditiveStatistics):
         Raises:
             TypeError: they are no tensors, features not floating point, or labels not integers.
             ValueError: shapes do not fit, a feature is NaN or infinite, or a label is negative.
-            OverflowError: in fixed point, a value or a sum does not fit.
+            OverflowError: a feature is beyond 1e150; in fixed point, a value or a sum does not fit.
+
+        Warns:
+            PrecisionWarning: a feature varies by less than squares in float64, or fixed point with
+                this step, resolve.
         """
         batch = BatchStatistics(
             features, labels, feature_dim=self.feature_dim, feature_map=self.feature_map,

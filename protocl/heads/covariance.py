@@ -90,7 +90,11 @@ def whitening(matrices: Tensor) -> Tensor:
     factors, info = torch.linalg.cholesky_ex(matrices)
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     inverses = torch.linalg.solve_triangular(factors, identity, upper=False)
-    usable = (info == 0) & torch.isfinite(inverses).all(-1).all(-1)
+    # A pivot is the variance that a feature has beyond what those before it explain. Where that is
+    # rounding alone, Cholesky goes through by luck, and divides by noise. Eigenvalues decide then.
+    pivots, variances = (m.diagonal(dim1=-2, dim2=-1) for m in (factors, matrices))
+    sound = pivots.square() > variances * (256 * matrices.shape[-1] * torch.finfo(pivots.dtype).eps)
+    usable = (info == 0) & sound.all(-1) & torch.isfinite(inverses).all(-1).all(-1)
     if not bool(usable.all()):
         inverses[~usable] = _pseudo_whitening(matrices[~usable])
     return inverses
@@ -104,8 +108,9 @@ def solve_symmetric(matrix: Tensor, right: Tensor) -> Tensor:
 
 def _pseudo_whitening(matrices: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrices)
-    # The cut-off of numpy's and torch's pinv for symmetric matrices.
-    cut = values.abs().amax(-1, keepdim=True) * matrices.shape[-1] * torch.finfo(values.dtype).eps
+    # Four times the cut-off of numpy's and torch's pinv: the matrix is a difference of larger ones.
+    eps = 4 * matrices.shape[-1] * torch.finfo(values.dtype).eps
+    cut = values.abs().amax(-1, keepdim=True) * eps
     scale = torch.where(values > cut, values, torch.inf).rsqrt()
     return scale[..., :, None] * vectors.mT
 
