@@ -14,8 +14,8 @@ from protocl.accumulate import (
     quantise,
     rows_per_exact_product,
 )
+from protocl.digits import check_wide, warn_of_coarse_step
 from protocl.maps import FeatureMap
-from protocl.scatter import warn_of_alike
 
 Level = Literal["mean", "diagonal", "shared", "full"]
 
@@ -26,9 +26,6 @@ LEVELS: dict[str, Callable[[int], tuple[int, ...] | None]] = {
     "full": lambda width: (-1, width, width),
 }
 """Shape of the second moment by level; -1 stands for the number of classes."""
-
-LARGEST = 1e150
-"""Largest magnitude of a feature: a hundred million squares of it add up in float64."""
 
 _PIECE = 1 << 17
 """Elements of the float64 working copy of one piece: 1 MiB stays in the cache, and larger
@@ -69,11 +66,31 @@ def require_tensor(name: str, value: Any) -> None:
     """Refuse arrays and lists, which the caller may want on another device or of another type.
 
     Raises:
-        TypeError: ``value`` is no tensor.
+        TypeError: ``value`` is no tensor, or a sparse one.
     """
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-        raise TypeError(f"{name} is a {kind}: expected a tensor, such as torch.as_tensor({name})")
+        raise TypeError(f"{name} is a {kind}: expected a tensor, such as {_as_tensor(name, value)}")
+    if value.layout is not torch.strided:
+        raise TypeError(
+            f"{name} is a tensor of layout {value.layout}: expected a dense one, such as "
+            f"{name}.to_dense()"
+        )
+
+
+def _as_tensor(name: str, value: Any) -> str:
+    """What to write for ``value`` to be a tensor."""
+    if hasattr(value, "toarray"):  # SciPy's sparse matrices
+        return f"torch.as_tensor({name}.toarray())"
+    first = next(iter(value), None) if hasattr(value, "__iter__") else None
+    if isinstance(first, str) and not hasattr(value, "columns"):
+        return (
+            f"names, ids = numpy.unique({name}, return_inverse=True) gives: torch.as_tensor(ids), "
+            "where names[i] is the name of class i"
+        )
+    if hasattr(value, "to_numpy"):  # tables
+        return f"torch.as_tensor({name}.to_numpy())"
+    return f"torch.as_tensor({name})"
 
 
 def check_batch(features: Tensor, labels: Tensor, feature_dim: int) -> None:
@@ -149,8 +166,8 @@ class BatchStatistics:
 
         Raises:
             ValueError: a feature is NaN or infinite.
-            OverflowError: a feature is beyond :data:`LARGEST`; in fixed point, a value or the sum
-                of the batch does not fit.
+            OverflowError: a feature is beyond :data:`protocl.digits.LARGEST`; in fixed point, a
+                value or the sum of the batch does not fit.
         """
         classes = len(self.class_ids)
         totals = {"sum": self._zeros(classes, self._width)}
@@ -245,13 +262,14 @@ class BatchStatistics:
             features = features if features.dtype == torch.float64 else features.to(torch.float32)
             mapped = self._mapped(features)
             if mapped.dtype == torch.float64:
-                self._check_digits(mapped)
+                check_wide(mapped, squared=self._level != "mean")
             else:
                 mapped = self._memory_for("mapped", mapped).copy_(mapped)
             return features.to(torch.float64) if self._raw else mapped, mapped
         if not all_finite(features):
             self._refuse_not_finite()
         raw = quantise(features, self._step)
+        warn_of_coarse_step(features, raw, self._step)
         if self._map.spec == "identity":
             mapped = raw
         else:
@@ -267,21 +285,6 @@ class BatchStatistics:
         # Under autocast a projection would run in half precision whatever its inputs.
         with torch.autocast(features.device.type, enabled=False):
             return self._map(features)
-
-    def _check_digits(self, values: Tensor) -> None:
-        """Refuse what float64 cannot square, and warn where it cannot tell squares apart."""
-        low, high = values.aminmax(dim=0) if len(values) else (values[:0], values[:0])
-        size = torch.maximum(low.abs(), high.abs())
-        if not all_finite(size):
-            self._refuse_not_finite()
-        if bool((size > LARGEST).any()):
-            feature = int(size.argmax())
-            raise OverflowError(
-                f"feature {feature} has magnitude {float(size[feature]):g}: sums of squares in "
-                f"float64 hold up to {LARGEST:g}; scale the features down"
-            )
-        if self._level != "mean":
-            warn_of_alike(high - low, size)
 
     def _memory_for(self, name: str, values: Tensor) -> Tensor:
         """Float64 memory of the shape of ``values`` ``(L, W)``, the same for every piece.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.errors import ConfigError
+from protocl.precision import in_full_precision
 
 
 class FeatureMap(nn.Module):
@@ -120,6 +121,7 @@ class ReluProjection(FeatureMap):
             )
         return self.weight.shape[1]
 
+    @in_full_precision
     def forward(self, features: Tensor) -> Tensor:
         return torch.relu(features @ self.weight.to(features.dtype))
 

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from protocl import memory_file
 from protocl.batch import BatchStatistics, Level
+from protocl.class_rows import class_id_tensor
 from protocl.errors import DataError
 from protocl.maps import FeatureMap
 from protocl.maps import feature_map as build_map
+from protocl.owned import outside_inference_mode, own_buffers, owned
+from protocl.removal import require_contained
 from protocl.scatter import clear_rounding_, offset_ratios
 from protocl.statistics import AdditiveStatistics
 
@@ -157,12 +160,23 @@ class PrototypeMemory(AdditiveStatistics):
 
         See :func:`protocl.scatter.offset_ratios`; the level must not be ``mean``.
         """
-        second = self.second_moment
-        if self.level != "diagonal":
-            second = second.diagonal(dim1=-2, dim2=-1)
-        squares = second if self.level == "shared" else second.sum(0)
+        squares = self.squares if self.level == "shared" else self.squares.sum(0)
         between = (self.sums * self.means).sum(0)
         return offset_ratios(squares, squares - between, self.total)
+
+    @property
+    def squares(self) -> Tensor:
+        """Sums of each feature's squares, float64: ``(C, W)``, or ``(W,)`` for level ``shared``.
+
+        Raises:
+            ValueError: the level is ``mean``.
+        """
+        if self.level in ("mean", "diagonal"):
+            return self.second_moment
+        diagonal = self.second.diagonal(dim1=-2, dim2=-1)
+        if self.exact:
+            return diagonal.to(torch.float64) * self.step**2
+        return diagonal + self._buffer("second_low").diagonal(dim1=-2, dim2=-1)
 
     @property
     def nbytes(self) -> int:
@@ -191,6 +205,7 @@ class PrototypeMemory(AdditiveStatistics):
 
     # -- arithmetic -------------------------------------------------------------------------
 
+    @outside_inference_mode
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> Self:
         """Add the samples of a batch. Nothing changes if the batch is refused.
@@ -232,6 +247,7 @@ class PrototypeMemory(AdditiveStatistics):
         self._touch(batch.class_ids)
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def merge(self, other: PrototypeMemory) -> Self:
         """Add the statistics of another memory, as if its samples had been seen here.
@@ -244,15 +260,18 @@ class PrototypeMemory(AdditiveStatistics):
         self._combine(other, sign=1)
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def subtract(self, other: PrototypeMemory) -> Self:
         """Take away the statistics of another memory; classes left without samples disappear.
 
         Raises:
             FingerprintError: the memories come from different backbones.
-            ValueError: they do not fit, or ``other`` holds what was never added here.
+            ValueError: they do not fit, or ``other`` holds what was never added here, as far as
+                counts, sums and squares tell.
         """
-        self._require_contains(other)
+        self._require_compatible(other)
+        require_contained(self, other)
         self._combine(other, sign=-1)
         self._keep(self.count > 0)
         return self
@@ -293,6 +312,7 @@ class PrototypeMemory(AdditiveStatistics):
     def __isub__(self, other: PrototypeMemory) -> Self:
         return self.subtract(other)
 
+    @outside_inference_mode
     def empty_like(self, level: Level | None = None) -> PrototypeMemory:
         """A memory without samples that otherwise fits this one."""
         return PrototypeMemory(
@@ -301,6 +321,7 @@ class PrototypeMemory(AdditiveStatistics):
             fingerprint=self.fingerprint,
         ).to(self.device)  # fmt: skip
 
+    @outside_inference_mode
     def copy(self) -> PrototypeMemory:
         """An independent memory with the same statistics."""
         twin = self.empty_like()
@@ -309,10 +330,12 @@ class PrototypeMemory(AdditiveStatistics):
         twin._changed = dict(self._changed)
         return twin
 
+    @outside_inference_mode
     def subset(self, classes: Iterable[int] | Tensor) -> PrototypeMemory:
         """The statistics of some classes.
 
         Raises:
+            TypeError: ``classes`` are no integers; a mask selects ``memory.classes[mask]``.
             KeyError: a class is not in the memory.
             ValueError: the level is ``shared``, whose second moment cannot be split by class.
         """
@@ -321,9 +344,7 @@ class PrototypeMemory(AdditiveStatistics):
                 "the pooled second moment of level 'shared' cannot be split by class; "
                 "take memory.at_level('mean').subset(...), or use level 'full'"
             )
-        # A tensor as it is: one by one its values would each wait for the device.
-        ids = classes if isinstance(classes, Tensor) else torch.tensor(list(classes))
-        wanted = ids.to(self.device, torch.int64)
+        wanted = class_id_tensor(classes).to(self.device)
         missing = wanted[~torch.isin(wanted, self.class_ids)]
         if len(missing):
             raise KeyError(f"classes {missing.tolist()} are not in the memory")
@@ -331,16 +352,18 @@ class PrototypeMemory(AdditiveStatistics):
         kept = torch.isin(self.class_ids, wanted)
         for name, buffer in self.named_buffers(recurse=False):
             setattr(part, name, buffer[kept])
+        own_buffers(part)
         return part
 
     def forget(self, classes: Iterable[int] | Tensor) -> Self:
         """Remove whole classes; for level ``shared`` subtract a memory of those classes instead.
 
         Raises:
-            KeyError, ValueError: as :meth:`subset`.
+            TypeError, KeyError, ValueError: as :meth:`subset`.
         """
         return self.subtract(self.subset(classes))
 
+    @outside_inference_mode
     def at_level(self, level: Level) -> PrototypeMemory:
         """A copy reduced to what ``level`` keeps.
 
@@ -380,33 +403,6 @@ class PrototypeMemory(AdditiveStatistics):
         self.fingerprint = self.fingerprint or other.fingerprint
         self._touch(terms["class_ids"])
 
-    def _require_contains(self, other: PrototypeMemory) -> None:
-        self._require_compatible(other)
-        ids, theirs = other.class_ids.to(self.device), other.counts.to(self.device)
-        missing = ids[~torch.isin(ids, self.class_ids)]
-        if len(missing):
-            raise ValueError(
-                f"cannot subtract classes {missing.tolist()}: they are not in this memory"
-            )
-        rows = torch.searchsorted(self.class_ids, ids)
-        mine = self.count[rows]
-        too_many = (theirs > mine).nonzero()
-        if len(too_many):
-            first = int(too_many[0])
-            raise ValueError(
-                f"cannot subtract {int(theirs[first])} samples of class {int(ids[first])}: "
-                f"this memory has {int(mine[first])}"
-            )
-        gone = theirs == mine
-        sums, removed = self.sums[rows][gone], other.sums.to(self.device)[gone]
-        if not torch.allclose(
-            sums, removed, rtol=1e-9, atol=1e-9 * float(sums.abs().max() if sums.numel() else 0)
-        ):
-            raise ValueError(
-                "cannot subtract: a class would lose all its samples but not its sum, "
-                "so these samples were never added to this memory"
-            )
-
     # -- persistence ------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -436,7 +432,10 @@ class PrototypeMemory(AdditiveStatistics):
             FingerprintError: the memory was built from another backbone.
         """
         header, tensors = memory_file.read(path, fingerprint)
-        return cls.from_tensors(header, tensors, feature_map=feature_map)
+        try:
+            return cls._adopt(header, tensors, feature_map)
+        except DataError as error:
+            raise DataError(f"{path} cannot be loaded: {error}") from error
 
     @classmethod
     def from_tensors(
@@ -457,26 +456,43 @@ class PrototypeMemory(AdditiveStatistics):
             ConfigError: the feature map cannot be built from its description.
             DataError: a buffer is missing, has the wrong shape or type, or impossible values.
         """
-        feature_map = feature_map or build_map(description["feature_map"])
-        if feature_map.spec != description["feature_map"]:
-            raise DataError(
-                f"the statistics were summed under '{description['feature_map']}', "
-                f"not '{feature_map.spec}'"
-            )
-        memory = PrototypeMemory(
-            int(description["feature_dim"]), cast(Level, description["level"]),
-            feature_map=feature_map, raw_means=description["raw_means"] == "True",
-            exact=description["exact"] == "True", step=float(description["step"]),
-            fingerprint=description.get("fingerprint"),
-        )  # fmt: skip
-        for name, buffer in memory.named_buffers(recurse=False):
-            per_class = not memory._is_shared(name.removesuffix("_low"))
-            array = memory_file.checked(name, tensors, buffer, per_class=per_class)
-            setattr(memory, name, array)
-        ids, counts = memory.class_ids, memory.count
-        ascending = bool((ids[1:] > ids[:-1]).all()) and bool((ids[:1] >= 0).all())
-        if not ascending or bool((counts < 1).any()):
-            raise DataError(
-                "the statistics hold class ids out of order, negative, or without samples"
-            )
+        return cls._adopt(
+            description, {name: owned(tensor) for name, tensor in tensors.items()}, feature_map
+        )
+
+    @classmethod
+    def _adopt(
+        cls,
+        description: Mapping[str, str],
+        tensors: Mapping[str, Tensor],
+        feature_map: FeatureMap | None,
+    ) -> PrototypeMemory:
+        """As :meth:`from_tensors`, without a copy of tensors that nobody else holds."""
+        memory = cls._described(description, feature_map)
+        memory._require_statistics(tensors)
+        for name, _ in list(memory.named_buffers(recurse=False)):
+            setattr(memory, name, tensors[name])
+        own_buffers(memory)
         return memory
+
+    @staticmethod
+    def _described(
+        description: Mapping[str, str], feature_map: FeatureMap | None
+    ) -> PrototypeMemory:
+        """An empty memory of this description."""
+        try:
+            spec, level = description["feature_map"], description["level"]
+            feature_dim, step = int(description["feature_dim"]), float(description["step"])
+            raw_means, exact = description["raw_means"] == "True", description["exact"] == "True"
+        except (KeyError, ValueError) as error:
+            raise DataError(f"the description of the statistics is damaged: {error}") from error
+        feature_map = feature_map or build_map(spec)
+        if feature_map.spec != spec:
+            raise DataError(f"the statistics were summed under '{spec}', not '{feature_map.spec}'")
+        try:
+            return PrototypeMemory(
+                feature_dim, cast(Level, level), feature_map=feature_map, raw_means=raw_means,
+                exact=exact, step=step, fingerprint=description.get("fingerprint"),
+            )  # fmt: skip
+        except ValueError as error:
+            raise DataError(f"the description of the statistics is damaged: {error}") from error

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 FAR = 1e5
 """Root mean square over standard deviation beyond which scatter has lost its fifth digit."""
 
-_ALIKE = 1e7
-"""Size over range from which on squares are alike."""
-
 _NAMED = 3
 """Features that a warning names."""
 
@@ -70,27 +67,6 @@ def offset_ratios(squares: Tensor, scatter: Tensor, samples: int) -> Tensor:
     hidden = scatter <= squares * rounding_share(torch.as_tensor(samples))
     ratios = torch.where(hidden, torch.inf, squares / scatter).sqrt()
     return torch.where(scatter == 0, 0.0, ratios)
-
-
-def warn_of_alike(ranges: Tensor, sizes: Tensor) -> None:
-    """Warn of features whose squares differ by less than float64 resolves, and not by nothing.
-
-    Sums tell them from constants no longer, so this is said of the samples themselves.
-
-    Args:
-        ranges: ``(W,)`` largest less smallest value of each feature.
-        sizes: ``(W,)`` largest magnitudes.
-    """
-    alike = ((ranges > 0) & (ranges < sizes / _ALIKE)).nonzero()[:, 0]
-    if len(alike):
-        feature = int(alike[0])
-        warnings.warn(
-            f"feature {feature} varies by {float(ranges[feature] / sizes[feature]):.0e} of its "
-            "size, which sums of squares in float64 do not resolve: it counts as constant; "
-            "subtract a fixed offset from the features first",
-            PrecisionWarning,
-            stacklevel=8,
-        )
 
 
 def warn_of_offsets(memory: PrototypeMemory) -> None:

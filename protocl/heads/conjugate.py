@@ -56,7 +56,9 @@ def posterior(prior: Beliefs, noise: Tensor, counts: Tensor, sums: Tensor) -> Be
         precision = prior.precision + counts[:, None, None] * noise_precision
         # From the prior's mean on: what an inverse is off by must not be multiplied by an offset.
         surplus = (sums - counts[:, None] * prior.mean) @ noise_precision.mT
-        return Beliefs(concentration, prior.mean + torch.linalg.solve(precision, surplus), precision)
+        return Beliefs(
+            concentration, prior.mean + torch.linalg.solve(precision, surplus), precision
+        )
     precision = prior.precision + counts[:, None] / noise
     return Beliefs(
         concentration, (prior.precision * prior.mean + sums / noise) / precision, precision
