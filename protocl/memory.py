@@ -161,8 +161,8 @@ class PrototypeMemory(AdditiveStatistics):
         See :func:`protocl.scatter.offset_ratios`; the level must not be ``mean``.
         """
         squares = self.squares if self.level == "shared" else self.squares.sum(0)
-        between = (self.sums * self.means).sum(0)
-        return offset_ratios(squares, squares - between, self.total)
+        scatter = squares - (self.sums * self.means).sum(0)
+        return offset_ratios(squares, self.sums.sum(0), scatter, self.total)
 
     @property
     def squares(self) -> Tensor:

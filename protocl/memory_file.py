@@ -95,7 +95,7 @@ def checksum(description: Mapping[str, str], tensors: Mapping[str, Tensor]) -> s
     digest = hashlib.sha256(json.dumps(sorted(description.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

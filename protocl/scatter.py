@@ -54,19 +54,22 @@ def clear_rounding_(scatter: Tensor, squares: Tensor, samples: Tensor) -> Tensor
     return scatter
 
 
-def offset_ratios(squares: Tensor, scatter: Tensor, samples: int) -> Tensor:
+def offset_ratios(squares: Tensor, sums: Tensor, scatter: Tensor, samples: int) -> Tensor:
     """How many standard deviations within classes each feature is from the origin, ``(W,)``.
 
-    Infinite where rounding hides the scatter, zero for what is exactly constant.
+    Infinite where rounding hides the scatter; zero where there is none to hide, as in a feature
+    that is exactly constant, or varies between classes only.
 
     Args:
         squares: ``(W,)`` sums of squares of all samples.
-        scatter: ``(W,)`` what is left of them within classes.
+        sums: ``(W,)`` their sums.
+        scatter: ``(W,)`` what is left of the squares within classes.
         samples: their number.
     """
     hidden = scatter <= squares * rounding_share(torch.as_tensor(samples))
     ratios = torch.where(hidden, torch.inf, squares / scatter).sqrt()
-    return torch.where(scatter == 0, 0.0, ratios)
+    apart = squares - sums.square() / samples > squares / FAR
+    return torch.where((scatter == 0) | (hidden & apart), 0.0, ratios)
 
 
 def warn_of_offsets(memory: PrototypeMemory) -> None:
