@@ -33,14 +33,13 @@ def test_one_sample_a_class_does_not_choose_the_end_of_the_grid(seed):
 
 
 def test_the_least_strength_of_like_score_is_taken():
-    data = load_digits()
-    features, labels = torch.from_numpy(data.data / 16), torch.from_numpy(data.target)
-    head = Ridge(dtype=F64)
-    memory = head.new_memory(64).update(features[:200], labels[:200])
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(20)
+    features = torch.randn(20, 64, generator=generator)
+    head = Ridge(500, dtype=F64)
+    memory = head.new_memory(64).update(features, labels)
     errors = cross_validation_errors(decompose(memory), memory.total)
-    like = [
-        strength for strength, e in zip(GRID, errors, strict=True) if e <= (1 + NEAR) * min(errors)
-    ]
+    like = [s for s, error in zip(GRID, errors, strict=True) if error <= (1 + NEAR) * min(errors)]
     assert head.fit(memory).chosen == min(like) < GRID[int(errors.argmin())]
 
 
