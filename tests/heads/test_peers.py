@@ -87,6 +87,12 @@ def test_ridges_own_choice_is_near_the_best_by_leave_one_out(digits):
     assert chosen <= 1.02 * min(errors)
 
 
+@pytest.mark.parametrize("size", [0.0, 3.0])
+def test_a_covariance_that_is_its_own_target_is_shrunk_wholly(size):
+    """Zero over zero in the formula, where scikit-learn takes 1 as well."""
+    assert oas_shrinkage(size * torch.eye(4, dtype=F64), 10**9) == 1.0
+
+
 class TestAvalanche:
     """Avalanche's classifiers, given the same statistics, where they are right."""
 
