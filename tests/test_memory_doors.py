@@ -378,6 +378,7 @@ def test_samples_that_were_never_added_are_refused_where_sums_tell(level, exact)
     before = memory.copy()
     never = {
         "all of them, moved": (features + 1, labels, "but not its sum"),
+        "all of them, hardly moved": (features + 1e-3, labels, "but not its sum"),
         "one far away": (features[:1] + 50, labels[:1], "variances below zero"),
         "half of them, turned": (features[:15].flip(1) * 3, labels[:15], "variances below zero"),
     }
