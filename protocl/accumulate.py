@@ -59,7 +59,7 @@ def all_finite(values: Tensor) -> bool:
 
 def overflows(total: Tensor, term: Tensor) -> bool:
     """Whether ``total + term`` leaves the int64 range anywhere."""
-    for t, x in _slabs(total, term):
+    for t, x in _slabs(total, term.contiguous()):
         s = t + x
         if bool((((t ^ s) & (x ^ s)) < 0).any()):
             return True
@@ -104,7 +104,9 @@ def rows_per_exact_product(whole: Tensor, step: float) -> int:
 
 
 def _slabs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Matching flat pieces of contiguous tensors, so that temporaries stay small."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
+    """Matching flat pieces, so that temporaries stay small; the first two may be written to."""
+    # A view raises where a flat piece would be a copy, and what is added to it lost.
+    flat = [tensor.view(-1) for tensor in tensors[:2]]
+    flat += [tensor.reshape(-1) for tensor in tensors[2:]]
     for start in range(0, flat[0].numel(), _SLAB):
         yield tuple(piece[start : start + _SLAB] for piece in flat)

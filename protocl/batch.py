@@ -14,6 +14,7 @@ from protocl.accumulate import (
     quantise,
     rows_per_exact_product,
 )
+from protocl.digits import check_wide, warn_of_coarse_step
 from protocl.maps import FeatureMap
 
 Level = Literal["mean", "diagonal", "shared", "full"]
@@ -65,11 +66,31 @@ def require_tensor(name: str, value: Any) -> None:
     """Refuse arrays and lists, which the caller may want on another device or of another type.
 
     Raises:
-        TypeError: ``value`` is no tensor.
+        TypeError: ``value`` is no tensor, or a sparse one.
     """
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-        raise TypeError(f"{name} is a {kind}: expected a tensor, such as torch.as_tensor({name})")
+        raise TypeError(f"{name} is a {kind}: expected a tensor, such as {_as_tensor(name, value)}")
+    if value.layout is not torch.strided:
+        raise TypeError(
+            f"{name} is a tensor of layout {value.layout}: expected a dense one, such as "
+            f"{name}.to_dense()"
+        )
+
+
+def _as_tensor(name: str, value: Any) -> str:
+    """What to write for ``value`` to be a tensor."""
+    if hasattr(value, "toarray"):  # SciPy's sparse matrices
+        return f"torch.as_tensor({name}.toarray())"
+    first = next(iter(value), None) if hasattr(value, "__iter__") else None
+    if isinstance(first, str) and not hasattr(value, "columns"):
+        return (
+            f"names, ids = numpy.unique({name}, return_inverse=True) gives: torch.as_tensor(ids), "
+            "where names[i] is the name of class i"
+        )
+    if hasattr(value, "to_numpy"):  # tables
+        return f"torch.as_tensor({name}.to_numpy())"
+    return f"torch.as_tensor({name})"
 
 
 def check_batch(features: Tensor, labels: Tensor, feature_dim: int) -> None:
@@ -145,7 +166,8 @@ class BatchStatistics:
 
         Raises:
             ValueError: a feature is NaN or infinite.
-            OverflowError: in fixed point, a value or the sum of the batch does not fit.
+            OverflowError: a feature is beyond :data:`protocl.digits.LARGEST`; in fixed point, a
+                value or the sum of the batch does not fit.
         """
         classes = len(self.class_ids)
         totals = {"sum": self._zeros(classes, self._width)}
@@ -238,21 +260,31 @@ class BatchStatistics:
         if self._step is None:
             # Half precision is summed after conversion, which is exact.
             features = features if features.dtype == torch.float64 else features.to(torch.float32)
-            mapped = self._map(features)
-            if mapped.dtype != torch.float64:
+            mapped = self._mapped(features)
+            if mapped.dtype == torch.float64:
+                check_wide(mapped, squared=self._level != "mean")
+            else:
                 mapped = self._memory_for("mapped", mapped).copy_(mapped)
             return features.to(torch.float64) if self._raw else mapped, mapped
         if not all_finite(features):
             self._refuse_not_finite()
         raw = quantise(features, self._step)
+        warn_of_coarse_step(features, raw, self._step)
         if self._map.spec == "identity":
             mapped = raw
         else:
-            mapped = quantise(self._map(raw * self._step), self._step)
+            mapped = quantise(self._mapped(raw * self._step), self._step)
         self._largest = max(self._largest, int(mapped.abs().max()), int(raw.abs().max()))
         if self._level != "mean":
             rows_per_exact_product(mapped, self._step)
         return raw, mapped
+
+    def _mapped(self, features: Tensor) -> Tensor:
+        if self._map.spec == "identity":
+            return features
+        # Under autocast a projection would run in half precision whatever its inputs.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._map(features)
 
     def _memory_for(self, name: str, values: Tensor) -> Tensor:
         """Float64 memory of the shape of ``values`` ``(L, W)``, the same for every piece.

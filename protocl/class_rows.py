@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+
+
+def class_id_tensor(classes: Iterable[int] | Tensor) -> Tensor:
+    """Class ids as an int64 tensor.
+
+    Raises:
+        TypeError: they are no integers. A mask counts as none: taken for ids it would mean the
+            classes 0 and 1.
+    """
+    # A tensor as it is: one by one its values would each wait for the device.
+    values = classes if isinstance(classes, Tensor) else list(classes)
+    try:
+        ids = torch.as_tensor(values, dtype=None if len(values) else torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"classes={values!r}: expected integer class ids") from error
+    if ids.dtype == torch.bool:
+        raise TypeError(
+            "classes are a boolean mask: expected integer class ids, such as memory.classes[mask]"
+        )
+    if len(values) and (ids.is_floating_point() or ids.is_complex()):
+        raise TypeError(f"classes have dtype {ids.dtype}: expected integer class ids")
+    return ids.to(torch.int64)
 
 
 def find_rows(class_ids: Tensor, labels: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from protocl.owned import outside_inference_mode
+
 
 class FollowsDevice(nn.Module):
     """A module that follows ``.to(device)`` but ignores ``.half()``, ``.bfloat16()`` and the like.
@@ -15,6 +17,7 @@ class FollowsDevice(nn.Module):
     to lower precision without losing them.
     """
 
+    @outside_inference_mode
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def move_only(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

@@ -52,6 +52,10 @@ class NotFittedError(ProtoclError, RuntimeError):
     """A head was asked for predictions before it was fitted."""
 
 
+class PrecisionWarning(UserWarning):
+    """Numbers that the arithmetic at hand resolves badly, or not at all."""
+
+
 @contextmanager
 def as_config_error(prefix: str = "") -> Iterator[None]:
     """Turn a ``ValueError`` in the block into a :class:`ConfigError` whose text begins so."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.errors import ConfigError
+from protocl.precision import in_full_precision
 
 
 class FeatureMap(nn.Module):
@@ -38,13 +39,18 @@ class FeatureMap(nn.Module):
         return self.spec
 
 
+def unit(features: Tensor) -> Tensor:
+    """``(N, D)`` divided by their Euclidean norms, however small; a zero vector stays zero."""
+    return functional.normalize(features, dim=1, eps=torch.finfo(features.dtype).tiny)
+
+
 class UnitNorm(FeatureMap):
     """Divide each sample by its Euclidean norm; a zero vector stays zero."""
 
     spec = "unit"
 
     def forward(self, features: Tensor) -> Tensor:
-        return functional.normalize(features, dim=1)
+        return unit(features)
 
 
 class Tukey(FeatureMap):
@@ -115,6 +121,7 @@ class ReluProjection(FeatureMap):
             )
         return self.weight.shape[1]
 
+    @in_full_precision
     def forward(self, features: Tensor) -> Tensor:
         return torch.relu(features @ self.weight.to(features.dtype))
 

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from protocl import memory_file
 from protocl.batch import BatchStatistics, Level
+from protocl.class_rows import class_id_tensor
 from protocl.errors import DataError
 from protocl.maps import FeatureMap
 from protocl.maps import feature_map as build_map
+from protocl.owned import outside_inference_mode, own_buffers, owned
+from protocl.removal import require_contained
+from protocl.scatter import clear_rounding_, offset_ratios
 from protocl.statistics import AdditiveStatistics
 
 _PIECE = 1 << 17
@@ -138,16 +142,41 @@ class PrototypeMemory(AdditiveStatistics):
 
         Returns:
             ``(W, W)`` pooled over classes for level ``shared``, ``(C, W, W)`` for ``full``, and its
-            diagonals ``(C, W)`` for ``diagonal``. Divide by the counts for covariances.
+            diagonals ``(C, W)`` for ``diagonal``. Divide by the counts for covariances. It is zero
+            for features that do not vary beyond the rounding of the sums.
         """
-        means, counts = self.means, self.count.to(torch.float64)
+        second, means, counts = self.second_moment, self.means, self.count.to(torch.float64)
         if self.level == "diagonal":
-            return (self.second_moment - counts[:, None] * means**2).clamp_(min=0.0)
+            scatter = second - counts[:, None] * means**2
+            return clear_rounding_(scatter, second, counts[:, None]).clamp_(min=0.0)
         if self.level == "shared":
-            return self.second_moment - (means * counts[:, None]).T @ means
-        return torch.baddbmm(
-            self.second_moment, (means * -counts[:, None])[:, :, None], means[:, None, :]
-        )
+            scatter = second - (means * counts[:, None]).T @ means
+            return clear_rounding_(scatter, second.diagonal(), counts.sum())
+        scatter = torch.baddbmm(second, (means * -counts[:, None])[:, :, None], means[:, None, :])
+        return clear_rounding_(scatter, second.diagonal(dim1=1, dim2=2), counts[:, None])
+
+    def offset_ratios(self) -> Tensor:
+        """``(W,)`` how many standard deviations within classes each feature is from the origin.
+
+        See :func:`protocl.scatter.offset_ratios`; the level must not be ``mean``.
+        """
+        squares = self.squares if self.level == "shared" else self.squares.sum(0)
+        scatter = squares - (self.sums * self.means).sum(0)
+        return offset_ratios(squares, self.sums.sum(0), scatter, self.total)
+
+    @property
+    def squares(self) -> Tensor:
+        """Sums of each feature's squares, float64: ``(C, W)``, or ``(W,)`` for level ``shared``.
+
+        Raises:
+            ValueError: the level is ``mean``.
+        """
+        if self.level in ("mean", "diagonal"):
+            return self.second_moment
+        diagonal = self.second.diagonal(dim1=-2, dim2=-1)
+        if self.exact:
+            return diagonal.to(torch.float64) * self.step**2
+        return diagonal + self._buffer("second_low").diagonal(dim1=-2, dim2=-1)
 
     @property
     def nbytes(self) -> int:
@@ -176,6 +205,7 @@ class PrototypeMemory(AdditiveStatistics):
 
     # -- arithmetic -------------------------------------------------------------------------
 
+    @outside_inference_mode
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> Self:
         """Add the samples of a batch. Nothing changes if the batch is refused.
@@ -187,7 +217,11 @@ class PrototypeMemory(AdditiveStatistics):
         Raises:
             TypeError: they are no tensors, features not floating point, or labels not integers.
             ValueError: shapes do not fit, a feature is NaN or infinite, or a label is negative.
-            OverflowError: in fixed point, a value or a sum does not fit.
+            OverflowError: a feature is beyond 1e150; in fixed point, a value or a sum does not fit.
+
+        Warns:
+            PrecisionWarning: a feature varies by less than squares in float64, or fixed point with
+                this step, resolve.
         """
         batch = BatchStatistics(
             features, labels, feature_dim=self.feature_dim, feature_map=self.feature_map,
@@ -213,6 +247,7 @@ class PrototypeMemory(AdditiveStatistics):
         self._touch(batch.class_ids)
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def merge(self, other: PrototypeMemory) -> Self:
         """Add the statistics of another memory, as if its samples had been seen here.
@@ -225,15 +260,18 @@ class PrototypeMemory(AdditiveStatistics):
         self._combine(other, sign=1)
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def subtract(self, other: PrototypeMemory) -> Self:
         """Take away the statistics of another memory; classes left without samples disappear.
 
         Raises:
             FingerprintError: the memories come from different backbones.
-            ValueError: they do not fit, or ``other`` holds what was never added here.
+            ValueError: they do not fit, or ``other`` holds what was never added here, as far as
+                counts, sums and squares tell.
         """
-        self._require_contains(other)
+        self._require_compatible(other)
+        require_contained(self, other)
         self._combine(other, sign=-1)
         self._keep(self.count > 0)
         return self
@@ -274,6 +312,7 @@ class PrototypeMemory(AdditiveStatistics):
     def __isub__(self, other: PrototypeMemory) -> Self:
         return self.subtract(other)
 
+    @outside_inference_mode
     def empty_like(self, level: Level | None = None) -> PrototypeMemory:
         """A memory without samples that otherwise fits this one."""
         return PrototypeMemory(
@@ -282,6 +321,7 @@ class PrototypeMemory(AdditiveStatistics):
             fingerprint=self.fingerprint,
         ).to(self.device)  # fmt: skip
 
+    @outside_inference_mode
     def copy(self) -> PrototypeMemory:
         """An independent memory with the same statistics."""
         twin = self.empty_like()
@@ -290,10 +330,12 @@ class PrototypeMemory(AdditiveStatistics):
         twin._changed = dict(self._changed)
         return twin
 
+    @outside_inference_mode
     def subset(self, classes: Iterable[int] | Tensor) -> PrototypeMemory:
         """The statistics of some classes.
 
         Raises:
+            TypeError: ``classes`` are no integers; a mask selects ``memory.classes[mask]``.
             KeyError: a class is not in the memory.
             ValueError: the level is ``shared``, whose second moment cannot be split by class.
         """
@@ -302,9 +344,7 @@ class PrototypeMemory(AdditiveStatistics):
                 "the pooled second moment of level 'shared' cannot be split by class; "
                 "take memory.at_level('mean').subset(...), or use level 'full'"
             )
-        # A tensor as it is: one by one its values would each wait for the device.
-        ids = classes if isinstance(classes, Tensor) else torch.tensor(list(classes))
-        wanted = ids.to(self.device, torch.int64)
+        wanted = class_id_tensor(classes).to(self.device)
         missing = wanted[~torch.isin(wanted, self.class_ids)]
         if len(missing):
             raise KeyError(f"classes {missing.tolist()} are not in the memory")
@@ -312,16 +352,18 @@ class PrototypeMemory(AdditiveStatistics):
         kept = torch.isin(self.class_ids, wanted)
         for name, buffer in self.named_buffers(recurse=False):
             setattr(part, name, buffer[kept])
+        own_buffers(part)
         return part
 
     def forget(self, classes: Iterable[int] | Tensor) -> Self:
         """Remove whole classes; for level ``shared`` subtract a memory of those classes instead.
 
         Raises:
-            KeyError, ValueError: as :meth:`subset`.
+            TypeError, KeyError, ValueError: as :meth:`subset`.
         """
         return self.subtract(self.subset(classes))
 
+    @outside_inference_mode
     def at_level(self, level: Level) -> PrototypeMemory:
         """A copy reduced to what ``level`` keeps.
 
@@ -361,33 +403,6 @@ class PrototypeMemory(AdditiveStatistics):
         self.fingerprint = self.fingerprint or other.fingerprint
         self._touch(terms["class_ids"])
 
-    def _require_contains(self, other: PrototypeMemory) -> None:
-        self._require_compatible(other)
-        ids, theirs = other.class_ids.to(self.device), other.counts.to(self.device)
-        missing = ids[~torch.isin(ids, self.class_ids)]
-        if len(missing):
-            raise ValueError(
-                f"cannot subtract classes {missing.tolist()}: they are not in this memory"
-            )
-        rows = torch.searchsorted(self.class_ids, ids)
-        mine = self.count[rows]
-        too_many = (theirs > mine).nonzero()
-        if len(too_many):
-            first = int(too_many[0])
-            raise ValueError(
-                f"cannot subtract {int(theirs[first])} samples of class {int(ids[first])}: "
-                f"this memory has {int(mine[first])}"
-            )
-        gone = theirs == mine
-        sums, removed = self.sums[rows][gone], other.sums.to(self.device)[gone]
-        if not torch.allclose(
-            sums, removed, rtol=1e-9, atol=1e-9 * float(sums.abs().max() if sums.numel() else 0)
-        ):
-            raise ValueError(
-                "cannot subtract: a class would lose all its samples but not its sum, "
-                "so these samples were never added to this memory"
-            )
-
     # -- persistence ------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -417,7 +432,10 @@ class PrototypeMemory(AdditiveStatistics):
             FingerprintError: the memory was built from another backbone.
         """
         header, tensors = memory_file.read(path, fingerprint)
-        return cls.from_tensors(header, tensors, feature_map=feature_map)
+        try:
+            return cls._adopt(header, tensors, feature_map)
+        except DataError as error:
+            raise DataError(f"{path} cannot be loaded: {error}") from error
 
     @classmethod
     def from_tensors(
@@ -438,26 +456,43 @@ class PrototypeMemory(AdditiveStatistics):
             ConfigError: the feature map cannot be built from its description.
             DataError: a buffer is missing, has the wrong shape or type, or impossible values.
         """
-        feature_map = feature_map or build_map(description["feature_map"])
-        if feature_map.spec != description["feature_map"]:
-            raise DataError(
-                f"the statistics were summed under '{description['feature_map']}', "
-                f"not '{feature_map.spec}'"
-            )
-        memory = PrototypeMemory(
-            int(description["feature_dim"]), cast(Level, description["level"]),
-            feature_map=feature_map, raw_means=description["raw_means"] == "True",
-            exact=description["exact"] == "True", step=float(description["step"]),
-            fingerprint=description.get("fingerprint"),
-        )  # fmt: skip
-        for name, buffer in memory.named_buffers(recurse=False):
-            per_class = not memory._is_shared(name.removesuffix("_low"))
-            array = memory_file.checked(name, tensors, buffer, per_class=per_class)
-            setattr(memory, name, array)
-        ids, counts = memory.class_ids, memory.count
-        ascending = bool((ids[1:] > ids[:-1]).all()) and bool((ids[:1] >= 0).all())
-        if not ascending or bool((counts < 1).any()):
-            raise DataError(
-                "the statistics hold class ids out of order, negative, or without samples"
-            )
+        return cls._adopt(
+            description, {name: owned(tensor) for name, tensor in tensors.items()}, feature_map
+        )
+
+    @classmethod
+    def _adopt(
+        cls,
+        description: Mapping[str, str],
+        tensors: Mapping[str, Tensor],
+        feature_map: FeatureMap | None,
+    ) -> PrototypeMemory:
+        """As :meth:`from_tensors`, without a copy of tensors that nobody else holds."""
+        memory = cls._described(description, feature_map)
+        memory._require_statistics(tensors)
+        for name, _ in list(memory.named_buffers(recurse=False)):
+            setattr(memory, name, tensors[name])
+        own_buffers(memory)
         return memory
+
+    @staticmethod
+    def _described(
+        description: Mapping[str, str], feature_map: FeatureMap | None
+    ) -> PrototypeMemory:
+        """An empty memory of this description."""
+        try:
+            spec, level = description["feature_map"], description["level"]
+            feature_dim, step = int(description["feature_dim"]), float(description["step"])
+            raw_means, exact = description["raw_means"] == "True", description["exact"] == "True"
+        except (KeyError, ValueError) as error:
+            raise DataError(f"the description of the statistics is damaged: {error}") from error
+        feature_map = feature_map or build_map(spec)
+        if feature_map.spec != spec:
+            raise DataError(f"the statistics were summed under '{spec}', not '{feature_map.spec}'")
+        try:
+            return PrototypeMemory(
+                feature_dim, cast(Level, level), feature_map=feature_map, raw_means=raw_means,
+                exact=exact, step=step, fingerprint=description.get("fingerprint"),
+            )  # fmt: skip
+        except ValueError as error:
+            raise DataError(f"the description of the statistics is damaged: {error}") from error

@@ -14,8 +14,10 @@ from protocl.accumulate import add_compensated_, overflows
 from protocl.batch import LEVELS, Level
 from protocl.capacity import require_bytes
 from protocl.device import FollowsDevice
-from protocl.errors import FingerprintError
+from protocl.errors import DataError, FingerprintError
 from protocl.maps import FeatureMap
+from protocl.memory_file import require_array
+from protocl.owned import outside_inference_mode, own_buffers, owned
 
 
 class AdditiveStatistics(FollowsDevice):
@@ -30,6 +32,7 @@ class AdditiveStatistics(FollowsDevice):
     sum: Tensor
     second: Tensor
 
+    @outside_inference_mode
     def __init__(
         self,
         feature_dim: int,
@@ -235,7 +238,12 @@ class AdditiveStatistics(FollowsDevice):
     def _take_over(self, other: AdditiveStatistics) -> None:
         """Hold a copy of the statistics of ``other``."""
         for name, buffer in other.named_buffers(recurse=False):
-            setattr(self, name, buffer.clone())
+            setattr(self, name, owned(buffer))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickling and deep copies end here."""
+        super().__setstate__(state)
+        own_buffers(self)
 
     def _keep(self, mask: Tensor) -> None:
         """Drop the rows of all classes outside ``mask``."""
@@ -289,6 +297,7 @@ class AdditiveStatistics(FollowsDevice):
         """Adopt the fingerprint of loaded statistics."""
         self.fingerprint = state["fingerprint"]
 
+    @outside_inference_mode
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}_extra_state", self.describe())
         for name, value in self.describe().items():
@@ -297,13 +306,32 @@ class AdditiveStatistics(FollowsDevice):
                     f"cannot load statistics: {name} is {value} in this memory, "
                     f"{saved[name]} in the saved one"
                 )
-        for name, buffer in self.named_buffers(recurse=False):
-            if f"{prefix}{name}" in state_dict:
-                # The number of classes is part of the state, so buffers take the saved shape.
-                setattr(
-                    self,
-                    name,
-                    torch.empty_like(state_dict[f"{prefix}{name}"], device=buffer.device),
-                )
+        names = [name for name, _ in self.named_buffers(recurse=False)]
+        given = {n: state_dict[f"{prefix}{n}"] for n in names if f"{prefix}{n}" in state_dict}
+        if given:
+            self._require_statistics(given)
+        for name, value in given.items():
+            # The number of classes is part of the state, so buffers take the saved shape.
+            empty = torch.empty(value.shape, dtype=value.dtype, device=self.count.device)
+            setattr(self, name, empty)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for name, value in given.items():
+            if self._buffer(name) is value:  # load_state_dict(..., assign=True)
+                setattr(self, name, owned(value))
         self._touch()
+
+    def _require_statistics(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse buffers that no samples could have given.
+
+        Raises:
+            DataError: one is missing, has the wrong shape or type, or impossible values.
+        """
+        for name, buffer in self.named_buffers(recurse=False):
+            per_class = not self._is_shared(name.removesuffix("_low"))
+            require_array(name, tensors, buffer, per_class=per_class)
+        ids, counts = tensors["class_ids"], tensors["count"]
+        ascending = bool((ids[1:] > ids[:-1]).all()) and bool((ids[:1] >= 0).all())
+        if not ascending or bool((counts < 1).any()):
+            raise DataError(
+                "the statistics hold class ids out of order, negative, or without samples"
+            )

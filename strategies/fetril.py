@@ -131,10 +131,10 @@ class LinearScores(nn.Module):
         self.set(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0))
 
     def set(self, classes: Tensor, weights: Tensor, biases: Tensor) -> None:
-        """Replace the head; floating point is kept in float32."""
+        """Replace the head, in float64: features far from the origin need its digits."""
         self.register_buffer("classes", classes)
-        self.register_buffer("weights", weights.float())
-        self.register_buffer("biases", biases.float())
+        self.register_buffer("weights", weights.double())
+        self.register_buffer("biases", biases.double())
 
     @classmethod
     def of(cls, head: Head, feature_dim: int) -> LinearScores:
@@ -149,9 +149,9 @@ class LinearScores(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits ``(N, C)`` of features ``(N, D)``."""
         with torch.autocast(features.device.type, enabled=False):
-            features = features.to(self.weights.dtype)
+            features = features.to(torch.float64)
             features = functional.normalize(features, dim=1) if self.unit_length else features
-            return torch.addmm(self.biases, features, self.weights.T)
+            return torch.addmm(self.biases, features, self.weights.T).float()
 
 
 class FeTrILPlugin(PrototypePlugin):

@@ -91,3 +91,10 @@ def test_confidences_that_are_none_are_refused() -> None:
         _ = ReliabilityBins.from_confidence([0.5], [True], 2) + ReliabilityBins.from_confidence(
             [0.5], [True], 3
         )
+
+
+def test_the_edge_of_two_bins_belongs_to_the_lower_one() -> None:
+    """Bins are (m/M, (m+1)/M], as Guo et al. write them; 0 goes to the first."""
+    bins = ReliabilityBins.from_confidence([0.0, 0.25, 0.5, 0.75, 1.0], [True] * 5, n_bins=4)
+    assert bins.counts == (2, 1, 1, 1)
+    assert bins.confidence == (0.25, 0.5, 0.75, 1.0)

@@ -205,6 +205,14 @@ def test_fixed_point_sums_that_pass_64_bits_raise(level):
             without_end()
 
 
+def test_fixed_point_holds_whole_numbers_up_to_2_to_the_53():
+    batch = torch.tensor([[2.0**53]], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    memory = PrototypeMemory(1, exact=True, step=1.0).update(*batch)
+    assert memory.sum.tolist() == [[2**53]]
+    with pytest.raises(OverflowError, match="does not fit fixed point with step 1"):
+        memory.update(batch[0] * 1.5, batch[1])
+
+
 def test_fixed_point_features_must_have_exact_squares():
     memory = PrototypeMemory(1, "shared", exact=True, step=1.0)
     with pytest.raises(OverflowError, match="square"):

@@ -40,6 +40,14 @@ def test_values_worked_by_hand() -> None:
     assert metrics.last_accuracy([0.9, 0.85, 0.7]) == 0.7
 
 
+def test_the_best_moment_lies_before_the_end() -> None:
+    """An experience that is best at the end has gained: its forgetting is below zero."""
+    assert metrics.maximum_forgetting([[0.5], [0.9, 1.0]]) == pytest.approx(0.5 - 0.9)
+    assert metrics.maximum_forgetting([[0.5], [0.7, 0.6], [0.9, 0.2, 1.0]]) == pytest.approx(
+        ((0.7 - 0.9) + (0.6 - 0.2)) / 2
+    )
+
+
 @given(accuracy_matrices())
 def test_relations_between_the_metrics(matrix: list[list[float]]) -> None:
     assert metrics.backward_transfer(matrix) == -metrics.forgetting(matrix)

@@ -16,6 +16,7 @@ from protocl.errors import NotFittedError
 from protocl.heads.ranking import Block, best_columns
 from protocl.maps import FeatureMap
 from protocl.memory import PrototypeMemory
+from protocl.scatter import warn_of_offsets
 
 
 class Head(FollowsDevice):
@@ -36,6 +37,8 @@ class Head(FollowsDevice):
     chunk_bytes: int = 8 * 2**20
     required_level: ClassVar[Level] = "mean"
     raw_means: ClassVar[bool] = False
+    keeps_digits: ClassVar[bool] = False
+    """Whether :meth:`_logits` takes features as precise as they came, and casts them itself."""
     _classes: Tensor
 
     def __init__(self, *, dtype: torch.dtype = torch.float32) -> None:
@@ -84,6 +87,10 @@ class Head(FollowsDevice):
         Raises:
             TypeError: it is no memory.
             ValueError: the memory is empty or lacks statistics that this head needs.
+
+        Warns:
+            PrecisionWarning: features are so far from the origin, in standard deviations within
+                classes, that sums of squares in float64 do not resolve their scatter.
         """
         if not isinstance(memory, PrototypeMemory):
             kind = type(memory).__name__
@@ -93,6 +100,8 @@ class Head(FollowsDevice):
             )
         if memory.revision != self._revision:
             self._require(memory)
+            if self.required_level != "mean":
+                warn_of_offsets(memory)
             self._fit(memory)
             self._set(_classes=memory.classes)
             self._feature_dim = memory.feature_dim
@@ -111,7 +120,7 @@ class Head(FollowsDevice):
         self._require_fitted(features)
         # Under autocast a matrix product would run in half precision whatever its inputs.
         with torch.autocast(features.device.type, enabled=False):
-            logits = self._logits(features.to(self.dtype))
+            logits = self._logits(self._taken(features))
         _require_finite(logits)
         return logits
 
@@ -183,7 +192,14 @@ class Head(FollowsDevice):
 
     @abstractmethod
     def _logits(self, features: Tensor) -> Tensor:
-        """Logits ``(N, C)`` of features in ``self.dtype``."""
+        """Logits ``(N, C)`` of features in ``self.dtype``, or as :attr:`keeps_digits` says."""
+
+    def _taken(self, features: Tensor) -> Tensor:
+        """Features in the precision in which :meth:`_logits` takes them."""
+        if not self.keeps_digits:
+            return features.to(self.dtype)
+        wide = features if features.is_floating_point() else features.to(torch.float64)
+        return wide.to(torch.promote_types(wide.dtype, self.dtype))
 
     def _blocks(self, features: Tensor) -> Iterator[Block]:
         """Logits in blocks, by rows and then by columns; here all classes of some rows."""
@@ -191,7 +207,7 @@ class Head(FollowsDevice):
         rows = max(1, self.chunk_bytes // (columns.stop * self.dtype.itemsize))
         for start in range(0, len(features), rows):
             chosen = slice(start, min(start + rows, len(features)))
-            yield Block(chosen, columns, self._logits(features[chosen].to(self.dtype)))
+            yield Block(chosen, columns, self._logits(self._taken(features[chosen])))
 
     def _set(self, **buffers: Tensor) -> None:
         """Keep derived tensors; floating point ones in the head's precision."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class BayesianPrototypes(Head):
         ['0.134', '0.866']
     """
 
+    keeps_digits: ClassVar[bool] = True
+    _centre: Tensor
     _noise: Tensor
     _total: Tensor
 
@@ -98,8 +100,9 @@ class BayesianPrototypes(Head):
         known = self.log_density(features)
         assert self._fitted_prior is not None  # log_density refuses a head that is not fitted
         unseen = self._fitted_prior.unseen(features.shape[1], self.covariance)
-        noise, total = self._noise, self._total
-        return unknown_probability(features.to(self.dtype), known, unseen, noise, total)
+        unseen = unseen._replace(mean=unseen.mean.to(self._centre.device) - self._centre)
+        moved = self._moved(self._taken(features))
+        return unknown_probability(moved, known, unseen, self._noise, self._total)
 
     @torch.no_grad()
     def log_evidence(self, memory: PrototypeMemory) -> float:
@@ -127,8 +130,9 @@ class BayesianPrototypes(Head):
         beliefs = prior.beliefs(memory.classes, memory.width, self.covariance)
         after = posterior(beliefs, noise, memory.counts.to(torch.float64), memory.sums)
         weights, means, scales = predictive(after, noise)
-        total = after.concentration.sum()
-        self._set(_log_weights=weights, _means=means, _scales=scales, _noise=noise, _total=total)
+        # As in a CentredHead: float32 has too few digits for a small deviation from a large mean.
+        self._set(_centre=means.mean(0), _noise=noise, _total=after.concentration.sum())
+        self._set(_log_weights=weights, _means=means - self._centre, _scales=scales)
         self._fitted_prior = prior
 
     def _noise_for(self, memory: PrototypeMemory) -> Tensor:
@@ -141,4 +145,7 @@ class BayesianPrototypes(Head):
 
     def _logits(self, features: Tensor) -> Tensor:
         distribution = Predictive(*(getattr(self, f"_{name}") for name in Predictive._fields))
-        return log_joint_in_pieces(features, distribution)
+        return log_joint_in_pieces(self._moved(features), distribution)
+
+    def _moved(self, features: Tensor) -> Tensor:
+        return (features - self._centre).to(self.dtype)

@@ -24,7 +24,10 @@ class ChunkedHead(Head):
 
     @abstractmethod
     def _queries(self, features: Tensor) -> Tensor:
-        """What is compared with the classes, ``(N, W)``, of features in ``self.dtype``."""
+        """What is compared with the classes, ``(N, W)`` in ``self.dtype``, of features in it.
+
+        Where :attr:`Head.keeps_digits` is set they are as precise as they came.
+        """
 
     @abstractmethod
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
@@ -37,15 +40,15 @@ class ChunkedHead(Head):
             if block.scores.shape == shape:
                 return block.scores
             # Writing products straight into strided slices would round them differently.
-            logits = features.new_empty(shape) if logits is None else logits
+            logits = block.scores.new_empty(shape) if logits is None else logits
             logits[block.rows, block.columns] = block.scores
-        return features.new_empty(shape) if logits is None else logits
+        return features.new_empty(shape, dtype=self.dtype) if logits is None else logits
 
     def _blocks(self, features: Tensor) -> Iterator[Block]:
         bands, width = self._grid(len(features))
         room = None
         for rows in bands:
-            queries = self._queries(features[rows].to(self.dtype))
+            queries = self._queries(self._taken(features[rows]))
             if room is None:  # the first band is the longest
                 room = queries.new_empty(len(queries) * width)
             for columns in _slices(len(self._classes), width):

@@ -54,8 +54,11 @@ def posterior(prior: Beliefs, noise: Tensor, counts: Tensor, sums: Tensor) -> Be
     if prior.precision.ndim == 3:
         noise_precision = torch.linalg.inv(noise)
         precision = prior.precision + counts[:, None, None] * noise_precision
-        natural = (prior.precision @ prior.mean[:, :, None]).squeeze(2) + sums @ noise_precision
-        return Beliefs(concentration, torch.linalg.solve(precision, natural), precision)
+        # From the prior's mean on: what an inverse is off by must not be multiplied by an offset.
+        surplus = (sums - counts[:, None] * prior.mean) @ noise_precision.mT
+        return Beliefs(
+            concentration, prior.mean + torch.linalg.solve(precision, surplus), precision
+        )
     precision = prior.precision + counts[:, None] / noise
     return Beliefs(
         concentration, (prior.precision * prior.mean + sums / noise) / precision, precision

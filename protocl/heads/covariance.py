@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
+
+from protocl.errors import PrecisionWarning
 
 
 def shrink_towards_identity(covariance: Tensor, weight: float, *, scaled: bool) -> Tensor:
@@ -86,7 +90,11 @@ def whitening(matrices: Tensor) -> Tensor:
     factors, info = torch.linalg.cholesky_ex(matrices)
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     inverses = torch.linalg.solve_triangular(factors, identity, upper=False)
-    usable = (info == 0) & torch.isfinite(inverses).all(-1).all(-1)
+    # A pivot is the variance that a feature has beyond what those before it explain. Where that is
+    # rounding alone, Cholesky goes through by luck, and divides by noise. Eigenvalues decide then.
+    pivots, variances = (m.diagonal(dim1=-2, dim2=-1) for m in (factors, matrices))
+    sound = pivots.square() > variances * (256 * matrices.shape[-1] * torch.finfo(pivots.dtype).eps)
+    usable = (info == 0) & sound.all(-1) & torch.isfinite(inverses).all(-1).all(-1)
     if not bool(usable.all()):
         inverses[~usable] = _pseudo_whitening(matrices[~usable])
     return inverses
@@ -100,7 +108,31 @@ def solve_symmetric(matrix: Tensor, right: Tensor) -> Tensor:
 
 def _pseudo_whitening(matrices: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrices)
-    # The cut-off of numpy's and torch's pinv for symmetric matrices.
-    cut = values.abs().amax(-1, keepdim=True) * matrices.shape[-1] * torch.finfo(values.dtype).eps
+    # Four times the cut-off of numpy's and torch's pinv: the matrix is a difference of larger ones.
+    eps = 4 * matrices.shape[-1] * torch.finfo(values.dtype).eps
+    cut = values.abs().amax(-1, keepdim=True) * eps
     scale = torch.where(values > cut, values, torch.inf).rsqrt()
     return scale[..., :, None] * vectors.mT
+
+
+def or_euclidean(covariance: Tensor, means: Tensor) -> Tensor:
+    """``covariance`` ``(W, W)``, or without any variance a multiple of the identity and a warning.
+
+    The multiple is the variance of the class ``means`` ``(C, W)``, so that logits have no unit.
+    """
+    if bool((covariance.diagonal() > 0).any()):
+        return covariance
+    warn_of_no_scatter()
+    return float(means.var(0, correction=0).mean() or 1.0) * torch.eye(
+        len(covariance), dtype=covariance.dtype, device=covariance.device
+    )
+
+
+def warn_of_no_scatter() -> None:
+    """Say that distances are Euclidean for want of any variance within classes."""
+    warnings.warn(
+        "no class has samples that differ (one sample a class?), so there is no covariance within "
+        "classes: distances are Euclidean; add samples, or use NearestMean",
+        PrecisionWarning,
+        stacklevel=6,
+    )

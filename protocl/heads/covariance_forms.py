@@ -62,7 +62,7 @@ class CovarianceForm(ABC):
         """Tensors by name, which the head casts and keeps; the rest gets them back as ``parts``.
 
         Args:
-            means: ``(C, W)`` float64.
+            means: ``(C, W)`` float64, around their middle, to which queries are moved as well.
             matrices: float64 ``(G, W, W)``, a few classes at a time in the order of ``means``; for
                 level ``shared`` the one matrix ``(1, W, W)``.
             dtype: what the head casts to; large tensors come in it.
@@ -148,17 +148,11 @@ class SharedFactor(CovarianceForm):
     ) -> dict[str, Tensor]:
         (matrix,) = matrices
         factor = whitening(matrix)[0]
-        centre = means.mean(0)
-        points = (means - centre) @ factor.T
-        return {
-            "factor": factor,
-            "centre": centre,
-            "points": points,
-            "squares": points.square().sum(1),
-        }
+        points = means @ factor.T
+        return {"factor": factor, "points": points, "squares": points.square().sum(1)}
 
     def queries(self, parts: Parts, features: Tensor) -> Tensor:
-        return (features - parts["centre"]) @ parts["factor"].T
+        return features @ parts["factor"].T
 
     def write(self, parts: Parts, queries: Tensor, chosen: slice, out: Tensor) -> None:
         write_negative_distances(queries, parts["points"][chosen], parts["squares"][chosen], out)
@@ -193,25 +187,23 @@ class LowRank(CovarianceForm):
         dtype: torch.dtype,
         known: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
-        centre = means.mean(0)
-        offsets, start = means - centre, 0
+        start = 0
         found: list[list[Tensor]] = []
         for part in matrices:
-            derived = self._of(part, offsets[start : start + len(part)])
+            derived = self._of(part, means[start : start + len(part)])
             found.append([tensor.to(dtype) for tensor in derived])
             start += len(part)
         weights, constants, directions, places = (
             torch.cat(tensors) for tensors in zip(*found, strict=True)
         )
         return {
-            "centre": centre,
             "weights": weights,
             "constants": constants,
             "directions": directions,
             "places": places,
         }
 
-    def _of(self, matrices: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+    def _of(self, matrices: Tensor, means: Tensor) -> tuple[Tensor, ...]:
         """Weights ``(G, 2 W)``, constants ``(G,)``, directions ``(G, r, W)``, places ``(G, r)``."""
         rank = min(self.rank, matrices.shape[1])
         values, vectors = torch.linalg.eigh(matrices)
@@ -228,14 +220,13 @@ class LowRank(CovarianceForm):
         directions = torch.linalg.solve_triangular(
             torch.linalg.cholesky(inner), scaled.mT, upper=False
         )
-        weights = torch.cat([-precisions, 2 * offsets * precisions], dim=1)
-        constants = -(offsets.square() * precisions).sum(1)
-        places = (directions @ offsets[:, :, None])[:, :, 0]
+        weights = torch.cat([-precisions, 2 * means * precisions], dim=1)
+        constants = -(means.square() * precisions).sum(1)
+        places = (directions @ means[:, :, None])[:, :, 0]
         return weights, constants, directions, places
 
     def queries(self, parts: Parts, features: Tensor) -> Tensor:
-        centred = features - parts["centre"]
-        return torch.cat([centred.square(), centred], dim=1)
+        return torch.cat([features.square(), features], dim=1)
 
     def write(self, parts: Parts, queries: Tensor, chosen: slice, out: Tensor) -> None:
         torch.addmm(parts["constants"][chosen], queries, parts["weights"][chosen].T, out=out)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from protocl.heads.covariance import oas_shrinkage, shrink_towards_identity
+from protocl.heads.covariance import (
+    oas_shrinkage,
+    shrink_towards_identity,
+    warn_of_no_scatter,
+)
 from protocl.heads.priors import Covariance, SharedPrior
 from protocl.memory import PrototypeMemory
 
 _LEAST = 1e-6
-"""Least variance, as a share of the mean square of the class means."""
+"""Least variance, as a share of the variance of the class means."""
 
 
 def noise_of(value: float | Tensor, covariance: Covariance) -> Tensor:
@@ -45,14 +49,23 @@ def estimate_noise(memory: PrototypeMemory, covariance: Covariance) -> Tensor:
     A feature that never varies within a class gets a variance far below that of the means.
     """
     freedom = max(memory.total - len(memory), 1)
-    least = _LEAST * float(memory.means.square().mean()) or 1.0
     if covariance == "full":
         covariances = memory.at_level("shared").scatter() / freedom
+        least = _least_variance(memory.means, covariances.diagonal())
         weight = oas_shrinkage(covariances, freedom)
         shrunk = shrink_towards_identity(covariances, weight, scaled=True)
         return shrunk + least * torch.eye(len(shrunk), dtype=shrunk.dtype, device=shrunk.device)
     variances = memory.at_level("diagonal").scatter().sum(0) / freedom
+    least = _least_variance(memory.means, variances)
     return (variances.mean() if covariance == "iso" else variances).clamp(min=least)
+
+
+def _least_variance(means: Tensor, within: Tensor) -> float:
+    """What a variance is raised to, of class means ``(C, W)`` and variances ``(W,)`` of samples."""
+    if not bool((within > 0).any()):
+        warn_of_no_scatter()
+    sizes = (means - means.mean(0)).square(), within, means.square()
+    return next((_LEAST * float(size.mean()) for size in sizes if bool((size > 0).any())), 1.0)
 
 
 def estimate_prior(memory: PrototypeMemory, noise: Tensor) -> SharedPrior:

@@ -6,25 +6,28 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from protocl.batch import Level
-from protocl.heads.chunked import ChunkedHead
+from protocl.heads.centred import CentredHead
 from protocl.heads.covariance import (
     oas_shrinkage,
+    or_euclidean,
     shrink_towards_identity,
     solve_symmetric,
 )
 from protocl.heads.streaming import StreamingMemory
-from protocl.maps import FeatureMap, UnitNorm
+from protocl.maps import FeatureMap, UnitNorm, unit
 from protocl.memory import PrototypeMemory
 
 
-class LinearDiscriminant(ChunkedHead):
-    """Gaussian classes with one covariance: ``w_c . f + b_c``.
+class LinearDiscriminant(CentredHead):
+    """Gaussian classes with one covariance: ``w_c . (f - m) + b_c``.
 
-    ``w_c = S^-1 mu_c`` and ``b_c = -mu_c . w_c / 2 (+ log prior)``, with the within-class
-    covariance ``S`` shrunk towards the identity. Exact for any order of the samples, unlike the
+    ``w_c = S^-1 (mu_c - m)`` and ``b_c = -(mu_c - m) . w_c / 2 (+ log prior)``, with the
+    within-class covariance ``S`` shrunk towards the identity. ``m``, the middle of the class means,
+    adds the same number to all logits of a sample, and keeps their digits where features are far
+    from the origin. Without any scatter (one sample a class) distances are Euclidean, and a
+    warning says so. Exact for any order of the samples, unlike the
     running estimate of Deep SLDA (Hayes & Kanan 2020), which ``streaming=True`` reproduces for
     comparison.
 
@@ -109,10 +112,10 @@ class LinearDiscriminant(ChunkedHead):
                 "degree of freedom for a covariance; use ddof='n' or more samples"
             )
         shared = memory if memory.level == "shared" else memory.at_level("shared")
-        return shared.scatter() / freedom, freedom
+        return or_euclidean(shared.scatter() / freedom, memory.means), freedom
 
     def _fit(self, memory: PrototypeMemory) -> None:
-        means = memory.means
+        means = self._move(memory.means)
         # The pseudo-inverse is exact for a singular covariance (shrinkage 0, constant features).
         weights = solve_symmetric(self.covariance(memory), means.T).T
         biases = -0.5 * (means * weights).sum(1)
@@ -120,8 +123,8 @@ class LinearDiscriminant(ChunkedHead):
             biases = biases + (memory.counts / memory.total).log()
         self._set(_weights=weights, _biases=biases)
 
-    def _queries(self, features: Tensor) -> Tensor:
-        return functional.normalize(features, dim=1) if self.normalize_input else features
+    def _mapped(self, features: Tensor) -> Tensor:
+        return unit(features) if self.normalize_input else features
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
         weights, biases = self._weights, self._biases

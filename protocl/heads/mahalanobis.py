@@ -7,14 +7,18 @@ from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from protocl.batch import Level
 from protocl.capacity import require_bytes
-from protocl.heads.chunked import ChunkedHead
-from protocl.heads.covariance import fill_flat, shrink_diagonals, to_correlations
+from protocl.heads.centred import CentredHead
+from protocl.heads.covariance import (
+    fill_flat,
+    shrink_diagonals,
+    to_correlations,
+    warn_of_no_scatter,
+)
 from protocl.heads.covariance_forms import ClassFactors, CovarianceForm, LowRank, SharedFactor
-from protocl.maps import FeatureMap, Tukey, UnitNorm
+from protocl.maps import FeatureMap, Tukey, UnitNorm, unit
 from protocl.memory import PrototypeMemory
 
 Covariance = Literal["class", "low_rank", "shared"]
@@ -23,7 +27,7 @@ _PIECE = 1 << 20
 """Elements of the covariance matrices that are shrunk at once."""
 
 
-class Mahalanobis(ChunkedHead):
+class Mahalanobis(CentredHead):
     """The class whose mean is nearest under the class's own covariance.
 
     Logits are ``-(x - m_c)^T R_c^-1 (x - m_c)`` without log-determinant and prior, where ``R_c`` is
@@ -120,7 +124,8 @@ class Mahalanobis(ChunkedHead):
         known = self._known(revisions)
         changed = [c for row, c in enumerate(revisions) if row not in known]
         matrices = self._matrices(memory, torch.tensor(changed, device=memory.device))
-        parts = self._form.derive(self._class_means(memory), matrices, self.dtype, known)
+        means = self._move(self._class_means(memory))
+        parts = self._form.derive(means, matrices, self.dtype, known)
         self._set(**{f"_{name}": value for name, value in parts.items()})
         self._fitted = revisions
 
@@ -157,21 +162,22 @@ class Mahalanobis(ChunkedHead):
         if self.tukey is None:
             return memory.means
         means = Tukey(self.tukey)(memory.unmapped_means) if self.raw_means else memory.means
-        return functional.normalize(means, dim=1) if self.normalize else means
+        return unit(means) if self.normalize else means
 
     def _matrices(self, memory: PrototypeMemory, classes: Tensor) -> Iterator[Tensor]:
         """Shrunk covariance or correlation matrices in float64, a few of ``classes`` at a time."""
         if self.required_level == "shared":
             pooled = memory if memory.level == "shared" else memory.at_level("shared")
-            pooled_freedom = max(memory.total - len(memory), 1)
-            yield self._shrunk(pooled.scatter()[None] / pooled_freedom, flat=1.0)
+            scatter = pooled.scatter()[None] / max(memory.total - len(memory), 1)
+            variance = _mean_variance(scatter.diagonal(dim1=1, dim2=2))
+            yield self._shrunk(scatter, flat=variance)
             return
         group = max(1, _PIECE // memory.width**2)
-        spread = float(memory.at_level("diagonal").scatter().mean(1).sum()) / memory.total
+        variance = _mean_variance(memory.at_level("diagonal").scatter() / memory.total)
         for ids in classes.split(group) if len(classes) else ():
             part = memory.subset(ids)
             freedom = (part.counts - 1).clamp(min=1)
-            yield self._shrunk(part.scatter() / freedom[:, None, None], flat=spread or 1.0)
+            yield self._shrunk(part.scatter() / freedom[:, None, None], flat=variance)
 
     def _shrunk(self, matrices: Tensor, flat: float) -> Tensor:
         """``(G, W, W)``, shrunk, and made correlations or given ``flat`` where variance is zero."""
@@ -179,11 +185,12 @@ class Mahalanobis(ChunkedHead):
             shrink_diagonals(matrices, *self.shrinkage)  # type: ignore[misc]
         return to_correlations(matrices) if self.correlation else fill_flat(matrices, flat)
 
-    def _queries(self, features: Tensor) -> Tensor:
+    def _mapped(self, features: Tensor) -> Tensor:
         features = self.feature_map(features.shape[1])(features)
-        if self.normalize and self.tukey is not None:
-            features = functional.normalize(features, dim=1)
-        return self._form.queries(self._parts, features)
+        return unit(features) if self.normalize and self.tukey is not None else features
+
+    def _queries(self, features: Tensor) -> Tensor:
+        return self._form.queries(self._parts, self._moved(features))
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
         self._form.write(self._parts, queries, chosen, out)
@@ -191,6 +198,15 @@ class Mahalanobis(ChunkedHead):
     @property
     def _parts(self) -> Mapping[str, Tensor]:
         return {name[1:]: buffer for name, buffer in self.named_buffers(recurse=False)}
+
+
+def _mean_variance(scatter: Tensor) -> float:
+    """Mean over features of the summed rows of ``(C, W)``; 1 and a warning where nothing varies."""
+    variance = float(scatter.mean(1).sum())
+    if not variance > 0:
+        warn_of_no_scatter()
+        return 1.0
+    return variance
 
 
 def _form(covariance: str, rank: int) -> CovarianceForm:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from protocl.heads.chunked import ChunkedHead
+from protocl.errors import PrecisionWarning
+from protocl.heads.centred import CentredHead
 from protocl.heads.distances import write_negative_distances
-from protocl.maps import FeatureMap, UnitNorm
+from protocl.maps import FeatureMap, UnitNorm, unit
 from protocl.memory import PrototypeMemory
 
+_RESOLVED = 256
+"""Least mean squared distance of unit vectors, in roundings, at which cosines rank them."""
 
-class NearestMean(ChunkedHead):
+
+class NearestMean(CentredHead):
     """The class whose mean is nearest.
 
     The three switches are independent; published methods are points among them:
@@ -45,7 +49,6 @@ class NearestMean(ChunkedHead):
     """
 
     _means: Tensor
-    _centre: Tensor
     _squares: Tensor
 
     def __init__(
@@ -70,26 +73,39 @@ class NearestMean(ChunkedHead):
         means = torch.empty(len(memory), memory.width, dtype=self.dtype, device=memory.device)
         squares = means.new_empty(len(means), dtype=torch.float64)
         centre = means.new_zeros(memory.width, dtype=torch.float64)
-        if self.metric == "euclidean":
-            # Distances do not change when all points move, but their expansion loses fewer digits
-            # the nearer the means are to the origin.
-            for _, block in self._prototypes(memory):
-                centre += block.sum(0)
-            centre /= len(means)
+        for _, block in self._prototypes(memory):
+            centre += block.sum(0)
+        centre /= len(means)
+        if self.metric == "cosine":
+            self._warn_of_one_direction(centre, len(means))
+            centre.zero_()
+        self._set(_centre=centre)
         for rows, block in self._prototypes(memory):
-            block = block - centre
+            block = block - self._centre
             means[rows], squares[rows] = block, block.square().sum(1)
-        self._set(_means=means, _centre=centre, _squares=squares)
+        self._set(_means=means, _squares=squares)
 
     def _prototypes(self, memory: PrototypeMemory) -> Iterator[tuple[slice, Tensor]]:
         for rows, block in memory.mean_blocks():
-            unit = self.normalize_mean or self.metric == "cosine"
-            yield rows, functional.normalize(block, dim=1) if unit else block
+            yield rows, unit(block) if self.normalize_mean or self.metric == "cosine" else block
+
+    def _warn_of_one_direction(self, centre: Tensor, classes: int) -> None:
+        """Warn where cosines are so alike that the head's precision cannot rank them."""
+        spread = 1 - float(centre.square().sum())  # the mean of |u - centre|^2 over unit vectors
+        if classes > 1 and 0 < spread < _RESOLVED * torch.finfo(self.dtype).eps:
+            warnings.warn(
+                f"NearestMean: the class means differ in direction by {spread**0.5:.1g} only, and "
+                f"cosines in {self.dtype} do not rank them; subtract the mean of all features, "
+                "or use metric='euclidean' or dtype=torch.float64",
+                PrecisionWarning,
+                stacklevel=5,
+            )
+
+    def _mapped(self, features: Tensor) -> Tensor:
+        return unit(features) if self.normalize_input else features
 
     def _queries(self, features: Tensor) -> Tensor:
-        if self.normalize_input or self.metric == "cosine":
-            features = functional.normalize(features, dim=1)
-        return features if self.metric == "cosine" else features - self._centre
+        return unit(features).to(self.dtype) if self.metric == "cosine" else self._moved(features)
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
         means = self._means[chosen]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from protocl.accumulate import all_finite
 from protocl.batch import check_batch
 from protocl.class_rows import find_rows
 from protocl.device import FollowsDevice
@@ -23,6 +24,7 @@ from protocl.heads.conjugate import (
 from protocl.heads.empirical import noise_matrix, noise_of
 from protocl.heads.priors import Beliefs, Covariance, Prior
 from protocl.memory import PrototypeMemory
+from protocl.owned import outside_inference_mode
 
 
 class ConjugatePosterior(FollowsDevice):
@@ -53,6 +55,7 @@ class ConjugatePosterior(FollowsDevice):
     prior_mean: Tensor
     prior_precision: Tensor
 
+    @outside_inference_mode
     def __init__(
         self,
         feature_dim: int,
@@ -80,6 +83,7 @@ class ConjugatePosterior(FollowsDevice):
 
     # -- evidence ---------------------------------------------------------------------------
 
+    @outside_inference_mode
     @torch.no_grad()
     def add_classes(self, class_ids: Tensor) -> Self:
         """Let ``class_ids`` ``(K,)`` take part with their prior; those known already stay."""
@@ -98,6 +102,7 @@ class ConjugatePosterior(FollowsDevice):
         self._set(ids[order], counts, torch.cat([self.sums, zeros])[order], beliefs)
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> Self:
         """Add the samples of a batch: ``features`` ``(N, D)`` with ``labels`` ``(N,)``.
@@ -106,11 +111,14 @@ class ConjugatePosterior(FollowsDevice):
             TypeError, ValueError: types or shapes do not fit, or a class was not added.
         """
         check_batch(features, labels, self.feature_dim)
+        if not all_finite(features.detach()):
+            raise ValueError("features hold NaN or infinite values: expected finite numbers")
         rows = self.rows_of(labels)
         self.counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
         self.sums.index_add_(0, rows, features.detach().to(self.sums))
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def merge(self, other: ConjugatePosterior) -> Self:
         """Add what another posterior learned beyond the same prior.
@@ -131,6 +139,7 @@ class ConjugatePosterior(FollowsDevice):
         self.sums.index_add_(0, rows, other.sums.to(self.sums.device))
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def discount(self, factor: float) -> Self:
         """Let all evidence so far weigh ``factor`` of what it did; 0 returns to the prior."""
@@ -138,6 +147,7 @@ class ConjugatePosterior(FollowsDevice):
         self.sums.mul_(factor)
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def replace(self, memory: PrototypeMemory) -> Self:
         """Return to the prior, then take the evidence of ``memory`` alone."""
@@ -222,6 +232,7 @@ class ConjugatePosterior(FollowsDevice):
         for name, value in beliefs._asdict().items():
             self.register_buffer(f"prior_{name}", value.clone())
 
+    @outside_inference_mode
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # The number of classes is part of the state, so buffers take the saved shape.
         for name, buffer in list(self.named_buffers(recurse=False)):

@@ -8,12 +8,22 @@ import torch
 from torch import Tensor
 
 from protocl.batch import Level
-from protocl.heads.chunked import ChunkedHead
+from protocl.heads.centred import CentredHead
 from protocl.maps import FeatureMap, ReluProjection
 from protocl.memory import PrototypeMemory
 
 GRID = tuple(10.0**exponent for exponent in range(-8, 9))
 """Regularisation strengths among which ``"auto"`` chooses (RanPAC's grid)."""
+
+NEAR = 0.03
+"""Share by which a cross-validation score may exceed the least one and count as equal to it.
+
+The score is a squared error, whose minimum is flat and lies at too large a strength where samples
+are few; the least strength of like score ranks classes better. Of eleven shares from 0 to 0.3 this
+one lost least on held-out samples against the best strength: 0.7 points of accuracy in the mean of
+20 cases (digits, CIFAR-100 features, one sample a class; 20 to 5,000 samples) and 2.3 at worst,
+where the minimum itself loses 1.7, and 7.2 at worst.
+"""
 
 
 class Spectrum(NamedTuple):
@@ -87,7 +97,7 @@ def heldout_errors(spectrum: Spectrum, heldout: PrototypeMemory) -> Tensor:
     return torch.stack(errors) / (heldout.total * len(spectrum.classes))
 
 
-class Ridge(ChunkedHead):
+class Ridge(CentredHead):
     """``logits = h (G + lambda I)^-1 C`` with ``G = sum h h^T`` and ``C = sum h y^T``.
 
     ``h`` is the feature itself, or ``relu(f W)`` with a fixed random ``W`` (RanPAC). ``G`` is the
@@ -99,8 +109,9 @@ class Ridge(ChunkedHead):
             :class:`protocl.maps.ReluProjection` with given weights is taken as it is.
         seed: seed of the projection.
         regularization: ``lambda``, or ``"auto"`` to choose it from :data:`GRID`: by the error on
-            ``heldout`` where :meth:`fit` is given one, else by generalised cross-validation;
-            never below the error that rounding left in ``G``.
+            ``heldout`` where :meth:`fit` is given one, else the least of those whose generalised
+            cross-validation score is within :data:`NEAR` of the best; never below the error that
+            rounding left in ``G``.
         dtype: precision of the weights and logits.
 
     Attributes:
@@ -112,6 +123,7 @@ class Ridge(ChunkedHead):
 
     required_level: ClassVar[Level] = "shared"
     _weights: Tensor
+    _biases: Tensor
 
     def __init__(
         self,
@@ -129,6 +141,7 @@ class Ridge(ChunkedHead):
         self.regularization = regularization
         self.chosen: float | None = None
         self._heldout: PrototypeMemory | None = None
+        self._chosen_on: str | None = None
         self._drawn: ReluProjection | None = None
 
     def feature_map(self, feature_dim: int) -> FeatureMap:
@@ -142,18 +155,23 @@ class Ridge(ChunkedHead):
 
     @torch.no_grad()
     def fit(self, memory: PrototypeMemory, heldout: PrototypeMemory | None = None) -> Self:
-        """Derive the weights from ``memory``; does nothing if the memory has not changed.
+        """Derive the weights; does nothing if neither memory has changed since the last fit.
 
         Args:
             memory: statistics of all samples.
             heldout: statistics of some of these samples, on which ``lambda`` is chosen. The fit
                 behind the choice uses ``memory - heldout``, the final weights use all of it.
         """
+        chosen_on = None if heldout is None else heldout.revision
+        if chosen_on != self._chosen_on and self.regularization == "auto":
+            self._revision = None
         self._heldout = heldout
         try:
-            return super().fit(memory)
+            super().fit(memory)
         finally:
             self._heldout = None
+        self._chosen_on = chosen_on
+        return self
 
     def _fit(self, memory: PrototypeMemory) -> None:
         spectrum = decompose(memory)
@@ -161,19 +179,23 @@ class Ridge(ChunkedHead):
             self.chosen = self._choose(memory, spectrum)
         else:
             self.chosen = self.regularization
-        self._set(_weights=spectrum.weights(self.chosen))
+        self._move(memory.means)
+        weights = spectrum.weights(self.chosen)
+        self._set(_weights=weights, _biases=self._centre.to(weights) @ weights)
 
     def _choose(self, memory: PrototypeMemory, spectrum: Spectrum) -> float:
-        if self._heldout is None:
-            errors = cross_validation_errors(spectrum, memory.total)
-        else:
-            errors = heldout_errors(decompose(memory - self._heldout), self._heldout)
         # What is less than the error of G fits that error, and looks best by it.
-        sound = errors.new_tensor(GRID) >= spectrum.error.clamp(max=GRID[-1])
-        return GRID[int(torch.where(sound, errors, torch.inf).argmin())]
+        sound = torch.tensor(GRID) >= float(spectrum.error.clamp(max=GRID[-1]))
+        if self._heldout is not None:
+            errors = heldout_errors(decompose(memory - self._heldout), self._heldout).cpu()
+            return GRID[int(torch.where(sound, errors, torch.inf).argmin())]
+        errors = torch.where(
+            sound, cross_validation_errors(spectrum, memory.total).cpu(), torch.inf
+        )
+        return GRID[int((errors <= errors.min() * (1 + NEAR)).nonzero()[0])]
 
-    def _queries(self, features: Tensor) -> Tensor:
+    def _mapped(self, features: Tensor) -> Tensor:
         return self.feature_map(features.shape[1])(features)
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
-        torch.mm(queries, self._weights[:, chosen], out=out)
+        torch.addmm(self._biases[chosen], queries, self._weights[:, chosen], out=out)

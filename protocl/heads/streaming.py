@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from protocl.batch import Level, check_batch
+from protocl.digits import check_wide
 from protocl.heads.covariance import oas_shrinkage, shrink_towards_identity
 from protocl.memory import PrototypeMemory
+from protocl.owned import outside_inference_mode
 
 _PIECE = 2048
 """Samples whose deviations are held at once."""
@@ -37,6 +39,7 @@ class StreamingMemory(PrototypeMemory):
     def __init__(self, feature_dim: int) -> None:
         super().__init__(feature_dim, "shared")
 
+    @outside_inference_mode
     @torch.no_grad()
     def fit_base(self, features: Tensor, labels: Tensor) -> Self:
         """Start from a base session, whose covariance is the OAS estimate around class means.
@@ -54,6 +57,7 @@ class StreamingMemory(PrototypeMemory):
         self._touch()
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> Self:
         """Add samples in the order in which they are given; see the class for the rule."""
@@ -61,6 +65,8 @@ class StreamingMemory(PrototypeMemory):
         features = features.to(device=self.device, dtype=torch.float64)
         if not bool(torch.isfinite(features).all()):
             raise ValueError("features hold NaN or infinite values: expected finite numbers")
+        if len(features):
+            check_wide(features, squared=False)  # deviations are squared, which resolves them
         labels = labels.to(device=self.device, dtype=torch.int64)
         for piece, piece_labels in zip(features.split(_PIECE), labels.split(_PIECE), strict=True):
             self._update_piece(piece, piece_labels)
@@ -91,6 +97,10 @@ class StreamingMemory(PrototypeMemory):
     def scatter(self) -> Tensor:
         """Deep SLDA's ``t S``, ``(D, D)`` float64."""
         return self._value("second")
+
+    def offset_ratios(self) -> Tensor:
+        """Zeros: deviations are taken before they are squared, and keep their digits."""
+        return torch.zeros(self.width, dtype=torch.float64, device=self.device)
 
     def _combine(self, other: PrototypeMemory, sign: int) -> Never:
         raise ValueError(

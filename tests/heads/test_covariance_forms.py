@@ -100,7 +100,7 @@ def test_classes_of_one_sample_are_told_apart(covariance: str) -> None:
 @pytest.mark.parametrize(
     ("covariance", "numbers"),
     [
-        ("class", CLASSES * WIDTH * (WIDTH + 1)),
+        ("class", CLASSES * WIDTH * (WIDTH + 1) + WIDTH),
         ("low_rank", CLASSES * (WIDTH * (2 + 2) + 2 + 1) + WIDTH),
         ("shared", WIDTH * WIDTH + CLASSES * (WIDTH + 1) + WIDTH),
     ],

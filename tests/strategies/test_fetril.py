@@ -163,3 +163,14 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         FeTrILPlugin(exact=True)
     with pytest.raises(ValueError, match=r"svm_c=-1\.0"):
         FeTrILPlugin(svm_c=-1.0)
+
+
+def test_scores_far_from_the_origin_are_those_of_the_head():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    features = torch.randn(60, 16, generator=generator) + labels[:, None] + 1e4
+    head = LinearDiscriminant("auto", dtype=torch.float64)
+    head.fit(head.new_memory(16).update(features, labels))
+    scores = LinearScores.of(head, 16)
+    assert torch.equal(scores(features).argmax(1), head(features).argmax(1))
+    torch.testing.assert_close(scores(features), head(features).float(), rtol=1e-3, atol=1e-3)

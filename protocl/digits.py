@@ -1,0 +1,83 @@
+"""Whether the arithmetic of a memory has enough digits for the features that are added."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from protocl.accumulate import all_finite
+from protocl.errors import PrecisionWarning
+
+LARGEST = 1e150
+"""Largest magnitude of a feature: a hundred million squares of it add up in float64."""
+
+COARSE = 256
+"""Steps that features should spread over in fixed point: eight bits, as in an image."""
+
+_ALIKE = 1e7
+"""Magnitude over range from which on squares of a feature are alike in float64."""
+
+
+def check_wide(values: Tensor, *, squared: bool) -> None:
+    """Refuse float64 features too large to be squared, and warn of those whose squares are alike.
+
+    Only float64 has such numbers. From sums they are no longer told from constants, so this is
+    said of the samples themselves. NaN and infinite values pass: they are refused elsewhere.
+
+    Args:
+        values: ``(N, W)``.
+        squared: whether a second moment is kept of them.
+
+    Raises:
+        OverflowError: a feature is beyond :data:`LARGEST`.
+    """
+    low, high = values.aminmax(dim=0)
+    sizes = torch.maximum(low.abs(), high.abs())
+    if not all_finite(sizes):
+        return
+    feature = int(sizes.argmax())
+    if float(sizes[feature]) > LARGEST:
+        raise OverflowError(
+            f"feature {feature} has magnitude {float(sizes[feature]):g}: sums of squares in "
+            f"float64 hold up to {LARGEST:g}; scale the features down"
+        )
+    if squared:
+        _warn_of_alike(high - low, sizes)
+
+
+def warn_of_coarse_step(features: Tensor, whole: Tensor, step: float) -> None:
+    """Warn where fixed point leaves too little of the spread of features.
+
+    Args:
+        features: ``(N, D)``.
+        whole: the same as multiples of ``step``.
+        step: of fixed point.
+    """
+    low, high = features.aminmax(dim=0)
+    spread = float((high.double() - low.double()).max())
+    # What lies on the grid, such as whole numbers with a step of 1, loses nothing.
+    if not 0 < spread < COARSE * step or torch.equal(whole * step, features.to(torch.float64)):
+        return
+    warnings.warn(
+        f"features spread over {spread:.1g}, which is {spread / step:.1g} steps of fixed point "
+        f"with step={step:g}: expected {COARSE} or more; use a step of {spread / 2**16:.1g} "
+        "or less, or scale the features up",
+        PrecisionWarning,
+        stacklevel=7,
+    )
+
+
+def _warn_of_alike(ranges: Tensor, sizes: Tensor) -> None:
+    alike = ((ranges > 0) & (ranges < sizes / _ALIKE)).nonzero()[:, 0]
+    if len(alike) == 0:
+        return
+    feature = int(alike[0])
+    warnings.warn(
+        f"feature {feature} varies by {float(ranges[feature] / sizes[feature]):.0e} of its "
+        "size, which sums of squares in float64 do not resolve: it counts as constant; "
+        "subtract a fixed offset from the features first",
+        PrecisionWarning,
+        stacklevel=8,
+    )

@@ -1,0 +1,71 @@
+"""The strength that ridge regression chooses for itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import RidgeCV
+
+from protocl.heads import Ridge
+from protocl.heads.ridge import GRID, NEAR, cross_validation_errors, decompose
+
+F64 = torch.float64
+
+
+def accuracy(head, features, labels):
+    return float((head.predict(features) == labels).double().mean())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_sample_a_class_does_not_choose_the_end_of_the_grid(seed):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(20, 64, generator=generator)
+    labels = torch.arange(20).repeat(30)
+    features = centres[labels] + torch.randn(600, 64, generator=generator) / 2
+    head = Ridge(1000)
+    head.fit(head.new_memory(64).update(features[:20], labels[:20]))
+    best = Ridge(1000, regularization=1.0).fit(
+        head.new_memory(64).update(features[:20], labels[:20])
+    )
+    assert head.chosen < GRID[-1]
+    assert accuracy(head, features, labels) >= accuracy(best, features, labels) - 0.01
+
+
+def test_the_least_strength_of_like_score_is_taken():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(20)
+    features = torch.randn(20, 64, generator=generator)
+    head = Ridge(500, dtype=F64)
+    memory = head.new_memory(64).update(features, labels)
+    errors = cross_validation_errors(decompose(memory), memory.total)
+    like = [s for s, error in zip(GRID, errors, strict=True) if error <= (1 + NEAR) * min(errors)]
+    assert head.fit(memory).chosen == min(like) < GRID[int(errors.argmin())]
+
+
+def test_scores_of_cross_validation_are_those_of_scikit_learn():
+    """With as many strengths and one target, its leave-one-out choice is next to ours."""
+    data = load_digits()
+    features, labels = torch.from_numpy(data.data / 16)[:400], torch.from_numpy(data.target)[:400]
+    one_hot = torch.nn.functional.one_hot(labels).double()
+    peer = RidgeCV(alphas=GRID, fit_intercept=False).fit(features.numpy(), one_hot.numpy())
+    memory = Ridge().new_memory(64).update(features, labels)
+    errors = cross_validation_errors(decompose(memory), memory.total)
+    assert abs(int(errors.argmin()) - GRID.index(peer.alpha_)) <= 1
+
+
+def test_a_held_out_memory_counts_whatever_was_fitted_before():
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(60, 8, generator=generator), torch.arange(60) % 3
+    memory = Ridge().new_memory(8).update(features, labels)
+    parts = [Ridge().new_memory(8).update(features[i::6], labels[i::6]) for i in range(2)]
+    expected = [Ridge().fit(memory, heldout=part).chosen for part in parts]
+    alone = Ridge().fit(memory).chosen
+    head = Ridge()
+    found = [head.fit(memory, heldout=part).chosen for part in (None, *parts, None)]
+    assert found == [alone, *expected, alone]
+    weights = head._weights
+    assert head.fit(memory)._weights is weights
+    fixed = Ridge(regularization=2.0).fit(memory)
+    before = fixed._weights
+    assert fixed.fit(memory, heldout=parts[0])._weights is before
