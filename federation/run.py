@@ -140,7 +140,9 @@ class FederatedRun:
             data = load_data(config.benchmark)
             self.data_hash, self.n_classes = data.content_hash, data.n_classes
             if config.benchmark.validation:
-                data = hold_out(data, config.benchmark.validation, config.seed)
+                data = hold_out(
+                    data, config.benchmark.validation, config.seed, config.benchmark.class_order
+                )
         self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
         self.fingerprint = fingerprint(self.backbone)
         with self.phases.phase("features"):
