@@ -218,10 +218,8 @@ def test_doctor_says_how_to_get_a_package(monkeypatch: pytest.MonkeyPatch):
     assert found["torch"].state == "bad"
     assert "1.0 is installed; pip install 'torch>=" in found["torch"].detail
     assert found["rich"].state == "bad"
-    assert (found["timm"].state, found["timm"].detail) == (
-        "absent",
-        "optional: pip install 'protocl[pretrained]'",
-    )
+    assert found["timm"].state == "absent"
+    assert found["timm"].detail.startswith("optional: pip install 'timm>=")
 
 
 def test_interruption_ends_with_130(
@@ -232,7 +230,9 @@ def test_interruption_ends_with_130(
 
     monkeypatch.setattr("protocl.sweep.run_experiment", interrupt)
     assert main(["run", "strategy=acme_replay"]) == 130
-    assert capsys.readouterr().err.endswith("protocl: interrupted\n")
+    assert capsys.readouterr().err.endswith(
+        "protocl: interrupted; the same command with resume=true goes on\n"
+    )
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
