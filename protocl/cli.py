@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from protocl import __version__
 from protocl.errors import ProtoclError
+from protocl.host_notices import hidden_host_notices
 from protocl.registry import COMMANDS
 from protocl.settings_command import Commands, add_settings_command, print_settings
 
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser(words).parse_args(words)
     try:
-        code: int = args.command(args)
+        with hidden_host_notices():
+            code: int = args.command(args)
         sys.stdout.flush()
     except ProtoclError as error:
         if args.debug:

@@ -259,3 +259,46 @@ def test_settings_and_help_do_not_import_avalanche():
         [sys.executable, "-c", code], check=False, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("federate", ["federation=digits", "method.head=nearest,nearest_mean"]),
+        ("reconnaissance", ["reconnaissance=digits", "scenario.classes_per_mission=0,1"]),
+        (
+            "pretrain",
+            ["benchmark=digits", "benchmark.base_classes=5", "epochs=1", "device=cuda:77,cpu"],
+        ),
+    ],
+)
+def test_every_sweep_goes_on_after_a_failure(
+    command: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert main([command, *settings, "benchmark.train_per_class=20"]) == 1
+    assert capsys.readouterr().err.count("failed  ") == 1
+    assert len(results()) == 1 or list(Path("runs").rglob("backbone.safetensors"))
+
+
+def test_resuming_says_that_no_run_has_these_settings(caplog: pytest.LogCaptureFixture):
+    arguments = ["run", "strategy=acme_replay", "resume=true"]
+    assert main([*arguments, "strategy.train_epochs=1"]) == 0
+    assert not caplog.records
+    assert main([*arguments, "strategy.train_epochs=2"]) == 0
+    assert "has strategy.train_epochs=1 (now 2). Starting anew" in caplog.text
+    caplog.clear()
+    assert main([*arguments, "strategy.train_epochs=2", "seed=5"]) == 0
+    assert not caplog.records
+    assert len(results()) == 3
+
+
+def test_a_missing_solver_that_nobody_asked_for_is_not_reported():
+    hidden = ("quadprog", "cvxopt", "osqp", "scs", "ecos", "highspy", "clarabel", "daqp",
+              "proxsuite", "piqp")  # fmt: skip
+    code = (
+        f"import sys\nfor name in {hidden!r}: sys.modules[name] = None\n"
+        "from protocl.cli import main\n"
+        "sys.exit(main(['run', 'strategy=nearest_mean', '--show']))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
