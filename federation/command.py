@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocl.settings_command import Commands, add_settings_command, print_settings
+from protocl.settings_command import Commands, add_settings_command, print_settings, run_each
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,9 +69,11 @@ def federate(args: argparse.Namespace) -> int:
         return print_settings(configs)
     from protocl.report import compare
 
-    folders = [_run(config, Console(stderr=True)) for config in configs]
-    compare(folders, folders[0].parent if len(folders) > 1 else None, console=Console())
-    return 0
+    notes = Console(stderr=True)
+    folders = run_each(configs, lambda config: _run(config, notes), debug=args.debug)
+    if folders:
+        compare(folders, folders[0].parent if len(configs) > 1 else None, console=Console())
+    return int(len(folders) < len(configs))
 
 
 def _run(config: FederateConfig, console: Console) -> Path:

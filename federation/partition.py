@@ -232,7 +232,7 @@ def _flwr(
         from datasets import Dataset
         from flwr_datasets import partitioner as known
     except ImportError as error:
-        raise ConfigError("partition=flwr needs: pip install 'protocl[partitioners]'") from error
+        raise ConfigError("partition=flwr needs: pip install flwr-datasets") from error
     kind = getattr(known, config.partitioner, None)
     if kind is None:
         raise unknown_name("partitioner", config.partitioner, known.__all__)

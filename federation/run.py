@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from protocl.backbones import build_backbone, fingerprint
 from protocl.confusion import Confusion
@@ -20,7 +19,7 @@ from protocl.data.streams import class_order, experience_sizes, hold_out
 from protocl.errors import AllFailedError, as_config_error
 from protocl.evaluation import Evaluation, History
 from protocl.experiment import resolve_device
-from protocl.features import FeatureCache
+from protocl.features import encode_once
 from protocl.federation.benchmark_clients import BenchmarkClients
 from protocl.federation.client_state import NoStates, StatesInProcess, StatesOnDisk, StateStore
 from protocl.federation.config import FederateConfig, FederationSetup
@@ -143,7 +142,9 @@ class FederatedRun:
             data = load_data(config.benchmark)
             self.data_hash, self.n_classes = data.content_hash, data.n_classes
             if config.benchmark.validation:
-                data = hold_out(data, config.benchmark.validation, config.seed)
+                data = hold_out(
+                    data, config.benchmark.validation, config.seed, config.benchmark.class_order
+                )
         self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
         self.fingerprint = fingerprint(self.backbone)
         with self.phases.phase("features"):
@@ -158,10 +159,8 @@ class FederatedRun:
         config = self.config
         if config.method.needs_samples:
             return data
-        if config.backbone.name == "identity":
-            return data.with_samples(_flat(data.x_train), _flat(data.x_test))
         device = resolve_device(config.device)
-        return FeatureCache(config.cache).encode(data, self.backbone, device=device)
+        return encode_once(data, self.backbone, config.cache, device)
 
     def _prepare_method(self) -> None:
         config, federation = self.config, self.config.federation
@@ -349,13 +348,6 @@ class FederatedRun:
         result = build_result(self, complete=complete)
         atomic_write(self.run_dir / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
         return result
-
-
-def _flat(x: Tensor) -> Tensor:
-    """Samples as vectors ``(N, D)`` float32, as the identity backbone gives them."""
-    from protocl.data.arrays import as_images
-
-    return as_images(x).flatten(1)
 
 
 def _cut(order: list[int], sizes: list[int]) -> list[list[int]]:

@@ -37,7 +37,7 @@ def load(arguments: Sequence[str]) -> list[FederateConfig]:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
     sections = {*_GROUPS, "federation", "partition"}
-    return [compose(settings) for settings in settle(arguments, "federation", {}, sections, _full)]
+    return [compose(settings) for settings in settle(arguments, "federation", sections, _full)]
 
 
 def compose(settings: Settings) -> FederateConfig:
@@ -45,10 +45,7 @@ def compose(settings: Settings) -> FederateConfig:
     settings = dict(settings)
     if settings.get("partition") is not None:
         settings["partition.name"] = settings.pop("partition")
-    for group, default in _DEFAULTS.items():
-        if group not in settings and f"{group}.name" not in settings:
-            settings[group] = default
-    config = build(FederateConfig, settings, _GROUPS, {"method": _method_schema})
+    config = build(FederateConfig, settings, _GROUPS, {"method": _method_schema}, _DEFAULTS)
     _validate(config)
     return config
 
@@ -93,6 +90,11 @@ def _validate(config: FederateConfig) -> None:
         clients=AT_LEAST_1, rounds=AT_LEAST_1, min_clients=AT_LEAST_1, deadline=POSITIVE,
         participation=POSITIVE_SHARE, evaluate=SHARE, lost=SHARE, late=SHARE,
     )  # fmt: skip
+    if federation.min_clients > federation.clients:
+        raise ConfigError(
+            f"min_clients={federation.min_clients}: no round could begin with "
+            f"clients={federation.clients}; expected at most as many"
+        )
     if federation.rounds > 1 and not federation.remember:
         raise ConfigError(
             f"remember=false: clients need their state for rounds={federation.rounds}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from protocl import __version__
 from protocl.errors import ProtoclError
+from protocl.host_notices import hidden_host_notices
 from protocl.registry import COMMANDS
 from protocl.settings_command import Commands, add_settings_command, print_settings
 
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser(words).parse_args(words)
     try:
-        code: int = args.command(args)
+        with hidden_host_notices():
+            code: int = args.command(args)
         sys.stdout.flush()
     except ProtoclError as error:
         if args.debug:
@@ -80,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if args.debug:
             raise
-        print("protocl: interrupted", file=sys.stderr)  # noqa: T201
+        hint = "; the same command with resume=true goes on" if hasattr(args, "settings") else ""
+        print(f"protocl: interrupted{hint}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -172,10 +175,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from protocl.settings import compose, expand, labels, parse
+    from protocl.settings import labels, load, parse
 
-    values = parse(args.settings)
-    configs = [compose(settings) for settings in expand(values)]
+    configs = load(args.settings)
     if args.show:
         return print_settings(configs)
     from protocl.display import SweepDisplay
@@ -183,7 +185,7 @@ def _run(args: argparse.Namespace) -> int:
 
     names = [
         label or f"{config.name} seed={config.seed}"
-        for label, config in zip(labels(values), configs, strict=True)
+        for label, config in zip(labels(parse(args.settings)), configs, strict=True)
     ]
     with SweepDisplay(names, Console(stderr=True)) as display:
         outcomes = run_sweep(configs, display, jobs=configs[0].jobs, debug=args.debug)

@@ -126,6 +126,14 @@ class StrategyConfig:
         return None
 
     @property
+    def unused(self) -> dict[str, str]:
+        """Settings that change nothing beside the present values of the others, with the reason.
+
+        Whoever sets one of them is told; a strategy adds its own.
+        """
+        return {"momentum": "optimizer=adam has none to set"} if self.optimizer == "adam" else {}
+
+    @property
     def old_prototypes(self) -> str:
         """What becomes of the prototypes of old classes when the backbone has moved, in words.
 

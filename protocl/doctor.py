@@ -70,18 +70,16 @@ def packages() -> Iterator[Finding]:
         if extra == "dev" or requirement.name == "protocl":
             continue
         found = installed_version(requirement.name)
+        wanted = f"{requirement.name}{requirement.specifier}"
         if found is not None and requirement.specifier.contains(found, prereleases=True):
             yield Finding(requirement.name, "ok", found)
         elif found is not None:
-            advice = (
-                f"{found} is installed; pip install '{requirement.name}{requirement.specifier}'"
-            )
+            advice = f"{found} is installed; pip install '{wanted}'"
             yield Finding(requirement.name, "bad", advice)
         elif extra is None:
-            advice = f"pip install '{requirement.name}{requirement.specifier}'"
-            yield Finding(requirement.name, "bad", advice)
+            yield Finding(requirement.name, "bad", f"pip install '{wanted}'")
         else:
-            yield Finding(requirement.name, "absent", f"optional: pip install 'protocl[{extra}]'")
+            yield Finding(requirement.name, "absent", f"optional: pip install '{wanted}'")
 
 
 def devices() -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from protocl.backbones.base import Backbone, fingerprint
+from protocl.capacity import require_bytes
 from protocl.data.arrays import ArrayData, as_images, tensor_hash
 from protocl.progress import ProgressBar
 from protocl.storage import atomic_path, discard_partial, locked
@@ -105,6 +107,59 @@ def _encode(
         advance(len(batch))
     assert features is not None
     return features
+
+
+RAW_PIXELS = 1024
+"""Values of an image from which on its pixels hardly serve as features."""
+
+
+def require_fit(data: ArrayData, backbone: nn.Module) -> None:
+    """Warn where large images are taken as they are, pixel by pixel.
+
+    Args:
+        data: images or feature vectors.
+        backbone: makes features of them.
+    """
+    size = math.prod(data.input_shape)
+    if takes_raw(backbone) and len(data.input_shape) == 3 and size > RAW_PIXELS:
+        logger.warning(
+            "backbone=identity takes the %s pixel values of an image of %s as its features, which "
+            "tell classes apart badly; backbone=efficientnet_lite0 or another trained network "
+            "gives better ones",
+            f"{size:,}", data.name,
+        )  # fmt: skip
+
+
+def takes_raw(backbone: nn.Module) -> bool:
+    """Whether a backbone gives samples as they are."""
+    return isinstance(backbone, Backbone) and backbone.architecture == "identity"
+
+
+def encode_once(
+    data: ArrayData,
+    backbone: nn.Module,
+    cache: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+) -> ArrayData:
+    """The same data set with features ``(N, D)`` of a frozen backbone in place of the samples.
+
+    Args:
+        data: images or feature vectors.
+        backbone: makes features of them.
+        cache: folder of a :class:`FeatureCache`.
+        device: where to compute.
+
+    Raises:
+        CapacityError: samples that are taken as they are would not fit in memory.
+    """
+    require_fit(data, backbone)
+    if not takes_raw(backbone):
+        return FeatureCache(cache).encode(data, backbone, device=device)
+    n, size = len(data.x_train) + len(data.x_test), math.prod(data.input_shape)
+    require_bytes(
+        4 * n * size, torch.device("cpu"), f"{n:,} samples of {size:,} numbers as features", dict
+    )
+    return data.with_samples(as_images(data.x_train).flatten(1), as_images(data.x_test).flatten(1))
 
 
 class FeatureCache:

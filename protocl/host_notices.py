@@ -1,4 +1,4 @@
-"""Deprecation notices about Avalanche's own code, which a user of protocl cannot act on."""
+"""Notices about Avalanche and what it requires, which a user of protocl need not act on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _HOSTS = {"avalanche", "jaxopt", "qpsolvers"}
 def hidden_host_notices() -> Iterator[None]:
     """Do not show deprecation warnings that come from within Avalanche; all others are shown.
 
+    Nor that qpsolvers finds no solver, when Avalanche imports it for GEM, which says so itself.
+
     Avalanche switches the filter for them on again at each one, so a filter does not help.
     """
     with warnings.catch_warnings():
@@ -29,7 +31,8 @@ def hidden_host_notices() -> Iterator[None]:
             line: str | None = None,
         ) -> None:
             deprecation = issubclass(category, (DeprecationWarning, FutureWarning))
-            if not (deprecation and _HOSTS.intersection(Path(filename).parts)):
+            hidden = deprecation or str(message).startswith("no QP solver found")
+            if not (hidden and _HOSTS.intersection(Path(filename).parts)):
                 show(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show_others

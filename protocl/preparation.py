@@ -13,7 +13,7 @@ from protocl.backbones import Backbone, BackboneConfig, Classifier, build_backbo
 from protocl.config import ExperimentConfig
 from protocl.data import ArrayData, build_benchmark, load_data
 from protocl.errors import ConfigError
-from protocl.features import FeatureCache
+from protocl.features import FeatureCache, require_fit, takes_raw
 from protocl.phases import PhaseLog
 
 
@@ -109,7 +109,8 @@ def prepare(
         data_hash = data.content_hash
     backbone = build_backbone(config.backbone, data.input_shape, config.seed)
     identity = fingerprint(backbone)
-    if not config.strategy.trains_backbone and config.backbone.name != "identity":
+    require_fit(data, backbone)
+    if not config.strategy.trains_backbone and not takes_raw(backbone):
         on_phase("features")
         data = _encoded(data, config, backbone, device, phases, feature_progress)
         backbone = build_backbone(BackboneConfig(name="identity"), data.input_shape, config.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from filelock import FileLock, Timeout
 from protocl.errors import ConfigError
 from protocl.settings import to_yaml
 from protocl.storage import atomic_write, discard_partial
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 RESULT_FILE = "result.json"
@@ -41,12 +44,14 @@ def open_run(config: RunConfig) -> Path:
     """The folder for a run: a new one, or with ``resume`` the newest of the same configuration.
 
     The same configuration means equal values of all keys but ``resume``, ``jobs``, ``output`` and
-    ``cache``. The folder may hold a finished run: see :func:`read_result`.
+    ``cache``. Where the newest run had others, a warning names them. The folder may hold a finished
+    run: see :func:`read_result`.
     """
     if config.resume:
         found = find_run(config)
         if found is not None:
             return found
+        _say_what_differs(config)
     return create_run(config)
 
 
@@ -80,8 +85,16 @@ def create_run(config: RunConfig) -> Path:
 
 def find_run(config: RunConfig) -> Path | None:
     """The newest folder of a run with this configuration, finished or not."""
-    parent = Path(config.output).expanduser() / config.name
     wanted = _identity(asdict(config))
+    for file, saved in _saved_runs(config):
+        if _identity(saved) == wanted:
+            return file.parent
+    return None
+
+
+def _saved_runs(config: RunConfig) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Configurations in the folders of this name, newest first."""
+    parent = Path(config.output).expanduser() / config.name
     for file in sorted(parent.glob(f"*/{CONFIG_FILE}"), reverse=True):
         try:
             saved = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -89,9 +102,32 @@ def find_run(config: RunConfig) -> Path | None:
             raise ConfigError(
                 f"{file} is not readable as YAML: {error}; restore it, or delete its folder"
             ) from error
-        if isinstance(saved, dict) and _identity(saved) == wanted:
-            return file.parent
-    return None
+        if isinstance(saved, dict):
+            yield file, saved
+
+
+def _say_what_differs(config: RunConfig) -> None:
+    """Warn where the newest run of this name and seed had other settings of the same parts."""
+    wanted = _leaves(_identity(asdict(config)))
+    for file, saved in _saved_runs(config):
+        there = _leaves(_identity(saved))
+        keys = [key for key in sorted(wanted.keys() | there) if wanted.get(key) != there.get(key)]
+        if any(key == "seed" or key.endswith(".name") for key in keys):
+            continue
+        changes = ", ".join(f"{k}={there.get(k)} (now {wanted.get(k)})" for k in keys)
+        logger.warning(
+            "resume=true: no run in %s has these settings; %s has %s. Starting anew",
+            file.parent.parent, file.parent.name, changes,
+        )  # fmt: skip
+        return
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, dict)
+        leaves |= _leaves(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return leaves
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

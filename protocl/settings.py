@@ -24,6 +24,7 @@ from protocl.config import ExperimentConfig, StrategyConfig
 from protocl.errors import ConfigError
 from protocl.ranges import AT_LEAST_0, AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SEED, require
 from protocl.registry import BACKBONES, BENCHMARKS, STRATEGIES, Registry, unknown_name
+from protocl.unused import refuse_unused
 
 GROUPS: dict[str, Registry] = {
     "benchmark": BENCHMARKS,
@@ -31,7 +32,9 @@ GROUPS: dict[str, Registry] = {
     "strategy": STRATEGIES,
 }
 _NOT_SWEPT = {"experiment", "jobs", "resume", "output", "cache"}
-_PRESET_DEFAULTS = {"benchmark": "digits", "backbone": "identity"}
+DEFAULTS = {"benchmark": "digits", "backbone": "identity"}
+"""Parts that are picked where nothing else says so; a benchmark's file may name another backbone
+than the raw samples."""
 
 Schema = TypeVar("Schema")
 Settings = dict[str, Any]
@@ -45,9 +48,23 @@ def load(arguments: Sequence[str]) -> list[ExperimentConfig]:
         arguments: ``key=value`` texts as typed on the command line.
 
     Raises:
-        ConfigError: an unknown key or name, or a value that does not fit its key.
+        ConfigError: an unknown key or name, a value that does not fit its key, or a setting of the
+            strategy that has no effect.
     """
-    return [compose(settings) for settings in expand(parse(arguments))]
+    values = parse(arguments)
+    runs = expand(values)
+    configs = [compose(settings) for settings in runs]
+    typed = [argument.partition("=")[0] for argument in arguments]
+    refuse_unused(typed if _is_saved(values) else list(values), runs, configs, compose)
+    return configs
+
+
+def _is_saved(values: Mapping[str, Any]) -> bool:
+    """Whether a preset is the resolved configuration of a run, which has every setting."""
+    groups = {key.partition(".")[0] for key in values}
+    return "strategy.name" in values and all(
+        field.name in groups for field in dataclasses.fields(ExperimentConfig)
+    )
 
 
 def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:
@@ -129,7 +146,7 @@ def split_commas(text: str) -> list[str]:
 
 def compose(settings: Settings) -> ExperimentConfig:
     """The configuration of one run, every key and value checked against the schema."""
-    composed = build(ExperimentConfig, settings, GROUPS, {"strategy": _strategy_schema})
+    composed = build(ExperimentConfig, settings, GROUPS, {"strategy": _strategy_schema}, DEFAULTS)
     _validate(composed)
     return composed
 
@@ -139,6 +156,7 @@ def build(
     settings: Settings,
     groups: Mapping[str, Registry],
     subclasses: Mapping[str, Callable[[str], type]],
+    defaults: Mapping[str, str],
 ) -> Schema:
     """An instance of ``schema``, every key and value checked against it.
 
@@ -148,6 +166,8 @@ def build(
         settings: keys and values as typed.
         groups: fields whose values come from a picked file or part, with the parts' registry.
         subclasses: for a group whose parts bring fields of their own: name -> its dataclass.
+        defaults: the part of a group that is picked where ``settings`` pick none. In the place of
+            ``backbone=identity`` the file of a benchmark may name one that is fit for its samples.
 
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
@@ -159,8 +179,13 @@ def build(
         kind = OmegaConf.get_type(config, field.name)
         if dataclasses.is_dataclass(kind):
             schemas[field.name] = kind
+    defaults = dict(defaults)
     for group, registry in groups.items():
-        picked = _pick(group, registry, settings)
+        picked = _pick(group, registry, settings, defaults.get(group))
+        if group == "benchmark":
+            fit = picked.pop("backbone", "identity")
+            if defaults.get("backbone") == "identity":
+                defaults["backbone"] = fit
         if group in subclasses:
             # The base class has no fields of the part's own; its subclass takes its place.
             config[group] = OmegaConf.structured(subclasses[group](picked["name"]))
@@ -201,18 +226,18 @@ def group_names(group: str, registry: Registry | None = None) -> list[str]:
     return sorted(shipped.union(registered))
 
 
-def _pick(group: str, registry: Registry, settings: Settings) -> dict[str, Any]:
-    """Take ``group`` (or the ``group.name`` of a saved configuration) out of ``settings``.
+def _pick(
+    group: str, registry: Registry, settings: Settings, default: str | None
+) -> dict[str, Any]:
+    """Take ``group``, or ``group.name``, which means the same, out of ``settings``.
 
     Returns:
         The values that this pick gives to the keys of the group, ``name`` among them.
     """
     name_key = f"{group}.name"
-    if group not in settings and name_key in settings:
-        return {"name": str(settings.pop(name_key))}
-    if name_key in settings:
+    if group in settings and name_key in settings:
         raise ConfigError(f"{name_key}={settings[name_key]}: write {group}={settings[name_key]}")
-    picked = settings.pop(group, _PRESET_DEFAULTS.get(group))
+    picked = settings.pop(group, settings.pop(name_key, default))
     if picked is None:
         raise ConfigError(
             f"{group} is not set: add {group}=NAME with one of "
@@ -273,7 +298,6 @@ def _read_preset(name: str) -> dict[str, list[Any]]:
 def settle(
     arguments: Sequence[str],
     preset: str,
-    defaults: Mapping[str, str],
     sections: Container[str],
     full: Callable[[str], str] = str,
 ) -> list[Settings]:
@@ -282,7 +306,6 @@ def settle(
     Args:
         arguments: ``key=value`` texts.
         preset: the key that names a preset: a file of the group of that name, or the user's own.
-        defaults: groups with the part that is picked where nothing else says so.
         sections: keys whose nested values a preset gives as ``key.inner``.
         full: the whole name of a key that may be typed short.
 
@@ -300,9 +323,6 @@ def settle(
         content = flatten(read_mapping(source.read_bytes(), str(source)), sections)
         given = {full(key): [value] for key, value in content.items()}
         typed = {**_standing(given, typed), **typed}
-    for group, default in defaults.items():
-        if group not in typed and f"{group}.name" not in typed:
-            typed[group] = [default]
     return expand(typed)
 
 

@@ -96,7 +96,9 @@ class AdditiveStatistics(FollowsDevice):
         return shapes if second is None else shapes | {"second": second}
 
     def _empty(self, classes: int, device: torch.device | None = None) -> dict[str, Tensor]:
-        """Zero buffers for ``classes`` classes."""
+        """Zero buffers for ``classes`` classes, if they fit in memory."""
+        least = max(1, classes)  # an empty memory is made to be filled
+        self._require(self.bytes_for(least), least, device or torch.get_default_device())
         values = {
             "class_ids": torch.zeros(classes, dtype=torch.int64, device=device),
             "count": torch.zeros(classes, dtype=torch.int64, device=device),
@@ -228,9 +230,12 @@ class AdditiveStatistics(FollowsDevice):
         # One buffer after the other is replaced by a longer one.
         moved = max(buffer.nbytes for buffer in self.buffers(recurse=False))
         grown = self.bytes_for(classes) - self.bytes_for(len(self.class_ids))
+        self._require(grown + moved, classes, self.count.device)
+
+    def _require(self, needed: int, classes: int, device: torch.device) -> None:
         require_bytes(
-            grown + moved,
-            self.count.device,
+            needed,
+            device,
             f"statistics of level '{self.level}' of {classes:,} classes x {self.width} features",
             lambda: {f"level '{name}'": self.bytes_for(classes, name) for name in get_args(Level)},
         )

@@ -29,6 +29,11 @@ class AvalancheHeadConfig(StrategyConfig):
     def trains_backbone(self) -> bool:
         return False
 
+    @property
+    def unused(self) -> dict[str, str]:
+        descent = ("train_epochs", "optimizer", "lr", "momentum", "weight_decay")
+        return dict.fromkeys(descent, "there is no gradient step")
+
     def _naive(self, setup: Setup, classifier: nn.Module, update: Any) -> Naive:
         """Avalanche's recipe: a model with two classifiers and a plugin that fills the second."""
         model = TrainEvalModel(

@@ -19,7 +19,7 @@ from torch import nn
 from protocl.config import Setup, StrategyInfo
 from protocl.errors import ConfigError
 from protocl.registry import HEADS
-from protocl.strategies.drift_compensation import DriftCompensation, carried
+from protocl.strategies.drift_compensation import DriftCompensation, carried, unused_of_drift
 from protocl.strategies.epoch_schedule import ScheduledConfig
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.optimizers import build_optimizer
@@ -87,6 +87,10 @@ class AnsweredBaselineConfig(BaselineConfig):
         if self.answer == "classifier":
             return "none"
         return carried(self.drift) if self.trains_backbone else "exact"
+
+    @property
+    def unused(self) -> dict[str, str]:
+        return super().unused | unused_of_drift(self.drift)
 
     def prototype_plugins(self) -> list[Any]:
         if self.answer == "classifier":

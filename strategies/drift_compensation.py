@@ -38,6 +38,11 @@ _CLASSES_AT_ONCE = 4
 """Old classes whose samples ADC perturbs in one batch; bounds its memory."""
 
 
+def unused_of_drift(method: str) -> dict[str, str]:
+    """Settings without effect when prototypes are carried over by ``method``, with the reason."""
+    return {} if method == "sdc" else {"drift_sigma": "it is for drift=sdc"}
+
+
 def carried(method: str) -> str:
     """``StrategyConfig.old_prototypes`` of a strategy with this drift compensation."""
     return "left" if method == "none" else f"compensated ({method})"

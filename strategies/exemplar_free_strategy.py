@@ -12,7 +12,7 @@ from torch import nn, optim
 
 from protocl.config import Setup
 from protocl.memory import PrototypeMemory
-from protocl.strategies.drift_compensation import DriftEstimator, carried
+from protocl.strategies.drift_compensation import DriftEstimator, carried, unused_of_drift
 from protocl.strategies.epoch_schedule import EpochSchedule, ScheduledConfig
 from protocl.strategies.exemplar_free import ExemplarFreePlugin
 from protocl.strategies.in_memory import InMemory
@@ -77,6 +77,10 @@ class ExemplarFreeConfig(ScheduledConfig):
     @property
     def old_prototypes(self) -> str:
         return carried(self.drift)
+
+    @property
+    def unused(self) -> dict[str, str]:
+        return super().unused | unused_of_drift(self.drift)
 
     def estimator(self) -> DriftEstimator:
         """What ``drift`` names."""

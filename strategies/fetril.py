@@ -284,6 +284,15 @@ class FeTrILConfig(FrozenBackboneConfig):
     shrinkage: float | str = "auto"
     svm_c: float = 1.0
 
+    @property
+    def unused(self) -> dict[str, str]:
+        own = {"lda": "shrinkage", "ridge": "regularization", "svm": "svm_c"}
+        return super().unused | {
+            setting: f"it is for classifier={classifier}"
+            for classifier, setting in own.items()
+            if classifier != self.classifier
+        }
+
     def build(self, setup: Setup) -> FrozenBackbone:
         if self.classifier not in ("ridge", "lda", "svm"):
             raise ConfigError(f"strategy.classifier={self.classifier}: expected ridge, lda or svm")

@@ -265,6 +265,21 @@ class FrozenBackboneConfig(StrategyConfig):
         return decides | {"adapt": adaptation_of(self.adapt, self.first_experience_epochs)}
 
     @property
+    def unused(self) -> dict[str, str]:
+        unused = super().unused | {"train_epochs": "its epochs are first_experience_epochs"}
+        if not self.exact:
+            unused["step"] = "sums are in fixed point only with exact=true"
+        if self.trains_backbone:
+            if not self.two_branches:
+                unused["normalize_branches"] = "there are branches only with two_branches=true"
+            return unused
+        reason = "adapt=none trains nothing"
+        if self.first_experience_epochs == 0:
+            reason = "nothing is trained with first_experience_epochs=0"
+            return unused | dict.fromkeys(_ADAPTATION[1:], reason)
+        return unused | dict.fromkeys(_ADAPTATION, reason)
+
+    @property
     def old_prototypes(self) -> str:
         return "exact"  # nothing is stored before the backbone stays
 

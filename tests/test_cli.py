@@ -218,10 +218,8 @@ def test_doctor_says_how_to_get_a_package(monkeypatch: pytest.MonkeyPatch):
     assert found["torch"].state == "bad"
     assert "1.0 is installed; pip install 'torch>=" in found["torch"].detail
     assert found["rich"].state == "bad"
-    assert (found["timm"].state, found["timm"].detail) == (
-        "absent",
-        "optional: pip install 'protocl[pretrained]'",
-    )
+    assert found["timm"].state == "absent"
+    assert found["timm"].detail.startswith("optional: pip install 'timm>=")
 
 
 def test_interruption_ends_with_130(
@@ -232,7 +230,9 @@ def test_interruption_ends_with_130(
 
     monkeypatch.setattr("protocl.sweep.run_experiment", interrupt)
     assert main(["run", "strategy=acme_replay"]) == 130
-    assert capsys.readouterr().err.endswith("protocl: interrupted\n")
+    assert capsys.readouterr().err.endswith(
+        "protocl: interrupted; the same command with resume=true goes on\n"
+    )
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -259,3 +259,46 @@ def test_settings_and_help_do_not_import_avalanche():
         [sys.executable, "-c", code], check=False, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("federate", ["federation=digits", "method.head=nearest,nearest_mean"]),
+        ("reconnaissance", ["reconnaissance=digits", "scenario.classes_per_mission=0,1"]),
+        (
+            "pretrain",
+            ["benchmark=digits", "benchmark.base_classes=5", "epochs=1", "device=cuda:77,cpu"],
+        ),
+    ],
+)
+def test_every_sweep_goes_on_after_a_failure(
+    command: str, settings: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert main([command, *settings, "benchmark.train_per_class=20"]) == 1
+    assert capsys.readouterr().err.count("failed  ") == 1
+    assert len(results()) == 1 or list(Path("runs").rglob("backbone.safetensors"))
+
+
+def test_resuming_says_that_no_run_has_these_settings(caplog: pytest.LogCaptureFixture):
+    arguments = ["run", "strategy=acme_replay", "resume=true"]
+    assert main([*arguments, "strategy.train_epochs=1"]) == 0
+    assert not caplog.records
+    assert main([*arguments, "strategy.train_epochs=2"]) == 0
+    assert "has strategy.train_epochs=1 (now 2). Starting anew" in caplog.text
+    caplog.clear()
+    assert main([*arguments, "strategy.train_epochs=2", "seed=5"]) == 0
+    assert not caplog.records
+    assert len(results()) == 3
+
+
+def test_a_missing_solver_that_nobody_asked_for_is_not_reported():
+    hidden = ("quadprog", "cvxopt", "osqp", "scs", "ecos", "highspy", "clarabel", "daqp",
+              "proxsuite", "piqp")  # fmt: skip
+    code = (
+        f"import sys\nfor name in {hidden!r}: sys.modules[name] = None\n"
+        "from protocl.cli import main\n"
+        "sys.exit(main(['run', 'strategy=nearest_mean', '--show']))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stderr == ""

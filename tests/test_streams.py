@@ -35,6 +35,7 @@ CONFIGS = files("protocl.configs")
 def shipped(name: str) -> BenchmarkConfig:
     """A configuration as the command line makes it from a shipped file."""
     values = OmegaConf.create((CONFIGS / "benchmark" / f"{name}.yaml").read_text())
+    values.pop("backbone", None)  # picked with the benchmark, and no setting of it
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchmarkConfig), values))
     assert isinstance(config, BenchmarkConfig)
     return config

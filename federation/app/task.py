@@ -26,9 +26,21 @@ PARTS = 10
 def load(context: Context) -> ClientData:
     """The data of this node; chunk ``t`` counts from round ``t + 1`` on.
 
-    For data of your own return ``ClientData(chunks=[(features, labels), ...])``; with
-    ``class_names`` classes are shared by name, however each node numbers them (a protected
-    federation must know them all: ``Task(..., class_names=NAMES)``).
+    A chunk is **features**, ``(N, FEATURES)`` float32 as :func:`new_backbone` gives them, and
+    labels ``(N,)``; samples only with ``method.distribute=true``. With ``class_names`` classes are
+    shared by name, however each node numbers them (a protected federation must know them all:
+    ``Task(..., class_names=NAMES)``). From a folder of images, with ``FEATURES = 1280``::
+
+        def load(context):
+            folder = str(context.node_config["images"])  # --node-config "images='/data/photos'"
+            data = load_data(BenchmarkConfig("image_folder", path=folder, image_size=224))
+            data = encode_once(data, new_backbone(), cache="~/.cache/protocl/features")
+            return ClientData([(data.x_train, data.y_train)], class_names=data.class_names)
+
+        def new_backbone():
+            return build_backbone(BackboneConfig("efficientnet_lite0"), (3, 224, 224), 0)
+
+    where ``encode_once`` is of :mod:`protocl.features`.
     """
     nodes = int(context.node_config["num-partitions"])
     return _digits(nodes)(context)

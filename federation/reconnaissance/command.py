@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocl.settings_command import Commands, add_settings_command, print_settings
+from protocl.settings_command import Commands, add_settings_command, print_settings, run_each
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,12 +59,15 @@ def run(args: argparse.Namespace) -> int:
     from protocl.federation.reconnaissance.curves import write_curves
     from protocl.report import compare
 
-    folders = [_run(config, Console(stderr=True)) for config in configs]
-    several = len(folders) > 1
+    notes = Console(stderr=True)
+    folders = run_each(configs, lambda config: _run(config, notes), debug=args.debug)
+    if not folders:
+        return 1
+    several = len(configs) > 1
     compare(folders, folders[0].parent if several else None, console=Console())
     for file in write_curves(folders, folders[0].parent if several else folders[0]):
-        Console(stderr=True).print(f"wrote {file}")
-    return 0
+        notes.print(f"wrote {file}")
+    return int(len(folders) < len(configs))
 
 
 def load(arguments: Sequence[str]) -> list[ReconnaissanceConfig]:
@@ -80,8 +83,8 @@ def load(arguments: Sequence[str]) -> list[ReconnaissanceConfig]:
     groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
     defaults = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
     return [
-        build(ReconnaissanceConfig, settings, groups, {"method": _schema})
-        for settings in settle(arguments, "reconnaissance", defaults, {*groups, "scenario"})
+        build(ReconnaissanceConfig, settings, groups, {"method": _schema}, defaults)
+        for settings in settle(arguments, "reconnaissance", {*groups, "scenario"})
     ]
 
 

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from protocl.backbones import build_backbone, fingerprint
 from protocl.data import load_data
-from protocl.data.arrays import as_images
 from protocl.data.streams import class_order
 from protocl.errors import ConfigError, DataError, as_config_error
 from protocl.evaluation import Evaluation, History
 from protocl.experiment import resolve_device
-from protocl.features import FeatureCache
+from protocl.features import encode_once
 from protocl.federation.reconnaissance.config import Learner, LearnerSetup, ReconnaissanceConfig
 from protocl.federation.reconnaissance.drawing import draw_scenario
 from protocl.federation.reconnaissance.measures import (
@@ -120,13 +119,7 @@ class Reconnaissance:
         self.fingerprint = fingerprint(backbone)
         with self.phases.phase("features"):
             device = resolve_device(config.device)
-            encoded = (
-                FeatureCache(config.cache).encode(data, backbone, device=device)
-                if config.backbone.name != "identity"
-                else data.with_samples(
-                    as_images(data.x_train).flatten(1), as_images(data.x_test).flatten(1)
-                )
-            )
+            encoded = encode_once(data, backbone, config.cache, device)
         self.x = torch.cat([encoded.x_train, encoded.x_test]).float()
         self.y = torch.cat([data.y_train, data.y_test])
         self.data_hash, self.class_names = data.content_hash, data.class_names

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
-from protocl.data.arrays import tensor_hash
+from protocl.data.arrays import as_images, tensor_hash
 
 Precision = Literal["float32", "bfloat16"]
+_STANDARDISED = 20.0
+"""No image that was standardised by its mean and deviation has values beyond this."""
+_ROUNDING = 0.01
+"""By which resizing and augmentation may leave a range."""
 
 
 class Backbone(nn.Module):
-    """A network behind its own preprocessing.
+    """A network behind its own preprocessing, which knows what it takes.
 
     Args:
         network: maps preprocessed input to features ``(N, feature_dim)``.
@@ -51,6 +55,8 @@ class Backbone(nn.Module):
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
+        self._range_seen = False
+        self._weighs = next(network.parameters(), None) is not None
         self.network = network
         self.feature_dim = feature_dim
         self.architecture = architecture
@@ -65,7 +71,14 @@ class Backbone(nn.Module):
                 self.register_buffer(name, value, persistent=False)
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Resize, repeat grey channels and normalise images ``(N, C, H, W)``."""
+        """Scale bytes to [0, 1], resize, repeat grey channels and normalise ``(N, C, H, W)``.
+
+        Raises:
+            ValueError: the images have another range than the network was made for.
+        """
+        if x.ndim == 4:
+            x = as_images(x)
+            self._require_range(x)
         if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             x = F.interpolate(x, size, mode=self.interpolation, antialias=True, align_corners=False)
@@ -75,7 +88,10 @@ class Backbone(nn.Module):
         return (x - self.mean) / self.std if self.normalized else x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features ``(N, feature_dim)`` of images ``(N, C, H, W)`` in [0, 1] or of vectors."""
+        """Features ``(N, feature_dim)`` of images ``(N, C, H, W)`` or of vectors.
+
+        Images are uint8 in 0..255 or floating point in [0, 1].
+        """
         x = self.preprocess(x)
         if self.precision == "float32":
             features: Tensor = self.network(x)
@@ -85,6 +101,26 @@ class Backbone(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16):
             features = self.network(x)
         return features.float()
+
+    def _require_range(self, x: Tensor) -> None:
+        """Refuse images of another scale; elsewhere than on a CPU only in the first batch.
+
+        A network that normalises takes [0, 1], or its mean and deviation are not those of the
+        images. One that does not may be trained on standardised images, but not on 0..255.
+        """
+        if not self._weighs or not x.numel() or torch.compiler.is_compiling():
+            return
+        if self._range_seen and x.device.type != "cpu":
+            return
+        self._range_seen = True
+        least, most = (0.0, 1.0) if self.normalized else (-_STANDARDISED, _STANDARDISED)
+        low, high = (float(value) for value in x.detach().aminmax())
+        if not (least - _ROUNDING <= low and high <= most + _ROUNDING):
+            raise ValueError(
+                f"{self.architecture}: images have values in {low:g}..{high:g}; expected "
+                + ("[0, 1], which it normalises itself" if self.normalized else "[0, 1]")
+                + ": give uint8 pixels, or divide those of 0..255 by 255 and do not standardise"
+            )
 
     def describe(self) -> str:
         """Architecture and preprocessing in one line."""

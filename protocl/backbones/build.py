@@ -24,7 +24,8 @@ class BackboneConfig:
         checkpoint: local file of weights (``.safetensors``, or a ``state_dict`` saved by
             ``torch.save``) loaded into it.
         adapted: ``strategy.adapt`` of the run that wrote ``checkpoint``, where it inserted weights.
-        pretrained: start from the published weights, where there are any.
+        pretrained: start from the published weights; None for the backbone's own choice: those of
+            ``efficientnet_lite0`` are installed with it and taken, those of timm only if asked for.
         width: channels of the first stage, for backbones that come in several.
         image_size: side in pixels to which images are resized inside the module; None for the
             backbone's own choice.
@@ -35,7 +36,7 @@ class BackboneConfig:
     name: str = "identity"
     checkpoint: str | None = None
     adapted: str = "none"
-    pretrained: bool = False
+    pretrained: bool | None = None
     width: int | None = None
     image_size: int | None = None
     seed: int | None = None

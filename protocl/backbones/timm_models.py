@@ -63,8 +63,7 @@ def import_timm(backbone: str) -> Any:
         import timm
     except ImportError as error:
         raise DataError(
-            f"backbone '{backbone}' needs the extra 'pretrained' (timm is not installed): "
-            "pip install 'protocl[pretrained]'"
+            f"backbone '{backbone}' needs timm, which is not installed: pip install timm"
         ) from error
     return timm
 

@@ -83,7 +83,22 @@ def load_data(config: BenchmarkConfig) -> ArrayData:
         if value is not None and value < 1:
             raise ConfigError(f"benchmark.{key}={value}: expected a number of at least 1")
     data: ArrayData = BENCHMARKS.get(config.name)(config)
+    if not len(data.y_train):
+        raise DataError(f"{data.name} has no training samples")
     return _restrict(data, config)
+
+
+def among(config: BenchmarkConfig, counts: torch.Tensor) -> list[int]:
+    """The classes that have samples and are not left out by ``classes`` or ``class_order``.
+
+    Args:
+        config: see above.
+        counts: samples of each class id ``(C,)``.
+    """
+    present: list[int] = counts.nonzero().flatten().tolist()
+    if config.class_order is not None:
+        present = [c for c in present if c in set(config.class_order)]
+    return [c for c in present if config.classes is None or c < config.classes]
 
 
 def refuse(config: BenchmarkConfig, *keys: str) -> None:
@@ -106,8 +121,8 @@ def _restrict(data: ArrayData, config: BenchmarkConfig) -> ArrayData:
             f"benchmark.classes={config.classes}: {data.name} has {data.n_classes} classes"
         )
     n_classes = config.classes or data.n_classes
-    train = _first_of_each(data, data.y_train, n_classes, config.train_per_class, "train_per_class")
-    test = _first_of_each(data, data.y_test, n_classes, config.test_per_class, "test_per_class")
+    train = _first_of_each(data, data.y_train, n_classes, config, "train_per_class")
+    test = _first_of_each(data, data.y_test, n_classes, config, "test_per_class")
     if len(train) == len(data.y_train) and len(test) == len(data.y_test):
         return data
     return type(data)(
@@ -121,16 +136,19 @@ def _restrict(data: ArrayData, config: BenchmarkConfig) -> ArrayData:
 
 
 def _first_of_each(
-    data: ArrayData, y: torch.Tensor, n_classes: int, limit: int | None, key: str
+    data: ArrayData, y: torch.Tensor, n_classes: int, config: BenchmarkConfig, key: str
 ) -> torch.Tensor:
-    """Rows ``(K,)`` of the first ``limit`` samples of each class below ``n_classes``, in order."""
+    """Rows ``(K,)`` of the first samples of each class below ``n_classes``, in order.
+
+    How many is the setting ``key``; classes that arrive must have as many.
+    """
     wanted = (y < n_classes).nonzero().flatten()
+    limit: int | None = getattr(config, key)
     if limit is None:
         return wanted
     counts = torch.bincount(y[wanted], minlength=n_classes)
-    present = counts[counts > 0]
-    if len(present) and int(present.min()) < limit:
-        scarce = int(torch.where(counts > 0, counts, counts.max() + 1).argmin())
+    scarce = min(among(config, counts), key=counts.__getitem__, default=None)
+    if scarce is not None and counts[scarce] < limit:
         raise DataError(
             f"benchmark.{key}={limit}: class {scarce} ('{data.class_names[scarce]}') of "
             f"{data.name} has {int(counts[scarce])} samples; ask for at most that many"

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from protocl.capacity import require_bytes
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, refuse
+from protocl.data.pictures import read_picture
 from protocl.errors import ConfigError, DataError
 from protocl.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm",
+)  # fmt: skip
+# What systems and programs leave behind, besides names that begin with a dot.
+_LEFT_BEHIND = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")
 
 
 def load_image_folder(config: BenchmarkConfig) -> ArrayData:
     """Read ``path/train/CLASS/*`` and ``path/test/CLASS/*`` into memory as RGB ``uint8``.
 
-    Class ids follow the sorted names of the folders in ``train/``. With ``image_size`` the shorter
-    side is resized to it (bilinear) and the centre square is cut out; without, all images must
-    have one size.
+    Class ids follow the sorted names of the folders in ``train/``; folders within them belong to
+    their class. Hidden files and folders and those of systems (``__MACOSX``, ``Thumbs.db``) are
+    passed over in silence, other files that are no images by their ending with a warning. With
+    ``image_size`` the shorter side is resized to it (bilinear) and the centre square is cut out;
+    without, all images must have one size. :mod:`protocl.data.pictures` says which kinds of images
+    are read.
 
     Raises:
         ConfigError: no path.
-        DataError: folders are absent or empty, a file is no image, or sizes differ.
+        DataError: folders are absent or empty, a file is damaged, or sizes differ.
+        CapacityError: the images would not fit in memory.
     """
     refuse(config, "split")
     if config.path is None:
@@ -32,48 +49,92 @@ def load_image_folder(config: BenchmarkConfig) -> ArrayData:
             "train/CLASS/IMAGE and test/CLASS/IMAGE"
         )
     root = Path(config.path).expanduser()
-    train, test = (_open(root / part) for part in ("train", "test"))
+    train, test = (_find(root / part) for part in ("train", "test"))
     unknown = sorted(set(test.classes) - set(train.classes))
     if unknown:
-        raise DataError(
-            f"{root / 'test'} has a class '{unknown[0]}' that {root / 'train'} does not have"
-        )
-    ids = torch.tensor([train.class_to_idx[name] for name in test.classes])
+        raise DataError(f"{test.root} has a class '{unknown[0]}' that {train.root} does not have")
     return ArrayData(
         _read(train, config),
-        torch.tensor(train.targets),
+        train.labels(train.classes),
         _read(test, config),
-        ids[torch.tensor(test.targets)],
-        list(train.classes),
+        test.labels(train.classes),
+        train.classes,
         config.name,
     )
 
 
-def _open(folder: Path) -> Any:
-    from torchvision.datasets import ImageFolder
+@dataclass(frozen=True)
+class _Files:
+    """The images below a folder, class after class.
 
+    Attributes:
+        root: the folder.
+        classes: sorted names of its subfolders.
+        files: images of each class, sorted.
+    """
+
+    root: Path
+    classes: list[str]
+    files: list[list[Path]]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.files))
+
+    def labels(self, names: list[str]) -> Tensor:
+        """Class ids ``(N,)``, the places of the classes in ``names``."""
+        ids = torch.tensor([names.index(name) for name in self.classes])
+        return ids.repeat_interleave(torch.tensor([len(files) for files in self.files]))
+
+
+def _find(folder: Path) -> _Files:
     if not folder.is_dir():
         raise DataError(
             f"{folder} does not exist; expected one subfolder of images per class in it"
         )
-    try:
-        return ImageFolder(str(folder))
-    except FileNotFoundError as error:  # no class folder, or one without images
-        raise DataError(f"{folder}: {error}") from error
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    names = [name for name in names if not _left_behind(name)]
+    if not names:
+        raise DataError(f"{folder} holds no subfolders; expected one of images per class")
+    skipped: list[Path] = []
+    found = _Files(folder, names, [_images(folder / name, skipped) for name in names])
+    for name, files in zip(found.classes, found.files, strict=True):
+        if not files:
+            raise DataError(
+                f"{folder / name} holds no image ({', '.join(ENDINGS)}); add some, or remove it"
+            )
+    if skipped:
+        logger.warning(
+            "%s: passed over %d files that are no images by their ending, such as %s",
+            folder, len(skipped), skipped[0],
+        )  # fmt: skip
+    return found
 
 
-def _read(folder: Any, config: BenchmarkConfig) -> Tensor:
-    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+def _images(folder: Path, skipped: list[Path]) -> list[Path]:
+    """Sorted images in ``folder`` and below it; what else lies there is added to ``skipped``."""
+    images: list[Path] = []
+    for file in _walk(folder):
+        (images if file.suffix.lower() in ENDINGS else skipped).append(file)
+    return images
 
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not _left_behind(name))
+        yield from (Path(parent, name) for name in sorted(files) if not _left_behind(name))
+
+
+def _left_behind(name: str) -> bool:
+    return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def _read(found: _Files, config: BenchmarkConfig) -> Tensor:
     images: Tensor | None = None
-    with ProgressBar(f"reading {folder.root}", len(folder.samples)) as bar:
-        for row, (file, _) in enumerate(folder.samples):
-            picture = _load_picture(folder, file)
-            if config.image_size is not None:
-                picture = center_crop(resize(picture, config.image_size), config.image_size)
-            image = pil_to_tensor(picture)
+    with ProgressBar(f"reading {found.root}", len(found)) as bar:
+        for row, file in enumerate(file for files in found.files for file in files):
+            image = _pixels(file, config.image_size)
             if images is None:
-                images = torch.empty(len(folder.samples), *image.shape, dtype=torch.uint8)
+                images = _room(found, image)
             if image.shape != images.shape[1:]:
                 raise DataError(
                     f"{file} is {image.shape[2]}x{image.shape[1]} pixels where others are "
@@ -81,12 +142,30 @@ def _read(folder: Any, config: BenchmarkConfig) -> Tensor:
                 )
             images[row] = image
             bar.advance()
-    assert images is not None  # ImageFolder refuses a folder without images
+    assert images is not None  # a folder without images was refused
     return images
 
 
-def _load_picture(folder: Any, file: str) -> Any:
-    try:
-        return folder.loader(file)
-    except OSError as error:  # Pillow's errors for damaged and unknown files
-        raise DataError(f"{file} cannot be read as an image: {error}") from error
+def _pixels(file: Path, side: int | None) -> Tensor:
+    """``(3, H, W)`` uint8."""
+    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+    picture = read_picture(file)
+    if side is not None:
+        picture = center_crop(resize(picture, side), side)
+    pixels: Tensor = pil_to_tensor(picture)
+    return pixels
+
+
+def _room(found: _Files, image: Tensor) -> Tensor:
+    """Memory for all images, if there is enough of it."""
+    needed = len(found) * image.numel()
+    _, height, width = image.shape
+    half = min(height, width) // 2
+    require_bytes(
+        needed,
+        torch.device("cpu"),
+        f"{len(found)} images of {width}x{height} pixels in {found.root}",
+        lambda: {f"benchmark.image_size={half}": len(found) * 3 * half**2},
+    )
+    return torch.empty(len(found), *image.shape, dtype=torch.uint8)

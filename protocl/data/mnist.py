@@ -17,7 +17,7 @@ import torch
 
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, refuse
-from protocl.data.npz import load_npz, to_labels, to_samples
+from protocl.data.npz import load_npz, to_samples
 from protocl.data.torchvision_sets import is_archive, open_both, root_of
 from protocl.errors import DataError
 
@@ -71,9 +71,9 @@ def _from_idx(folder: Path, names: list[str], config: BenchmarkConfig) -> ArrayD
     }
     return ArrayData(
         to_samples(arrays["train-images-idx3"], f"{folder}: training images"),
-        to_labels(arrays["train-labels-idx1"], f"{folder}: training labels"),
+        torch.from_numpy(arrays["train-labels-idx1"].astype(np.int64)),
         to_samples(arrays["t10k-images-idx3"], f"{folder}: test images"),
-        to_labels(arrays["t10k-labels-idx1"], f"{folder}: test labels"),
+        torch.from_numpy(arrays["t10k-labels-idx1"].astype(np.int64)),
         names,
         config.name,
     )

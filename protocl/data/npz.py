@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,10 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
+from protocl.capacity import require_bytes
 from protocl.data.arrays import ArrayData
-from protocl.data.config import BenchmarkConfig, refuse
+from protocl.data.config import BenchmarkConfig, among, refuse
+from protocl.data.labels import to_class_ids
 from protocl.errors import ConfigError, DataError
 
 SPLITS = ("evaluation", "background")
@@ -28,11 +29,12 @@ def load_npz(config: BenchmarkConfig) -> ArrayData:
     ``test_per_class`` (5) are test data.
 
     Images are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``, ``uint8`` or floating point in
-    [0, 1]; features are ``(N, D)``.
+    [0, 1]; features are ``(N, D)``. Labels are as :func:`.to_class_ids` takes them.
 
     Raises:
         ConfigError: no path, or an unknown split.
         DataError: the file is absent or unreadable, lacks keys, or holds arrays that do not fit.
+        CapacityError: an array would not fit in memory.
     """
     refuse(config, "image_size")
     if config.path is None:
@@ -62,7 +64,7 @@ def _open(path: Path) -> NpzFile:
         raise DataError(f"{path} does not exist; give the archive with benchmark.path=FILE.npz")
     try:
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and NumPy raise whatever a damaged file leads them to
         raise DataError(f"{path} cannot be read as an .npz archive: {error}") from error
     if not isinstance(archive, NpzFile):
         raise DataError(f"{path} is a single array; expected an .npz archive of several")
@@ -72,21 +74,26 @@ def _open(path: Path) -> NpzFile:
 def _read(archive: NpzFile, key: str, path: Path) -> np.ndarray:
     if key not in archive.files:
         raise DataError(f"{path} lacks '{key}'; it holds {', '.join(sorted(archive.files))}")
+    size = archive.zip.getinfo(f"{key}.npy").file_size  # type: ignore[union-attr]
+    require_bytes(size, torch.device("cpu"), f"{path}: '{key}'", dict)
     try:
         return np.asarray(archive[key])
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: '{key}' cannot be read: {error}") from error
+    except Exception as error:  # as in _open
+        hint = ""
+        if "Object arrays" in str(error):
+            hint = "; store labels as np.array(labels, dtype=str), samples in one shape"
+        raise DataError(f"{path}: '{key}' cannot be read: {error}{hint}") from error
 
 
 def _given_split(archive: NpzFile, path: Path, name: str) -> ArrayData:
-    y_train = to_labels(_read(archive, "y_train", path), f"{path}: y_train")
-    y_test = to_labels(_read(archive, "y_test", path), f"{path}: y_test")
+    labels = {f"{path}: {key}": _read(archive, key, path) for key in ("y_train", "y_test")}
+    (y_train, y_test), names = to_class_ids(labels, _names(archive, "classes", path))
     return ArrayData(
         to_samples(_read(archive, "x_train", path), f"{path}: x_train"),
         y_train,
         to_samples(_read(archive, "x_test", path), f"{path}: x_test"),
         y_test,
-        _names(archive, "classes", path, torch.cat([y_train, y_test])),
+        names,
         name,
     )
 
@@ -94,14 +101,21 @@ def _given_split(archive: NpzFile, path: Path, name: str) -> ArrayData:
 def _pooled_split(archive: NpzFile, path: Path, config: BenchmarkConfig) -> ArrayData:
     split = check_split(config)
     x = to_samples(_read(archive, f"x_{split}", path), f"{path}: x_{split}")
-    y = to_labels(_read(archive, f"y_{split}", path), f"{path}: y_{split}")
-    return split_each_class(x, y, _names(archive, f"classes_{split}", path, y), config)
+    labels = {f"{path}: y_{split}": _read(archive, f"y_{split}", path)}
+    (y,), names = to_class_ids(labels, _names(archive, f"classes_{split}", path))
+    if len(y) != len(x):
+        raise DataError(f"{path}: {len(x)} samples in x_{split}, {len(y)} labels in y_{split}")
+    return split_each_class(x, y, names, config)
 
 
-def _names(archive: NpzFile, key: str, path: Path, y: Tensor) -> list[str]:
-    if key in archive.files:
-        return [str(name) for name in _read(archive, key, path)]
-    return [str(label) for label in range(int(y.max()) + 1 if len(y) else 0)]
+def _names(archive: NpzFile, key: str, path: Path) -> list[str] | None:
+    if key not in archive.files:
+        return None
+    names = _read(archive, key, path)
+    if names.ndim != 1:
+        raise DataError(f"{path}: '{key}' has shape {names.shape}; expected one name per class")
+    texts = np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names
+    return [str(name) for name in texts]
 
 
 def check_split(config: BenchmarkConfig) -> str:
@@ -119,6 +133,8 @@ def check_split(config: BenchmarkConfig) -> str:
 def split_each_class(x: Tensor, y: Tensor, names: list[str], config: BenchmarkConfig) -> ArrayData:
     """Cut a set without a split of its own: the first samples of each class train, the next test.
 
+    Classes that ``config`` leaves out need not have enough of them.
+
     Args:
         x: samples ``(N, ...)``.
         y: class ids ``(N,)``.
@@ -131,8 +147,8 @@ def split_each_class(x: Tensor, y: Tensor, names: list[str], config: BenchmarkCo
     n_train = config.train_per_class or DEFAULT_TRAIN
     n_test = config.test_per_class or DEFAULT_TEST
     counts = torch.bincount(y, minlength=len(names))
-    if int(counts.min()) < n_train + n_test:
-        scarce = int(counts.argmin())
+    scarce = next((c for c in among(config, counts) if counts[c] < n_train + n_test), None)
+    if scarce is not None:
         raise DataError(
             f"{config.name}: class {scarce} ('{names[scarce]}') has {int(counts[scarce])} samples; "
             f"train_per_class={n_train} and test_per_class={n_test} need {n_train + n_test}"
@@ -153,13 +169,19 @@ def to_samples(array: np.ndarray, what: str) -> Tensor:
         what: where the array comes from, for messages.
 
     Raises:
-        DataError: another shape or type, or floating-point pixels outside [0, 1].
+        DataError: another shape or type, numbers that are not finite in float32, or floating-point
+            pixels outside [0, 1].
     """
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"{what} is {array.dtype}; expected uint8 or floating point")
+        raise DataError(
+            f"{what} is {array.dtype}; expected uint8 or floating point: give features as "
+            "x.astype(np.float32), images of 0..255 as x.astype(np.uint8)"
+        )
+    if array.dtype != np.uint8:
+        array = _finite(array, what)
     if array.ndim == 2:
-        return torch.from_numpy(array.astype(np.float32))
-    tensor = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
+        return torch.from_numpy(array.astype(np.float32, copy=False))
+    tensor = torch.from_numpy(array)
     if tensor.ndim == 3:
         tensor = tensor.unsqueeze(1)
     elif tensor.ndim == 4 and tensor.shape[-1] in (1, 3):
@@ -169,7 +191,7 @@ def to_samples(array: np.ndarray, what: str) -> Tensor:
             f"{what} has shape {tuple(array.shape)}; expected (N, H, W), (N, H, W, C) or "
             "(N, C, H, W) with 1 or 3 channels, or features (N, D)"
         )
-    if tensor.is_floating_point() and len(tensor):
+    if tensor.is_floating_point() and tensor.numel():
         low, high = (float(v) for v in tensor.aminmax())
         if not (low >= 0 and high <= 1):
             raise DataError(
@@ -179,16 +201,16 @@ def to_samples(array: np.ndarray, what: str) -> Tensor:
     return tensor.contiguous()
 
 
-def to_labels(array: np.ndarray, what: str) -> Tensor:
-    """Labels ``(N,)`` as int64.
-
-    Raises:
-        DataError: not one-dimensional, not integers, or negative.
-    """
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+def _finite(array: np.ndarray, what: str) -> np.ndarray:
+    """The array as float32, in which no number may be missing or too large."""
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    wrong = ~np.isfinite(single)
+    if wrong.any():
+        place = np.unravel_index(int(wrong.argmax()), array.shape)
+        rows = int(wrong.reshape(len(array), -1).any(1).sum())
         raise DataError(
-            f"{what} is {array.dtype} of shape {array.shape}; expected integers of shape (N,)"
+            f"{what}: row {place[0]} holds {array[place]} ({rows} of {len(array)} rows have such "
+            "numbers); expected finite numbers below 3.4e38: leave these rows out or fill them in"
         )
-    if len(array) and array.min() < 0:
-        raise DataError(f"{what} holds the label {array.min()}; expected labels of at least 0")
-    return torch.from_numpy(array.astype(np.int64))
+    return single

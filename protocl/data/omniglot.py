@@ -14,6 +14,7 @@ import torch
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig
 from protocl.data.npz import check_split, load_npz, split_each_class, to_samples
+from protocl.data.pictures import read_picture
 from protocl.data.torchvision_sets import is_archive, open_set, root_of
 from protocl.progress import ProgressBar
 
@@ -30,7 +31,7 @@ def load_omniglot(config: BenchmarkConfig) -> ArrayData:
 
     Raises:
         ConfigError: unknown split, or ``image_size`` together with an archive.
-        DataError: the files are absent.
+        DataError: the files are absent or damaged.
     """
     if is_archive(config):
         return load_npz(config)
@@ -64,8 +65,8 @@ def _read_tree(folder: Path, config: BenchmarkConfig) -> ArrayData:
     images = np.empty((len(drawings), side, side), dtype=np.uint8)
     with ProgressBar(f"reading {config.name}", len(drawings)) as bar:
         for row, (_, file) in enumerate(drawings):
-            with Image.open(file) as image:
-                small = image.convert("L").resize((side, side), Image.Resampling.LANCZOS)
+            grey = read_picture(file).convert("L")
+            small = grey.resize((side, side), Image.Resampling.LANCZOS)
             images[row] = 255 - np.asarray(small)
             bar.advance()
     labels = torch.tensor([character for character, _ in drawings], dtype=torch.int64)

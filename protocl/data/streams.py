@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,13 +38,15 @@ def build_benchmark(config: BenchmarkConfig, data: ArrayData, seed: int) -> Any:
 
     Raises:
         ConfigError: the order or the cut does not fit the classes.
-        DataError: a class has no test samples, or too few to hold some out.
+        DataError: a class has no test samples, too few to hold some out, or nothing but test
+            samples.
     """
     if config.validation:
-        data = hold_out(data, config.validation, seed)
+        data = hold_out(data, config.validation, seed, config.class_order)
     order = class_order(config, data.y_train, seed)
     sizes = experience_sizes(config, len(order))
     _require_test_samples(data, order)
+    data = _without_untrained(data, config)
     from avalanche.benchmarks import nc_benchmark
 
     return nc_benchmark(
@@ -64,6 +68,24 @@ def _require_test_samples(data: ArrayData, classes: list[int]) -> None:
             "test samples; add some, leave it out of benchmark.class_order, or use "
             "benchmark.validation"
         )
+
+
+def _without_untrained(data: ArrayData, config: BenchmarkConfig) -> ArrayData:
+    """``data`` without test samples of classes that have no others, if the order leaves them out.
+
+    Avalanche counts the classes of the training data only.
+    """
+    known = torch.isin(data.y_test, data.y_train)
+    if bool(known.all()):
+        return data
+    if config.class_order is None:
+        first = int(data.y_test[~known].min())
+        raise DataError(
+            f"{data.name}: class {first} ('{data.class_names[first]}') has test but no training "
+            "samples; add some, take its test samples out, or leave it out with "
+            "benchmark.class_order"
+        )
+    return replace(data, x_test=data.x_test[known], y_test=data.y_test[known])
 
 
 def class_order(config: BenchmarkConfig, labels: Tensor, seed: int) -> list[int]:
@@ -166,27 +188,31 @@ def _divisors(number: int) -> str:
     return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
 
 
-def hold_out(data: ArrayData, share: float, seed: int) -> ArrayData:
+def hold_out(
+    data: ArrayData, share: float, seed: int, classes: Collection[int] | None = None
+) -> ArrayData:
     """Replace the test data by a share of the training data, held out from it.
 
     The share is taken from each class (at least one sample, and at least one stays), drawn with a
-    generator of its own.
+    generator of its own. Test samples of classes without training samples are gone.
 
     Args:
         data: its test data is left aside.
         share: held-out share of each class, in (0, 1).
         seed: decides which samples are held out.
+        classes: those that need samples for both; None for all.
 
     Raises:
         ConfigError: ``share`` is outside (0, 1).
-        DataError: a class has a single training sample.
+        DataError: one of ``classes`` has a single training sample.
     """
     if not 0 < share < 1:
         raise ConfigError(f"benchmark.validation={share}: expected a share of at least 0, below 1")
     y = data.y_train
     counts = torch.bincount(y, minlength=data.n_classes)
-    if bool((counts == 1).any()):
-        single = int((counts == 1).nonzero()[0])
+    singles = (counts == 1).nonzero().flatten().tolist()
+    single = next((c for c in singles if classes is None or c in classes), None)
+    if single is not None:
         raise DataError(
             f"{data.name}: class {single} ('{data.class_names[single]}') has one training sample; "
             "benchmark.validation needs at least two in each class"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocl.settings_command import Commands, add_settings_command, print_settings
+from protocl.settings_command import Commands, add_settings_command, print_settings, run_each
 
 if TYPE_CHECKING:
     from protocl.pretraining.config import PretrainConfig
@@ -49,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
     configs = load(args.settings)
     if args.show:
         return print_settings(configs)
-    for config in configs:
-        _train(config)
-    return 0
+    done = run_each(configs, _train, debug=args.debug)
+    return int(len(done) < len(configs))
 
 
 def load(arguments: Sequence[str]) -> list[PretrainConfig]:
@@ -67,12 +67,12 @@ def load(arguments: Sequence[str]) -> list[PretrainConfig]:
     groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "objective": OBJECTIVES}
     defaults = {"benchmark": "digits", "backbone": "conv4", "objective": "cosine"}
     return [
-        build(PretrainConfig, settings, groups, {"objective": OBJECTIVES.get})
-        for settings in settle(arguments, "pretraining", defaults, {*groups, "distortion"})
+        build(PretrainConfig, settings, groups, {"objective": OBJECTIVES.get}, defaults)
+        for settings in settle(arguments, "pretraining", {*groups, "distortion"})
     ]
 
 
-def _train(config: PretrainConfig) -> None:
+def _train(config: PretrainConfig) -> Path:
     from rich.console import Console
 
     from protocl.pretraining.run import BACKBONE_FILE, EpochReport, pretrain
@@ -91,3 +91,4 @@ def _train(config: PretrainConfig) -> None:
         console.print(f"{config.name} seed={config.seed} -> {folder}")
         pretrain(config, folder, on_epoch=show)
     console.print(f"wrote {folder / BACKBONE_FILE}")
+    return folder

@@ -142,8 +142,8 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
 
 
 def test_images_are_encoded_once_as_soon_as_the_backbone_stays(tmp_path: Path) -> None:
-    for adapt, place in (("none", 1), ("ssf", 2)):
-        result, _ = run(tmp_path, *VIT, "strategy=slda", f"strategy.adapt={adapt}", *TRAINING)
+    for settings, place in ((("strategy.adapt=none",), 1), (("strategy.adapt=ssf", *TRAINING), 2)):
+        result, _ = run(tmp_path, *VIT, "strategy=slda", *settings)
         phases = [phase["phase"] for phase in result["phases"]]
         assert phases.count("features") == 1
         assert phases.index("features") == place, phases

@@ -73,7 +73,7 @@ def test_rows_and_frozen_vectors_over_uneven_experiences(uneven_benchmark: Any) 
 
 
 def test_vectors_of_the_experience_and_the_backbone_move(uneven_benchmark: Any) -> None:
-    plugin = small_plugin()
+    plugin = small_plugin(code_init="random")
     strategy = build_strategy("naive", [plugin])
     before = copy.deepcopy(strategy.model.state_dict())
     drawn: list[torch.Tensor] = []

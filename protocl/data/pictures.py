@@ -1,0 +1,81 @@
+"""One image file as RGB, whatever Pillow finds in it."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from protocl.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+# Pillow gives their 16-bit grey values, scaled to 0..65535, as 32-bit integers.
+_SIXTEEN_IN_32 = ("PNG", "PPM")
+
+
+def read_picture(file: str | Path) -> Image:
+    """The first frame of an image file, in mode ``RGB``.
+
+    Grey, palette, CMYK, YCbCr, HSV and LAB are converted as Pillow does, transparency is dropped.
+    16 bits of grey are scaled from 0..65535, floating point from [0, 1].
+
+    Raises:
+        DataError: the file is damaged or no image; its header announces more pixels than Pillow
+            takes for honest; or its values have no range that is agreed on.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            # A file that Pillow only warns about would be read in part.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as opened:
+                opened.load()
+                picture, kind = opened.copy(), opened.format
+    except Exception as error:  # decoders raise whatever they stumble over in a damaged file
+        raise DataError(
+            f"{file} cannot be read as an image: {str(error) or type(error).__name__}"
+        ) from error
+    return _rgb(picture, kind, file)
+
+
+def _rgb(picture: Image, kind: str | None, file: str | Path) -> Image:
+    mode = picture.mode
+    if mode in _SIXTEEN_BITS or (mode == "I" and kind in _SIXTEEN_IN_32):
+        return _grey(np.asarray(picture) / 257.0)
+    if mode == "F":
+        return _grey(255.0 * _unit_interval(np.asarray(picture), file))
+    if mode == "I":
+        raise DataError(
+            f"{file} holds 32-bit integers (Pillow's mode I), of which no range is agreed on; "
+            "save it with 8 or 16 bits"
+        )
+    try:
+        return picture.convert("RGB")
+    except ValueError as error:
+        raise DataError(
+            f"{file} is of Pillow's mode {mode}, which cannot be converted to RGB ({error}); save "
+            "it as RGB"
+        ) from error
+
+
+def _unit_interval(values: np.ndarray, file: str | Path) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):
+        raise DataError(
+            f"{file} holds floating-point values (Pillow's mode F) in {low:g}..{high:g}; expected "
+            "them in [0, 1], or an image of 8 or 16 bits"
+        )
+    return values
+
+
+def _grey(values: np.ndarray) -> Image:
+    """Values in 0..255 as an RGB image, rounded."""
+    from PIL import Image
+
+    return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
