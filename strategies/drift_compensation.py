@@ -17,6 +17,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
+from protocl.strategies.classifier_layer import FeatureFinder
 from protocl.strategies.distances import squared_distances
 from protocl.strategies.drift import (
     DriftMethod,
@@ -122,7 +123,7 @@ class DriftEstimator:
             flat = moved.flatten(0, 1)
             old_features = old.features(flat).unflatten(0, moved.shape[:2])
             with undisturbed(strategy.model):
-                new_features = read_features(strategy.model, flat, layer=layer)
+                new_features = read_features(strategy.model, flat, find=FeatureFinder(layer))
             drift, hits = hit_displacements(
                 means, old_features, new_features.unflatten(0, moved.shape[:2]), row
             )

@@ -34,7 +34,7 @@ from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prd_losses import PRDLoss, PRDTerms, Relations
 from protocl.strategies.prototype_table import PrototypeTable
-from protocl.strategies.task_classes import tasks_of
+from protocl.strategies.task_classes import repeated, tasks_of
 from protocl.strategies.views import Views, named_views
 
 
@@ -161,9 +161,7 @@ class PRDPlugin(FeatureLossPlugin):
         if self._old is None or self._old_prototypes is None or self.prototypes is None:
             return None
         known = len(self._old_prototypes)
-        tasks = tasks_of(strategy.mbatch)
-        if tasks is not None:
-            tasks = tasks.repeat(len(inputs) // len(tasks))
+        tasks = repeated(tasks_of(strategy), len(inputs))
         return Relations(
             table[:known],
             self._old.features(inputs, tasks),

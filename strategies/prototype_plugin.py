@@ -42,10 +42,10 @@ from protocl.errors import NotFittedError
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.strategies.extraction import Signature, classes_of, features_of
+from protocl.strategies.classifier_layer import FeatureFinder
+from protocl.strategies.extraction import Signature, classes_of, features_of, least_width, sample_of
 from protocl.strategies.feature_tap import (
     FeatureTap,
-    find_classifier,
     joined,
     refuse_compiled,
     undisturbed,
@@ -121,9 +121,10 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self.step = step
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
         self._tap = FeatureTap()
+        self._find = FeatureFinder(layer)
         # Two, because an evaluation can come in the middle of an epoch.
-        self._classifier: nn.Module | None = None
-        self._evaluated: nn.Module | None = None
+        self._collects = False
+        self._answers = False
         self._waiting = PieceBuffer()
         self._collected = False
         self._current: Tensor | None = None
@@ -150,18 +151,17 @@ class PrototypePlugin(SupervisedPlugin[Any]):
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         last = strategy.clock.train_exp_epochs == strategy.train_epochs - 1
-        collects = last and self.collect == "training"
-        self._classifier = find_classifier(strategy.model, self.layer) if collects else None
+        self._collects = last and self.collect == "training"
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._classifier is not None:
-            self._tap.open(self._classifier)
+        if self._collects:
+            self._tap.open_at(strategy.model, self._find(strategy.model, sample_of(strategy)))
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         seen = self._tap.close()
         if not seen:
             return
-        labels, tasks = strategy.mb_y, tasks_of(strategy.mbatch)
+        labels, tasks = strategy.mb_y, tasks_of(strategy)
         features = joined(seen, tasks)
         if len(features) != len(labels):
             raise RuntimeError(
@@ -175,7 +175,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._waiting.add(batch)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        self._classifier = None
+        self._collects = False
 
     def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
         # Early stopping ends an experience before the epoch that collects.
@@ -268,23 +268,22 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             self.head.to(strategy.device)
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        knows_something = self.memory is not None and len(self.memory) > 0
-        self._evaluated = find_classifier(strategy.model, self.layer) if knows_something else None
+        self._answers = self.memory is not None and len(self.memory) > 0
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._evaluated is not None:
-            self._tap.open(self._evaluated)
+        if self._answers:
+            self._tap.open_at(strategy.model, self._find(strategy.model, sample_of(strategy)))
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         seen = self._tap.close()
         if not seen:
             return
-        tasks = tasks_of(strategy.mbatch)
-        width = max(strategy.mb_output.shape[1], int(strategy.mb_y.max()) + 1)
+        tasks = tasks_of(strategy)
+        width = least_width(strategy, self._find.point)
         strategy.mb_output = self.logits(joined(seen, tasks), tasks, width)
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._evaluated = None
+        self._answers = False
 
     def logits(self, features: Tensor, tasks: Tensor | None = None, width: int = 0) -> Tensor:
         """Logits ``(N, width or more)`` with one column for each class id.
