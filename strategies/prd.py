@@ -69,7 +69,8 @@ class PRDPlugin(FeatureLossPlugin):
     Args:
         loss: weights, temperatures and forms of the three losses.
         views: two views of each sample; by default drawn on the device by
-            :func:`.full_augmentation`. :class:`.DatasetViews` takes those that the data set made.
+            :func:`.full_augmentation` for colour images, and copies of all other inputs.
+            :class:`.DatasetViews` takes those that the data set made.
         projector: from features ``(N, D)`` to ``(N, P)``; by default :func:`build_projector`.
         teacher_mode: mode of the old model; ``"train"`` normalises its batches by their own
             statistics, as the released code does.
@@ -100,7 +101,7 @@ class PRDPlugin(FeatureLossPlugin):
     ) -> None:
         super().__init__(
             layer=layer,
-            views=named_views("augmented") if views is None else views,
+            views=named_views("auto") if views is None else views,
             host_loss=host_loss,
             mask_tasks=mask_tasks,
             per_task=per_task,
@@ -261,7 +262,8 @@ class PRDConfig(ScheduledConfig):
     """Settings of :class:`PRD`; :class:`PRDLoss` and :class:`PRDPlugin` explain most of them.
 
     Attributes:
-        views: ``augmented`` (on the device), ``dataset`` (made by its transform) or ``copies``.
+        views: ``auto`` (``augmented`` for colour images, else ``copies``), ``augmented`` (on the
+            device), ``crop_flip``, ``dataset`` (made by its transform) or ``copies``.
         projector_hidden, projector_outputs: widths of the projector.
     """
 
@@ -285,7 +287,7 @@ class PRDConfig(ScheduledConfig):
     teacher_mode: str = "eval"
     prototype_lr: float | None = None
     prototype_init: str = "random"
-    views: str = "augmented"
+    views: str = "auto"
     projector_hidden: int = 512
     projector_outputs: int = 128
 
