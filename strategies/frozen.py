@@ -117,6 +117,12 @@ class FrozenBackbone(SupervisedTemplate):
                 f"first_experience_epochs={first_experience_epochs} needs an optimizer: give "
                 "optimizer=torch.optim.SGD(model.parameters(), lr=...)"
             )
+        if adaptation == "finetune" and not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                f"first_experience_epochs={first_experience_epochs}: no weight of the model "
+                "requires a gradient, as after a strategy that froze it; give a new model, or call "
+                "model.requires_grad_(True)"
+            )
         self.session: FirstSession | None = None
         if adapts:
             self.session = FirstSession(

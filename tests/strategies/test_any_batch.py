@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.benchmarks.utils import as_classification_dataset
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -188,3 +189,24 @@ def test_drift_compensation_takes_extra_columns() -> None:
     train(strategy, benchmark.train_stream)
     assert plugin.memory is not None
     assert plugin.memory.counts.tolist() == [12] * 4
+
+
+def test_a_model_that_another_strategy_froze_is_refused_in_words() -> None:
+    model = build_net()
+    settings: dict[str, Any] = {"head": NearestMean(), "evaluator": quiet_evaluator()}
+    FrozenBackbone(model=model, **settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"froze it; give a new model"):
+        FrozenBackbone(model=model, first_experience_epochs=1, optimizer=optimizer, **settings)
+
+
+def test_adaptation_to_an_online_stream() -> None:
+    benchmark, model = stream_of(EXTRAS["nothing"]), build_net()
+    stream = split_online_stream(benchmark.train_stream, experience_size=8)
+    strategy = FrozenBackbone(
+        model=model, head=NearestMean(), first_experience_epochs=1, evaluator=quiet_evaluator(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+    )  # fmt: skip
+    train(strategy, stream)
+    assert strategy.memory is not None
+    assert strategy.memory.counts.tolist() == [12] * 4
