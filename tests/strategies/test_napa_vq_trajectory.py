@@ -136,3 +136,15 @@ def test_trajectory(k: int, indexing: str) -> None:
         predicted = torch.tensor(after["query_predictions"])[order]
         assert torch.equal(answers.argmax(1), predicted)
     assert follower.number == 6
+
+
+def test_shares_of_mixtures_are_in_their_range() -> None:
+    method = NAPAVQPlugin(NAPAVQLoss(mix=(0.6, 0.9)))
+    method.old_rows, method.table = torch.tensor([0]), torch.eye(8)
+    method.parameters.append(torch.zeros(8, 8))
+    method.parameters.edges = torch.ones(8, 8)
+    mixed, anchors = method.mixtures(400)
+    shares = mixed.gather(1, anchors[:, None]).squeeze(1)
+    apart = shares[shares < 1]  # a neighbour may be the anchor itself
+    assert apart.min() >= 0.6
+    assert apart.max() <= 0.9
