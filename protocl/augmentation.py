@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.errors import ConfigError
+from protocl.input_range import input_range
 
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
@@ -48,11 +49,17 @@ class ImageAugmentation(nn.Module):
         self.grayscale = grayscale
 
     def forward(self, images: Tensor) -> Tensor:
-        """Augmented ``(B, C, H, W)`` of images in [0, 1]; vectors ``(B, D)`` pass unchanged."""
+        """Augmented ``(B, C, H, W)`` of images; vectors ``(B, D)`` pass unchanged.
+
+        For their colours, images that leave [0, 1] have black and white at their own extremes.
+        """
         if images.ndim != 4:
             return images
-        images = self._crop_and_flip(images)
-        return self._recolour(images) if self.jitter or self.grayscale else images
+        if not self.jitter and not self.grayscale:
+            return self._crop_and_flip(images)
+        limits = input_range(images)
+        unit = self._crop_and_flip((images - limits.low) / limits.span)
+        return self._recolour(unit) * limits.span + limits.low
 
     def _crop_and_flip(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape

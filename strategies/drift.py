@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from protocl.input_range import InputRange, input_range
 from protocl.memory import PrototypeMemory
 from protocl.strategies.distances import squared_distances
 from protocl.strategies.given_statistics import memory_with, require_plain
@@ -200,24 +201,33 @@ def displaced(memory: PrototypeMemory, displacements: Tensor) -> PrototypeMemory
 
 
 def perturbed(
-    inputs: Tensor, targets: Tensor, features_of: FeaturesOf, *, step: float = 25.0, steps: int = 3
+    inputs: Tensor,
+    targets: Tensor,
+    features_of: FeaturesOf,
+    *,
+    step: float = 25.0,
+    steps: int = 3,
+    limits: InputRange | None = None,
 ) -> Tensor:
     """Inputs moved until their features come near a class mean: ``(K, M, ...)``.
 
-    Each step is ``x <- clip(x - step g / |g|)`` into [0, 1], ``g`` the gradient of the mean squared
-    error to the mean, its norm taken over all ``M`` inputs of the class.
+    Each step is ``x <- clip(x - step g / |g|)`` into ``limits``, ``g`` the gradient of the mean
+    squared error to the mean, its norm taken over all ``M`` inputs of the class.
 
     Args:
-        inputs: ``(K, M, ...)``, ``M`` samples for each class, in [0, 1].
+        inputs: ``(K, M, ...)``, ``M`` samples for each class.
         targets: ``(K, D)`` class means.
         features_of: the old backbone, in evaluation mode.
-        step: length of a step for ``M`` inputs together.
+        step: length of a step for ``M`` inputs together, relative to the span of ``limits``.
         steps: number of steps.
+        limits: range of the inputs; by default :func:`.input_range` of these.
 
     Source: Goswami et al. 2024, "Resurrecting old classes with new data for exemplar-free continual
     learning", equation 4 in the form of the authors' code.
     """
     x, (classes, count) = inputs.detach(), inputs.shape[:2]
+    limits = input_range(x) if limits is None else limits
+    length_of_step = step * limits.span
     for _ in range(steps):
         with torch.enable_grad():
             leaf = x.flatten(0, 1).requires_grad_()
@@ -226,7 +236,7 @@ def perturbed(
             (gradient,) = torch.autograd.grad(errors.sum(), leaf)
         gradient = gradient.reshape(classes, -1)
         length = gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
-        x = (x - step * (gradient / length).view_as(x)).clamp(0, 1)
+        x = (x - length_of_step * (gradient / length).view_as(x)).clamp(limits.low, limits.high)
     return x
 
 

@@ -16,7 +16,9 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from protocl.input_range import input_range
 from protocl.memory import PrototypeMemory
+from protocl.strategies.classifier_layer import FeatureFinder
 from protocl.strategies.distances import squared_distances
 from protocl.strategies.drift import (
     DriftMethod,
@@ -116,6 +118,7 @@ class DriftEstimator:
         nearest = squared_distances(before, means).topk(count, dim=0, largest=False).indices.T
         displacements = (after - before).double()[nearest].mean(1)
         x = torch.cat([batch[0] for batch in batches])
+        limits = input_range(x)
         for row in torch.arange(len(means), device=means.device).split(_CLASSES_AT_ONCE):
             moved = perturbed(
                 x[nearest[row]],
@@ -123,11 +126,12 @@ class DriftEstimator:
                 old.trainable_features,
                 step=self.step,
                 steps=self.steps,
+                limits=limits,
             )
             flat = moved.flatten(0, 1)
             old_features = old.features(flat).unflatten(0, moved.shape[:2])
             with undisturbed(strategy.model):
-                new_features = read_features(strategy.model, flat, layer=layer)
+                new_features = read_features(strategy.model, flat, find=FeatureFinder(layer))
             drift, hits = hit_displacements(
                 means, old_features, new_features.unflatten(0, moved.shape[:2]), row
             )

@@ -21,7 +21,7 @@ from protocl.strategies.extraction import features_of
 from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.old_model import OldModel, feature_distillation
 from protocl.strategies.rotations import rotate
-from protocl.strategies.task_classes import tasks_of
+from protocl.strategies.task_classes import repeated, tasks_of
 from protocl.strategies.views import Views
 
 
@@ -124,9 +124,7 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         loss = self.class_loss(features, self.rows(labels))
         if self._old_model is None or not self.distillation_weight:
             return loss
-        tasks = tasks_of(strategy.mbatch)
-        if tasks is not None:
-            tasks = tasks.repeat(len(inputs) // len(tasks))
+        tasks = repeated(tasks_of(strategy), len(inputs))
         old = self._old_model.features(inputs, tasks)
         return loss + self.distillation_weight * feature_distillation(features, old)
 

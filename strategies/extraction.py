@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from avalanche.models import avalanche_forward
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, undisturbed
+from protocl.strategies.classifier_layer import FeatureFinder, Forward, one_sample
+from protocl.strategies.feature_tap import Enough, FeaturePoint, FeatureTap, joined, undisturbed
+from protocl.strategies.model_output import width_of
+from protocl.strategies.task_classes import has_task_labels, tasks_of
 from protocl.strategies.tensor_rows import NotInMemory, integers, tensor_rows
 
 
@@ -40,19 +44,81 @@ def features_of(
     Yields:
         Inputs ``(B, ...)``, features ``(B, D)``, labels ``(B,)`` and task labels ``(B,)`` or None.
     """
-    model = strategy.model
-    classifier, tap = find_classifier(model, layer), FeatureTap(features_only=True)
+    model, tasked = strategy.model, has_task_labels(dataset)
+    find, tap = FeatureFinder(layer), FeatureTap(features_only=True)
     for batch in batches_of(dataset, strategy.eval_mb_size, num_workers):
-        x, y, *rest = (part.to(strategy.device, non_blocking=True) for part in batch)
-        tasks = rest[-1] if rest else None
-        x = x if view is None else view(x)
+        given = _on_device(strategy, batch, tasked, view)
         with nullcontext() if held else undisturbed(model):
-            tap.open(classifier)
+            tap.open_at(model, find(model, given.one_sample))
             try:
-                avalanche_forward(model, x, tasks)
+                with suppress(Enough):
+                    given.forward()
             finally:
                 seen = tap.close()
-        yield x, joined(seen, tasks), y, tasks
+        yield given.x, joined(seen, given.tasks), given.labels, given.tasks
+
+
+class _Batch(NamedTuple):
+    """A mini-batch on the strategy's device, and how it, or one sample of it, goes forward."""
+
+    x: Tensor
+    labels: Tensor
+    tasks: Tensor | None
+    forward: Forward
+    one_sample: Forward
+
+
+def _on_device(
+    strategy: Any, batch: Any, tasked: bool, view: Callable[[Tensor], Tensor] | None
+) -> _Batch:
+    if isinstance(batch, Mapping):
+        return _by_host(strategy, batch)
+    x, y, *rest = (part.to(strategy.device, non_blocking=True) for part in batch)
+    x, tasks, model = x if view is None else view(x), rest[-1] if tasked else None, strategy.model
+    forward = partial(avalanche_forward, model, x, tasks)
+    return _Batch(x, y, tasks, forward, one_sample(model, x, tasks))
+
+
+def _by_host(strategy: Any, batch: Any) -> _Batch:
+    """A mini-batch that only a strategy of its own can read and give to the model."""
+    with _as_minibatch(strategy, batch):
+        strategy._unpack_minibatch()
+        batch, x, labels = strategy.mbatch, strategy.mb_x, strategy.mb_y
+
+    def forward() -> Any:
+        with _as_minibatch(strategy, batch):
+            return strategy.forward()
+
+    return _Batch(x, labels, None, forward, forward)
+
+
+@contextmanager
+def _as_minibatch(strategy: Any, batch: Any) -> Iterator[None]:
+    before, strategy.mbatch = strategy.mbatch, batch
+    try:
+        yield
+    finally:
+        strategy.mbatch = before
+
+
+def sample_of(strategy: Any) -> Forward:
+    """Runs the strategy's model on one sample of its present mini-batch, if it is a plain one."""
+    if isinstance(strategy.mbatch, Mapping):
+        forward: Forward = strategy.forward
+        return forward
+    return one_sample(strategy.model, strategy.mbatch[0], tasks_of(strategy))
+
+
+def least_width(strategy: Any, point: FeaturePoint | None) -> int:
+    """Columns that an answer to the present mini-batch needs: the model's own and one a label.
+
+    Args:
+        strategy: whose model has just been run.
+        point: where its features are; what a model returns is no scores where these are features.
+    """
+    labels = int(strategy.mb_y.max()) + 1
+    own = 0 if point is not None and point.after else width_of(strategy.mb_output)
+    return max(own, labels)
 
 
 def batches_of(dataset: Any, size: int, num_workers: int = 0) -> Iterator[Any]:

@@ -9,17 +9,20 @@ put back before another plugin can see it.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch import Tensor, nn
+from torch import Tensor
 
 from protocl.batch import Level
 from protocl.memory import PrototypeMemory
-from protocl.strategies.extraction import features_of
-from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined, refuse_compiled
-from protocl.strategies.task_classes import TaskClasses, tasks_of
+from protocl.strategies.classifier_layer import FeatureFinder
+from protocl.strategies.extraction import features_of, least_width, sample_of
+from protocl.strategies.feature_tap import FeatureTap, joined, refuse_compiled
+from protocl.strategies.model_output import main_output
+from protocl.strategies.task_classes import TaskClasses, has_task_labels, repeated, tasks_of
 from protocl.strategies.views import Views
 
 
@@ -49,8 +52,10 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         self.views = views
         self.host_loss = host_loss
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
-        self._tap = FeatureTap()
-        self._classifier: nn.Module | None = None
+        self._find = FeatureFinder(layer)
+        # Two, because an evaluation can come in the middle of an epoch.
+        self._training_tap = FeatureTap(differentiable=True)
+        self._answering_tap = FeatureTap()
         self._single: tuple[Tensor, Tensor | None] | None = None
         self._features: Tensor | None = None
         self._inputs: Tensor | None = None
@@ -106,30 +111,32 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         ids = torch.unique(self.tasks.note(labels, tasks))
         self.begin_experience(strategy, ids.to(strategy.device))
 
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        self._classifier = find_classifier(strategy.model, self.layer)
-        self._tap = FeatureTap(differentiable=True)
-
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         if self.views is not None:
-            self._make_views(strategy.mbatch, self.views)
-        assert self._classifier is not None
-        self._tap.open(self._classifier)
+            self._make_views(strategy, self.views)
+        point = self._find(strategy.model, sample_of(strategy))
+        self._training_tap.open_at(strategy.model, point)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        batch = strategy.mbatch
-        self._features = joined(self._tap.close(), tasks_of(batch))
-        self._inputs = batch[0]
+        self._features = joined(self._training_tap.close(), tasks_of(strategy))
+        self._inputs = strategy.mb_x
+        strategy.mb_output = _scores(strategy.mb_output)
         if self._single is not None:
             self._undo_views(strategy, *self._single)
             self._single = None
 
-    def _make_views(self, batch: list[Tensor], views: Views) -> None:
+    def _make_views(self, strategy: Any, views: Views) -> None:
         """Put all views in the place of the inputs, and keep what was there."""
-        self._single = (batch[0], tasks_of(batch))
-        batch[0] = self._inputs = views(batch[0])
-        if len(batch) > 2:
-            batch[-1] = batch[-1].repeat(len(batch[0]) // len(batch[-1]))
+        batch, tasks = strategy.mbatch, tasks_of(strategy)
+        if isinstance(batch, Mapping):
+            raise TypeError(
+                f"{type(self).__name__} makes views of each input, which a mini-batch that is a "
+                "dictionary does not allow: let the data set give (inputs, labels), or no views"
+            )
+        self._single = (batch[0], tasks)
+        batch[0] = views(batch[0])
+        if tasks is not None:
+            batch[-1] = repeated(tasks, len(batch[0]))
 
     def _undo_views(self, strategy: Any, inputs: Tensor, tasks: Tensor | None) -> None:
         batch = strategy.mbatch
@@ -146,44 +153,46 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         assert self._features is not None
         assert self._inputs is not None
-        labels = self.tasks.ids(strategy.mb_y, tasks_of(strategy.mbatch))
+        labels = self.tasks.ids(strategy.mb_y, tasks_of(strategy))
         own = self.feature_loss(strategy, self._features, labels, self._inputs)
         strategy.loss = self.host_loss * strategy.loss + own if self.host_loss else own
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         self._features = self._inputs = None
 
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        self._classifier = None
-
     # -- answering --------------------------------------------------------------------------
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         refuse_compiled(strategy.model)
 
-    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._classifier = find_classifier(strategy.model, self.layer)
-        self._tap = FeatureTap()
-
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        assert self._classifier is not None
-        self._tap.open(self._classifier)
+        point = self._find(strategy.model, sample_of(strategy))
+        self._answering_tap.open_at(strategy.model, point)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        tasks = tasks_of(strategy.mbatch)
-        answer = self.class_logits(joined(self._tap.close(), tasks))
+        tasks = tasks_of(strategy)
+        answer = self.class_logits(joined(self._answering_tap.close(), tasks))
         if answer is None:
             return
-        width = max(strategy.mb_output.shape[1], int(strategy.mb_y.max()) + 1)
+        width = least_width(strategy, self._find.point)
         logits, ids = answer
         strategy.mb_output = self.tasks.dense(logits, ids, tasks, width, float("-inf"))
 
-    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._classifier = None
+
+def _scores(output: Any) -> Tensor:
+    """What the host's criterion can read of a model's output."""
+    found = main_output(output)
+    if found is None:
+        raise TypeError(
+            f"the model returned a {type(output).__name__}: expected scores of the classes, or an "
+            "object that holds them as its logits"
+        )
+    return found
 
 
 def _labels_of(dataset: Any) -> tuple[Tensor, Tensor | None]:
     """Labels ``(N,)`` and, where there are any, task labels ``(N,)`` of an Avalanche dataset."""
     labels = torch.as_tensor(list(dataset.targets))
-    tasks = getattr(dataset, "targets_task_labels", None)
-    return labels, None if tasks is None else torch.as_tensor(list(tasks))
+    if not has_task_labels(dataset):
+        return labels, None
+    return labels, torch.as_tensor(list(dataset.targets_task_labels))

@@ -1,57 +1,31 @@
-"""Read a model's features: what enters its classification layer during a forward pass."""
+"""Read a model's features during a forward pass: what enters its classification layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-COMMON_NAMES = ("classifier", "fc", "head", "linear")
+from protocl.strategies.model_output import main_output
 
 
-def find_classifier(model: nn.Module, name: str | None = None) -> nn.Module:
-    """The classification layer of ``model``, whose input is the feature vector.
+class FeaturePoint(NamedTuple):
+    """Where the features of a model are.
 
-    Looked for in this order: ``name``; what ``timm`` calls the classifier; an attribute of the
-    model called ``classifier``, ``fc``, ``head`` or ``linear``; a linear layer with which a
-    ``nn.Sequential`` ends; the only submodule of such a name.
-
-    Raises:
-        ValueError: there is no such layer or more than one; the message lists the layers there are.
+    Attributes:
+        path: of the layer in the model; ``""`` for the model itself.
+        after: they are what the layer returns, not what enters it.
+        last: the layer is called more than once in a forward pass, and the last call counts.
     """
-    modules = dict(model.named_modules())
-    if name is not None:
-        if name in modules:
-            return modules[name]
-        raise ValueError(f"layer='{name}' is not a layer of {_description(model)}")
-    config = getattr(model, "pretrained_cfg", None) or {}
-    for candidate in (config.get("classifier"), *COMMON_NAMES):
-        if isinstance(candidate, str) and candidate in modules:
-            return modules[candidate]
-    last = model
-    while type(last) is nn.Sequential and len(last):
-        last = last[-1]
-    if isinstance(last, nn.Linear) and last is not model:
-        return last
-    nested = [path for path in modules if path.rpartition(".")[2] in COMMON_NAMES]
-    outermost = [path for path in nested if not any(path.startswith(f"{p}.") for p in nested)]
-    if len(outermost) == 1:
-        return modules[outermost[0]]
-    raise ValueError(
-        f"cannot tell which layer is the classifier: give layer=NAME, a layer of "
-        f"{_description(model)}"
-    )
 
-
-def _description(model: nn.Module) -> str:
-    """Class of the model and the names of its linear layers."""
-    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return f"{type(model).__name__}, whose linear layers are: {', '.join(linear) or '(none)'}"
+    path: str
+    after: bool = False
+    last: bool = False
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -69,6 +43,10 @@ def refuse_compiled(model: nn.Module) -> None:
             )
 
 
+class Enough(Exception):  # noqa: N818 - an answer, not a fault
+    """The features were read, and nobody wants what the model makes of them."""
+
+
 class FeatureTap:
     """Keeps what enters ``layer`` from :meth:`open` to :meth:`close`.
 
@@ -79,7 +57,8 @@ class FeatureTap:
         differentiable: keep the features in the graph, for losses that train the backbone;
             otherwise they are detached copies.
         features_only: nobody reads what the model returns, so that a linear layer need not be
-            computed: zeros of its shape take the place of its output.
+            computed: zeros of its shape take the place of its output. Where the features are what
+            a layer returns, the pass ends there by :class:`Enough`.
     """
 
     def __init__(self, differentiable: bool = False, features_only: bool = False) -> None:
@@ -88,22 +67,52 @@ class FeatureTap:
         self._skipped: nn.Module | None = None
         self._handle: RemovableHandle | None = None
         self._seen: list[Tensor] = []
+        self._last = self._ends = False
 
-    def open(self, layer: nn.Module) -> None:
-        """Start to listen; what an interrupted pass left behind is dropped."""
+    def open_at(self, model: nn.Module, point: FeaturePoint) -> None:
+        """Start to listen where the features of ``model`` are."""
+        layer = model.get_submodule(point.path)
+        if not point.after:
+            self.open(layer, last=point.last)
+            return
         self.close()
+        self._ends = self.features_only and layer is not model
+        self._handle = layer.register_forward_hook(self._keep_output)
+
+    def open(self, layer: nn.Module, last: bool = False) -> None:
+        """Start to listen; what an interrupted pass left behind is dropped.
+
+        Args:
+            layer: the layer.
+            last: forget what entered it when it is called again.
+        """
+        self.close()
+        self._last = last
         self._handle = layer.register_forward_pre_hook(self._keep, with_kwargs=True)
         if self.features_only and type(layer) is nn.Linear and not _is_watched(layer):
             layer.forward = partial(_zeros_like_output, layer.out_features)  # type: ignore[method-assign]
             self._skipped = layer
 
     def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._last:
+            self._seen.clear()
         features = args[0] if args else next(iter(kwargs.values()))
         features = features if self.differentiable else features.detach()
         # A copy, since a layer may begin with an operation in place (dropout, ReLU). A linear one
         # does not, and for its gradient torch itself refuses changes to what entered it.
         features = features.flatten(1)
         self._seen.append(features if type(layer) is nn.Linear else features.clone())
+
+    def _keep_output(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        features = main_output(output)
+        if features is None:
+            raise TypeError(
+                f"{type(model).__name__} returned a {type(output).__name__}: expected "
+                "a tensor of features, or an object that holds one"
+            )
+        self._seen.append((features if self.differentiable else features.detach()).flatten(1))
+        if self._ends:
+            raise Enough
 
     def close(self) -> list[Tensor]:
         """Stop to listen.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from protocl.backbones import Classifier
 from protocl.backbones.adaptation import adapt, find_adaptation
 from protocl.backbones.branches import two_branches
-from protocl.strategies.feature_tap import find_classifier
+from protocl.strategies.classifier_layer import find_classifier
 
 
 class SessionCosine(CosineLinear):

@@ -25,6 +25,7 @@ from protocl.errors import ConfigError
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.strategies.epoch_schedule import EpochSchedule
+from protocl.strategies.extraction import classes_of
 from protocl.strategies.first_session import FirstSession
 from protocl.strategies.in_memory import InMemory
 from protocl.strategies.optimizers import build_optimizer
@@ -116,6 +117,12 @@ class FrozenBackbone(SupervisedTemplate):
                 f"first_experience_epochs={first_experience_epochs} needs an optimizer: give "
                 "optimizer=torch.optim.SGD(model.parameters(), lr=...)"
             )
+        if adaptation == "finetune" and not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                f"first_experience_epochs={first_experience_epochs}: no weight of the model "
+                "requires a gradient, as after a strategy that froze it; give a new model, or call "
+                "model.requires_grad_(True)"
+            )
         self.session: FirstSession | None = None
         if adapts:
             self.session = FirstSession(
@@ -139,6 +146,7 @@ class FrozenBackbone(SupervisedTemplate):
             evaluator=evaluator,
             eval_every=eval_every,
         )
+        self.prototypes.still = None  # whether buffers move is decided here
         self.frozen = False
         if not adapts:
             self.freeze()
@@ -198,8 +206,8 @@ class FrozenBackbone(SupervisedTemplate):
 
     def _before_training_epoch(self, **kwargs: Any) -> None:
         if self.session is not None:
-            classes = self.experience.classes_in_this_experience
-            self.session.begin_epoch(self.model, classes)
+            classes = classes_of(self.experience.dataset)
+            self.session.begin_epoch(self.model, classes.tolist())
         super()._before_training_epoch(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:

@@ -95,7 +95,7 @@ class ICaRLPlugin(PrototypePlugin):
         old_logits = None
         if self._old is not None:
             with torch.no_grad():
-                tasks = tasks_of(strategy.mbatch)
+                tasks = tasks_of(strategy)
                 old_logits = avalanche_forward(self._old.model, strategy.mb_x, tasks)
         strategy.loss = distilled_binary_loss(
             strategy.mb_output, strategy.mb_y, old_logits, self._old_classes

@@ -8,7 +8,8 @@ import torch
 from avalanche.models import avalanche_forward
 from torch import Tensor, nn
 
-from protocl.strategies.feature_tap import FeatureTap, find_classifier, joined
+from protocl.strategies.classifier_layer import FeatureFinder, one_sample
+from protocl.strategies.feature_tap import FeatureTap, joined
 
 
 class OldModel:
@@ -24,7 +25,7 @@ class OldModel:
 
     def __init__(self, model: nn.Module, layer: str | None = None) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.layer = layer
+        self._find = FeatureFinder(layer)
 
     @torch.no_grad()
     def features(self, x: Tensor, tasks: Tensor | None = None) -> Tensor:
@@ -38,11 +39,11 @@ class OldModel:
 
     def trainable_features(self, x: Tensor, tasks: Tensor | None = None) -> Tensor:
         """The same with a graph to the inputs."""
-        return read_features(self.model, x, tasks, self.layer)
+        return read_features(self.model, x, tasks, self._find)
 
 
 def read_features(
-    model: nn.Module, x: Tensor, tasks: Tensor | None = None, layer: str | None = None
+    model: nn.Module, x: Tensor, tasks: Tensor | None = None, find: FeatureFinder | None = None
 ) -> Tensor:
     """Features ``(N, D)`` of inputs ``(N, ...)`` as ``model`` is, with a graph if one is recorded.
 
@@ -50,10 +51,10 @@ def read_features(
         model: any model whose classification layer can be found.
         x: inputs.
         tasks: task labels ``(N,)``, if there are any.
-        layer: name of the classification layer; found by itself if None.
+        find: tells where its features are; found anew if None.
     """
-    tap = FeatureTap(differentiable=True)
-    tap.open(find_classifier(model, layer))
+    tap, find = FeatureTap(differentiable=True), find or FeatureFinder()
+    tap.open_at(model, find(model, one_sample(model, x, tasks)))
     try:
         avalanche_forward(model, x, tasks)
     finally:

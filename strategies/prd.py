@@ -34,7 +34,7 @@ from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prd_losses import PRDLoss, PRDTerms, Relations
 from protocl.strategies.prototype_table import PrototypeTable
-from protocl.strategies.task_classes import tasks_of
+from protocl.strategies.task_classes import repeated, tasks_of
 from protocl.strategies.views import Views, named_views
 
 
@@ -69,7 +69,8 @@ class PRDPlugin(FeatureLossPlugin):
     Args:
         loss: weights, temperatures and forms of the three losses.
         views: two views of each sample; by default drawn on the device by
-            :func:`.full_augmentation`. :class:`.DatasetViews` takes those that the data set made.
+            :func:`.full_augmentation` for colour images, and copies of all other inputs.
+            :class:`.DatasetViews` takes those that the data set made.
         projector: from features ``(N, D)`` to ``(N, P)``; by default :func:`build_projector`.
         teacher_mode: mode of the old model; ``"train"`` normalises its batches by their own
             statistics, as the released code does.
@@ -100,7 +101,7 @@ class PRDPlugin(FeatureLossPlugin):
     ) -> None:
         super().__init__(
             layer=layer,
-            views=named_views("augmented") if views is None else views,
+            views=named_views("auto") if views is None else views,
             host_loss=host_loss,
             mask_tasks=mask_tasks,
             per_task=per_task,
@@ -161,9 +162,7 @@ class PRDPlugin(FeatureLossPlugin):
         if self._old is None or self._old_prototypes is None or self.prototypes is None:
             return None
         known = len(self._old_prototypes)
-        tasks = tasks_of(strategy.mbatch)
-        if tasks is not None:
-            tasks = tasks.repeat(len(inputs) // len(tasks))
+        tasks = repeated(tasks_of(strategy), len(inputs))
         return Relations(
             table[:known],
             self._old.features(inputs, tasks),
@@ -263,7 +262,8 @@ class PRDConfig(ScheduledConfig):
     """Settings of :class:`PRD`; :class:`PRDLoss` and :class:`PRDPlugin` explain most of them.
 
     Attributes:
-        views: ``augmented`` (on the device), ``dataset`` (made by its transform) or ``copies``.
+        views: ``auto`` (``augmented`` for colour images, else ``copies``), ``augmented`` (on the
+            device), ``crop_flip``, ``dataset`` (made by its transform) or ``copies``.
         projector_hidden, projector_outputs: widths of the projector.
     """
 
@@ -287,7 +287,7 @@ class PRDConfig(ScheduledConfig):
     teacher_mode: str = "eval"
     prototype_lr: float | None = None
     prototype_init: str = "random"
-    views: str = "augmented"
+    views: str = "auto"
     projector_hidden: int = 512
     projector_outputs: int = 128
 

@@ -205,7 +205,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         if self._old is None:
             return loss
         model, before = self._old
-        old = before.log_joint(model.features(inputs, tasks_of(strategy.mbatch)))
+        old = before.log_joint(model.features(inputs, tasks_of(strategy)))
         known = self.posterior.rows_of(before.class_ids)
         now = self.posterior.log_joint(features)[:, known]
         return loss + self.distillation * predictive_distillation(now, old, self.temperature)

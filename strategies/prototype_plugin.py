@@ -21,7 +21,7 @@ Avalanche 0.6.0 has faults that no plugin can mend. What to do about them:
 * ``Replay`` with ``persistent_workers=True`` and no workers fails: leave the argument out.
 * ``Replay(..., plugins=mine)`` and its like may append to ``mine``: give each strategy a new list.
 * The first ``train`` puts every parameter of the model in the optimizer, whatever you gave it:
-  freeze a backbone by ``requires_grad_(False)``.
+  freeze a backbone by ``requires_grad_(False)``. Its BatchNorm layers are then kept from moving.
 * Unknown keywords of ``train`` and ``eval`` are ignored: ``num_workrs=2`` does nothing.
 * Stream accuracy with task labels is logged under the last task's name only.
 """
@@ -42,15 +42,16 @@ from protocl.errors import NotFittedError
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.strategies.extraction import Signature, classes_of, features_of
+from protocl.strategies.classifier_layer import FeatureFinder
+from protocl.strategies.extraction import Signature, classes_of, features_of, least_width, sample_of
 from protocl.strategies.feature_tap import (
     FeatureTap,
-    find_classifier,
     joined,
     refuse_compiled,
     undisturbed,
 )
 from protocl.strategies.pieces import Piece, PieceBuffer, in_pieces
+from protocl.strategies.still_backbone import StillBackbone
 from protocl.strategies.task_classes import TaskClasses, tasks_of
 
 
@@ -60,8 +61,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
     Args:
         head: turns the memory into logits; ``NearestMean()`` by default.
         layer: name of the model's classification layer, whose input are the features; by default
-            what ``timm`` names it, or ``classifier``, ``fc``, ``head`` or ``linear``, or the linear
-            layer at the end of a ``nn.Sequential``.
+            the layer whose output is what the model returns. A model without a linear layer is a
+            feature extractor.
         collect: ``"extra_pass"`` reads the experience once more after it was trained on, in
             evaluation mode; training on the same experience again straight away replaces what it
             contributed, so that nothing counts twice.
@@ -82,6 +83,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         step: quantisation step of ``exact``.
 
     Attributes:
+        still: holds the buffers of a frozen backbone; None to let them move.
         memory: the statistics, or None until the first features were seen. With
             ``collect="training"`` up to 8,192 samples wait to be added until the next evaluation
             or the end of the experience.
@@ -121,9 +123,11 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self.step = step
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
         self._tap = FeatureTap()
+        self._find = FeatureFinder(layer)
         # Two, because an evaluation can come in the middle of an epoch.
-        self._classifier: nn.Module | None = None
-        self._evaluated: nn.Module | None = None
+        self._collects = False
+        self._answers = False
+        self.still: StillBackbone | None = StillBackbone()
         self._waiting = PieceBuffer()
         self._collected = False
         self._current: Tensor | None = None
@@ -147,21 +151,27 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._waiting = PieceBuffer()
         self._collected = False
         self._current = None
+        if self.still is not None:
+            self.still.begin()
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         last = strategy.clock.train_exp_epochs == strategy.train_epochs - 1
-        collects = last and self.collect == "training"
-        self._classifier = find_classifier(strategy.model, self.layer) if collects else None
+        self._collects = last and self.collect == "training"
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._classifier is not None:
-            self._tap.open(self._classifier)
+        point = self._find(strategy.model, sample_of(strategy))
+        if self.still is not None:
+            self.still.before_forward(strategy.model, point)
+        if self._collects:
+            self._tap.open_at(strategy.model, point)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         seen = self._tap.close()
+        if self.still is not None:
+            self.still.after_forward(strategy.model)
         if not seen:
             return
-        labels, tasks = strategy.mb_y, tasks_of(strategy.mbatch)
+        labels, tasks = strategy.mb_y, tasks_of(strategy)
         features = joined(seen, tasks)
         if len(features) != len(labels):
             raise RuntimeError(
@@ -175,9 +185,13 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._waiting.add(batch)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        self._classifier = None
+        self._collects = False
+        if self.still is not None:
+            self.still.end_epoch(strategy.model)
 
     def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        if self.still is not None:
+            self.still.end(strategy.model)
         # Early stopping ends an experience before the epoch that collects.
         if self._collected:
             self._flush(strategy)
@@ -234,6 +248,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if part is None:
             return
         moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
+        moves = moves or (self.still is not None and self.still.moved)
         samples = signature.value()
         if self.memory is not None and self._last is not None:
             before, contribution, revision = self._last
@@ -268,23 +283,22 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             self.head.to(strategy.device)
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        knows_something = self.memory is not None and len(self.memory) > 0
-        self._evaluated = find_classifier(strategy.model, self.layer) if knows_something else None
+        self._answers = self.memory is not None and len(self.memory) > 0
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._evaluated is not None:
-            self._tap.open(self._evaluated)
+        if self._answers:
+            self._tap.open_at(strategy.model, self._find(strategy.model, sample_of(strategy)))
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         seen = self._tap.close()
         if not seen:
             return
-        tasks = tasks_of(strategy.mbatch)
-        width = max(strategy.mb_output.shape[1], int(strategy.mb_y.max()) + 1)
+        tasks = tasks_of(strategy)
+        width = least_width(strategy, self._find.point)
         strategy.mb_output = self.logits(joined(seen, tasks), tasks, width)
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._evaluated = None
+        self._answers = False
 
     def logits(self, features: Tensor, tasks: Tensor | None = None, width: int = 0) -> Tensor:
         """Logits ``(N, width or more)`` with one column for each class id.

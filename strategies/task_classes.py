@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +13,26 @@ STRIDE = 2**32
 """Distance between the memory's ids of one class in successive tasks, above any class id."""
 
 
-def tasks_of(batch: list[Tensor]) -> Tensor | None:
-    """Task labels ``(B,)`` of a mini-batch, which new-style benchmarks do not have."""
-    return batch[-1] if len(batch) > 2 else None
+def has_task_labels(dataset: Any) -> bool:
+    """Whether the mini-batches of an Avalanche dataset end in task labels.
+
+    What else a data set gives with each sample, such as its index, is no task.
+    """
+    attributes = getattr(dataset, "_data_attributes", {})
+    return "targets_task_labels" in attributes and attributes["targets_task_labels"].use_in_getitem
+
+
+def tasks_of(strategy: Any) -> Tensor | None:
+    """Task labels ``(B,)`` of the present mini-batch, if its data set has any."""
+    if not has_task_labels(strategy.experience.dataset) or isinstance(strategy.mbatch, Mapping):
+        return None
+    tasks: Tensor = strategy.mb_task_id
+    return tasks
+
+
+def repeated(tasks: Tensor | None, samples: int) -> Tensor | None:
+    """Task labels of so many ``samples``, which are several views of each of the mini-batch."""
+    return None if tasks is None else tasks.repeat(samples // len(tasks))
 
 
 class TaskClasses:

@@ -48,14 +48,33 @@ class AugmentedViews:
         return torch.cat([self.augmentation(x) for _ in range(self.count)])
 
 
+class OnColourImages:
+    """An augmentation for colour images alone; all other inputs stay as they are.
+
+    Shifts, flips and jitter, which are made for photographs, take more from small grey images
+    (clothes, letters) than they teach.
+
+    Args:
+        augmentation: from images ``(B, 3, H, W)`` to such images.
+    """
+
+    def __init__(self, augmentation: Callable[[Tensor], Tensor]) -> None:
+        self.augmentation = augmentation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.augmentation(x) if x.ndim == 4 and x.shape[1] == 3 else x
+
+
 def named_views(
-    name: Literal["augmented", "crop_flip", "dataset", "copies"] | str, count: int = 2
+    name: Literal["auto", "augmented", "crop_flip", "dataset", "copies"] | str, count: int = 2
 ) -> Views:
     """The views that a configuration names.
 
     Raises:
         ValueError: no such name.
     """
+    if name == "auto":
+        return AugmentedViews(OnColourImages(full_augmentation()), count)
     if name == "augmented":
         return AugmentedViews(full_augmentation(), count)
     if name == "crop_flip":
@@ -64,4 +83,4 @@ def named_views(
         return AugmentedViews(None, count)
     if name == "dataset":
         return DatasetViews()
-    raise ValueError(f"views={name}: expected augmented, crop_flip, copies or dataset")
+    raise ValueError(f"views={name}: expected auto, augmented, crop_flip, copies or dataset")

@@ -7,7 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from protocl.augmentation import TrainingAugmentation, crop_and_flip, named_augmentation
+from protocl.augmentation import (
+    TrainingAugmentation,
+    crop_and_flip,
+    full_augmentation,
+    named_augmentation,
+)
 from protocl.errors import ConfigError
 
 
@@ -37,3 +42,13 @@ def test_every_mini_batch_is_drawn_anew_and_the_data_stay() -> None:
     assert seen[0].shape == images.shape
     assert not torch.equal(*seen)
     assert torch.equal(images, kept)
+
+
+def test_standardised_images_are_augmented_as_they_were_before() -> None:
+    augment = full_augmentation()
+    images = torch.rand(6, 3, 8, 8, dtype=torch.float64)
+    images[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    torch.manual_seed(0)
+    expected = augment(images)
+    torch.manual_seed(0)
+    torch.testing.assert_close(augment(5 * images - 2), 5 * expected - 2)

@@ -171,3 +171,22 @@ def test_only_samples_that_reach_their_class_count() -> None:
     displacements, hits = hit_displacements(means, old, new, torch.tensor([0, 1]))
     assert hits.tolist() == [1.0, 0.0]
     torch.testing.assert_close(displacements, torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=F64))
+
+
+def test_inputs_in_another_unit_are_perturbed_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 4, generator=generator, dtype=F64)
+    x = torch.rand(2, 5, 12, generator=generator, dtype=F64)
+    x[0, 0, :2] = torch.tensor([0.0, 1.0])
+    targets = 2 * torch.rand(2, 12, generator=generator, dtype=F64) @ weight
+    moved = perturbed(x, targets, lambda x: x @ weight, step=0.5)
+    assert moved.min() == 0
+    standardised = perturbed(4 * x - 2, targets, lambda x: (x + 2) / 4 @ weight, step=0.5)
+    torch.testing.assert_close(standardised, 4 * moved - 2)
+
+
+def test_a_class_far_from_all_samples_moves_by_their_mean() -> None:
+    old, new = torch.eye(3, dtype=F64), torch.eye(3, dtype=F64) + torch.arange(3, dtype=F64)
+    far = weighted_displacements(torch.full((1, 3), 1e3, dtype=F64), old, new)
+    torch.testing.assert_close(far.weights, torch.full((1,), 3e-5, dtype=F64))
+    torch.testing.assert_close(far.mean, torch.tensor([[0.0, 1.0, 2.0]], dtype=F64))

@@ -7,9 +7,9 @@ import torch
 from avalanche.models import MTSimpleMLP, SimpleCNN, SimpleMLP, SlimResNet18, as_multitask
 from torch import Tensor, nn
 
+from protocl.strategies.classifier_layer import find_classifier
 from protocl.strategies.feature_tap import (
     FeatureTap,
-    find_classifier,
     joined,
     refuse_compiled,
     undisturbed,

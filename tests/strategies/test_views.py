@@ -78,7 +78,18 @@ def test_views_are_drawn_independently():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="views=two: expected augmented, crop_flip, copies"):
+    with pytest.raises(ValueError, match="views=two: expected auto, augmented, crop_flip, copies"):
         named_views("two")
     with pytest.raises(ValueError, match="count=0: expected at least one view"):
         AugmentedViews(count=0)
+
+
+def test_views_that_fit_the_input() -> None:
+    views = named_views("auto")
+    grey, colour = torch.rand(4, 1, 8, 8), torch.rand(4, 3, 8, 8)
+    assert torch.equal(views(grey), torch.cat([grey, grey]))
+    assert torch.equal(views(grey.flatten(1)), torch.cat([grey, grey]).flatten(1))
+    torch.manual_seed(0)
+    drawn = views(colour)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, named_views("augmented")(colour))
