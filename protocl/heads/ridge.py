@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -171,6 +172,17 @@ class Ridge(ChunkedHead):
         # What is less than the error of G fits that error, and looks best by it.
         sound = errors.new_tensor(GRID) >= spectrum.error.clamp(max=GRID[-1])
         return GRID[int(torch.where(sound, errors, torch.inf).argmin())]
+
+    def twin(self) -> Self:
+        twin = super().twin()
+        # Another lambda would give the scores another scale.
+        twin.regularization = self.regularization if self.chosen is None else self.chosen
+        return twin
+
+    def mapped_logits(self, mapped: Tensor) -> Tensor:
+        plain = copy(self)
+        plain.projection = None  # what is mapped is not mapped again
+        return plain._logits(mapped.to(self.dtype))
 
     def _queries(self, features: Tensor) -> Tensor:
         return self.feature_map(features.shape[1])(features)
