@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -68,8 +70,8 @@ def test_rows_sum_to_one_in_the_order_of_logits_that_stay_as_they_were(make):
     before = head.fit(memory)(features)
     answers = head.predict(features)
     table = head.calibration_table(memory, features, labels, parts=3)
-    for given in (None, table):
-        chances = head.calibrate(memory, given).predict_proba(features)
+    for exchanged in (None, table):
+        chances = head.calibrate(memory, exchanged).predict_proba(features)
         assert chances.shape == (len(features), CLASSES)
         assert chances.dtype == torch.float64
         torch.testing.assert_close(chances.sum(1), torch.ones(len(features), dtype=torch.float64))
@@ -169,6 +171,21 @@ def test_tables_of_clients_add_up_in_any_order_and_travel_as_json():
     assert torch.equal(chances, NearestMean().calibrate(memory, back).predict_proba(queries))
 
 
+@given(cut=st.integers(0, 40), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_the_table_of_a_union_is_the_sum_of_tables(cut, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 10 * torch.randn(40, 3, generator=generator)
+    rows = torch.randint(3, (40,), generator=generator)
+    first, second, both = (
+        CalibrationTable.of(logits[part], rows[part], start=-6)
+        for part in (slice(0, cut), slice(cut, 40), slice(0, 40))
+    )
+    assert (first + second).to_dict() == both.to_dict()
+    assert both.samples == 40
+    assert bool((both.correct.sum(1) == (logits.argmax(1) == rows).sum()).all())
+
+
 def test_a_table_holds_the_answers_of_a_head_that_has_not_seen_the_samples():
     features = torch.tensor([[0.0], [1.0], [9.0], [10.0]])
     labels = torch.tensor([0, 1, 0, 1])
@@ -234,6 +251,15 @@ def test_what_is_asked_too_early_or_of_too_little_is_refused_by_name():
     head.calibrate(full).fit(full.update(features, labels))
     with pytest.raises(NotFittedError, match="these statistics"):
         head.predict_proba(features)
+
+
+def test_running_statistics_are_calibrated_by_what_they_keep():
+    head, (features, labels) = LinearDiscriminant(streaming=True), samples()
+    memory = head.new_memory(6).update(features, labels)
+    chances = head.calibrate(memory).predict_proba(features[:0])
+    assert chances.shape == (0, CLASSES)
+    with pytest.raises(ValueError, match="order of samples"):
+        head.calibration_table(memory, features, labels)
 
 
 # -- corners --------------------------------------------------------------------------------
