@@ -141,6 +141,17 @@ class Ridge(ChunkedHead):
             self._drawn = ReluProjection(feature_dim, self.projection, seed=self.seed)
         return self._drawn
 
+    def twin(self) -> Self:
+        twin = super().twin()
+        # Another lambda would give the scores another scale.
+        twin.regularization = self.regularization if self.chosen is None else self.chosen
+        return twin
+
+    def mapped_logits(self, mapped: Tensor) -> Tensor:
+        plain = copy(self)
+        plain.projection = None  # what is mapped is not mapped again
+        return plain._logits(mapped.to(self.dtype))
+
     @torch.no_grad()
     def fit(self, memory: PrototypeMemory, heldout: PrototypeMemory | None = None) -> Self:
         """Derive the weights from ``memory``; does nothing if the memory has not changed.
@@ -172,17 +183,6 @@ class Ridge(ChunkedHead):
         # What is less than the error of G fits that error, and looks best by it.
         sound = errors.new_tensor(GRID) >= spectrum.error.clamp(max=GRID[-1])
         return GRID[int(torch.where(sound, errors, torch.inf).argmin())]
-
-    def twin(self) -> Self:
-        twin = super().twin()
-        # Another lambda would give the scores another scale.
-        twin.regularization = self.regularization if self.chosen is None else self.chosen
-        return twin
-
-    def mapped_logits(self, mapped: Tensor) -> Tensor:
-        plain = copy(self)
-        plain.projection = None  # what is mapped is not mapped again
-        return plain._logits(mapped.to(self.dtype))
 
     def _queries(self, features: Tensor) -> Tensor:
         return self.feature_map(features.shape[1])(features)
