@@ -166,8 +166,10 @@ class Head(FollowsDevice):
 
         Without a table this follows from the statistics: the head answers for seeded samples from
         Student's distributions that have the class means and the pooled covariance of the
-        memory. That takes the classes for alike in scatter, and makes a head of many similar
-        classes too sure. A table of left-out samples knows better, and costs a second exchange.
+        memory. That takes the classes for alike in scatter. It holds on digits (expected
+        calibration error below 5 %) and makes a head of many similar classes too sure (21 to 38 %
+        on pretrained features of CIFAR-100). A table of left-out samples knows better (2 to 5 %
+        there), and costs a second exchange.
 
         Args:
             memory: of level ``shared`` or ``full``; with a table of any level that suits the head.
@@ -196,7 +198,7 @@ class Head(FollowsDevice):
             features: ``(N, D)``.
             labels: ``(N,)``.
             parts: into how many parts the samples are divided, each of which is left out in turn
-                at the cost of a fit.
+                at the cost of a fit. With hardly more samples than features take 20.
 
         Raises:
             TypeError, ValueError: as :meth:`fit`; or the batch does not fit, or holds classes that
