@@ -90,6 +90,36 @@ class ReliabilityBins:
         return cls(tuple(state["counts"]), tuple(state["correct"]), tuple(state["confidence"]))
 
 
+def equal_mass_error(confidence: Any, correct: Any, n_bins: int = 15) -> float:
+    """The expected calibration error over bins that hold equally many samples each.
+
+    Bins of equal width leave most of their samples in one bin where a model is mostly sure, or
+    mostly unsure. The price is that these bins do not add up over batches. Source: Nixon et al.,
+    "Measuring calibration in deep learning", CVPR workshops 2019, section 4 (adaptive).
+
+    Args:
+        confidence: ``(N,)`` probabilities of the answers, in [0, 1].
+        correct: ``(N,)`` booleans, whether the answers were right.
+        n_bins: number of bins, at most ``N`` of which hold a sample.
+
+    Raises:
+        ValueError: shapes differ, a confidence is NaN or outside [0, 1], or there is no sample.
+
+    >>> equal_mass_error([0.8, 0.8, 0.9, 0.9], [True, True, True, False], n_bins=2)
+    0.3
+    """
+    ReliabilityBins.from_confidence(confidence, correct)  # refuses what is no confidence
+    sure = torch.as_tensor(confidence, dtype=torch.float64).cpu()
+    order = sure.argsort(stable=True)
+    right = torch.as_tensor(correct).cpu().long()[order].tensor_split(n_bins)
+    parts = sure[order].tensor_split(n_bins)
+    return metrics.expected_calibration_error(
+        [len(part) for part in parts],
+        [int(part.sum()) for part in right],
+        [float(part.sum()) for part in parts],
+    )
+
+
 def _sums(index: Tensor, values: Tensor, n_bins: int) -> list[Any]:
     zeros = torch.zeros(n_bins, dtype=values.dtype)
     result: list[Any] = zeros.index_add_(0, index, values).tolist()

@@ -35,6 +35,10 @@ class FeatureMap(nn.Module):
         """Map ``(N, D)`` features to ``(N, W)``."""
         return features
 
+    def lift(self, mapped: Tensor) -> Tensor:
+        """Features ``(N, D)`` that the map takes to ``mapped`` ``(N, W)``, or near it."""
+        return mapped
+
     def extra_repr(self) -> str:
         return self.spec
 
@@ -74,6 +78,9 @@ class Tukey(FeatureMap):
                 f"got {lowest:g}; use tukey=None, or a backbone whose last layer is a ReLU"
             )
         return features.log() if self.power == 0 else features.pow(self.power)
+
+    def lift(self, mapped: Tensor) -> Tensor:
+        return mapped.exp() if self.power == 0 else mapped.clamp(min=0).pow(1 / self.power)
 
 
 class ReluProjection(FeatureMap):
@@ -124,6 +131,9 @@ class ReluProjection(FeatureMap):
     @in_full_precision
     def forward(self, features: Tensor) -> Tensor:
         return torch.relu(features @ self.weight.to(features.dtype))
+
+    def lift(self, mapped: Tensor) -> Tensor:
+        raise NotImplementedError("random features outnumber what they were made from")
 
 
 def _projection(feature_dim: str, dim: str, source: str, digest: str) -> FeatureMap:

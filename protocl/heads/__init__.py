@@ -2,6 +2,7 @@
 
 from protocl.heads.base import Head
 from protocl.heads.bayesian import BayesianPrototypes
+from protocl.heads.calibration_table import CalibrationTable
 from protocl.heads.linear_discriminant import LinearDiscriminant
 from protocl.heads.mahalanobis import Mahalanobis
 from protocl.heads.nearest_mean import NearestMean
@@ -10,6 +11,7 @@ from protocl.heads.ridge import Ridge
 
 __all__ = [
     "BayesianPrototypes",
+    "CalibrationTable",
     "ClassPriors",
     "Head",
     "LinearDiscriminant",

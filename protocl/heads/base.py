@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import ClassVar, Self
 
 import torch
@@ -13,6 +14,9 @@ from protocl.accumulate import all_finite
 from protocl.batch import Level, require_tensor
 from protocl.device import FollowsDevice
 from protocl.errors import NotFittedError
+from protocl.heads.calibrate import calibration_of, left_out_table, level_for
+from protocl.heads.calibration_table import CalibrationTable
+from protocl.heads.probabilities import Calibration, probabilities
 from protocl.heads.ranking import Block, best_columns
 from protocl.maps import FeatureMap
 from protocl.memory import PrototypeMemory
@@ -47,6 +51,7 @@ class Head(FollowsDevice):
         self.register_buffer("_classes", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._revision: str | None = None
         self._feature_dim = 0
+        self._calibration: tuple[str, Calibration] | None = None
 
     # -- for users --------------------------------------------------------------------------
 
@@ -67,6 +72,7 @@ class Head(FollowsDevice):
         exact: bool = False,
         step: float = 2.0**-16,
         fingerprint: str | None = None,
+        calibrated: bool = False,
     ) -> PrototypeMemory:
         """An empty memory that keeps what this head needs.
 
@@ -74,9 +80,11 @@ class Head(FollowsDevice):
             feature_dim: width ``D`` of the backbone's features.
             level: keep more than the head needs (to compare heads on one memory).
             exact, step, fingerprint: as for :class:`protocl.PrototypeMemory`.
+            calibrated: also keep what :meth:`calibrate` needs where it is given no table.
         """
+        needed = level_for(self.required_level) if calibrated else self.required_level
         return PrototypeMemory(
-            feature_dim, level or self.required_level, feature_map=self.feature_map(feature_dim),
+            feature_dim, level or needed, feature_map=self.feature_map(feature_dim),
             raw_means=self.raw_means, exact=exact, step=step, fingerprint=fingerprint,
         )  # fmt: skip
 
@@ -161,6 +169,82 @@ class Head(FollowsDevice):
         _require_finite(values)
         return values, classes[columns]
 
+    @torch.no_grad()
+    def calibrate(self, memory: PrototypeMemory, table: CalibrationTable | None = None) -> Self:
+        """Fit to ``memory``, and learn from it how sure the answers are.
+
+        Without a table this follows from the statistics: the head answers for seeded samples from
+        Student's distributions that have the class means and the pooled covariance of the
+        memory. That takes the classes for alike in scatter. It holds on digits (expected
+        calibration error below 5 %) and makes a head of many similar classes too sure (21 to 38 %
+        on pretrained features of CIFAR-100). A table of left-out samples knows better (2 to 5 %
+        there), and costs a second exchange.
+
+        Args:
+            memory: of level ``shared`` or ``full``; with a table of any level that suits the head.
+            table: sum of what all holders of samples got from :meth:`calibration_table`.
+
+        Raises:
+            TypeError, ValueError: as :meth:`fit`; or the memory keeps too little, or the table
+                belongs to another memory or another head.
+        """
+        self.fit(memory)
+        assert self._revision is not None  # fit has set it
+        self._calibration = self._revision, calibration_of(self, memory, table)
+        return self
+
+    @torch.no_grad()
+    def calibration_table(
+        self, memory: PrototypeMemory, features: Tensor, labels: Tensor, *, parts: int = 10
+    ) -> CalibrationTable:
+        """How sure this head is, and how often right, on samples of ``memory`` that it leaves out.
+
+        Tables of clients add up (``sum(tables)``) and belong to this memory and head: once either
+        has changed, :meth:`calibrate` refuses them.
+
+        Args:
+            memory: the merged statistics, these samples among them.
+            features: ``(N, D)``.
+            labels: ``(N,)``.
+            parts: into how many parts the samples are divided, each of which is left out in turn
+                at the cost of a fit. With hardly more samples than features take 20.
+
+        Raises:
+            TypeError, ValueError: as :meth:`fit`; or the batch does not fit, or holds classes that
+                the memory does not know.
+        """
+        return left_out_table(self.fit(memory), memory, features, labels, parts)
+
+    def predict_proba(self, features: Tensor) -> Tensor:
+        """Calibrated probabilities ``(N, C)`` float64; column ``c`` stands for ``classes[c]``.
+
+        Each row sums to one and has the order of the logits: the largest is that of
+        :meth:`predict`.
+
+        Raises:
+            NotFittedError: :meth:`calibrate` has not been called since the head was last fitted.
+            ValueError: as :meth:`forward`.
+
+        Example:
+            >>> from protocl.heads import LinearDiscriminant
+            >>> head = LinearDiscriminant()
+            >>> features = torch.tensor([[0.0], [1.0], [3.0], [4.0]])
+            >>> memory = head.new_memory(1).update(features, torch.tensor([0, 0, 1, 1]))
+            >>> [f"{p:.2f}" for p in head.calibrate(memory).predict_proba(torch.tensor([[2.5]]))[0]]
+            ['0.17', '0.83']
+        """
+        self._require_fitted(features)
+        if self._calibration is None or self._calibration[0] != self._revision:
+            raise NotFittedError(
+                f"{type(self).__name__} has no calibration for these statistics: call "
+                "calibrate(memory), which also fits, before predict_proba"
+            )
+        return probabilities(self(features), self._calibration[1])
+
+    def twin(self) -> Self:
+        """An independent head of the same settings."""
+        return deepcopy(self)
+
     @property
     def nbytes(self) -> int:
         """Bytes that the fitted parameters occupy."""
@@ -185,6 +269,10 @@ class Head(FollowsDevice):
         return dense.index_copy_(1, self._classes, logits)
 
     # -- for heads --------------------------------------------------------------------------
+
+    def mapped_logits(self, mapped: Tensor) -> Tensor:
+        """Logits ``(N, C)`` of samples ``(N, W)`` that are under the map already."""
+        return self._logits(self.feature_map(self._feature_dim).lift(mapped).to(self.dtype))
 
     @abstractmethod
     def _fit(self, memory: PrototypeMemory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -152,6 +153,17 @@ class Ridge(CentredHead):
         if self._drawn is None or len(self._drawn.weight) != feature_dim:
             self._drawn = ReluProjection(feature_dim, self.projection, seed=self.seed)
         return self._drawn
+
+    def twin(self) -> Self:
+        twin = super().twin()
+        # Another lambda would give the scores another scale.
+        twin.regularization = self.regularization if self.chosen is None else self.chosen
+        return twin
+
+    def mapped_logits(self, mapped: Tensor) -> Tensor:
+        plain = copy(self)
+        plain.projection = None  # what is mapped is not mapped again
+        return plain._logits(mapped.to(self.dtype))
 
     @torch.no_grad()
     def fit(self, memory: PrototypeMemory, heldout: PrototypeMemory | None = None) -> Self:
