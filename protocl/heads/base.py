@@ -272,7 +272,7 @@ class Head(FollowsDevice):
 
     def mapped_logits(self, mapped: Tensor) -> Tensor:
         """Logits ``(N, C)`` of samples ``(N, W)`` that are under the map already."""
-        return self._logits(self.feature_map(self._feature_dim).lift(mapped).to(self.dtype))
+        return self._logits(self._taken(self.feature_map(self._feature_dim).lift(mapped)))
 
     @abstractmethod
     def _fit(self, memory: PrototypeMemory) -> None:

@@ -163,7 +163,7 @@ class Ridge(CentredHead):
     def mapped_logits(self, mapped: Tensor) -> Tensor:
         plain = copy(self)
         plain.projection = None  # what is mapped is not mapped again
-        return plain._logits(mapped.to(self.dtype))
+        return plain._logits(self._taken(mapped))
 
     @torch.no_grad()
     def fit(self, memory: PrototypeMemory, heldout: PrototypeMemory | None = None) -> Self:
