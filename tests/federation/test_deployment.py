@@ -337,3 +337,59 @@ def test_nodes_and_superlink_die_and_secure_sums_stay_exact(tmp_path):
         memory = PrototypeMemory.load(folder / "output/memory.safetensors")
         plain = memory.empty_like().update(clients.data.x_train[rows], clients.data.y_train[rows])
         assert same_statistics(memory, plain)
+
+
+HOSTILE = 2
+HOSTILE_APP = f"""
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from protocl.federation.deployed import client_app
+
+from .task import task
+
+honest = client_app(task)
+
+
+def evaluated_for_gigabytes():
+    header = b"-" * 9000 + b"1"
+    data = b"\\x93NUMPY\\x01\\x00" + len(header).to_bytes(2, "little") + header
+    return Array("float64", (1,), "numpy.ndarray", data)
+
+
+class Hostile(ClientApp):
+    def __call__(self, message, context):
+        reply = honest(message, context)
+        if context.node_config["partition-id"] != {HOSTILE}:
+            return reply
+        attack = int(message.metadata.group_id) % 4
+        if attack == 0 and "arrays-0" in reply.content:
+            reply.content["arrays-0"]["sum"] = evaluated_for_gigabytes()
+        elif attack == 1:
+            reply.metadata.__dict__["_group_id"] = "x"
+        elif attack == 2:
+            reply.content = RecordDict({{"arrays-0": ConfigRecord({{"x": 2**63 - 1}})}})
+        elif "header-0" in reply.content:
+            reply.content["header-0"] = ConfigRecord({{"epoch": ["x"], "seq": -1}})
+        return reply
+
+
+app = Hostile()
+"""
+
+
+@pytest.mark.slow
+def test_a_hostile_node_ends_no_run(tmp_path):
+    folder = tmp_path / "app"
+    write_deployment(folder, PROTOTYPES)
+    (folder / "federated_app/client_app.py").write_text(HOSTILE_APP)
+    with network(folder) as net:
+        net.begin("rounds=6 quorum=1.0 grace=2.0 evaluate=0.0")
+        net.supernode(3)
+        wait("the last round", lambda: net.rounds() == 6, 1800)
+        memory = PrototypeMemory.load(folder / "output/memory.safetensors")
+        assert same_statistics(memory, expected(folder, memory))
+        ledger = Ledger.load(folder / "output/ledger.jsonl")
+        refused = {entry.client for entry in ledger if entry.outcome == "rejected"}
+        assert len(refused) == 1, "by name"
+        assert {"format", "shape"} >= set(ledger.reasons()) >= {"format"}
