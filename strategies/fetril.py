@@ -275,7 +275,7 @@ class FeTrILConfig(FrozenBackboneConfig):
         paper="Petit et al., WACV 2023",
         stored_between_experiences="count and mean of each class, a linear head",
         keeps_data=False,
-        bytes_per_class="20 D + 28",
+        bytes_per_class="24 D + 32",
     )
 
     name: str = "fetril"

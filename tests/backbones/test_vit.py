@@ -51,5 +51,5 @@ def test_mistakes_are_named(
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(DataError, match=r"'vit' needs .*pip install 'protocl\[pretrained\]'"):
+    with pytest.raises(DataError, match=r"'vit' needs timm.*: pip install timm"):
         build_backbone(BackboneConfig(name="vit"), (1, 28, 28), 0)

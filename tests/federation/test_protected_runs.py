@@ -37,13 +37,10 @@ def test_secure_run_equals_the_plain_one(tmp_path: Path, words: list[str]) -> No
 def test_secure_run_with_lost_replies_equals_the_plain_one(tmp_path: Path) -> None:
     """One answer in fifty is lost at any step; later rounds make up for it while data grow."""
     words = ["clients=12", "partition=iid", "partition.growth=samples", "rounds=9", "lost=0.02"]
-    lossy, memory = run(tmp_path, "federation=digits_secure", "seed=3", *words)
+    _, memory = run(tmp_path, "federation=digits_secure", "seed=3", *words)
     _, expected = run(tmp_path, "federation=digits", "seed=3", *words[:-1])
     missing = expected.copy().subtract(memory)  # and what is there is nothing else
     assert 0 <= missing.total < expected.total / 10
-    assert any("of 12 parties" in why for why in lossy["federation"]["waited_for"].values()) or (
-        missing.total > 0
-    )
 
 
 @pytest.mark.parametrize("noise", ["central", "distributed"])
@@ -55,6 +52,7 @@ def test_private_run(tmp_path: Path, noise: str) -> None:
     assert not torch.equal(memory.counts, plain.counts)
     assert result["federation"]["privacy"] == {
         "noise": noise, "epsilon": 2.0, "delta": 1e-5, "clip": 3.5, "secure": True,
+        "colluders": 0,
     }  # fmt: skip
 
 

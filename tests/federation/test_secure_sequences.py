@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from protocl import PrototypeMemory
 from protocl.checkpoint import CheckpointFolder
+from protocl.errors import AllFailedError
 from protocl.federation.client import ClientData
 from protocl.federation.flower_channel import FlowerChannel
 from protocl.federation.grid import InProcessGrid
@@ -137,7 +138,7 @@ class World:
         for client in now.restarted:
             self.grid._contexts[nodes[client]].state = RecordDict()
         try:
-            with self.recording():
+            with self.recording(), suppress(AllFailedError):
                 simulate(
                     self.strategy, self.client.app(), clients=CLIENTS, rounds=1, grid=self.grid
                 )

@@ -111,7 +111,7 @@ def test_trajectory(k: int, indexing: str) -> None:
     expected, inputs = golden()["trajectory"][f"k{k}"], Inputs()
     experiences = [expected["first"], expected["second"][indexing]]
     loss = NAPAVQLoss(k=k, stable=False)
-    method = NAPAVQPlugin(loss, code_lr=0.5, later_code_lr=0.05)
+    method = NAPAVQPlugin(loss, code_lr=0.5, later_code_lr=0.05, code_init="random")
     follower = Follower(method, inputs, [step for part in experiences for step in part["steps"]])
     model = Network(inputs)
     strategy = NAPAVQ(
