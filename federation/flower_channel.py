@@ -82,9 +82,13 @@ class FlowerChannel:
         others = range(invited + 1, len(self.nodes) + 1)
         asked = [i for i in (*waiting, *others) if self.nodes[i - 1] in online]
         answers = self._ask("train.unmask", dict.fromkeys(asked, request), read)
-        # In reverse, so that a party is believed before another node that says that it is the same.
-        revealed = dict(reversed(answers.values()))
-        return {identity: shares for identity, shares in revealed.items() if identity in waiting}
+        # Who says that it is a party is believed only where that party's own node is away.
+        own = {i for i in waiting if self.nodes[i - 1] in online}
+        return {
+            identity: shares
+            for i, (identity, shares) in answers.items()
+            if identity in waiting and (i == identity or identity not in own)
+        }
 
     def _ask(
         self,

@@ -23,6 +23,8 @@ from protocl.federation.packing import pack_exactly
 from protocl.federation.validation import RejectedError, until
 from protocl.memory import PrototypeMemory
 
+_WIDEST = np.iinfo(np.int64).max
+
 _MAX_PARTS = 8
 """Contributions of a client that are kept as they came; more are added up."""
 
@@ -84,6 +86,7 @@ class MergedMemory:
         self._owners: dict[str, str] = {}
         self._lives: dict[str, tuple[str, ...]] = {}
         self._heard: dict[str, str] = {}
+        self._homes: dict[str, str] = {}
         self._samples: dict[str, int] = {}
         self._forgotten: set[str] = set()
         self._forgotten_classes: set[int] = set()
@@ -121,8 +124,10 @@ class MergedMemory:
         """
         node, client = client, self._owner(contribution, client)
         epoch, seq, full = contribution.epoch, contribution.seq, contribution.kind == "full"
+        if not epoch:
+            raise RejectedError("format", "epoch='': expected a text of the client's own")
         if seq <= self._settled.get(epoch, 0):
-            self._heard[node] = epoch
+            self._heard[node], self._homes[client] = epoch, node
             self.ledger.add(
                 Entry(round_number, client, "duplicate", bytes=size, epoch=epoch, seq=seq,
                       kind=contribution.kind)
@@ -142,7 +147,7 @@ class MergedMemory:
             self._close_epochs(client)
         self._own(epoch, client)
         self._settled[epoch] = seq
-        self._heard[node] = epoch
+        self._heard[node], self._homes[client] = epoch, node
         self.wants_full.discard(node)
         self.refused.pop(node, None)
         self._contributors.add(client)
@@ -222,7 +227,7 @@ class MergedMemory:
 
     def is_forgotten(self, node: str) -> bool:
         """Whether nothing more is accepted from the client that a node is."""
-        return self._owners.get(self._heard.get(node, ""), node) in self._forgotten
+        return (self._client_at(node) or node) in self._forgotten
 
     def contribution_of(self, client: str) -> PrototypeMemory:
         """A copy of the sum of what ``client`` contributed; KeyError if there is none."""
@@ -281,9 +286,22 @@ class MergedMemory:
         return pack_exactly(contribution.memory)
 
     def _owner(self, contribution: Contribution | Received, node: str) -> str:
-        """The client of this life, or of the newest before it that is known; else the node."""
+        """The client of this life, or of the newest before it that is known; else a new one.
+
+        A client that lost its state is known by its node, as long as it is not another node since:
+        then who is that node now is somebody else, and takes no name that the other one has.
+        """
         lives = (contribution.epoch, *reversed(contribution.replaces))
-        return next((self._owners[life] for life in lives if life in self._owners), node)
+        known = next((self._owners[life] for life in lives if life in self._owners), None)
+        client = known or self._client_at(node) or node
+        if known is None and self._homes.get(client, node) != node:
+            return f"{node}-{contribution.epoch[:8]}"
+        return client
+
+    def _client_at(self, node: str) -> str | None:
+        """The client that was last heard at a node, unless it was heard elsewhere since."""
+        client = self._owners.get(self._heard.get(node, ""))
+        return client if client is not None and self._homes.get(client) == node else None
 
     def _require_sequence(
         self, contribution: Contribution | Received, client: str, node: str
@@ -325,6 +343,8 @@ class MergedMemory:
 
     def _merge(self, packed: Packed, client: str, replaces: bool) -> None:
         parts = self._parts.get(client, [])
+        if not replaces:
+            _require_room(parts, packed)
         if replaces and parts:
             self._replace(parts, packed)
             parts.clear()
@@ -349,6 +369,13 @@ class MergedMemory:
         """Merge where sums come close to 64 bits, so that each must be looked at."""
         _merged(self.memory, self._form.memory(packed))
         self._block.learn_reach(self._memory)
+
+
+def _require_room(parts: Sequence[Packed], packed: Packed) -> None:
+    """Refuse what would overflow the sum of one client, even if others bring the whole back."""
+    for name, reach in packed.reach.items():
+        if sum(part.reach[name] for part in parts) + reach > _WIDEST:
+            raise RejectedError("overflow", f"'{name}' of this client alone could exceed 64 bits")
 
 
 def _merged(memory: PrototypeMemory, other: PrototypeMemory) -> PrototypeMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -35,6 +36,8 @@ _VECTOR = "protocl-vector"
 _SPAN = "protocl-span"
 
 Reply = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 class ProtectedClient:
@@ -274,7 +277,11 @@ class ProtectedClient:
         nothing = torch.zeros(0, self.layout.feature_dim), torch.zeros(0, dtype=torch.int64)
         parts = [nothing, *((x, shared_labels(y, data)) for x, y in data.chunks[start:end])]
         features, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        new = bool(torch.isin(labels.cpu(), torch.tensor(self.layout.classes)).any())
+        listed = torch.isin(labels.cpu(), torch.tensor(self.layout.classes))
+        if not bool(listed.all()):
+            logger.warning("%d samples of classes that are not listed", int((~listed).sum()))
+            features, labels = features[listed], labels[listed]
+        new = bool(listed.any())
         if self.release is not None:
             return self.release.contribution(features, labels).vector, new
         return self.layout.pack(self.layout.empty_memory().update(features, labels)), new

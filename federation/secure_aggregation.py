@@ -185,10 +185,15 @@ class Aggregator:
         self._revealed |= replies
         self._require_enough(len(self._revealed), "gave their shares")
         total = self._total.copy()
-        for party in self.survivors:
-            KeyStream(self._seed(party)).add_to(total, negative=True)
-        for party in sorted(self._sharers - self._survivors):
-            self._remove_pairwise(total, party, self._masking_key(party))
+        try:
+            for party in self.survivors:
+                KeyStream(self._seed(party)).add_to(total, negative=True)
+            for party in sorted(self._sharers - self._survivors):
+                self._remove_pairwise(total, party, self._masking_key(party))
+        except SecureAggregationError:
+            if not self.waiting_for:
+                self._revealed = {}  # all are asked once more, some of whom were not themselves
+            raise
         return total.view(np.int64)
 
     def _remove_pairwise(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from protocl.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -53,6 +56,8 @@ class SummedParts:
     def recognise(self, client: str, node: int, start: int) -> None:
         """Note which node a client is, and that it offers the parts from ``start`` on.
 
+        What it does not offer any more, and is not in the sum, is lost.
+
         Raises:
             DataError: some of them are in the sum.
         """
@@ -61,6 +66,13 @@ class SummedParts:
             for known in (self.parts, self.lost, self.unfinished):
                 _move(known, before, node)
         self.nodes[client] = node
+        if start > self.of(node):
+            logger.warning(
+                "client %d: its parts %d to %d were given to a sum that this server does not have, "
+                "and are lost to it", node, self.of(node), start - 1,
+            )  # fmt: skip
+            self._lose(node, start - self.of(node))
+            self.parts[node] = start
         if start < self.of(node):
             raise DataError(
                 f"it offers its data from part {start} on, the sum holds {self.of(node)} parts; "
@@ -80,8 +92,7 @@ class SummedParts:
 
     def add(self, spans: Mapping[int, Span]) -> None:
         """Note which parts of each node's data are in the sum now."""
-        for node, (start, end) in spans.items():
-            self._lose(node, start - self.of(node))
+        for node, (_, end) in spans.items():
             self.parts[node] = end
         self.spend(spans)
 
@@ -96,8 +107,7 @@ class SummedParts:
         return len(losers)
 
     def _lose(self, node: int, parts: int) -> None:
-        if parts > 0:
-            self.lost[node] = self.lost.get(node, 0) + parts
+        self.lost[node] = self.lost.get(node, 0) + parts
 
 
 def _move(known: dict[int, T], before: int, node: int) -> None:
