@@ -55,7 +55,8 @@ def load(arguments: Sequence[str]) -> list[ExperimentConfig]:
     runs = expand(values)
     configs = [compose(settings) for settings in runs]
     typed = [argument.partition("=")[0] for argument in arguments]
-    refuse_unused(typed if _is_saved(values) else list(values), runs, configs, compose)
+    given = typed if _is_saved(values) else list(values)
+    refuse_unused(given, runs, configs, compose, typed=typed)
     return configs
 
 

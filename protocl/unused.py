@@ -17,6 +17,8 @@ def refuse_unused(
     runs: Sequence[Mapping[str, Any]],
     configs: Sequence[ExperimentConfig],
     compose: Callable[[dict[str, Any]], ExperimentConfig],
+    *,
+    typed: Sequence[str],
 ) -> None:
     """Refuse a setting of the strategy that none of the runs uses.
 
@@ -27,6 +29,7 @@ def refuse_unused(
         runs: all settings of each run.
         configs: what each run is composed to.
         compose: from the settings of a run to its configuration.
+        typed: those of the command line, which are refused with the value of the default as well.
 
     Raises:
         ConfigError: it names the setting, the reason, and what the strategy does use.
@@ -39,7 +42,7 @@ def refuse_unused(
         for i in concerned:
             rest = {k: value for k, value in runs[i].items() if k != key}
             value = getattr(configs[i].strategy, name)
-            if getattr(compose(rest).strategy, name) != value:
+            if key in typed or getattr(compose(rest).strategy, name) != value:
                 raise ConfigError(_refusal(key, value, configs[i]))
 
 

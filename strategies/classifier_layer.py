@@ -152,7 +152,10 @@ def is_linear(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear):
         return True
     weight = module._parameters.get("weight")
-    return weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding)
+    if weight is None or weight.ndim != 2 or isinstance(module, nn.Embedding):
+        return False
+    # With layers of its own it is a model, in which the matrix may be anything.
+    return not any(True for _ in module.children())
 
 
 def _linear_layers(model: nn.Module) -> list[str]:

@@ -180,7 +180,13 @@ class Mahalanobis(CentredHead):
             yield self._shrunk(part.scatter() / freedom[:, None, None], flat=variance)
 
     def _shrunk(self, matrices: Tensor, flat: float) -> Tensor:
-        """``(G, W, W)``, shrunk, and made correlations or given ``flat`` where variance is zero."""
+        """``(G, W, W)``, shrunk, and made correlations or given ``flat`` where variance is zero.
+
+        Classes without any scatter get it before, so that shrinking widens them like the others.
+        """
+        bare = matrices.diagonal(dim1=1, dim2=2).sum(1) <= 0
+        if not self.correlation and bool(bare.any()):
+            matrices[bare] = fill_flat(matrices[bare], flat)
         for _ in range(self.shrink_passes if self.shrinkage else 0):
             shrink_diagonals(matrices, *self.shrinkage)  # type: ignore[misc]
         return to_correlations(matrices) if self.correlation else fill_flat(matrices, flat)

@@ -110,7 +110,7 @@ events = st.lists(
     st.tuples(
         st.integers(0, 2),
         st.sampled_from(["learn", "send", "late", "arrive", "snapshot", "restored from it", "moves",
-                         "loses its state", "server restarts", "server set back"]),
+                         "swaps", "loses its state", "server restarts", "server set back"]),
     ),
     max_size=40,
 )  # fmt: skip
@@ -146,6 +146,9 @@ class World:
             self.late = [sent for sent in self.late if sent[0] != client]
         elif event == "moves":  # a SuperNode without a key is another node when it starts again
             self.nodes[client] = f"{self.nodes[client]}'"
+        elif event == "swaps":
+            other = (client + 1) % 3
+            self.nodes[client], self.nodes[other] = self.nodes[other], self.nodes[client]
         elif event == "loses its state":
             self.clients[client] = self.snapshots[client] = ClientState(empty())
         elif event == "server restarts":
@@ -183,13 +186,22 @@ class World:
 
 
 def check_that_it_heals(history: list[tuple[int, str]]) -> None:
-    world, fates = World(), ["", "", ""]
+    world, moved, unheard = World(), set(), set()
+    forgets = any(event == "server set back" for _, event in history)
     for client, event in history:
-        if event in ("moves", "loses its state"):
-            # Whoever loses state and node is another client to the server.
-            fates[client] = fates[client] or event
-        if fates[client] == event or event not in ("moves", "loses its state"):
-            world.happen(client, event)
+        if event in ("moves", "swaps") and {client, (client + 1) % 3} & unheard:
+            continue  # whoever loses state and node is another client to the server
+        if event == "loses its state" and client in moved:
+            heard = world.server.settled_of(world.nodes[client]).epoch
+            if forgets or heard != world.clients[client].epoch:
+                continue
+        if event == "loses its state":
+            unheard.add(client)
+        elif event in ("moves", "swaps") and not (forgets and unheard):
+            moved |= {client, (client + 1) % 3}
+        elif event == "send":
+            unheard.discard(client)
+        world.happen(client, event)
     for client in range(3):
         for _ in range(4):  # without anything new
             world.exchange(client)
@@ -208,6 +220,52 @@ def test_after_any_history_a_few_exchanges_give_the_exact_sum(history):
 @given(events)
 def test_after_any_of_many_histories_a_few_exchanges_give_the_exact_sum(history):
     check_that_it_heals(history)
+
+
+def test_who_takes_over_a_node_is_another_client():
+    server, mover, newcomer = MergedMemory(empty()), client_with(1), client_with(2)
+    deliver(server, mover, "x")
+    mover.contribute(memory_of(3), 2)
+    deliver(server, mover, "y")
+    for _ in range(3):
+        for state, node in ((newcomer, "x"), (mover, "y")):
+            state.hear(server.identity, server.settled_of(node))
+            deliver(server, state, node)
+        assert same_statistics(server.memory, memory_of(1, 2, 3))
+    assert len(server.clients) == 2
+    server.forget_client("x")
+    assert server.is_forgotten("y")
+    assert not server.is_forgotten("x")
+
+
+def test_a_client_that_lost_its_state_after_it_moved_is_counted_once():
+    server, client = MergedMemory(empty()), client_with(1)
+    deliver(server, client, "x")
+    client.contribute(memory_of(2), 2)
+    deliver(server, client, "y")
+    deliver(server, client_with(1, 2), "y")
+    assert same_statistics(server.memory, memory_of(1, 2))
+
+
+def test_an_empty_epoch_belongs_to_nobody():
+    server = MergedMemory(empty())
+    with pytest.raises(RejectedError, match="epoch=''"):
+        server.accept(Contribution(memory_of(1), "", 1, "full"), client="a")
+    assert not server.is_forgotten("b")
+
+
+def test_what_one_client_alone_would_overflow_is_refused():
+    """Another one brings the whole back, so that the merged sum never leaves 64 bits."""
+    server = MergedMemory(empty())
+    for seq in range(1, 12):
+        for client, sign in (("a", 1), ("b", -1)):
+            memory = memory_of(1)
+            memory.get_buffer("sum").fill_(sign * 2**61)
+            kind = "full" if seq == 1 else "delta"
+            with contextlib.suppress(RejectedError):
+                server.accept(Contribution(memory, client, seq, kind), client=client)
+    assert server.ledger.outcomes() == {"merged": 6}
+    assert sum(server.contribution_of(c).total for c in "ab") == server.memory.total
 
 
 # -- unlearning ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from protocl import PrototypeMemory
 from protocl.errors import AllFailedError
@@ -168,11 +168,48 @@ def test_a_server_of_another_state_gets_no_vector_for_a_second_sum(tmp_path: Pat
     federation.grid.online.discard(1004)
     for _ in range(3):
         assert federation.round() == set()
+    assert federation.strategy.outcome(3)["lost"] == 4, "said at once, not when there is more"
     federation.have = dict.fromkeys(range(5), 2)
     assert federation.round() == {0, 1, 2, 3}, "it goes on with what is new"
     classes = federation.strategy.memory.classes.tolist()
     assert {c % PARTS for c in classes} == {1}
     assert federation.strategy.outcome(federation.strategy.round)["lost"] == 4
+
+
+def test_strangers_to_a_sum_do_not_answer_for_its_parties() -> None:
+    """Two shares are missing, and two nodes that were not invited give garbage for them."""
+    federation = Federation(7)
+    federation.grid.online -= {1005, 1006}
+    federation.lost = {("unmask", client) for client in (3, 4)}
+    assert federation.round() == set()
+    federation.grid.online |= {1005, 1006}
+    federation.lost = set()
+    honest = federation.client.unmask
+
+    def unmask(message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        if partition < 5:
+            return honest(message, context)
+        garbage = b"".join(i.to_bytes(8, "big") + bytes(33) for i in range(1, 6))
+        answer = {"identity": partition - 1, "seeds": garbage, "keys": b""}
+        return Message(RecordDict({"answer": ConfigRecord(answer)}), reply_to=message)
+
+    federation.client.unmask = unmask  # type: ignore[method-assign]
+    assert federation.round() == set(range(5))
+
+
+def test_samples_of_classes_that_are_not_listed_are_left_out() -> None:
+    federation = Federation(4)
+    inner = federation.load
+
+    def load(context: Context) -> ClientData:
+        (x, y), *others = inner(context).chunks
+        stranger = (torch.cat([x, x]), torch.cat([y, torch.tensor([10_000])]))
+        return ClientData([stranger, *others])
+
+    federation.client.load = load
+    assert federation.round() == set(range(4))
+    assert federation.strategy.memory.counts.tolist() == [1] * 4
 
 
 def test_a_client_counts_on_colluders_of_its_own() -> None:
