@@ -55,6 +55,7 @@ def test_what_is_never_read_is_declared_unused(name: str, epochs: int | None) ->
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ("strategy=slda strategy.lr=0.1", r"lr=0\.1 has no effect"),  # the value that it has anyway
         ("strategy=slda strategy.lr=0.5", r"lr=0\.5 has no effect: strategy 'slda' .*shrinkage"),
         ("strategy=ranpac strategy.train_epochs=5", "its epochs are first_experience_epochs"),
         ("strategy=fetril strategy.train_epochs=5", "its epochs are first_experience_epochs"),
@@ -84,7 +85,6 @@ def test_a_setting_without_effect_is_refused(settings: str, message: str) -> Non
         "strategy=slda,naive strategy.lr=0.5",
         "strategy=slda strategy.adapt=none,finetune strategy.first_experience_epochs=2",
         "strategy=naive strategy.drift=none,sdc strategy.answer=lda strategy.drift_sigma=0.5",
-        "strategy=slda strategy.lr=0.1",  # the value that it has anyway
     ],
 )
 def test_a_setting_that_one_of_the_runs_uses_is_none_of_them(settings: str) -> None:
