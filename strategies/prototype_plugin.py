@@ -52,7 +52,7 @@ from protocl.strategies.feature_tap import (
 )
 from protocl.strategies.pieces import Piece, in_pieces
 from protocl.strategies.still_backbone import StillBackbone
-from protocl.strategies.task_classes import TaskClasses, tasks_of
+from protocl.strategies.task_classes import TaskClasses, refuse_empty, tasks_of
 from protocl.strategies.training_pass import TrainingPass, was_cut
 
 
@@ -145,6 +145,9 @@ class PrototypePlugin(SupervisedPlugin[Any]):
                 stacklevel=2,
             )
         self._model = weakref.ref(strategy.model)
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_empty(strategy.experience)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._pass = TrainingPass()
