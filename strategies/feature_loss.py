@@ -22,7 +22,13 @@ from protocl.strategies.classifier_layer import FeatureFinder
 from protocl.strategies.extraction import features_of, least_width, sample_of
 from protocl.strategies.feature_tap import FeatureTap, joined, refuse_compiled
 from protocl.strategies.model_output import main_output
-from protocl.strategies.task_classes import TaskClasses, has_task_labels, repeated, tasks_of
+from protocl.strategies.task_classes import (
+    TaskClasses,
+    has_task_labels,
+    refuse_empty,
+    repeated,
+    tasks_of,
+)
 from protocl.strategies.views import Views
 
 
@@ -105,6 +111,9 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         refuse_compiled(strategy.model)
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_empty(strategy.experience)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         labels, tasks = _labels_of(strategy.experience.dataset)

@@ -50,9 +50,10 @@ from protocl.strategies.feature_tap import (
     refuse_compiled,
     undisturbed,
 )
-from protocl.strategies.pieces import Piece, PieceBuffer, in_pieces
+from protocl.strategies.pieces import Piece, in_pieces
 from protocl.strategies.still_backbone import StillBackbone
-from protocl.strategies.task_classes import TaskClasses, tasks_of
+from protocl.strategies.task_classes import TaskClasses, refuse_empty, tasks_of
+from protocl.strategies.training_pass import TrainingPass, was_cut
 
 
 class PrototypePlugin(SupervisedPlugin[Any]):
@@ -69,7 +70,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             ``"training"`` takes the features of the last training epoch as they come by, at almost
             no cost, but they were computed before the epoch's remaining steps, in training mode
             and with augmentation; replayed samples of classes that are not in the experience are
-            left out.
+            left out. Where that epoch is cut short, an extra pass takes its place, with a warning.
         memory: statistics to start from, such as a loaded or merged memory.
         level: keep more than the head needs, for instance to fit another head later.
         num_workers: processes that load data in the extra pass; by default those of ``train``.
@@ -128,9 +129,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._collects = False
         self._answers = False
         self.still: StillBackbone | None = StillBackbone()
-        self._waiting = PieceBuffer()
-        self._collected = False
-        self._current: Tensor | None = None
+        self._pass = TrainingPass()
         self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
         self._model: weakref.ref[nn.Module] | None = None
 
@@ -147,10 +146,11 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             )
         self._model = weakref.ref(strategy.model)
 
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_empty(strategy.experience)
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._waiting = PieceBuffer()
-        self._collected = False
-        self._current = None
+        self._pass = TrainingPass()
         if self.still is not None:
             self.still.begin()
 
@@ -178,13 +178,15 @@ class PrototypePlugin(SupervisedPlugin[Any]):
                 f"{len(features)} features but {len(labels)} labels in a training mini-batch: "
                 "another plugin changed the batch; use PrototypePlugin(collect='extra_pass')"
             )
-        self._collected = True
         batch = features, labels, tasks
-        if not self._waiting.fits(batch):
+        if not self._pass.waiting.fits(batch):
             self._flush(strategy)
-        self._waiting.add(batch)
+        self._pass.add(batch)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        if self._collects and was_cut(strategy):
+            self.memory = self._pass.taken_back(self.memory, len(strategy.experience.dataset))
+            self._pass = TrainingPass()
         self._collects = False
         if self.still is not None:
             self.still.end_epoch(strategy.model)
@@ -193,9 +195,9 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if self.still is not None:
             self.still.end(strategy.model)
         # Early stopping ends an experience before the epoch that collects.
-        if self._collected:
+        if self._pass.samples:
             self._flush(strategy)
-            self._waiting = PieceBuffer()  # its memory is not needed until the next experience
+            self._pass = TrainingPass()  # its memory is not needed until the next experience
         else:
             self._extra_pass(strategy, num_workers)
 
@@ -216,17 +218,17 @@ class PrototypePlugin(SupervisedPlugin[Any]):
 
     def _flush(self, strategy: Any) -> None:
         """Update the memory with what waits, leaving out replayed samples of other classes."""
-        if not self._waiting:
+        if not self._pass.waiting:
             return
-        features, labels, tasks = self._waiting.take()
-        if self._current is None:
-            self._current = classes_of(strategy.experience.dataset).to(labels.device)
-        mine = torch.isin(labels, self._current)
+        features, labels, tasks = self._pass.waiting.take()
+        if self._pass.classes is None:
+            self._pass.classes = classes_of(strategy.experience.dataset).to(labels.device)
+        mine = torch.isin(labels, self._pass.classes)
         if not mine.all():  # selecting copies
             features, labels = features[mine], labels[mine]
             tasks = None if tasks is None else tasks[mine]
-        self.memory = self.memory or self._new_memory(features)
-        self.memory.update(features, self.tasks.note(labels, tasks))
+        piece = self._new_memory(features).update(features, self.tasks.note(labels, tasks))
+        self.memory = self._pass.give(self.memory, piece)
 
     def _extra_pass(self, strategy: Any, num_workers: int) -> None:
         """Add the statistics of the current experience, or replace those it added just before."""

@@ -126,3 +126,13 @@ class TaskClasses:
         anywhere = torch.tensor(sorted(set().union(*self.seen.values())), device=classes.device)
         # Classes merged in from elsewhere came under no task label.
         return torch.isin(classes, here) | ~torch.isin(classes, anywhere)
+
+
+def refuse_empty(experience: Any) -> None:
+    """Raise a ValueError for an experience without samples, which no loader can serve."""
+    if not len(experience.dataset):
+        number = getattr(experience, "current_experience", "")
+        raise ValueError(
+            f"experience {number} has no samples: expected at least one; leave it out of what you "
+            "give to train(), as in [e for e in stream if len(e.dataset)]"
+        )

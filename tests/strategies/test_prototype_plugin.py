@@ -11,14 +11,16 @@ from avalanche.benchmarks import nc_benchmark
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EarlyStoppingPlugin
 
 from protocl import PrototypeMemory
 from protocl.data import TensorData
 from protocl.errors import NotFittedError
 from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.strategies import PrototypePlugin
+from protocl.strategies import InMemory, PrototypePlugin
 from protocl.strategies.pieces import MOST_SAMPLES
 from tests.strategies.small import (
+    STRATEGIES,
     build_net,
     build_strategy,
     freeze,
@@ -189,6 +191,72 @@ def test_early_stopping_before_the_epoch_that_collects_makes_an_extra_pass(bench
     train_on(build_strategy("naive", [plugin, StopEarly()]), benchmark.train_stream[:1])
     assert plugin.memory is not None
     assert plugin.memory.total == len(benchmark.train_stream[0].dataset)
+
+
+class StopAfter(SupervisedPlugin[Any]):
+    """Stops in the third mini-batch of each epoch; before that it may evaluate."""
+
+    def __init__(self, evaluates: Any = None) -> None:
+        super().__init__()
+        self.evaluates = evaluates
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        if self.evaluates is not None:
+            strategy.eval(self.evaluates)
+        if strategy.clock.train_epoch_iterations == 2:
+            strategy.stop_training()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("evaluates", [False, True])
+@pytest.mark.parametrize("head", [NearestMean(), LinearDiscriminant()])
+@pytest.mark.parametrize("lean", [False, True])
+def test_an_epoch_of_collection_that_is_cut_short_is_made_up_for_by_an_extra_pass(
+    benchmark: Any, train_data: TensorData, exact: bool, evaluates: bool, head: Any, lean: bool
+) -> None:
+    plugin = PrototypePlugin(head, collect="training", exact=exact)
+    stop = StopAfter(benchmark.test_stream if evaluates else None)
+    model = freeze(build_net())
+    others = [InMemory()] if lean else []
+    strategy = build_strategy("naive", [plugin, stop, *others], model, train_epochs=1)
+    for experience in benchmark.train_stream:
+        size = len(experience.dataset)
+        strategy._stop_training = False  # Avalanche leaves it set when the last epoch was stopped
+        with pytest.warns(UserWarning, match=f"after 54 samples.*all {size} samples"):
+            strategy.train(experience)
+    expected = reference(strategy.model, train_data)
+    assert plugin.memory is not None
+    assert torch.equal(plugin.memory.counts, expected.counts)
+    torch.testing.assert_close(plugin.memory.means, expected.means, rtol=1e-4, atol=1e-4)
+
+
+def test_avalanche_s_early_stopping_in_mid_epoch_leaves_no_class_out(benchmark: Any) -> None:
+    name = f"{benchmark.test_stream.name}_stream"
+    stopping = EarlyStoppingPlugin(1, name, peval_mode="iteration")
+    plugin = PrototypePlugin(collect="training")
+    strategy = build_strategy(
+        "naive",
+        [plugin, stopping],
+        train_epochs=1,
+        eval_every=1,
+        peval_mode="iteration",
+        evaluator=quiet_evaluator(accuracy_metrics(stream=True)),
+    )
+    with pytest.warns(UserWarning, match="read in an extra pass instead"):
+        strategy.train(benchmark.train_stream[0], eval_streams=[benchmark.test_stream])
+    assert plugin.memory is not None
+    assert plugin.memory.total == len(benchmark.train_stream[0].dataset)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_epoch_that_ran_to_its_end_is_not_made_up_for(benchmark: Any, name: str) -> None:
+    plugin = PrototypePlugin(collect="training")
+    strategy = build_strategy(name, [plugin], train_epochs=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for experience in benchmark.train_stream[:2]:
+            strategy.train(experience)
+    assert not [w for w in caught if "extra pass" in str(w.message)]
 
 
 def test_evaluation_during_training_does_not_disturb_the_collection(
