@@ -63,8 +63,9 @@ class SummedParts:
         """
         before = self.nodes.get(client, node)
         if before != node:
-            for known in (self.parts, self.lost, self.unfinished):
-                _move(known, before, node)
+            _move(self.parts, before, node)
+            _move(self.lost, before, node)
+            _move(self.unfinished, before, node)
         self.nodes[client] = node
         if start > self.of(node):
             logger.warning(
