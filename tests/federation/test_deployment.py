@@ -392,4 +392,4 @@ def test_a_hostile_node_ends_no_run(tmp_path):
         ledger = Ledger.load(folder / "output/ledger.jsonl")
         refused = {entry.client for entry in ledger if entry.outcome == "rejected"}
         assert len(refused) == 1, "by name"
-        assert {"format", "shape"} >= set(ledger.reasons()) >= {"format"}
+        assert set(ledger.reasons()) >= {"format", "shape"}
