@@ -14,21 +14,35 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 NOTEBOOKS_INSTALLED := $(VENV)/.installed-notebooks
-TYPECHECK := build/typecheck
+LINKS := protocl/strategies protocl/federation protocl/configs
 CODE := protocl strategies federation configs tests
+
+# A checkout is a folder called protocl as well, and hides the package from a Python that is started
+# beside it, unless the package itself is on the path.
+define ON_PATH
+import pathlib, sys, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "protocl_checkout.pth").write_text(sys.argv[1])
+endef
+export ON_PATH
 
 .PHONY: help setup demo test test-slow lint format typecheck notebooks bench clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-setup: $(INSTALLED)  ## Create .venv and install protocl into it
+setup: $(INSTALLED) | $(LINKS)  ## Create .venv and install protocl into it
+
+# strategies/ is protocl.strategies: by these links editors, checkers and documentation tools find
+# on disk the package that Python imports. Builds do without them, as where there are no links.
+$(LINKS):
+	@ln -s ../$(notdir $@) $@
 
 # The stamp is written last: an installation that was cut short is taken up again.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing protocl and its dependencies into $(VENV) (minutes on a first call)"
 	@$(BIN)/python -m pip install --editable '.[dev]' --constraint $(CONSTRAINTS)
+	@$(BIN)/python -c "$$ON_PATH" '$(CURDIR)'
 	@touch $@
 
 $(NOTEBOOKS_INSTALLED): $(INSTALLED)
@@ -54,14 +68,8 @@ format: setup  ## Apply the formatter and the safe lint fixes
 	@$(BIN)/ruff check --fix $(CODE)
 	@$(BIN)/ruff format $(CODE)
 
-# Folder and import name differ for the mapped packages (strategies/ is protocl.strategies), so
-# the checker reads an installed copy. The last command gives the messages their source paths.
 typecheck: setup
-	@rm -rf build/lib build/bdist.* $(TYPECHECK)
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(TYPECHECK) .
-	@rm -rf *.egg-info  # a copy of the entry points of this moment, found before the installed ones
-	@MYPYPATH=$(TYPECHECK) $(BIN)/mypy --package protocl \
-		| sed -E 's#^$(TYPECHECK)/protocl/(strategies|federation|configs)/#\1/#; s#^$(TYPECHECK)/##'
+	@$(BIN)/mypy protocl
 
 notebooks: $(NOTEBOOKS_INSTALLED)  ## Execute every notebook; fails on the first error in one
 	@shopt -s nullglob; for notebook in notebooks/*.ipynb; do \

@@ -45,16 +45,23 @@ HEAVY = (
 )
 
 
-def copy_sources(target: Path) -> Path:
+def copy_sources(target: Path, *, links: bool = False) -> Path:
     """The files a build reads, apart from the work tree so that building leaves no trace in it."""
     target.mkdir()
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, target / name, symlinks=True, ignore=left_out)
         else:
             shutil.copy(source, target / name)
+    for name in set(ROOMS) - {"protocl"} if links else ():
+        (target / "protocl" / name).symlink_to(f"../{name}")
     return target
+
+
+def left_out(folder: str, names: list[str]) -> list[str]:
+    """Bytecode and the links of ``make setup``, of which a fresh clone has neither."""
+    return [name for name in names if name == "__pycache__" or (Path(folder) / name).is_symlink()]
 
 
 def build(source: Path, hook: str) -> Path:
@@ -93,6 +100,20 @@ def test_wheel_ships_every_module_and_config(wheel: Path) -> None:
             }
     assert any(name.startswith("protocl/configs/") and name.endswith(".yaml") for name in expected)
     assert shipped(wheel) == expected
+
+
+def test_the_links_of_setup_change_nothing_in_a_build(wheel: Path, tmp_path: Path) -> None:
+    source = copy_sources(tmp_path / "source", links=True)
+    assert shipped(build(source, "build_wheel")) == shipped(wheel)
+
+
+def test_python_started_above_a_checkout_imports_the_package(tmp_path: Path) -> None:
+    (tmp_path / "protocl" / "tests").mkdir(parents=True)  # a folder of that name, without a package
+    script = "import protocl.strategies as found; print(found.__name__)"
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.stdout.strip() == "protocl.strategies", run.stderr
 
 
 def test_wheel_has_the_command_and_the_entry_points(wheel: Path) -> None:
