@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
@@ -16,16 +17,21 @@ class TrainingPass:
 
     Attributes:
         waiting: what was seen and not yet added to a memory.
-        classes: ``(K,)`` ids of the experience, whose samples alone are added; None until known.
+        classes: ``(K,)`` ids of the experience, whose samples alone are added.
         part: statistics of what was added, or None.
         samples: number of all that was seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: Tensor | None = None) -> None:
         self.waiting = PieceBuffer()
-        self.classes: Tensor | None = None
+        self.classes = torch.zeros(0, dtype=torch.int64) if classes is None else classes
         self.part: PrototypeMemory | None = None
         self.samples = 0
+
+    @property
+    def counted(self) -> int:
+        """Samples that were added, which are those of the experience's classes."""
+        return 0 if self.part is None else self.part.total
 
     def add(self, batch: Piece) -> None:
         """Take in a mini-batch, for which there must be room."""
@@ -46,9 +52,9 @@ class TrainingPass:
         """
         if self.samples:
             warnings.warn(
-                f"training stopped after {self.samples} samples of the epoch in which "
-                f"collect='training' collects: all {size} samples of the experience are read in "
-                "an extra pass instead",
+                f"the epoch in which collect='training' collects gave {self.counted} samples of "
+                f"the experience's classes and not its {size}, as it stopped, dropped samples or "
+                "replayed some: all samples of the experience are read in an extra pass instead",
                 stacklevel=3,
             )
         if memory is None or self.part is None:
