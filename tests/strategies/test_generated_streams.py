@@ -96,7 +96,7 @@ def _hosts_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("collect", ["extra_pass", "training"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     host=st.sampled_from(["naive", "replay", "ewc", "si", *PLAIN]),
     stream=streams,
@@ -129,7 +129,7 @@ def test_statistics_are_those_of_each_sample_once(
 
 
 @pytest.mark.parametrize("collect", ["extra_pass", "training"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     host=st.sampled_from(["naive", "replay", "ewc", "si", *PLAIN]),
     stream=streams,
@@ -146,7 +146,7 @@ def test_the_host_does_not_notice(
     assert torch.equal(bare.random_state, beside.random_state)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(stream=streams, sizes=st.tuples(st.integers(1, 10), st.integers(1, 10)))
 def test_evaluation_in_half_precision_leaves_the_statistics(stream: Any, sizes: Any) -> None:
     trial = Trial("naive", stream, Form(), "tensor", sizes, "extra_pass")
