@@ -70,9 +70,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             ``"training"`` takes the features of the last training epoch as they come by, at almost
             no cost, but they were computed before the epoch's remaining steps, in training mode
             and with augmentation; replayed samples of classes that are not in the experience are
-            left out. Where that epoch is cut short, or does not give each sample of the experience
-            once (one that replays its classes, or drops samples), an extra pass takes its place,
-            with a warning.
+            left out. Where that epoch is cut short, drops samples or replays some of the classes of
+            the experience, an extra pass takes its place, with a warning.
         memory: statistics to start from, such as a loaded or merged memory.
         level: keep more than the head needs, for instance to fit another head later.
         num_workers: processes that load data in the extra pass; by default those of ``train``.
@@ -152,7 +151,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         refuse_empty(strategy.experience)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        if self.collect == "training":  # not when it collects: that they are known is seen here
+        if self.collect == "training":  # at once, so that unknown classes are refused at once
             self._pass = TrainingPass(classes_of(strategy.experience.dataset).to(strategy.device))
         if self.still is not None:
             self.still.begin(strategy.model)
@@ -189,9 +188,9 @@ class PrototypePlugin(SupervisedPlugin[Any]):
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         if self._collects:
             self._flush(strategy)
-            size = len(strategy.experience.dataset)
-            if was_cut(strategy) or self._pass.counted != size:
-                self.memory = self._pass.taken_back(self.memory, size)
+            size, cut = len(strategy.experience.dataset), was_cut(strategy)
+            if cut or self._pass.counted != size:
+                self.memory = self._pass.taken_back(self.memory, size, cut)
                 self._pass = TrainingPass()
         self._collects = False
         if self.still is not None:

@@ -43,18 +43,23 @@ class TrainingPass:
         self.part = piece if self.part is None else self.part.merge(piece)
         return piece.copy() if memory is None else memory.merge(piece)
 
-    def taken_back(self, memory: PrototypeMemory | None, size: int) -> PrototypeMemory | None:
+    def taken_back(
+        self, memory: PrototypeMemory | None, size: int, cut: bool
+    ) -> PrototypeMemory | None:
         """``memory`` without what was given to it, said in a warning; None if that was all.
 
         Args:
             memory: what was given to.
             size: samples of the experience.
+            cut: training was stopped in the epoch; else it dropped samples or replayed some.
         """
         if self.samples:
+            came = f"training stopped after {self.samples} samples of the epoch in which"
+            if not cut:
+                came = f"{self.counted} samples of the experience's classes came in the epoch where"
             warnings.warn(
-                f"the epoch in which collect='training' collects gave {self.counted} samples of "
-                f"the experience's classes and not its {size}, as it stopped, dropped samples or "
-                "replayed some: all samples of the experience are read in an extra pass instead",
+                f"{came} collect='training' collects: all {size} samples of the experience are "
+                "read in an extra pass instead",
                 stacklevel=3,
             )
         if memory is None or self.part is None:

@@ -107,6 +107,7 @@ def _hosts_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     mode=st.booleans(),
 )
 @example("naive", [[0, 1]], Form(label="tensor"), "tensor", (2, 2), "plain", True)
+@example("replay", [[0], [0]], Form(), "tensor", (1, 1), "plain", True)
 @example("by name", [[3, 0], [0]], Form("dictionary"), "dict", (2, 1), "plain", True)
 @example("by name", [[1]], Form("dictionary", "tensor"), "tensor", (1, 1), "no_grad", False)
 def test_statistics_are_those_of_each_sample_once(

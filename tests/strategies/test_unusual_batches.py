@@ -150,7 +150,7 @@ def test_what_an_epoch_drops_is_read_again() -> None:
     benchmark = stream_of(Samples(images(labels, 0), labels, Form()))
     plugin = PrototypePlugin(collect="training")
     strategy = hosted(Naive, Model(), plugin, train_mb_size=3)
-    with pytest.warns(UserWarning, match=r"gave 6 samples .* not its 7"):
+    with pytest.warns(UserWarning, match=r"6 samples of the experience.*all 7 samples"):
         strategy.train(benchmark.train_stream[0], drop_last=True)
     assert plugin.memory is not None
     assert plugin.memory.counts.tolist() == [3, 4]
