@@ -162,7 +162,9 @@ def test_a_stop_at_any_moment_leaves_answers(
         return  # Avalanche's iCaRL needs a step to know the width of its features
     strategy = build(name, [StopAt(epoch, iteration)])
     train_on(strategy, plan.train_stream, eval_streams=[])
-    assert answers(strategy, plan.test_stream).isfinite().all()
+    finite = answers(strategy, plan.test_stream).isfinite()
+    # ProtoCL's posterior knows a class from the first batch that brings a sample of it.
+    assert (finite.any(1) if name == "protocl" else finite).all()
     if name in KEEPS_ALL:
         labels = torch.tensor([int(y) for e in plan.train_stream for y in e.dataset.targets])
         assert torch.equal(strategy.memory.counts, labels.bincount())
