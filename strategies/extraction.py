@@ -93,13 +93,10 @@ def _by_host(
     strategy: Any, batch: Any, tasked: bool, view: Callable[[Tensor], Tensor] | None
 ) -> _Batch:
     """A mini-batch that only a strategy of its own can read and give to the model."""
-    if view is not None:
-        raise TypeError(
-            f"{type(strategy).__name__} reads mini-batches of its own form, of whose inputs no "
-            "views can be made: let the data set give (inputs, labels), or no views"
-        )
     with _as_minibatch(strategy, batch):
         strategy._unpack_minibatch()
+        if view is not None:
+            _put_view(strategy, view)
         batch, x, labels = strategy.mbatch, strategy.mb_x, strategy.mb_y
         tasks = strategy.mb_task_id if tasked and not isinstance(batch, Mapping) else None
 
@@ -108,6 +105,16 @@ def _by_host(
             return strategy.forward()
 
     return _Batch(x, labels, tasks, forward, forward)
+
+
+def _put_view(strategy: Any, view: Callable[[Tensor], Tensor]) -> None:
+    batch = strategy.mbatch
+    if isinstance(batch, Mapping) or strategy.mb_x is not batch[0]:
+        raise TypeError(
+            f"{type(strategy).__name__} reads mini-batches of its own form, of whose inputs no "
+            "views can be made: let the data set give (inputs, labels), or no views"
+        )
+    batch[0] = view(batch[0])
 
 
 @contextmanager

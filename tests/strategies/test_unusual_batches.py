@@ -13,7 +13,7 @@ from avalanche.training import Naive
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from protocl.strategies import PASS, PRD, PASSPlugin, PrototypePlugin
+from protocl.strategies import PASS, PRD, PASSPlugin, PRDPlugin, PrototypePlugin
 from protocl.strategies.task_classes import STRIDE, TaskClasses
 from tests.strategies.generated import ByName, Form, Model, Samples, images
 from tests.strategies.small import (
@@ -105,6 +105,30 @@ def test_the_host_alone_knows_where_inputs_and_labels_are(
         assert plugin.memory.counts.tolist() == COUNTS
     outputs = torch.cat(outputs_at_eval(strategy, benchmark.test_stream))
     assert outputs.shape == (sum(COUNTS), 4)
+
+
+class Doubles(Naive):
+    def _unpack_minibatch(self) -> None:
+        super()._unpack_minibatch()
+        self.mbatch[0] = 2 * self.mbatch[0]
+
+
+@pytest.mark.parametrize("make", [PrototypePlugin, PASSPlugin, lambda: PRDPlugin(views=None)])
+def test_features_are_of_the_inputs_that_the_host_gives_its_model(make: Any) -> None:
+    answers = []
+    for host, factor in ((Doubles, 1), (Naive, 2)):
+        x = factor * images(LABELS[0], 0)
+        benchmark, plugin = stream_of(Samples(x, LABELS[0], Form())), make()
+        torch.manual_seed(0)
+        model = Model()
+        strategy = host(
+            model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            criterion=nn.CrossEntropyLoss(), train_mb_size=6, plugins=[plugin],
+            evaluator=quiet_evaluator(),
+        )  # fmt: skip
+        train_on(strategy, benchmark.train_stream, eval_streams=[])
+        answers.append(torch.cat(outputs_at_eval(strategy, benchmark.test_stream)))
+    torch.testing.assert_close(*answers)
 
 
 class Squeezes(Model):
