@@ -13,7 +13,7 @@ from avalanche.training import Naive
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from protocl.strategies import PASS, PRD, PASSPlugin, PRDPlugin, PrototypePlugin
+from protocl.strategies import NAPAVQ, PRD, PASSPlugin, PRDPlugin, PrototypePlugin
 from protocl.strategies.task_classes import STRIDE, TaskClasses
 from tests.strategies.generated import ByName, Form, Model, Samples, images
 from tests.strategies.small import (
@@ -188,8 +188,8 @@ def test_ids_of_few_bits_do_not_overflow_in_what_is_made_of_them() -> None:
         data.targets = [kind(label) for label in labels]
         torch.manual_seed(0)
         net = build_net(classes=71)
-        strategy = PASS(
-            model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.01), train_epochs=1,
+        strategy = NAPAVQ(
+            model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.01), train_epochs=1, train_mb_size=2,
             evaluator=quiet_evaluator(),
         )  # fmt: skip
         train_on(strategy, stream_of(data).train_stream, eval_streams=[])
