@@ -189,8 +189,8 @@ def test_ids_of_few_bits_do_not_overflow_in_what_is_made_of_them() -> None:
         torch.manual_seed(0)
         net = build_net(classes=71)
         strategy = NAPAVQ(
-            model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.01), train_epochs=1, train_mb_size=2,
-            evaluator=quiet_evaluator(),
+            model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.01), train_epochs=1,
+            train_mb_size=2, evaluator=quiet_evaluator(),
         )  # fmt: skip
         train_on(strategy, stream_of(data).train_stream, eval_streams=[])
         assert strategy.memory is not None
