@@ -22,6 +22,7 @@ from protocl.registry import HEADS
 from protocl.strategies.drift_compensation import DriftCompensation, carried, unused_of_drift
 from protocl.strategies.epoch_schedule import ScheduledConfig
 from protocl.strategies.in_memory import InMemory
+from protocl.strategies.model_output import ScoresCrossEntropy
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prototype_plugin import PrototypePlugin
 from protocl.strategies.sample_memory import SampleMemory
@@ -48,7 +49,7 @@ class BaselineConfig(ScheduledConfig):
     def _build(self, kind: Callable[..., Any], setup: Setup, **settings: Any) -> Any:
         """An Avalanche strategy of class ``kind`` on the model of ``setup``."""
         return self._build_around(
-            kind, setup, model=setup.model, criterion=nn.CrossEntropyLoss(), **settings
+            kind, setup, model=setup.model, criterion=ScoresCrossEntropy(), **settings
         )
 
     def _build_around(self, kind: Callable[..., Any], setup: Setup, **settings: Any) -> Any:

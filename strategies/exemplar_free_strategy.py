@@ -16,6 +16,7 @@ from protocl.strategies.drift_compensation import DriftEstimator, carried, unuse
 from protocl.strategies.epoch_schedule import EpochSchedule, ScheduledConfig
 from protocl.strategies.exemplar_free import ExemplarFreePlugin
 from protocl.strategies.in_memory import InMemory
+from protocl.strategies.model_output import ScoresCrossEntropy
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.restarts import Restarts
 
@@ -47,7 +48,7 @@ class ExemplarFree(SupervisedTemplate):
         self.method = method
         own = [method, Restarts(later_lr_factor)] + ([] if schedule is None else [schedule])
         settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", nn.CrossEntropyLoss())
+        settings.setdefault("criterion", ScoresCrossEntropy())
         super().__init__(
             model=model, optimizer=optimizer, plugins=[*own, *(plugins or [])], **settings
         )

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from avalanche.models import avalanche_forward
+from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from protocl.strategies.classifier_layer import FeatureFinder, Forward, one_sample
 from protocl.strategies.feature_tap import Enough, FeaturePoint, FeatureTap, joined, undisturbed
-from protocl.strategies.model_output import width_of
+from protocl.strategies.model_output import tensors_in, width_of
 from protocl.strategies.task_classes import has_task_labels, tasks_of
 from protocl.strategies.tensor_rows import NotInMemory, integers, tensor_rows
 
@@ -26,7 +27,7 @@ def features_of(
     num_workers: int = 0,
     view: Callable[[Tensor], Tensor] | None = None,
     held: bool = False,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+) -> Iterator[tuple[Any, Tensor, Tensor, Tensor | None]]:
     """Features of ``dataset`` under its evaluation transforms, batch by batch.
 
     Runs on the strategy's device in batches of its ``eval_mb_size``, in evaluation mode. Draws
@@ -42,7 +43,8 @@ def features_of(
             doing it for each batch.
 
     Yields:
-        Inputs ``(B, ...)``, features ``(B, D)``, labels ``(B,)`` and task labels ``(B,)`` or None.
+        Inputs ``(B, ...)``, or what holds several such, features ``(B, D)``, labels ``(B,)`` and
+        task labels ``(B,)`` or None.
     """
     model, tasked = strategy.model, has_task_labels(dataset)
     find, tap = FeatureFinder(layer), FeatureTap(features_only=True)
@@ -61,7 +63,7 @@ def features_of(
 class _Batch(NamedTuple):
     """A mini-batch on the strategy's device, and how it, or one sample of it, goes forward."""
 
-    x: Tensor
+    x: Any
     labels: Tensor
     tasks: Tensor | None
     forward: Forward
@@ -71,25 +73,48 @@ class _Batch(NamedTuple):
 def _on_device(
     strategy: Any, batch: Any, tasked: bool, view: Callable[[Tensor], Tensor] | None
 ) -> _Batch:
-    if isinstance(batch, Mapping):
-        return _by_host(strategy, batch)
+    if _only_host_reads(strategy, batch):
+        return _by_host(strategy, batch, tasked, view)
     x, y, *rest = (part.to(strategy.device, non_blocking=True) for part in batch)
     x, tasks, model = x if view is None else view(x), rest[-1] if tasked else None, strategy.model
     forward = partial(avalanche_forward, model, x, tasks)
     return _Batch(x, y, tasks, forward, one_sample(model, x, tasks))
 
 
-def _by_host(strategy: Any, batch: Any) -> _Batch:
+def _only_host_reads(strategy: Any, batch: Any) -> bool:
+    """Whether a strategy of its own decides which parts of a mini-batch are what."""
+    readers = ("_unpack_minibatch", "mb_x", "mb_y")
+    kind = type(strategy)
+    own = any(getattr(kind, name) is not getattr(SupervisedTemplate, name) for name in readers)
+    return own or isinstance(batch, Mapping)
+
+
+def _by_host(
+    strategy: Any, batch: Any, tasked: bool, view: Callable[[Tensor], Tensor] | None
+) -> _Batch:
     """A mini-batch that only a strategy of its own can read and give to the model."""
     with _as_minibatch(strategy, batch):
         strategy._unpack_minibatch()
+        if view is not None:
+            _put_view(strategy, view)
         batch, x, labels = strategy.mbatch, strategy.mb_x, strategy.mb_y
+        tasks = strategy.mb_task_id if tasked and not isinstance(batch, Mapping) else None
 
     def forward() -> Any:
         with _as_minibatch(strategy, batch):
             return strategy.forward()
 
-    return _Batch(x, labels, None, forward, forward)
+    return _Batch(x, labels, tasks, forward, forward)
+
+
+def _put_view(strategy: Any, view: Callable[[Tensor], Tensor]) -> None:
+    batch = strategy.mbatch
+    if isinstance(batch, Mapping) or strategy.mb_x is not batch[0]:
+        raise TypeError(
+            f"{type(strategy).__name__} reads mini-batches of its own form, of whose inputs no "
+            "views can be made: let the data set give (inputs, labels), or no views"
+        )
+    batch[0] = view(batch[0])
 
 
 @contextmanager
@@ -103,7 +128,7 @@ def _as_minibatch(strategy: Any, batch: Any) -> Iterator[None]:
 
 def sample_of(strategy: Any) -> Forward:
     """Runs the strategy's model on one sample of its present mini-batch, if it is a plain one."""
-    if isinstance(strategy.mbatch, Mapping):
+    if _only_host_reads(strategy, strategy.mbatch):
         forward: Forward = strategy.forward
         return forward
     return one_sample(strategy.model, strategy.mbatch[0], tasks_of(strategy))
@@ -117,8 +142,9 @@ def least_width(strategy: Any, point: FeaturePoint | None) -> int:
         point: where its features are; what a model returns is no scores where these are features.
     """
     labels = int(strategy.mb_y.max()) + 1
-    own = 0 if point is not None and point.after else width_of(strategy.mb_output)
-    return max(own, labels)
+    if point is not None and point.after:
+        return labels
+    return max(width_of(strategy.mb_output, len(strategy.mb_y)), labels)
 
 
 def batches_of(dataset: Any, size: int, num_workers: int = 0) -> Iterator[Any]:
@@ -137,12 +163,38 @@ def batches_of(dataset: Any, size: int, num_workers: int = 0) -> Iterator[Any]:
         )
 
 
+def labels_of(dataset: Any) -> Tensor:
+    """Class ids ``(N,)`` int64 of an Avalanche dataset, of which no sample is read.
+
+    Raises:
+        TypeError: it does not tell them, or they are no integers.
+    """
+    if not hasattr(dataset, "targets"):
+        raise TypeError(
+            "the data set of the experience has no targets, so its classes are not known before "
+            "all samples are read: make it by as_classification_dataset(data) of "
+            "avalanche.benchmarks.utils, where data.targets lists the class id of each sample"
+        )
+    try:
+        return torch.from_numpy(integers(dataset.targets))
+    except NotInMemory as reason:
+        raise TypeError(f"the targets of the experience's data set: {reason}") from reason
+
+
 def classes_of(dataset: Any) -> Tensor:
-    """Class ids ``(C,)`` in ``dataset``, ascending.
+    """Class ids ``(C,)`` in ``dataset``, ascending; as :func:`labels_of`.
 
     Not by ``dataset.targets.uniques``, for which Avalanche visits every sample.
     """
-    return torch.from_numpy(integers(dataset.targets)).unique()
+    return labels_of(dataset).unique()
+
+
+def _flat(x: Any, labels: Tensor) -> Tensor:
+    """All numbers ``(B, K)`` of the inputs; NaN, which equals nothing, where there are none."""
+    found = [part.reshape(len(labels), -1).float() for part in tensors_in(x)]
+    if not found:
+        return torch.full((len(labels), 1), torch.nan, device=labels.device)
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 class Signature:
@@ -158,9 +210,9 @@ class Signature:
         self._direction: Tensor | None = None
         self._values: Tensor | None = None
 
-    def add(self, x: Tensor, labels: Tensor) -> None:
-        """Take in inputs ``(B, ...)`` and labels ``(B,)``."""
-        flat = x.flatten(1).float()
+    def add(self, x: Any, labels: Tensor) -> None:
+        """Take in inputs ``(B, ...)``, or what holds several such, and labels ``(B,)``."""
+        flat = _flat(x, labels)
         if self._direction is None or len(self._direction) != flat.shape[1]:
             places = torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device)
             self._direction = torch.sin(places)

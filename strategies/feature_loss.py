@@ -19,9 +19,9 @@ from torch import Tensor
 from protocl.batch import Level
 from protocl.memory import PrototypeMemory
 from protocl.strategies.classifier_layer import FeatureFinder
-from protocl.strategies.extraction import features_of, least_width, sample_of
+from protocl.strategies.extraction import features_of, labels_of, least_width, sample_of
 from protocl.strategies.feature_tap import FeatureTap, joined, refuse_compiled
-from protocl.strategies.model_output import main_output
+from protocl.strategies.model_output import scores_of
 from protocl.strategies.task_classes import (
     TaskClasses,
     has_task_labels,
@@ -129,7 +129,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
         self._features = joined(self._training_tap.close(), tasks_of(strategy))
         self._inputs = strategy.mb_x
-        strategy.mb_output = _scores(strategy.mb_output)
+        strategy.mb_output = scores_of(strategy.mb_output)
         if self._single is not None:
             self._undo_views(strategy, *self._single)
             self._single = None
@@ -188,20 +188,9 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         strategy.mb_output = self.tasks.dense(logits, ids, tasks, width, float("-inf"))
 
 
-def _scores(output: Any) -> Tensor:
-    """What the host's criterion can read of a model's output."""
-    found = main_output(output)
-    if found is None:
-        raise TypeError(
-            f"the model returned a {type(output).__name__}: expected scores of the classes, or an "
-            "object that holds them as its logits"
-        )
-    return found
-
-
 def _labels_of(dataset: Any) -> tuple[Tensor, Tensor | None]:
     """Labels ``(N,)`` and, where there are any, task labels ``(N,)`` of an Avalanche dataset."""
-    labels = torch.as_tensor(list(dataset.targets))
+    labels = labels_of(dataset)
     if not has_task_labels(dataset):
         return labels, None
     return labels, torch.as_tensor(list(dataset.targets_task_labels))

@@ -100,7 +100,7 @@ class FeatureTap:
         features = features if self.differentiable else features.detach()
         # A copy, since a layer may begin with an operation in place (dropout, ReLU). A linear one
         # does not, and for its gradient torch itself refuses changes to what entered it.
-        features = features.flatten(1)
+        features = _rows(features)
         self._seen.append(features if type(layer) is nn.Linear else features.clone())
 
     def _keep_output(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -110,7 +110,7 @@ class FeatureTap:
                 f"{type(model).__name__} returned a {type(output).__name__}: expected "
                 "a tensor of features, or an object that holds one"
             )
-        self._seen.append((features if self.differentiable else features.detach()).flatten(1))
+        self._seen.append(_rows(features if self.differentiable else features.detach()))
         if self._ends:
             raise Enough
 
@@ -128,6 +128,11 @@ class FeatureTap:
             self._skipped = None
         seen, self._seen = self._seen, []
         return seen
+
+
+def _rows(features: Tensor) -> Tensor:
+    """Features ``(n, D)``; a model that squeezes drops the dimension of a single sample."""
+    return features.flatten(1) if features.ndim > 1 else features[None]
 
 
 def _is_watched(layer: nn.Module) -> bool:

@@ -28,6 +28,7 @@ from protocl.strategies.epoch_schedule import EpochSchedule
 from protocl.strategies.extraction import classes_of
 from protocl.strategies.first_session import FirstSession
 from protocl.strategies.in_memory import InMemory
+from protocl.strategies.model_output import ScoresCrossEntropy
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prototype_plugin import PrototypePlugin
 
@@ -137,7 +138,7 @@ class FrozenBackbone(SupervisedTemplate):
         super().__init__(
             model=model,
             optimizer=optimizer,
-            criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
+            criterion=ScoresCrossEntropy() if criterion is None else criterion,
             train_mb_size=train_mb_size,
             train_epochs=first_experience_epochs,
             eval_mb_size=eval_mb_size,

@@ -33,11 +33,11 @@ from protocl.herding import herd
 from protocl.precision import in_full_precision
 from protocl.strategies.baselines import BaselineConfig
 from protocl.strategies.exemplar_sets import ExemplarSets
-from protocl.strategies.extraction import classes_of, features_of
+from protocl.strategies.extraction import classes_of, features_of, labels_of
+from protocl.strategies.model_output import ScoresCrossEntropy, scores_of
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.prototype_plugin import PrototypePlugin
 from protocl.strategies.task_classes import tasks_of
-from protocl.strategies.tensor_rows import integers
 
 
 @in_full_precision
@@ -96,9 +96,10 @@ class ICaRLPlugin(PrototypePlugin):
         if self._old is not None:
             with torch.no_grad():
                 tasks = tasks_of(strategy)
-                old_logits = avalanche_forward(self._old.model, strategy.mb_x, tasks)
+                old_logits = scores_of(avalanche_forward(self._old.model, strategy.mb_x, tasks))
+        labels = strategy.mb_y.to(torch.int64)
         strategy.loss = distilled_binary_loss(
-            strategy.mb_output, strategy.mb_y, old_logits, self._old_classes
+            scores_of(strategy.mb_output), labels, old_logits, self._old_classes
         )
 
     def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
@@ -109,7 +110,7 @@ class ICaRLPlugin(PrototypePlugin):
     def _chosen(self, strategy: Any, num_workers: int) -> dict[int, Any]:
         """Herded samples of the experience's classes, those stored before among the candidates."""
         dataset = strategy.adapted_dataset
-        labels = torch.from_numpy(integers(dataset.targets))
+        labels = labels_of(dataset)
         here = classes_of(strategy.experience.dataset)
         rows = torch.isin(labels, here).nonzero().flatten()
         candidates, labels = dataset.subset(rows.tolist()), labels[rows]
@@ -147,7 +148,7 @@ class ICaRL(SupervisedTemplate):
     ) -> None:
         self.icarl = ICaRLPlugin(mem_size)
         settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", nn.CrossEntropyLoss())
+        settings.setdefault("criterion", ScoresCrossEntropy())
         super().__init__(
             model=model, optimizer=optimizer, plugins=[self.icarl, *(plugins or [])], **settings
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 _FIELDS = ("logits", "pooler_output", "output", "out")
 """Names under which libraries give class scores, or features, best first."""
@@ -36,7 +37,43 @@ def _parts(output: Any) -> list[Any]:
     return [*named, *output] if isinstance(output, list | tuple) else named
 
 
-def width_of(output: Any) -> int:
-    """Columns of the scores that a model returned; 0 where they cannot be told."""
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors with samples in a tensor, a mapping or a sequence, in their order."""
+    if isinstance(value, Tensor):
+        return [value] if value.ndim else []
+    parts = value.values() if isinstance(value, Mapping) else value
+    nested = isinstance(value, Mapping | list | tuple)
+    return [found for part in parts for found in tensors_in(part)] if nested else []
+
+
+def width_of(output: Any, samples: int) -> int:
+    """Columns of the scores that a model returned for so many samples; 0 if they cannot be told."""
     found = main_output(output)
-    return found.shape[1] if found is not None and found.ndim > 1 else 0
+    if found is None:
+        return 0
+    if found.ndim == 1 and samples == 1:  # of a model that squeezes
+        return len(found)
+    return found.shape[1] if found.ndim > 1 else 0
+
+
+def scores_of(output: Any) -> Tensor:
+    """The same where there must be one.
+
+    Raises:
+        TypeError: there is none.
+    """
+    found = main_output(output)
+    if found is None:
+        raise TypeError(
+            f"the model returned a {type(output).__name__}: expected scores of the classes, or an "
+            "object that holds them as its logits"
+        )
+    return found
+
+
+class ScoresCrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy of what a model returns, whatever holds it, with integer labels of any type."""
+
+    def forward(self, output: Any, labels: Tensor) -> Tensor:
+        """Scalar loss of an output and labels ``(N,)``."""
+        return super().forward(scores_of(output), labels.to(torch.int64))

@@ -30,6 +30,7 @@ from protocl.strategies.contrastive import cosine_similarities
 from protocl.strategies.epoch_schedule import EpochSchedule, ScheduledConfig
 from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.in_memory import InMemory
+from protocl.strategies.model_output import ScoresCrossEntropy
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.prd_losses import PRDLoss, PRDTerms, Relations
@@ -251,7 +252,7 @@ class PRD(SupervisedTemplate):
         self.prd = PRDPlugin() if plugin is None else plugin
         own = [self.prd] if schedule is None else [self.prd, schedule]
         settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", nn.CrossEntropyLoss())
+        settings.setdefault("criterion", ScoresCrossEntropy())
         super().__init__(
             model=model, optimizer=optimizer, plugins=[*own, *(plugins or [])], **settings
         )

@@ -50,6 +50,7 @@ from protocl.precision import in_full_precision
 from protocl.strategies.epoch_schedule import ScheduledConfig
 from protocl.strategies.feature_loss import FeatureLossPlugin
 from protocl.strategies.in_memory import InMemory
+from protocl.strategies.model_output import ScoresCrossEntropy
 from protocl.strategies.old_model import OldModel
 from protocl.strategies.optimizers import build_optimizer
 from protocl.strategies.sample_memory import SampleMemory, Selection
@@ -296,7 +297,7 @@ class ProtoCL(SupervisedTemplate):
     ) -> None:
         self.protocl = ProtoCLPlugin() if plugin is None else plugin
         settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", nn.CrossEntropyLoss())
+        settings.setdefault("criterion", ScoresCrossEntropy())
         super().__init__(
             model=model, optimizer=optimizer, plugins=[self.protocl, *(plugins or [])], **settings
         )

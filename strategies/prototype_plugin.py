@@ -70,7 +70,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             ``"training"`` takes the features of the last training epoch as they come by, at almost
             no cost, but they were computed before the epoch's remaining steps, in training mode
             and with augmentation; replayed samples of classes that are not in the experience are
-            left out. Where that epoch is cut short, an extra pass takes its place, with a warning.
+            left out. Where that epoch is cut short, drops samples or replays some of the classes of
+            the experience, an extra pass takes its place, with a warning.
         memory: statistics to start from, such as a loaded or merged memory.
         level: keep more than the head needs, for instance to fit another head later.
         num_workers: processes that load data in the extra pass; by default those of ``train``.
@@ -150,9 +151,10 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         refuse_empty(strategy.experience)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._pass = TrainingPass()
+        if self.collect == "training":  # at once, so that unknown classes are refused at once
+            self._pass = TrainingPass(classes_of(strategy.experience.dataset).to(strategy.device))
         if self.still is not None:
-            self.still.begin()
+            self.still.begin(strategy.model)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         last = strategy.clock.train_exp_epochs == strategy.train_epochs - 1
@@ -184,9 +186,12 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._pass.add(batch)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        if self._collects and was_cut(strategy):
-            self.memory = self._pass.taken_back(self.memory, len(strategy.experience.dataset))
-            self._pass = TrainingPass()
+        if self._collects:
+            self._flush(strategy)
+            size, cut = len(strategy.experience.dataset), was_cut(strategy)
+            if cut or self._pass.counted != size:
+                self.memory = self._pass.taken_back(self.memory, size, cut)
+                self._pass = TrainingPass()
         self._collects = False
         if self.still is not None:
             self.still.end_epoch(strategy.model)
@@ -221,8 +226,6 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if not self._pass.waiting:
             return
         features, labels, tasks = self._pass.waiting.take()
-        if self._pass.classes is None:
-            self._pass.classes = classes_of(strategy.experience.dataset).to(labels.device)
         mine = torch.isin(labels, self._pass.classes)
         if not mine.all():  # selecting copies
             features, labels = features[mine], labels[mine]

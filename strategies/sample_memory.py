@@ -9,8 +9,7 @@ from avalanche.benchmarks.utils import concat_datasets
 from avalanche.training.storage_policy import ExemplarsBuffer
 
 from protocl.medoids import medoids
-from protocl.strategies.extraction import batches_of
-from protocl.strategies.tensor_rows import integers
+from protocl.strategies.extraction import batches_of, labels_of
 
 Selection = Literal["random", "medoids"]
 
@@ -92,7 +91,7 @@ def _medoids_of_classes(
     dataset: Any, share: int, device: torch.device | None, num_workers: int
 ) -> list[int]:
     """Rows of ``dataset``, the classes in turn; of small classes all that there is."""
-    labels = torch.from_numpy(integers(dataset.targets))
+    labels = labels_of(dataset)
     classes = sorted((torch.nonzero(labels == c).flatten() for c in labels.unique()), key=len)
     ranked, left = [], share
     for number, rows in enumerate(classes):

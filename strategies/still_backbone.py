@@ -26,21 +26,35 @@ class StillBackbone:
     def __init__(self) -> None:
         self.moved = False
         self._held: list[str] = []
+        self._start: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] | None = None
         self._checked = False
 
-    def begin(self) -> None:
-        """Before an experience."""
+    def begin(self, model: nn.Module) -> None:
+        """Before an experience; hosts may run the model before their first forward pass."""
         self.moved, self._before, self._checked = False, None, False
+        may_be_frozen = not all(weight.requires_grad for weight in model.parameters())
+        buffers = model.named_buffers() if may_be_frozen else ()
+        self._start = {name: value.clone() for name, value in buffers}
 
     def before_forward(self, model: nn.Module, point: FeaturePoint) -> None:
         """Before a forward pass in training."""
         if self._before is None:
             frozen = _is_frozen(model, point)
-            self._before = _buffers(model, point) if frozen else {}
+            kept = (name for name in self._start if not _in_classifier(name, point))
+            self._before = {name: self._start[name] for name in kept} if frozen else {}
             self._held = self._held if frozen else []
+            self._start = {}
         for path in self._held:
-            model.get_submodule(path).training = False
+            layer = model.get_submodule(path)
+            if layer.training:  # by the host, which may have run it (GEM does)
+                self._put_back(model, [f"{path}.{name}" for name, _ in layer.named_buffers()])
+            layer.training = False
+
+    def _put_back(self, model: nn.Module, names: list[str]) -> None:
+        for name in names:
+            if self._before and name in self._before:
+                model.get_buffer(name).copy_(self._before[name])
 
     def after_forward(self, model: nn.Module) -> None:
         """After it: whatever moved in the first pass is put back and held from now on."""
@@ -48,8 +62,7 @@ class StillBackbone:
             return
         self._checked = True
         moved = _moved(model, self._before)
-        for name in moved:
-            model.get_buffer(name).copy_(self._before[name])
+        self._put_back(model, moved)
         layers = list(dict.fromkeys(name.rpartition(".")[0] for name in moved))
         self._held += [layer for layer in layers if layer not in self._held]
         if layers:
@@ -83,11 +96,6 @@ def _is_frozen(model: nn.Module, point: FeaturePoint) -> bool:
     """Whether the backbone has weights, none of which trains."""
     weights = [p for name, p in model.named_parameters() if not _in_classifier(name, point)]
     return bool(weights) and not any(weight.requires_grad for weight in weights)
-
-
-def _buffers(model: nn.Module, point: FeaturePoint) -> dict[str, Tensor]:
-    named = model.named_buffers()
-    return {name: value.clone() for name, value in named if not _in_classifier(name, point)}
 
 
 def _in_classifier(name: str, point: FeaturePoint) -> bool:

@@ -62,14 +62,17 @@ class TaskClasses:
             The memory's ids ``(N,)`` of the samples' classes.
         """
         if tasks is None:
-            return labels
-        for class_id in (labels + STRIDE * tasks).unique().tolist():
+            return self.ids(labels, tasks)
+        for class_id in (labels + STRIDE * tasks.to(torch.int64)).unique().tolist():
             self._note_one(*divmod(class_id, STRIDE))
         return self.ids(labels, tasks)
 
     def ids(self, labels: Tensor, tasks: Tensor | None) -> Tensor:
-        """The memory's ids ``(N,)`` of classes ``(N,)`` under task labels ``(N,)``."""
-        return labels + STRIDE * tasks if self.per_task and tasks is not None else labels
+        """The memory's ids ``(N,)`` int64 of classes ``(N,)`` under task labels ``(N,)``."""
+        labels = labels.to(torch.int64)  # of fewer bits they would overflow in what ids count
+        if tasks is None or not self.per_task:
+            return labels
+        return labels + STRIDE * tasks.to(torch.int64)
 
     def _note_one(self, task: int, label: int) -> None:
         elsewhere = [other for other, seen in self.seen.items() if other != task and label in seen]

@@ -262,7 +262,15 @@ def _values(data: Any, rows: Rows) -> Rows:
         for child, mine, below_rows in _children(data, rows):
             gathered[mine] = _values(child, below_rows)
         return gathered
-    values = data if isinstance(data, list) else list(data)
-    if not all(issubclass(kind, int | np.integer) for kind in set(map(type, values))):
-        raise NotInMemory(f"it has per-sample values in a {type(data).__name__} beside the label")
-    return np.asarray(values, dtype=np.int64)[rows]
+    return _whole_numbers(data if isinstance(data, list) else list(data))[rows]
+
+
+def _whole_numbers(values: list[Any]) -> Rows:
+    kinds = set(map(type, values))
+    if any(issubclass(kind, Tensor | np.ndarray) for kind in kinds):  # of no dimensions
+        values = [v.tolist() if isinstance(v, Tensor | np.ndarray) else v for v in values]
+        kinds = set(map(type, values))
+    odd = sorted(kind.__name__ for kind in kinds if not issubclass(kind, int | np.integer))
+    if odd:
+        raise NotInMemory(f"it has per-sample values of type {odd[0]}: expected integers")
+    return np.asarray(values, dtype=np.int64)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from protocl import checkpoint
 from protocl.data import TensorData
+from protocl.strategies.model_output import scores_of
 
 CLASSES = 6
 
@@ -94,12 +95,12 @@ def train_on(strategy: Any, stream: Any, **settings: Any) -> None:
 
 
 def outputs_at_eval(strategy: Any, stream: Any) -> list[Tensor]:
-    """``mb_output`` of every evaluation mini-batch."""
+    """The scores in ``mb_output`` of every evaluation mini-batch."""
     seen: list[Tensor] = []
 
     class Recorder:
         def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
-            seen.append(strategy.mb_output.clone())
+            seen.append(scores_of(strategy.mb_output).clone())
 
     strategy.plugins.append(Recorder())
     strategy.eval(stream)

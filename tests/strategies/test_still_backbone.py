@@ -47,12 +47,13 @@ LAYERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("collect", ["extra_pass", "training"])
 @pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("host", ["naive", "gem"])  # GEM runs the model between its steps too
 def test_a_frozen_backbone_stays_and_its_host_is_told(
-    layers: str, collect: Any, benchmark: Any
+    host: str, layers: str, collect: Any, benchmark: Any
 ) -> None:
     model = frozen(*LAYERS[layers]())
     before = weights_of(model[0])
-    strategy = build_strategy("naive", [PrototypePlugin(collect=collect)], model)
+    strategy = build_strategy(host, [PrototypePlugin(collect=collect)], model)
     with pytest.warns(UserWarning, match="weights are frozen"):
         strategy.train(benchmark.train_stream[0])
     train_on(strategy, benchmark.train_stream[1:])
