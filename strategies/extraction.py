@@ -117,7 +117,8 @@ def least_width(strategy: Any, point: FeaturePoint | None) -> int:
         point: where its features are; what a model returns is no scores where these are features.
     """
     labels = int(strategy.mb_y.max()) + 1
-    own = 0 if point is not None and point.after else width_of(strategy.mb_output)
+    place = None if point is None else point.scores
+    own = 0 if point is not None and point.after else width_of(strategy.mb_output, place)
     return max(own, labels)
 
 

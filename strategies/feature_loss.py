@@ -21,7 +21,7 @@ from protocl.batch import Level
 from protocl.memory import PrototypeMemory
 from protocl.strategies.classifier_layer import FeatureFinder
 from protocl.strategies.extraction import features_of, least_width, sample_of
-from protocl.strategies.feature_tap import FeatureTap, joined, refuse_compiled
+from protocl.strategies.feature_tap import FeaturePoint, FeatureTap, joined, refuse_compiled
 from protocl.strategies.model_output import main_output
 from protocl.strategies.task_classes import (
     TaskClasses,
@@ -133,7 +133,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         seen = self._training_tap.close(strategy.mb_output)
         self._features = joined(seen, tasks_of(strategy))
         self._inputs = strategy.mb_x
-        strategy.mb_output = _scores(strategy.mb_output)
+        strategy.mb_output = _scores(strategy.mb_output, self._find.point)
         if self._single is not None:
             self._undo_views(strategy, *self._single)
             self._single = None
@@ -209,9 +209,9 @@ def _refuse_readers(own: FeatureLossPlugin, plugins: Iterable[Any]) -> None:
             )
 
 
-def _scores(output: Any) -> Tensor:
-    """What the host's criterion can read of a model's output."""
-    found = main_output(output)
+def _scores(output: Any, point: FeaturePoint | None) -> Tensor:
+    """What the host's criterion can read of the output of a model with features at ``point``."""
+    found = main_output(output, None if point is None else point.scores)
     if found is None:
         raise TypeError(
             f"the model returned a {type(output).__name__}: expected scores of the classes, or an "

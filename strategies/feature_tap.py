@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from protocl.strategies.model_output import main_output
+from protocl.strategies.model_output import Place, main_output
 
 
 class FeaturePoint(NamedTuple):
@@ -21,11 +21,13 @@ class FeaturePoint(NamedTuple):
         path: of the layer in the model; ``""`` for the model itself.
         after: they are what the layer returns, not what enters it.
         last: the layer is called more than once in a forward pass, and the last call counts.
+        scores: where the scores are in what the model returns; None if a trial did not tell.
     """
 
     path: str
     after: bool = False
     last: bool = False
+    scores: Place | None = None
 
 
 def refuse_compiled(model: nn.Module) -> None:
