@@ -112,3 +112,24 @@ def test_a_reader_of_the_model_s_features_does_not_fit_views(benchmark: Any, met
     message = r"views of each sample, so FeatureDistillationPlugin.*leave that plugin out"
     with pytest.raises(ValueError, match=message):
         train_on(strategy, benchmark.train_stream)
+
+
+class WithFeatures(Net):
+    """Returns its features before its scores."""
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.features(x)
+        return features, self.classifier(features)
+
+
+@pytest.mark.parametrize("layer", [None, "classifier"])
+def test_the_host_s_loss_is_that_of_the_scores(benchmark: Any, layer: str | None) -> None:
+    weights = []
+    for kind in (Net, WithFeatures):
+        torch.manual_seed(0)
+        model, plugin = kind(), PASSPlugin(host_loss=1.0, layer=layer)
+        strategy = build(Naive, model, [plugin], criterion=nn.CrossEntropyLoss())
+        torch.manual_seed(0)
+        train_on(strategy, benchmark.train_stream[:1])
+        weights.append(model.classifier.weight.detach())
+    assert torch.equal(*weights)
