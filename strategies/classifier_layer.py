@@ -15,7 +15,15 @@ from avalanche.models import TrainEvalModel, avalanche_forward
 from torch import Tensor, nn
 
 from protocl.strategies.feature_tap import FeaturePoint, undisturbed
-from protocl.strategies.layer_trials import Forward, answers, calls_of, widened
+from protocl.strategies.layer_trials import (
+    Call,
+    Forward,
+    calls_of,
+    is_pointwise,
+    place_of_answer,
+    widened,
+)
+from protocl.strategies.model_output import tensors_of
 
 COMMON_NAMES = ("classifier", "fc", "head", "linear")
 
@@ -70,8 +78,8 @@ def one_sample(model: nn.Module, x: Any, tasks: Tensor | None) -> Forward:
 def find_features(model: nn.Module, forward: Forward, layer: str | None = None) -> FeaturePoint:
     """Where the features of ``model`` are: what enters its classification layer.
 
-    Of a model without a linear layer they are what it returns. The model is run in evaluation mode
-    without gradients, and is left as it was.
+    Of a model without a linear layer they are what it returns; a 1x1 convolution is linear. The
+    model is run in evaluation mode without gradients, and is left as it was.
 
     Args:
         model: any model.
@@ -83,7 +91,7 @@ def find_features(model: nn.Module, forward: Forward, layer: str | None = None) 
             lists the linear layers.
     """
     if layer is not None:
-        return FeaturePoint(path_of(model, find_classifier(model, layer)))
+        return _named(model, path_of(model, find_classifier(model, layer)), forward)
     if isinstance(model, TrainEvalModel):  # whose classifier in evaluation cannot run at first
         return FeaturePoint("feature_extractor", after=True)
     certain = _end_of_sequence(model)
@@ -102,19 +110,42 @@ def find_features(model: nn.Module, forward: Forward, layer: str | None = None) 
     )
 
 
+def _named(model: nn.Module, path: str, forward: Forward) -> FeaturePoint:
+    """The layer that the user gave; a trial only tells which of several outputs are its scores."""
+    if isinstance(model, TrainEvalModel):  # as above
+        return FeaturePoint(path)
+    with undisturbed(model):
+        if len(tensors_of(forward())) < 2:
+            return FeaturePoint(path)
+        call = calls_of(model, [path], forward).get(path)
+        place = call and place_of_answer(model, path, call, forward, exactly=False)
+    return FeaturePoint(path, scores=place)
+
+
 def _tried(model: nn.Module, linear: list[str], forward: Forward) -> FeaturePoint | None:
-    """The first layer that passes its trial: a linear one, the last first, else a named one."""
+    """The first layer that passes its trial: a linear one, the last first, else a named one.
+
+    Of 1x1 convolutions, which networks have by the dozen, only the last can be the classifier.
+    """
     named = _names(model)
-    calls = calls_of(model, [*linear, *named], forward)
-    latest = sorted((p for p in linear if p in calls), key=lambda p: calls[p].order, reverse=True)
-    for path in latest:
-        if answers(model, path, calls[path], forward, exactly=True):
+    pointwise = [path for path, module in model.named_modules() if is_pointwise(module)]
+    calls = calls_of(model, [*linear, *named, *pointwise], forward)
+    for path in [*_latest(linear, calls), *_latest(pointwise, calls)[:1]]:
+        place = place_of_answer(model, path, calls[path], forward, exactly=True)
+        if place is not None:
             outer = widened(model, path, calls[path], forward)
-            return FeaturePoint(outer, last=calls[path].times > 1)
+            return FeaturePoint(outer, last=calls[path].times > 1, scores=place)
     for path in named:
-        if path in calls and answers(model, path, calls[path], forward, exactly=False):
-            return FeaturePoint(path, last=calls[path].times > 1)
+        if path in calls:
+            place = place_of_answer(model, path, calls[path], forward, exactly=False)
+            if place is not None:
+                return FeaturePoint(path, last=calls[path].times > 1, scores=place)
     return None
+
+
+def _latest(paths: list[str], calls: dict[str, Call]) -> list[str]:
+    """Those that are called, the last first."""
+    return sorted((p for p in paths if p in calls), key=lambda p: calls[p].order, reverse=True)
 
 
 def find_classifier(model: nn.Module, name: str | None = None) -> nn.Module:

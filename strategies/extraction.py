@@ -144,7 +144,8 @@ def least_width(strategy: Any, point: FeaturePoint | None) -> int:
     labels = int(strategy.mb_y.max()) + 1
     if point is not None and point.after:
         return labels
-    return max(width_of(strategy.mb_output, len(strategy.mb_y)), labels)
+    place = None if point is None else point.scores
+    return max(width_of(strategy.mb_output, len(strategy.mb_y), place), labels)
 
 
 def batches_of(dataset: Any, size: int, num_workers: int = 0) -> Iterator[Any]:

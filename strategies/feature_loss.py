@@ -9,11 +9,12 @@ put back before another plugin can see it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import FeatureDistillationPlugin
 from torch import Tensor
 
 from protocl.batch import Level
@@ -111,6 +112,8 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         refuse_compiled(strategy.model)
+        if self.views is not None:
+            _refuse_readers(self, strategy.plugins)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         refuse_empty(strategy.experience)
@@ -127,9 +130,11 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         self._training_tap.open_at(strategy.model, point)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        self._features = joined(self._training_tap.close(), tasks_of(strategy))
+        seen = self._training_tap.close(strategy.mb_output)
+        self._features = joined(seen, tasks_of(strategy))
         self._inputs = strategy.mb_x
-        strategy.mb_output = scores_of(strategy.mb_output)
+        point = self._find.point
+        strategy.mb_output = scores_of(strategy.mb_output, None if point is None else point.scores)
         if self._single is not None:
             self._undo_views(strategy, *self._single)
             self._single = None
@@ -180,12 +185,29 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         tasks = tasks_of(strategy)
-        answer = self.class_logits(joined(self._answering_tap.close(), tasks))
+        seen = self._answering_tap.close(strategy.mb_output)
+        answer = self.class_logits(joined(seen, tasks))
         if answer is None:
             return
         width = least_width(strategy, self._find.point)
         logits, ids = answer
         strategy.mb_output = self.tasks.dense(logits, ids, tasks, width, float("-inf"))
+
+
+def _refuse_readers(own: FeatureLossPlugin, plugins: Iterable[Any]) -> None:
+    """Plugins that read features which the model keeps in itself would read those of all views.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for plugin in plugins:
+        if isinstance(plugin, FeatureDistillationPlugin):
+            raise ValueError(
+                f"{type(own).__name__} gives the model several views of each sample, so "
+                f"{type(plugin).__name__}, which reads model.features, would compare the features "
+                "of all views with those of the samples: leave that plugin out, or use a method "
+                "without views, such as ProtoCL"
+            )
 
 
 def _labels_of(dataset: Any) -> tuple[Tensor, Tensor | None]:

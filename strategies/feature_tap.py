@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from protocl.strategies.model_output import main_output
+from protocl.strategies.model_output import Place, main_output
 
 
 class FeaturePoint(NamedTuple):
@@ -21,11 +21,13 @@ class FeaturePoint(NamedTuple):
         path: of the layer in the model; ``""`` for the model itself.
         after: they are what the layer returns, not what enters it.
         last: the layer is called more than once in a forward pass, and the last call counts.
+        scores: where the scores are in what the model returns; None if a trial did not tell.
     """
 
     path: str
     after: bool = False
     last: bool = False
+    scores: Place | None = None
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -65,19 +67,21 @@ class FeatureTap:
         self.differentiable = differentiable
         self.features_only = features_only
         self._skipped: nn.Module | None = None
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
         self._seen: list[Tensor] = []
+        self._calls: list[tuple[Any, list[Tensor]]] = []
         self._last = self._ends = False
 
     def open_at(self, model: nn.Module, point: FeaturePoint) -> None:
         """Start to listen where the features of ``model`` are."""
         layer = model.get_submodule(point.path)
-        if not point.after:
+        if point.after:
+            self._drop()
+            self._ends = self.features_only and layer is not model
+            self._handles.append(layer.register_forward_hook(self._keep_output))
+        else:
             self.open(layer, last=point.last)
-            return
-        self.close()
-        self._ends = self.features_only and layer is not model
-        self._handle = layer.register_forward_hook(self._keep_output)
+        self._handles.append(model.register_forward_hook(self._end_call))
 
     def open(self, layer: nn.Module, last: bool = False) -> None:
         """Start to listen; what an interrupted pass left behind is dropped.
@@ -86,9 +90,9 @@ class FeatureTap:
             layer: the layer.
             last: forget what entered it when it is called again.
         """
-        self.close()
+        self._drop()
         self._last = last
-        self._handle = layer.register_forward_pre_hook(self._keep, with_kwargs=True)
+        self._handles.append(layer.register_forward_pre_hook(self._keep, with_kwargs=True))
         if self.features_only and type(layer) is nn.Linear and not _is_watched(layer):
             layer.forward = partial(_zeros_like_output, layer.out_features)  # type: ignore[method-assign]
             self._skipped = layer
@@ -114,20 +118,46 @@ class FeatureTap:
         if self._ends:
             raise Enough
 
-    def close(self) -> list[Tensor]:
+    def _end_call(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._seen:
+            self._calls.append((output, self._seen))
+            self._seen = []
+
+    def close(self, answer: Any = None) -> list[Tensor]:
         """Stop to listen.
 
+        Args:
+            answer: what the strategy took for the model's output. It tells which call counts if
+                the strategy, or a plugin, called the model more than once, as on replayed samples.
+
         Returns:
-            The features ``(n, D)`` of each call of the layer.
+            The features ``(n, D)`` of each call of the layer, in the call of the model that counts.
+
+        Raises:
+            RuntimeError: none of several calls of the model returned ``answer``.
         """
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        calls = [*self._calls, *([(None, self._seen)] if self._seen else [])]
+        self._drop()
+        if len(calls) < 2:
+            return calls[0][1] if calls else []
+        for output, seen in calls:
+            if output is answer:
+                return seen
+        raise RuntimeError(
+            f"the model was called {len(calls)} times for one mini-batch, and none of its outputs "
+            "is strategy.mb_output, which would tell whose features count: use a strategy that "
+            "keeps what the model returned for the mini-batch as mb_output, or, for prototypes "
+            "alone, PrototypePlugin(collect='extra_pass')"
+        )
+
+    def _drop(self) -> None:
+        """Stop to listen, and forget what was read."""
+        for handle in self._handles:
+            handle.remove()
         if self._skipped is not None:
             del self._skipped.forward
             self._skipped = None
-        seen, self._seen = self._seen, []
-        return seen
+        self._handles, self._seen, self._calls = [], [], []
 
 
 def _rows(features: Tensor) -> Tensor:

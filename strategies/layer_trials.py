@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from protocl.strategies.model_output import main_output
+from protocl.strategies.model_output import Place, tensors_of
 
 Forward = Callable[[], Any]
 """Runs the model on one mini-batch."""
@@ -60,8 +60,10 @@ def calls_of(model: nn.Module, paths: Iterable[str], forward: Forward) -> dict[s
     return calls
 
 
-def answers(model: nn.Module, path: str, call: Call, forward: Forward, exactly: bool) -> bool:
-    """Whether the output of a layer is what the model returns.
+def place_of_answer(
+    model: nn.Module, path: str, call: Call, forward: Forward, exactly: bool
+) -> Place | None:
+    """Where in what the model returns the output of a layer is; None if nowhere.
 
     Args:
         model: the model.
@@ -72,19 +74,41 @@ def answers(model: nn.Module, path: str, call: Call, forward: Forward, exactly: 
             each class may have its own offset, or any increasing function be applied to all.
     """
     if not call.returned.is_floating_point():
-        return False
-    given, got = [], []
-    for sign in (1, -1):  # so that a ReLU behind the layer lets every class show
-        values = sign * _known_numbers(call.returned)
-        output = main_output(_run_with(model.get_submodule(path), values, call.times, forward))
-        width = values[0].numel()
-        if output is None or len(output) != len(values) or output[0].numel() < width:
-            return False
-        given.append(values[0].flatten().double())
-        got.append(output[0].flatten()[:width].double())
-    moved = got[0] != got[1]  # those of masked classes stay
+        return None
+    layer = model.get_submodule(path)
+    numbers, spread = _known_numbers(call.returned, is_pointwise(layer))
+    # Both signs, so that a ReLU behind the layer lets every class show.
+    signs = (1, -1)
+    got = [tensors_of(_run_with(layer, sign * spread, call.times, forward)) for sign in signs]
+    given = torch.stack([sign * numbers for sign in signs])
     tolerance = torch.finfo(call.returned.dtype).eps ** 0.4
-    v, out = torch.stack(given)[:, moved], torch.stack(got)[:, moved]
+    for place in got[0]:
+        outputs = [found.get(place) for found in got]
+        if all(_fits(output, spread, numbers) for output in outputs):
+            rows = [output[0].flatten()[: len(numbers)].double() for output in outputs]  # type: ignore[index]
+            if _agree(given, torch.stack(rows), tolerance, exactly):
+                return place
+    return None
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    """Whether a layer is a linear one for each position of a map: a 1x1 convolution."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    return layer.groups == 1 and all(size == 1 for size in layer.kernel_size)
+
+
+def _fits(output: Tensor | None, samples: Tensor, numbers: Tensor) -> bool:
+    """Whether there is room for so many numbers of each sample."""
+    if output is None or len(output) != len(samples):
+        return False
+    return output[0].numel() >= len(numbers)
+
+
+def _agree(given: Tensor, got: Tensor, tolerance: float, exactly: bool) -> bool:
+    """Whether rows ``(2, K)`` of numbers came out as they went in."""
+    moved = got[0] != got[1]  # those of masked classes stay
+    v, out = given[:, moved], got[:, moved]
     if _is_affine(v, out, tolerance) or ((out > 0).all() and _is_affine(v, out.log(), tolerance)):
         return True
     return not exactly and (
@@ -113,11 +137,18 @@ def _same(one: Call, other: Call) -> bool:
     return torch.equal(one.entered.flatten(1), other.entered.flatten(1))
 
 
-def _known_numbers(like: Tensor) -> Tensor:
-    """Numbers in [-3, 3] in the shape of ``like``, the same for each sample."""
-    places = torch.arange(1, like[0].numel() + 1, dtype=torch.float64)
-    numbers = 3 * torch.sin(1.7 * places)
-    return numbers.to(like).view(1, *like.shape[1:]).expand_as(like)
+def _known_numbers(like: Tensor, channels: bool) -> tuple[Tensor, Tensor]:
+    """Numbers in [-3, 3], ``(K,)`` float64, and those in the shape of ``like``, for each sample.
+
+    Args:
+        like: ``(N, ...)``.
+        channels: one number for each channel, at all its positions.
+    """
+    count = like.shape[1] if channels else like[0].numel()
+    numbers = 3 * torch.sin(1.7 * torch.arange(1, count + 1, dtype=torch.float64))
+    shape = (1, count, *[1] * (like.ndim - 2)) if channels else (1, *like.shape[1:])
+    spread = numbers.to(like).view(shape).expand_as(like)
+    return spread[0].flatten(1)[:, 0].double() if channels else spread[0].flatten().double(), spread
 
 
 def _run_with(layer: nn.Module, values: Tensor, calls: int, forward: Forward) -> Any:

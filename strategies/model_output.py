@@ -12,29 +12,60 @@ _FIELDS = ("logits", "pooler_output", "output", "out")
 """Names under which libraries give class scores, or features, best first."""
 
 
-def main_output(output: Any) -> Tensor | None:
+Place = tuple[Any, ...]
+"""Keys, positions and attributes that lead to a tensor in what a model returned."""
+
+
+def main_output(output: Any, place: Place | None = None) -> Tensor | None:
     """The scores, or features, ``(N, ...)`` among what a model returned; None if there are none.
 
     A tensor is taken as it is. Of an object or a mapping (such as the outputs of ``transformers``)
     it is the field ``logits``, ``pooler_output``, ``output`` or ``out``, of these and of sequences
     otherwise the first tensor that has samples.
 
+    Args:
+        output: what the model returned.
+        place: where the tensor is, if that is known.
+
+    Raises:
+        TypeError: the first tensor has no name that tells, and a matrix of another width is there.
+
     >>> import torch
     >>> main_output({"loss": torch.tensor(0.5), "logits": torch.zeros(2, 3)}).shape
     torch.Size([2, 3])
     """
+    found = tensors_of(output)
+    if place in found:
+        return found[place]
+    first = next(iter(found), None)
+    if first is None:
+        return None
+    if _is_unclear(found):
+        shapes = ", ".join(f"{place}: {tuple(tensor.shape)}" for place, tensor in found.items())
+        raise TypeError(
+            f"the model returned several tensors ({shapes}), and nothing tells which of them are "
+            "the scores: let it return a dictionary with those under 'logits', or only them"
+        )
+    return found[first]
+
+
+def tensors_of(output: Any) -> dict[Place, Tensor]:
+    """The tensors with samples in what a model returned, the likeliest scores first."""
     if isinstance(output, Tensor):
-        return output if output.ndim else None
-    parts = _parts(output)
-    return next((found for part in parts if (found := main_output(part)) is not None), None)
+        return {(): output} if output.ndim else {}
+    return {
+        (key, *place): tensor
+        for key, part in _parts(output).items()
+        for place, tensor in tensors_of(part).items()
+    }
 
 
-def _parts(output: Any) -> list[Any]:
+def _parts(output: Any) -> dict[Any, Any]:
     if isinstance(output, Mapping):
-        named = [output[field] for field in _FIELDS if field in output]
-        return [*named, *output.values()]
-    named = [getattr(output, field) for field in _FIELDS if hasattr(output, field)]
-    return [*named, *output] if isinstance(output, list | tuple) else named
+        named = {field: output[field] for field in _FIELDS if field in output}
+        return {**named, **output}
+    named = {field: getattr(output, field) for field in _FIELDS if hasattr(output, field)}
+    return {**named, **dict(enumerate(output))} if isinstance(output, list | tuple) else named
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -46,9 +77,21 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [found for part in parts for found in tensors_in(part)] if nested else []
 
 
-def width_of(output: Any, samples: int) -> int:
+def _is_unclear(found: dict[Place, Tensor]) -> bool:
+    """Whether the first tensor has no name that tells, and a matrix of another width is there."""
+    first = next(iter(found), ())
+    if any(key in _FIELDS for key in first):
+        return False
+    matrices = [t for t in found.values() if t.ndim == 2 and t.is_floating_point()]
+    return any(found[first].shape != matrix.shape for matrix in matrices)
+
+
+def width_of(output: Any, samples: int, place: Place | None = None) -> int:
     """Columns of the scores that a model returned for so many samples; 0 if they cannot be told."""
-    found = main_output(output)
+    tensors = tensors_of(output)
+    if place not in tensors and _is_unclear(tensors):
+        return 0
+    found = main_output(output, place)
     if found is None:
         return 0
     if found.ndim == 1 and samples == 1:  # of a model that squeezes
@@ -56,13 +99,13 @@ def width_of(output: Any, samples: int) -> int:
     return found.shape[1] if found.ndim > 1 else 0
 
 
-def scores_of(output: Any) -> Tensor:
-    """The same where there must be one.
+def scores_of(output: Any, place: Place | None = None) -> Tensor:
+    """As :func:`main_output`, where there must be scores.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there are none, or they cannot be told from other tensors.
     """
-    found = main_output(output)
+    found = main_output(output, place)
     if found is None:
         raise TypeError(
             f"the model returned a {type(output).__name__}: expected scores of the classes, or an "

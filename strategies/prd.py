@@ -26,6 +26,7 @@ from torch import Tensor, nn, optim
 
 from protocl.config import Setup, StrategyInfo
 from protocl.memory import PrototypeMemory
+from protocl.strategies.companion_optimizer import PlainCompanion
 from protocl.strategies.contrastive import cosine_similarities
 from protocl.strategies.epoch_schedule import EpochSchedule, ScheduledConfig
 from protocl.strategies.feature_loss import FeatureLossPlugin
@@ -59,10 +60,9 @@ def build_projector(inputs: int, hidden: int = 512, outputs: int = 128) -> nn.Se
 class PRDPlugin(FeatureLossPlugin):
     """PRD inside any Avalanche strategy.
 
-    Projector and prototypes join the strategy's optimizer in the first iteration: the projector
-    with the settings of the first parameter group, the prototypes in a group of their own without
-    momentum and weight decay. Schedulers that keep one entry a group, such as ``LambdaLR``, must be
-    made after that.
+    The projector joins the first parameter group of the strategy's optimizer in the first
+    iteration. The prototypes have an optimizer of the same kind for themselves, without momentum
+    and weight decay, whose learning rate follows that of the first group.
 
     A class that comes back in a later experience keeps its prototype, which is then both pulled to
     the new samples and held in its relation to them.
@@ -75,7 +75,8 @@ class PRDPlugin(FeatureLossPlugin):
         projector: from features ``(N, D)`` to ``(N, P)``; by default :func:`build_projector`.
         teacher_mode: mode of the old model; ``"train"`` normalises its batches by their own
             statistics, as the released code does.
-        prototype_lr: learning rate of the prototypes; None for that of the model.
+        prototype_lr: learning rate of the prototypes, as long as that of the model is what it was
+            at first; None for that of the model.
         prototype_init: where the prototypes of new classes start: ``"random"``, as in the authors'
             code, or ``"means"``: at the directions of the means of their features as the experience
             begins, for few steps an experience.
@@ -115,6 +116,7 @@ class PRDPlugin(FeatureLossPlugin):
         self.projector = projector
         self.teacher_mode = teacher_mode
         self.prototype_lr = prototype_lr
+        self._optimizer = PlainCompanion(prototype_lr)
         self.prototype_init = prototype_init
         self.prototypes: PrototypeTable | None = None
         self.last_terms: PRDTerms | None = None
@@ -171,6 +173,9 @@ class PRDPlugin(FeatureLossPlugin):
             self.prototypes.experiences[:known],
         )
 
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        self._optimizer.step(strategy.optimizer)
+
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._old = self._old_prototypes = None
 
@@ -185,7 +190,7 @@ class PRDPlugin(FeatureLossPlugin):
         self._starts = None
         self.projector.to(features.device).train()
         _add_parameters(strategy.optimizer, self.projector)
-        self.prototypes.join(strategy.optimizer, self.prototype_lr)
+        self._optimizer.join(self.prototypes.parts, strategy.optimizer)
 
     # -- answering --------------------------------------------------------------------------
 
@@ -198,7 +203,7 @@ class PRDPlugin(FeatureLossPlugin):
     # -- state ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Prototypes, projector and what is known of tasks; the model and optimizer keep theirs."""
+        """Prototypes, projector and what is known of tasks; no moments of optimizers."""
         projector, table = self.projector, self.prototypes
         return {
             "projector": None if projector is None else projector.state_dict(),
@@ -210,6 +215,7 @@ class PRDPlugin(FeatureLossPlugin):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
         self.tasks.seen = {task: set(classes) for task, classes in state["tasks"].items()}
+        self._optimizer = PlainCompanion(self.prototype_lr)
         if state["prototypes"] is None:
             self.prototypes = None
             return

@@ -168,7 +168,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             self._tap.open_at(strategy.model, point)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        seen = self._tap.close()
+        seen = self._tap.close(strategy.mb_output)
         if self.still is not None:
             self.still.after_forward(strategy.model)
         if not seen:
@@ -295,7 +295,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             self._tap.open_at(strategy.model, self._find(strategy.model, sample_of(strategy)))
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        seen = self._tap.close()
+        seen = self._tap.close(strategy.mb_output)
         if not seen:
             return
         tasks = tasks_of(strategy)

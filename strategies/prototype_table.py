@@ -6,14 +6,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.memory import PrototypeMemory
 from protocl.strategies.class_rows import ClassRows
-
-_GROUP = "prototypes"
-"""Name of the optimizer's parameter group."""
 
 
 class PrototypeTable(nn.Module):
@@ -73,26 +70,6 @@ class PrototypeTable(nn.Module):
         number = torch.full_like(new, len(self.parts)).to(self.experiences.device)
         self.parts.append(nn.Parameter(rows))
         self.experiences = torch.cat([self.experiences, number])
-
-    def join(self, optimizer: optim.Optimizer, lr: float | None = None) -> None:
-        """Put what ``optimizer`` does not yet train in a group without momentum and weight decay.
-
-        Args:
-            optimizer: any.
-            lr: learning rate of the group, when it is made; None for that of the first group.
-        """
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        new = [part for part in self.parts if id(part) not in known]
-        for group in optimizer.param_groups:
-            if group.get("name") == _GROUP:
-                group["params"].extend(new)
-                return
-        rate = optimizer.param_groups[0]["lr"] if lr is None else lr
-        settings: dict[str, Any] = {"params": new, "name": _GROUP, "lr": rate}
-        for name in ("momentum", "weight_decay"):
-            if name in optimizer.defaults:
-                settings[name] = 0.0
-        optimizer.add_param_group(settings)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The number of rows is part of the state.

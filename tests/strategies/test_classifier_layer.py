@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from protocl.strategies.classifier_layer import FeatureFinder, find_features, one_sample
 from protocl.strategies.feature_tap import FeaturePoint, FeatureTap
-from protocl.strategies.model_output import main_output
+from protocl.strategies.model_output import main_output, width_of
 
 X = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
 
@@ -84,7 +84,7 @@ def features(model: nn.Module, x: Tensor = X) -> Tensor:
 )
 def test_the_last_layer_not_the_one_with_the_name(wrap: Callable[[Tensor], Any]) -> None:
     model = Net(wrap).eval()
-    assert found(model) == FeaturePoint("out")
+    assert found(model)[:3] == FeaturePoint("out")[:3]
     torch.testing.assert_close(features(model), functional.relu(model.fc(X)))
 
 
@@ -166,3 +166,77 @@ def test_the_tensor_that_counts() -> None:
     assert main_output(torch.tensor(1.0)) is None
     assert main_output({"loss": torch.tensor(1.0)}) is None
     assert main_output(((torch.tensor(1.0), X), {})) is X
+
+
+class TwoOutputs(nn.Module):
+    """Features ``(N, 8)`` and scores ``(N, 3)``, together in one object."""
+
+    def __init__(self, wrap: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.body, self.classifier, self.wrap = nn.Linear(8, 8), nn.Linear(8, 3), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.body(x).relu()
+        return self.wrap(z, self.classifier(z))
+
+
+@pytest.mark.parametrize("layer", [None, "classifier"])
+@pytest.mark.parametrize(
+    ("wrap", "place"),
+    [
+        (lambda z, out: (z, out), (1,)),
+        (lambda z, out: [out, z], (0,)),
+        (lambda z, out: {"emb": z, "pred": out}, ("pred",)),
+        (lambda z, out: {"loss": out.sum(), "parts": (z, out)}, ("parts", 1)),
+        (lambda z, out: SimpleNamespace(out=z, logits=out), ("logits",)),
+        (lambda z, out: SimpleNamespace(logits=z, out=out), ("out",)),
+    ],
+    ids=["tuple", "list", "dict", "nested", "object", "misnamed"],
+)
+def test_the_scores_are_what_the_classifier_returned(
+    wrap: Callable[[Tensor, Tensor], Any], place: tuple[Any, ...], layer: str | None
+) -> None:
+    model = TwoOutputs(wrap).eval()
+    point = find_features(model, lambda: model(X), layer)
+    assert (point.path, point.scores) == ("classifier", place)
+    scores = main_output(model(X), point.scores)
+    assert scores is not None
+    assert torch.equal(scores, model.classifier(model.body(X).relu()))
+
+
+def test_outputs_of_which_none_is_known_to_be_the_scores_are_refused() -> None:
+    for output in ((X, X[:, :3]), {"emb": X, "pred": X[:, :3]}, (X[:, None, None], X)):
+        with pytest.raises(TypeError, match=r"several tensors.*under 'logits'"):
+            main_output(output)
+        assert width_of(output, len(X)) == 0
+    assert main_output((X, X[:, 0])) is X
+    assert main_output((X, X + 1)) is X
+
+
+class Convolutional(nn.Module):
+    """Maps of features, and a 1x1 convolution that scores them."""
+
+    def __init__(self, pool_first: bool, end: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.cls, self.pool_first, self.end = nn.Conv2d(8, 3, 1), pool_first, end
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.body(x)
+        out = self.cls(self.pool(z)) if self.pool_first else self.pool(self.cls(z))
+        scores: Tensor = self.end(out.flatten(1))
+        return scores
+
+
+@pytest.mark.parametrize("end", [nn.Identity(), nn.LogSoftmax(1)])
+@pytest.mark.parametrize("pool_first", [True, False])
+def test_a_classifier_may_be_a_1x1_convolution(pool_first: bool, end: nn.Module) -> None:
+    assert found(Convolutional(pool_first, end), torch.rand(3, 1, 6, 6)).path == "cls"
+
+
+@pytest.mark.parametrize("pool_first", [True, False])
+def test_a_1x1_convolution_inside_a_feature_extractor_is_none(pool_first: bool) -> None:
+    x = torch.rand(3, 1, 6, 6)
+    for model in (Convolutional(pool_first, nn.ReLU()), nn.Conv2d(1, 4, 1)):
+        assert found(model, x) == FeaturePoint("", after=True)

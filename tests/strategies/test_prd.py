@@ -9,6 +9,8 @@ import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
 from avalanche.models import MTSimpleMLP
+from avalanche.training.plugins import LRSchedulerPlugin
+from torch.optim import lr_scheduler
 
 from protocl import PrototypeMemory
 from protocl.data import TensorData
@@ -111,12 +113,40 @@ def test_with_the_hosts_loss_it_does(benchmark):
     assert not torch.equal(before["weight"], strategy.model.classifier.weight)
 
 
+def own_group(plugin: PRDPlugin) -> dict[str, Any]:
+    (group,) = plugin._optimizer.optimizer.param_groups
+    return group
+
+
+class Rates:
+    """Learning rates of the model and the prototypes in each epoch's last step."""
+
+    def __init__(self, plugin: PRDPlugin) -> None:
+        self.plugin = plugin
+        self.rates: list[tuple[float, float]] = []
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        (model,) = strategy.optimizer.param_groups
+        self.rates.append((model["lr"], own_group(self.plugin)["lr"]))
+
+
+SCHEDULERS = {
+    "milestones": lambda sgd: lr_scheduler.MultiStepLR(sgd, [1, 2], 0.5),
+    "lambda": lambda sgd: lr_scheduler.LambdaLR(sgd, lambda epoch: 0.5**epoch),
+    "cosine": lambda sgd: lr_scheduler.CosineAnnealingLR(sgd, 3),
+    "warm-up": lambda sgd: lr_scheduler.OneCycleLR(sgd, 4.0, total_steps=20),
+    "cyclic": lambda sgd: lr_scheduler.CyclicLR(sgd, 0.1, 4.0, cycle_momentum=False),
+    "plateau": lambda sgd: lr_scheduler.ReduceLROnPlateau(sgd, patience=0),
+}
+
+
 class TestOptimizer:
-    def test_prototypes_have_a_group_without_momentum_and_decay(self, benchmark):
+    def test_prototypes_have_an_optimizer_without_momentum_and_decay(self, benchmark):
         plugin = build_plugin(prototype_lr=0.3)
         strategy = build_strategy("naive", [plugin])
         train_on(strategy, benchmark.train_stream)
-        first, group = strategy.optimizer.param_groups
+        (first,) = strategy.optimizer.param_groups
+        group = own_group(plugin)
         assert [id(p) for p in group["params"]] == [id(p) for p in plugin.prototypes.parts]
         assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.3, 0, 0)
         assert first["momentum"] == 0.9
@@ -142,24 +172,39 @@ class TestOptimizer:
     def test_with_adam(self, benchmark):
         net = build_net()
         adam = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=0.1)
-        strategy = build_strategy("naive", [build_plugin()], net, optimizer=adam)
+        plugin = build_plugin()
+        strategy = build_strategy("naive", [plugin], net, optimizer=adam)
         train_on(strategy, benchmark.train_stream)
-        assert adam.param_groups[1]["weight_decay"] == 0
+        assert own_group(plugin)["weight_decay"] == 0
+        steps = [
+            plugin._optimizer.optimizer.state[part]["step"] for part in plugin.prototypes.parts
+        ]
+        assert steps[0] > steps[1] > steps[2]  # their moments survive the boundary
 
-    def test_schedule_keeps_the_ratio_of_the_groups(self, benchmark):
-        rates: list[tuple[float, float]] = []
-
-        class Look:
-            def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-                first, second = strategy.optimizer.param_groups
-                rates.append((first["lr"], second["lr"]))
-
+    def test_schedule_keeps_the_ratio_of_the_rates(self, benchmark):
         plugin = build_plugin(prototype_lr=0.01)
         schedule = EpochSchedule(first_experience_epochs=3, milestones=[1])
-        strategy = build_strategy("naive", [plugin, schedule, Look()])
+        look = Rates(plugin)
+        strategy = build_strategy("naive", [plugin, schedule, look])
         train_on(strategy, benchmark.train_stream[:2])
         expected = [(0.05, 0.01), (0.05, 0.01), (0.005, 0.001), (0.05, 0.01), (0.05, 0.01)]
-        torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
+        torch.testing.assert_close(torch.tensor(look.rates), torch.tensor(expected))
+
+    @pytest.mark.parametrize("prototype_lr", [None, 2.0])
+    @pytest.mark.parametrize("name", SCHEDULERS)
+    def test_schedulers_made_before_reach_the_prototypes(self, benchmark, name, prototype_lr):
+        plugin, net = build_plugin(prototype_lr=prototype_lr), build_net()
+        sgd = torch.optim.SGD(net.parameters(), lr=4.0)
+        scheduler, look = SCHEDULERS[name](sgd), Rates(plugin)
+        metric = "train_loss" if name == "plateau" else None
+        plugins = [plugin, look, LRSchedulerPlugin(scheduler, metric=metric)]
+        strategy = build_strategy("naive", plugins, net, optimizer=sgd, train_epochs=3)
+        train_on(strategy, benchmark.train_stream[:2])
+        model, own = torch.tensor(look.rates).T
+        start = sgd.param_groups[0]["initial_lr"]
+        torch.testing.assert_close(own, model * (prototype_lr or start) / start)
+        if name == "milestones":
+            assert model.tolist() == [4.0, 2.0, 1.0] * 2
 
 
 def test_experiences_of_different_sizes_in_any_order_of_classes(train_data, test_data):
