@@ -18,6 +18,7 @@ from protocl.heads.covariance import (
     warn_of_no_scatter,
 )
 from protocl.heads.covariance_forms import ClassFactors, CovarianceForm, LowRank, SharedFactor
+from protocl.heads.directions import squares_behind
 from protocl.maps import FeatureMap, Tukey, UnitNorm, unit
 from protocl.memory import PrototypeMemory
 
@@ -164,32 +165,43 @@ class Mahalanobis(CentredHead):
         means = Tukey(self.tukey)(memory.unmapped_means) if self.raw_means else memory.means
         return unit(means) if self.normalize else means
 
-    def _matrices(self, memory: PrototypeMemory, classes: Tensor) -> Iterator[Tensor]:
-        """Shrunk covariance or correlation matrices in float64, a few of ``classes`` at a time."""
+    def _matrices(
+        self, memory: PrototypeMemory, classes: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shrunk covariance or correlation matrices in float64, a few of ``classes`` at a time.
+
+        With them ``(G, W)`` the sums of squares that they are the remainder of, in their unit.
+        """
         if self.required_level == "shared":
             pooled = memory if memory.level == "shared" else memory.at_level("shared")
-            scatter = pooled.scatter()[None] / max(memory.total - len(memory), 1)
+            freedom = max(memory.total - len(memory), 1)
+            scatter = pooled.scatter()[None] / freedom
             variance = _mean_variance(scatter.diagonal(dim1=1, dim2=2))
-            yield self._shrunk(scatter, flat=variance)
+            yield self._shrunk(scatter, pooled.squares[None] / freedom, flat=variance)
             return
         group = max(1, _PIECE // memory.width**2)
         variance = _mean_variance(memory.at_level("diagonal").scatter() / memory.total)
         for ids in classes.split(group) if len(classes) else ():
             part = memory.subset(ids)
-            freedom = (part.counts - 1).clamp(min=1)
-            yield self._shrunk(part.scatter() / freedom[:, None, None], flat=variance)
+            free = (part.counts - 1).clamp(min=1)[:, None]
+            yield self._shrunk(part.scatter() / free[..., None], part.squares / free, flat=variance)
 
-    def _shrunk(self, matrices: Tensor, flat: float) -> Tensor:
+    def _shrunk(self, matrices: Tensor, squares: Tensor, flat: float) -> tuple[Tensor, Tensor]:
         """``(G, W, W)``, shrunk, and made correlations or given ``flat`` where variance is zero.
 
         Classes without any scatter get it before, so that shrinking widens them like the others.
         """
+        squares = squares_behind(matrices, squares)
         bare = matrices.diagonal(dim1=1, dim2=2).sum(1) <= 0
         if not self.correlation and bool(bare.any()):
             matrices[bare] = fill_flat(matrices[bare], flat)
         for _ in range(self.shrink_passes if self.shrinkage else 0):
             shrink_diagonals(matrices, *self.shrinkage)  # type: ignore[misc]
-        return to_correlations(matrices) if self.correlation else fill_flat(matrices, flat)
+        if not self.correlation:
+            return fill_flat(matrices, flat), squares
+        variances = matrices.diagonal(dim1=1, dim2=2).clone()
+        squares = torch.where(variances > 0, squares / variances, 0.0)
+        return to_correlations(matrices), squares
 
     def _mapped(self, features: Tensor) -> Tensor:
         features = self.feature_map(features.shape[1])(features)

@@ -175,7 +175,7 @@ class TestRanPAC:
 
     def test_generalised_cross_validation_agrees(self, key):
         memory = centralised(ridge(key))
-        errors = cross_validation_errors(decompose(memory), memory.total)
+        errors = cross_validation_errors(decompose(memory))
         assert GRID[int(errors.argmin())] == RESULTS[key]["own_gcv_lambda"]
 
     @pytest.mark.parametrize("memory_of", [centralised, merged])

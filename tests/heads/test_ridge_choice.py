@@ -38,7 +38,7 @@ def test_the_least_strength_of_like_score_is_taken():
     features = torch.randn(20, 64, generator=generator)
     head = Ridge(500, dtype=F64)
     memory = head.new_memory(64).update(features, labels)
-    errors = cross_validation_errors(decompose(memory), memory.total)
+    errors = cross_validation_errors(decompose(memory))
     like = [s for s, error in zip(GRID, errors, strict=True) if error <= (1 + NEAR) * min(errors)]
     assert head.fit(memory).chosen == min(like) < GRID[int(errors.argmin())]
 
@@ -50,7 +50,7 @@ def test_scores_of_cross_validation_are_those_of_scikit_learn():
     one_hot = torch.nn.functional.one_hot(labels).double()
     peer = RidgeCV(alphas=GRID, fit_intercept=False).fit(features.numpy(), one_hot.numpy())
     memory = Ridge().new_memory(64).update(features, labels)
-    errors = cross_validation_errors(decompose(memory), memory.total)
+    errors = cross_validation_errors(decompose(memory))
     assert abs(int(errors.argmin()) - GRID.index(peer.alpha_)) <= 1
 
 
