@@ -162,7 +162,7 @@ class PrototypeMemory(AdditiveStatistics):
         """
         squares = self.squares if self.level == "shared" else self.squares.sum(0)
         scatter = squares - (self.sums * self.means).sum(0)
-        return offset_ratios(squares, self.sums.sum(0), scatter, self.total)
+        return offset_ratios(squares, self.means, scatter, self.count)
 
     @property
     def squares(self) -> Tensor:
@@ -331,8 +331,8 @@ class PrototypeMemory(AdditiveStatistics):
         return twin
 
     @outside_inference_mode
-    def subset(self, classes: Iterable[int] | Tensor) -> PrototypeMemory:
-        """The statistics of some classes.
+    def subset(self, classes: int | Iterable[int] | Tensor) -> PrototypeMemory:
+        """The statistics of some classes, or of one.
 
         Raises:
             TypeError: ``classes`` are no integers; a mask selects ``memory.classes[mask]``.
@@ -355,7 +355,7 @@ class PrototypeMemory(AdditiveStatistics):
         own_buffers(part)
         return part
 
-    def forget(self, classes: Iterable[int] | Tensor) -> Self:
+    def forget(self, classes: int | Iterable[int] | Tensor) -> Self:
         """Remove whole classes; for level ``shared`` subtract a memory of those classes instead.
 
         Raises:

@@ -454,3 +454,23 @@ def _saved(memory: PrototypeMemory) -> bytes:
     file = io.BytesIO()
     torch.save(memory.state_dict(), file)
     return file.getvalue()
+
+
+# -- one class ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", [2, np.int64(2), torch.tensor(2), [2], {2}, (2,), range(2, 3)])
+def test_a_single_class_is_its_id(one):
+    features, labels = batch()[0], torch.arange(30) % 3
+    memory = PrototypeMemory(4, "diagonal").update(features, labels)
+    expected = PrototypeMemory(4, "diagonal").update(features[labels == 2], labels[labels == 2])
+    assert_same(memory.subset(one), expected, "the statistics of one class")
+    assert memory.forget(one).classes.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [None, 2.0, True, "2", [2.5], ["2"]])
+def test_what_is_no_class_is_refused_by_name(wrong):
+    memory = PrototypeMemory(4, "diagonal").update(*batch())
+    for door in (memory.subset, memory.forget):
+        with pytest.raises(TypeError, match="expected integer class ids"):
+            door(wrong)

@@ -47,6 +47,8 @@ class Head(FollowsDevice):
 
     def __init__(self, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype={dtype!r}: expected torch.float32 or torch.float64")
         self.dtype = dtype
         self.register_buffer("_classes", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._revision: str | None = None

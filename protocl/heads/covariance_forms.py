@@ -180,7 +180,7 @@ class LowRank(CovarianceForm):
     """
 
     def __init__(self, rank: int) -> None:
-        if rank < 0:
+        if not hasattr(rank, "__index__") or rank < 0:
             raise ValueError(f"rank={rank}: expected 0 or more directions a class")
         self.rank = rank
 

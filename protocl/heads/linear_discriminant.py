@@ -20,6 +20,7 @@ from protocl.heads.directions import squares_behind, warn_of_lost_scatter, white
 from protocl.heads.streaming import StreamingMemory
 from protocl.maps import FeatureMap, UnitNorm, unit
 from protocl.memory import PrototypeMemory
+from protocl.ranges import is_number
 
 
 class LinearDiscriminant(CentredHead):
@@ -62,8 +63,10 @@ class LinearDiscriminant(CentredHead):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(dtype=dtype)
-        if shrinkage != "auto" and not 0 <= shrinkage <= 1:
-            raise ValueError(f"shrinkage={shrinkage}: expected 'auto' or a number between 0 and 1")
+        if shrinkage != "auto" and not (is_number(shrinkage) and 0 <= shrinkage <= 1):
+            raise ValueError(
+                f"shrinkage={shrinkage!r}: expected 'auto' or a number between 0 and 1"
+            )
         for name, value, allowed in (
             ("target", target, ("identity", "scaled")),
             ("priors", priors, ("uniform", "empirical")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -21,6 +21,7 @@ from protocl.heads.covariance_forms import ClassFactors, CovarianceForm, LowRank
 from protocl.heads.directions import squares_behind
 from protocl.maps import FeatureMap, Tukey, UnitNorm, unit
 from protocl.memory import PrototypeMemory
+from protocl.ranges import is_number
 
 Covariance = Literal["class", "low_rank", "shared"]
 
@@ -85,8 +86,10 @@ class Mahalanobis(CentredHead):
         super().__init__(dtype=dtype)
         if mean_of not in ("raw", "transformed"):
             raise ValueError(f"mean_of='{mean_of}': expected 'raw' or 'transformed'")
-        if shrinkage is not None and min(shrinkage) < 0:
-            raise ValueError(f"shrinkage={shrinkage}: expected two numbers >= 0, or None")
+        if shrinkage is not None and not _two_weights(shrinkage):
+            raise ValueError(
+                f"shrinkage={shrinkage!r}: expected two numbers >= 0, such as (1.0, 1.0), or None"
+            )
         self.shrinkage = shrinkage
         self.shrink_passes = shrink_passes
         self.tukey = tukey
@@ -225,6 +228,11 @@ def _mean_variance(scatter: Tensor) -> float:
         warn_of_no_scatter()
         return 1.0
     return variance
+
+
+def _two_weights(value: object) -> bool:
+    pair = isinstance(value, Sequence) and len(value) == 2 and all(map(is_number, value))
+    return pair and min(value) >= 0  # type: ignore[call-overload]
 
 
 def _form(covariance: str, rank: int) -> CovarianceForm:

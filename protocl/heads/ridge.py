@@ -14,6 +14,7 @@ from protocl.heads.centred import CentredHead
 from protocl.heads.directions import ROUNDING, warn_of_lost_predictions
 from protocl.maps import FeatureMap, ReluProjection
 from protocl.memory import PrototypeMemory
+from protocl.ranges import is_number
 
 _POWERS = range(-8, 9)
 
@@ -188,8 +189,10 @@ class Ridge(CentredHead):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(dtype=dtype)
-        if regularization != "auto" and not regularization > 0:
-            raise ValueError(f"regularization={regularization}: expected 'auto' or a number > 0")
+        if not isinstance(projection, ReluProjection | None):
+            _require_whole(projection)
+        if regularization != "auto" and not (is_number(regularization) and regularization > 0):
+            raise ValueError(f"regularization={regularization!r}: expected 'auto' or a number > 0")
         self.projection = projection
         self.seed = seed
         self.regularization = regularization
@@ -266,3 +269,13 @@ class Ridge(CentredHead):
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
         torch.addmm(self._biases[chosen], queries, self._weights[:, chosen], out=out)
+
+
+def _require_whole(projection: object) -> None:
+    """Refuse what is no number of random features, such as the strength in the wrong place."""
+    if isinstance(projection, bool) or not hasattr(projection, "__index__"):
+        hint = f"; the strength is regularization={projection}" if is_number(projection) else ""
+        raise TypeError(
+            f"projection={projection!r}: expected a whole number of random features, a "
+            f"ReluProjection, or None{hint}"
+        )
