@@ -220,8 +220,7 @@ class PrototypeMemory(AdditiveStatistics):
             OverflowError: a feature is beyond 1e150; in fixed point, a value or a sum does not fit.
 
         Warns:
-            PrecisionWarning: a feature varies by less than squares in float64, or fixed point with
-                this step, resolve.
+            PrecisionWarning: a feature varies by less than squares in float64 resolve.
         """
         batch = BatchStatistics(
             features, labels, feature_dim=self.feature_dim, feature_map=self.feature_map,
@@ -231,6 +230,7 @@ class PrototypeMemory(AdditiveStatistics):
         if len(labels) == 0:
             return self
         sums = batch.sums()
+        self.rounded |= batch.rounded
         if self.exact and self.level == "full":
             self._require_bound(batch.second_moment_bound())
         if len(self):
@@ -353,6 +353,7 @@ class PrototypeMemory(AdditiveStatistics):
         for name, buffer in self.named_buffers(recurse=False):
             setattr(part, name, buffer[kept])
         own_buffers(part)
+        part.rounded = self.rounded
         return part
 
     def forget(self, classes: int | Iterable[int] | Tensor) -> Self:
@@ -378,6 +379,7 @@ class PrototypeMemory(AdditiveStatistics):
         if level == self.level:
             return self.copy()
         reduced = self.empty_like(level)
+        reduced.rounded = self.rounded
         reduced._rows_for(self.class_ids)
         for name in reduced._buffers:
             source = self._buffer(name)
@@ -401,6 +403,7 @@ class PrototypeMemory(AdditiveStatistics):
         lows = None if self.exact else {name: signed[f"{name}_low"] for name in self._shapes}
         self._add_all(terms["class_ids"], terms["count"], sums, lows, sign)
         self.fingerprint = self.fingerprint or other.fingerprint
+        self.rounded |= other.rounded
         self._touch(terms["class_ids"])
 
     # -- persistence ------------------------------------------------------------------------
@@ -473,6 +476,7 @@ class PrototypeMemory(AdditiveStatistics):
         for name, _ in list(memory.named_buffers(recurse=False)):
             setattr(memory, name, tensors[name])
         own_buffers(memory)
+        memory.rounded = memory.exact
         return memory
 
     @staticmethod

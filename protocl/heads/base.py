@@ -13,6 +13,7 @@ from torch import Tensor
 from protocl.accumulate import all_finite
 from protocl.batch import Level, require_tensor
 from protocl.device import FollowsDevice
+from protocl.digits import warn_of_coarse_step
 from protocl.errors import NotFittedError
 from protocl.heads.calibrate import calibration_of, left_out_table, level_for
 from protocl.heads.calibration_table import CalibrationTable
@@ -100,7 +101,8 @@ class Head(FollowsDevice):
 
         Warns:
             PrecisionWarning: features are so far from the origin, in standard deviations within
-                classes, that sums of squares in float64 do not resolve their scatter.
+                classes, that sums of squares in float64 do not resolve their scatter; or spread
+                over too few steps of fixed point.
         """
         if not isinstance(memory, PrototypeMemory):
             kind = type(memory).__name__
@@ -110,6 +112,8 @@ class Head(FollowsDevice):
             )
         if memory.revision != self._revision:
             self._require(memory)
+            if memory.exact:
+                warn_of_coarse_step(memory)
             if self.required_level != "mean":
                 warn_of_offsets(memory)
             self._fit(memory)
