@@ -8,7 +8,7 @@ import torch
 from protocl import PrototypeMemory
 from protocl.errors import NotFittedError
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.maps import ReluProjection
+from protocl.maps import ReluProjection, Tukey
 
 HEADS = {
     "euclidean": NearestMean,
@@ -261,3 +261,10 @@ def test_a_projection_depends_on_its_seed_alone():
 def test_a_setting_in_the_wrong_place_is_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+@pytest.mark.parametrize("power", [0, 0.5, 0.3, 2.0])
+def test_what_tukeys_transform_lifts_is_what_it_took(power):
+    features = 0.1 + torch.rand(5, 3, dtype=torch.float64)
+    transform = Tukey(power)
+    torch.testing.assert_close(transform.lift(transform(features)), features)
