@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocl.class_rows import class_id_tensor
 from protocl.memory import PrototypeMemory
 
 COUNT_SCALE = 2**16
@@ -51,7 +52,9 @@ class StatisticsLayout:
                 "a memory in floating point has no integers to add noise or masks to; "
                 "make it with exact=True"
             )
-        self.classes = tuple(sorted({int(c) for c in classes}))
+        if isinstance(classes, int):
+            raise TypeError(f"classes={classes}: expected their ids, such as range({classes})")
+        self.classes = tuple(sorted(set(class_id_tensor(classes).tolist())))
         if not self.classes or self.classes[0] < 0:
             raise ValueError(f"classes {list(self.classes)}: expected ids of 0 or greater")
         self._template = template.empty_like().cpu()

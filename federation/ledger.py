@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
+
+from protocl.class_rows import class_id_tensor
 from protocl.errors import AllFailedError
 from protocl.storage import atomic_write
 
@@ -70,9 +73,9 @@ class Ledger:
             for entry in self._entries
         ]
 
-    def forget_classes(self, classes: Iterable[int]) -> None:
+    def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
         """Erase ``classes`` from every entry."""
-        gone = set(classes)
+        gone = set(class_id_tensor(classes).tolist())
         self._entries = [_without(entry, gone) for entry in self._entries]
 
     def outcomes(self, round_number: int | None = None) -> Counter[str]:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from protocl.class_rows import class_id_tensor
 from protocl.federation.block import Block
 from protocl.federation.ledger import Entry, Ledger
 from protocl.federation.messages import Contribution, Received
@@ -208,14 +210,14 @@ class MergedMemory:
         self._forgotten.add(client)
         self.ledger.forget(client)
 
-    def forget_classes(self, classes: Iterable[int]) -> None:
+    def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
         """Remove classes from all contributions and leave them out of all to come.
 
         Raises:
             KeyError: a class is not in the memory.
             ValueError: the level is ``shared``, whose moment cannot be split by class.
         """
-        gone = list(classes)
+        gone = class_id_tensor(classes).tolist()
         self.memory.forget(gone)
         self._block.learn_reach(self._memory)
         self._forgotten_classes.update(gone)

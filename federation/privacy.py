@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocl.accumulate import quantise
+from protocl.class_rows import class_id_tensor
 from protocl.errors import ProtoclError
 from protocl.federation.discrete_gaussian import discrete_gaussian
 from protocl.federation.keystream import KeyStream
@@ -152,7 +153,7 @@ def clipped_memory(
     features: Tensor,
     labels: Tensor,
     mechanism: GaussianMechanism,
-    classes: Iterable[int] | None = None,
+    classes: int | Iterable[int] | Tensor | None = None,
 ) -> PrototypeMemory:
     """The memory of clipped samples; it is not private before noise is added.
 
@@ -166,7 +167,7 @@ def clipped_memory(
             tell that there are some.
     """
     if classes is not None:
-        keep = torch.isin(labels, torch.tensor(list(classes), device=labels.device))
+        keep = torch.isin(labels, class_id_tensor(classes).to(labels.device))
         features, labels = features[keep], labels[keep]
     # The map must see what it would see in an update, whose features are rounded first.
     rounded = quantise(features, template.step) * template.step

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
-from torch import nn
+from torch import Tensor, nn
 
 from protocl.backbones.base import fingerprint
 from protocl.confusion import Confusion
@@ -118,7 +118,7 @@ class FederatedPrototypes(LastingStrategy):
         self.merged.forget_client(client)
         self._save(self.round)
 
-    def forget_classes(self, classes: Iterable[int]) -> None:
+    def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
         """Remove classes exactly; see :meth:`MergedMemory.forget_classes`."""
         self.merged.forget_classes(classes)
         self._save(self.round)

@@ -14,7 +14,7 @@ from protocl.accumulate import (
     quantise,
     rows_per_exact_product,
 )
-from protocl.digits import check_wide, warn_of_coarse_step
+from protocl.digits import check_wide
 from protocl.maps import FeatureMap
 
 Level = Literal["mean", "diagonal", "shared", "full"]
@@ -135,6 +135,9 @@ class BatchStatistics:
 
     Raises:
         TypeError, ValueError: as :func:`check_batch`, or a label is negative.
+
+    Attributes:
+        rounded: whether fixed point has moved a feature; known after :meth:`sums`.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class BatchStatistics:
             raise ValueError(f"label {int(self.class_ids[0])}: class ids must be 0 or greater")
         self.counts = torch.bincount(self._rows, minlength=len(self.class_ids))
         self._largest = 0
+        self.rounded = False
         self._kept: dict[str, Tensor] = {}
 
     def sums(self) -> dict[str, Tensor]:
@@ -269,11 +273,12 @@ class BatchStatistics:
         if not all_finite(features):
             self._refuse_not_finite()
         raw = quantise(features, self._step)
-        warn_of_coarse_step(features, raw, self._step)
+        # One compare of a batch tells it of nearly all features; the rest need not be looked at.
+        self.rounded = self.rounded or not torch.equal(raw * self._step, features.to(raw))
         if self._map.spec == "identity":
             mapped = raw
         else:
-            mapped = quantise(self._mapped(raw * self._step), self._step)
+            mapped, self.rounded = quantise(self._mapped(raw * self._step), self._step), True
         self._largest = max(self._largest, int(mapped.abs().max()), int(raw.abs().max()))
         if self._level != "mean":
             rows_per_exact_product(mapped, self._step)

@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 
 
-def class_id_tensor(classes: Iterable[int] | Tensor) -> Tensor:
-    """Class ids as an int64 tensor.
+def class_id_tensor(classes: int | Iterable[int] | Tensor) -> Tensor:
+    """Class ids ``(K,)`` as an int64 tensor; a single one stands for itself.
 
     Raises:
         TypeError: they are no integers. A mask counts as none: taken for ids it would mean the
             classes 0 and 1.
     """
     # A tensor as it is: one by one its values would each wait for the device.
-    values = classes if isinstance(classes, Tensor) else list(classes)
+    if isinstance(classes, Tensor):
+        values: Tensor | list[int] = classes.reshape(-1)
+    elif isinstance(classes, Iterable) and not isinstance(classes, str | bytes):
+        values = list(classes)
+    else:
+        values = [classes]  # type: ignore[list-item]
     try:
         ids = torch.as_tensor(values, dtype=None if len(values) else torch.int64)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from protocl.class_rows import class_id_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +72,9 @@ class Confusion:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Confusion) and self.to_dict() == other.to_dict()
 
-    def among(self, classes: Sequence[int]) -> Confusion:
+    def among(self, classes: int | Iterable[int] | Tensor) -> Confusion:
         """The counts of samples whose true class is one of ``classes``."""
-        kept = torch.isin(self.true, torch.tensor(list(classes), device=self.true.device))
+        kept = torch.isin(self.true, class_id_tensor(classes).to(self.true.device))
         return Confusion(self.true[kept], self.predicted[kept], self.counts[kept])
 
     @property

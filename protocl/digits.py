@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from protocl.accumulate import all_finite
 from protocl.errors import PrecisionWarning
+
+if TYPE_CHECKING:
+    from protocl.memory import PrototypeMemory
 
 LARGEST = 1e150
 """Largest magnitude of a feature: a hundred million squares of it add up in float64."""
@@ -47,26 +51,37 @@ def check_wide(values: Tensor, *, squared: bool) -> None:
         _warn_of_alike(high - low, sizes)
 
 
-def warn_of_coarse_step(features: Tensor, whole: Tensor, step: float) -> None:
-    """Warn where fixed point leaves too little of the spread of features.
+def warn_of_coarse_step(memory: PrototypeMemory) -> None:
+    """Warn where fixed point left too little of the spread of all features together.
 
-    Args:
-        features: ``(N, D)``.
-        whole: the same as multiples of ``step``.
-        step: of fixed point.
+    Judged by what is accumulated, for a single batch may be alike by chance. What lies on the
+    grid, such as whole numbers with a step of 1, loses nothing.
     """
-    low, high = features.aminmax(dim=0)
-    spread = float((high.double() - low.double()).max())
-    # What lies on the grid, such as whole numbers with a step of 1, loses nothing.
-    if not 0 < spread < COARSE * step or torch.equal(whole * step, features.to(torch.float64)):
+    if not memory.rounded or len(memory) == 0:
         return
+    spread, step = _spread(memory), memory.step
+    # A class alone that never varies is constant, and as well represented as can be.
+    if spread >= COARSE * step or (spread == 0 and len(memory) == 1):
+        return
+    finer = spread or step
     warnings.warn(
         f"features spread over {spread:.1g}, which is {spread / step:.1g} steps of fixed point "
-        f"with step={step:g}: expected {COARSE} or more; use a step of {spread / 2**16:.1g} "
+        f"with step={step:g}: expected {COARSE} or more; use a step of {finer / 2**16:.1g} "
         "or less, or scale the features up",
         PrecisionWarning,
-        stacklevel=7,
+        stacklevel=4,
     )
+
+
+def _spread(memory: PrototypeMemory) -> float:
+    """The largest range of a feature: of class means, or that of even values of its variance."""
+    means = memory.means
+    spread = float((means.amax(0) - means.amin(0)).max())
+    if memory.level == "mean":
+        return spread
+    squares = memory.squares if memory.level == "shared" else memory.squares.sum(0)
+    variance = squares / memory.total - (memory.sums.sum(0) / memory.total).square()
+    return max(spread, float((12 * variance.clamp(min=0)).max().sqrt()))
 
 
 def _warn_of_alike(ranges: Tensor, sizes: Tensor) -> None:

@@ -162,7 +162,7 @@ class PrototypeMemory(AdditiveStatistics):
         """
         squares = self.squares if self.level == "shared" else self.squares.sum(0)
         scatter = squares - (self.sums * self.means).sum(0)
-        return offset_ratios(squares, self.sums.sum(0), scatter, self.total)
+        return offset_ratios(squares, self.means, scatter, self.count)
 
     @property
     def squares(self) -> Tensor:
@@ -220,8 +220,7 @@ class PrototypeMemory(AdditiveStatistics):
             OverflowError: a feature is beyond 1e150; in fixed point, a value or a sum does not fit.
 
         Warns:
-            PrecisionWarning: a feature varies by less than squares in float64, or fixed point with
-                this step, resolve.
+            PrecisionWarning: a feature varies by less than squares in float64 resolve.
         """
         batch = BatchStatistics(
             features, labels, feature_dim=self.feature_dim, feature_map=self.feature_map,
@@ -231,6 +230,7 @@ class PrototypeMemory(AdditiveStatistics):
         if len(labels) == 0:
             return self
         sums = batch.sums()
+        self.rounded |= batch.rounded
         if self.exact and self.level == "full":
             self._require_bound(batch.second_moment_bound())
         if len(self):
@@ -331,8 +331,8 @@ class PrototypeMemory(AdditiveStatistics):
         return twin
 
     @outside_inference_mode
-    def subset(self, classes: Iterable[int] | Tensor) -> PrototypeMemory:
-        """The statistics of some classes.
+    def subset(self, classes: int | Iterable[int] | Tensor) -> PrototypeMemory:
+        """The statistics of some classes, or of one.
 
         Raises:
             TypeError: ``classes`` are no integers; a mask selects ``memory.classes[mask]``.
@@ -353,9 +353,10 @@ class PrototypeMemory(AdditiveStatistics):
         for name, buffer in self.named_buffers(recurse=False):
             setattr(part, name, buffer[kept])
         own_buffers(part)
+        part.rounded = self.rounded
         return part
 
-    def forget(self, classes: Iterable[int] | Tensor) -> Self:
+    def forget(self, classes: int | Iterable[int] | Tensor) -> Self:
         """Remove whole classes; for level ``shared`` subtract a memory of those classes instead.
 
         Raises:
@@ -378,6 +379,7 @@ class PrototypeMemory(AdditiveStatistics):
         if level == self.level:
             return self.copy()
         reduced = self.empty_like(level)
+        reduced.rounded = self.rounded
         reduced._rows_for(self.class_ids)
         for name in reduced._buffers:
             source = self._buffer(name)
@@ -401,6 +403,7 @@ class PrototypeMemory(AdditiveStatistics):
         lows = None if self.exact else {name: signed[f"{name}_low"] for name in self._shapes}
         self._add_all(terms["class_ids"], terms["count"], sums, lows, sign)
         self.fingerprint = self.fingerprint or other.fingerprint
+        self.rounded |= other.rounded
         self._touch(terms["class_ids"])
 
     # -- persistence ------------------------------------------------------------------------
@@ -473,6 +476,7 @@ class PrototypeMemory(AdditiveStatistics):
         for name, _ in list(memory.named_buffers(recurse=False)):
             setattr(memory, name, tensors[name])
         own_buffers(memory)
+        memory.rounded = memory.exact
         return memory
 
     @staticmethod

@@ -31,6 +31,11 @@ SEED = Range("0 <= seed < 2**32", lambda value: 0 <= value < 2**32)
 BELOW_1 = Range("a number in [0, 1)", lambda value: 0 <= value < 1)
 
 
+def is_number(value: object) -> bool:
+    """Whether a setting is a number; text, None, a list and ``True`` are none."""
+    return hasattr(value, "__float__") and not isinstance(value, bool)
+
+
 def require(settings: object, prefix: str, **ranges: Range) -> None:
     """Refuse ``settings`` with an attribute outside of its range.
 

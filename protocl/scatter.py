@@ -54,22 +54,28 @@ def clear_rounding_(scatter: Tensor, squares: Tensor, samples: Tensor) -> Tensor
     return scatter
 
 
-def offset_ratios(squares: Tensor, sums: Tensor, scatter: Tensor, samples: int) -> Tensor:
+def offset_ratios(squares: Tensor, means: Tensor, scatter: Tensor, counts: Tensor) -> Tensor:
     """How many standard deviations within classes each feature is from the origin, ``(W,)``.
 
     Infinite where rounding hides the scatter; zero where there is none to hide, as in a feature
-    that is exactly constant, or varies between classes only.
+    that is constant, or varies between classes only.
 
     Args:
         squares: ``(W,)`` sums of squares of all samples.
-        sums: ``(W,)`` their sums.
+        means: ``(C, W)`` of the classes.
         scatter: ``(W,)`` what is left of the squares within classes.
-        samples: their number.
+        counts: ``(C,)`` samples of the classes.
     """
-    hidden = scatter <= squares * rounding_share(torch.as_tensor(samples))
+    samples = counts.sum()
+    share = rounding_share(samples)
+    hidden = scatter <= squares * share
     ratios = torch.where(hidden, torch.inf, squares / scatter).sqrt()
-    apart = squares - sums.square() / samples > squares / FAR
-    return torch.where((scatter == 0) | (hidden & apart), 0.0, ratios)
+    between = squares - (counts.to(means) @ means).square() / samples
+    low, high = means.aminmax(dim=0)
+    # Means of samples that vary differ by far more than rounding, however far from the origin.
+    constant = high - low <= share * torch.maximum(low.abs(), high.abs())
+    none = (scatter == 0) | constant | (between > squares / FAR)
+    return torch.where(none & (hidden | (scatter == 0)), 0.0, ratios)
 
 
 def warn_of_offsets(memory: PrototypeMemory) -> None:
@@ -86,7 +92,7 @@ def warn_of_offsets(memory: PrototypeMemory) -> None:
         return
     worst = far[ratios[far].argsort(descending=True)][:_NAMED]
     named = ", ".join(
-        f"{feature} ({ratio:.0e})" if ratio < torch.inf else f"{feature} (constant, or further)"
+        f"{feature} ({ratio:.0e})" if ratio < torch.inf else f"{feature} (further still)"
         for feature, ratio in zip(worst.tolist(), ratios[worst].tolist(), strict=True)
     )
     warnings.warn(

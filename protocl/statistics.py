@@ -64,6 +64,8 @@ class AdditiveStatistics(FollowsDevice):
         self.exact = exact
         self.step = step
         self.fingerprint = fingerprint
+        self.rounded = False
+        """Whether fixed point may have moved a feature; statistics from elsewhere do not tell."""
         for name, value in self._empty(0).items():
             self.register_buffer(name, value)
         self._touch()
@@ -242,6 +244,7 @@ class AdditiveStatistics(FollowsDevice):
 
     def _take_over(self, other: AdditiveStatistics) -> None:
         """Hold a copy of the statistics of ``other``."""
+        self.rounded = other.rounded
         for name, buffer in other.named_buffers(recurse=False):
             setattr(self, name, owned(buffer))
 
@@ -323,6 +326,7 @@ class AdditiveStatistics(FollowsDevice):
         for name, value in given.items():
             if self._buffer(name) is value:  # load_state_dict(..., assign=True)
                 setattr(self, name, owned(value))
+        self.rounded = self.exact
         self._touch()
 
     def _require_statistics(self, tensors: Mapping[str, Tensor]) -> None:

@@ -466,3 +466,13 @@ def test_the_revision_of_a_class_changes_with_its_statistics():
     assert {c for c in third if third[c] == second[c]} == {1, 7}
     memory.load_state_dict(memory.state_dict())
     assert not set(memory.class_revisions().values()) & set(third.values())
+
+
+def test_a_copy_that_changes_leaves_the_revisions_of_its_original():
+    features, labels = torch.rand(12, 3), torch.arange(12) % 3
+    memory = PrototypeMemory(3, "full").update(features, labels).update(features[:2], labels[:2])
+    before, twin = memory.class_revisions(), memory.copy()
+    assert twin.class_revisions() == before
+    twin.update(features[labels == 2], labels[labels == 2])
+    assert memory.class_revisions() == before
+    assert {c for c, r in twin.class_revisions().items() if r != before[c]} == {2}

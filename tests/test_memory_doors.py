@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from protocl import PrototypeMemory
 from protocl.accumulate import add_compensated_
+from protocl.batch import LEVELS
 from protocl.checks import assert_same
 from protocl.errors import DataError, PrecisionWarning
 from protocl.heads import LinearDiscriminant, NearestMean, Ridge
@@ -23,7 +24,6 @@ from protocl.heads.posterior import ConjugatePosterior
 from protocl.heads.priors import SharedPrior
 from protocl.maps import ReluProjection
 
-LEVELS = ["mean", "diagonal", "shared", "full"]
 every_level = pytest.mark.parametrize("level", LEVELS)
 
 
@@ -183,7 +183,7 @@ def test_a_map_of_another_package_leaves_autocast_too():
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     labels_dtype=st.sampled_from([torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]),
     layout=st.sampled_from([torch.clone, fortran, expanded]),
-    level=st.sampled_from(LEVELS),
+    level=st.sampled_from(tuple(LEVELS)),
     mode=st.sampled_from(["plain", "inference", "autocast", "gradient"]),
 )
 @settings(max_examples=40, deadline=None)
@@ -417,16 +417,49 @@ def test_noisy_statistics_can_still_be_taken_out():
 
 def test_fixed_point_too_coarse_for_the_features_says_so_and_names_the_step():
     features, labels = batch()
-    with pytest.warns(PrecisionWarning, match=r"step=1.52588e-05.*use a step of [0-9]e-12"):
-        PrototypeMemory(4, exact=True).update(features * 6e-8, labels)
-    with pytest.warns(PrecisionWarning, match="steps of fixed point"):
-        PrototypeMemory(4, exact=True).update(features * 6e-5 + 30, labels)
+
+    def judged(features, labels=labels, level="mean", **options):
+        memory = PrototypeMemory(4, level, **options).update(features, labels)
+        for each in (memory, memory + memory, memory.copy(), pickle.loads(pickle.dumps(memory))):
+            NearestMean().fit(each)
+
+    for level in LEVELS:
+        with pytest.warns(PrecisionWarning, match=r"step=1.52588e-05.*use a step of [0-9]e-1[0-2]"):
+            judged(features * 6e-8, level=level, exact=True)
+        with pytest.warns(PrecisionWarning, match="steps of fixed point"):
+            judged(features * 6e-5 + 30, level=level, exact=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            judged(features * 1e-2, level=level, exact=True)
+            judged(features.round(), level=level, exact=True, step=1.0)
+            judged(torch.full((3, 4), 0.3), labels[:1].repeat(3), level=level, exact=True)
+            judged(features * 6e-8, level=level)
+
+
+@given(seed=st.integers(0, 50), level=st.sampled_from(tuple(LEVELS)))
+@settings(max_examples=15, deadline=None)
+def test_batches_that_happen_to_be_alike_draw_no_warning_of_the_step(seed, level):
+    """Frames of a film: each batch shows one class, all but still."""
+    generator = torch.Generator().manual_seed(seed)
+    memory = PrototypeMemory(4, level, exact=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PrototypeMemory(4, exact=True).update(features, labels)
-        PrototypeMemory(4, exact=True, step=1.0).update(features.round(), labels)
-        PrototypeMemory(4, exact=True).update(torch.full((3, 4), 0.3), labels[:3])
-        PrototypeMemory(4).update(features * 6e-8, labels)
+        for label in range(5):
+            still = torch.randn(1, 4, generator=generator)
+            frames = still + 1e-4 * torch.randn(6, 4, generator=generator)
+            memory.update(frames, torch.full((6,), label))
+        NearestMean().fit(memory)
+
+
+def test_a_memory_from_elsewhere_is_judged_by_its_sums(tmp_path):
+    coarse = PrototypeMemory(4, exact=True).update(batch()[0] * 6e-8, batch()[1])
+    coarse.save(tmp_path / "a.safetensors")
+    loaded = PrototypeMemory.load(tmp_path / "a.safetensors")
+    restored = PrototypeMemory(4, exact=True)
+    restored.load_state_dict(coarse.state_dict())
+    for memory in (loaded, restored, coarse.at_level("mean"), coarse.subset(coarse.classes)):
+        with pytest.warns(PrecisionWarning, match="steps of fixed point"):
+            NearestMean().fit(memory)
 
 
 # -- values that would overflow -------------------------------------------------------------------
@@ -454,3 +487,23 @@ def _saved(memory: PrototypeMemory) -> bytes:
     file = io.BytesIO()
     torch.save(memory.state_dict(), file)
     return file.getvalue()
+
+
+# -- one class ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", [2, np.int64(2), torch.tensor(2), [2], {2}, (2,), range(2, 3)])
+def test_a_single_class_is_its_id(one):
+    features, labels = batch()[0], torch.arange(30) % 3
+    memory = PrototypeMemory(4, "diagonal").update(features, labels)
+    expected = PrototypeMemory(4, "diagonal").update(features[labels == 2], labels[labels == 2])
+    assert_same(memory.subset(one), expected, "the statistics of one class")
+    assert memory.forget(one).classes.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [None, 2.0, True, "2", [2.5], ["2"]])
+def test_what_is_no_class_is_refused_by_name(wrong):
+    memory = PrototypeMemory(4, "diagonal").update(*batch())
+    for door in (memory.subset, memory.forget):
+        with pytest.raises(TypeError, match="expected integer class ids"):
+            door(wrong)

@@ -211,3 +211,35 @@ def test_classes_may_have_any_names(
     order = torch.tensor([names.index(name) for name in data.class_names])
     assert torch.equal(data.x_train[:, 0, 0, 0], (40 * order).to(torch.uint8))
     assert torch.equal(data.x_train, data.x_test)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 13, 16])
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_a_data_set_of_few_bits_in_sixteen_is_said_to_be_dark(
+    bits: int, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            values = random.integers(0, 2**bits, (8, 8), dtype=np.uint16)
+            values[0, :2] = 0, 2**bits - 1
+            Image.frombytes("I;16", (8, 8), values.tobytes()).save(folder / f"x.{kind}")
+    data = load_data(BenchmarkConfig(name="image_folder", path=str(tmp_path)))
+    assert int(data.x_train.max()) == round((2**bits - 1) / 257)
+    dark = [record.message for record in caplog.records if "must be multiplied" in record.message]
+    assert len(dark) == (2 if bits <= 12 else 0)
+    for message, part in zip(dark, ("train", "test"), strict=False):
+        assert f"{tmp_path / part}: no pixel of any image is brighter than" in message
+
+
+def test_a_dark_picture_among_others_and_black_ones_are_no_dark_data_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part, values in (("train", (9, 200)), ("test", (0, 0))):
+        for name, value in zip("ab", values, strict=True):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("L", (8, 8), value).save(tmp_path / part / name / "x.png")
+    load_data(BenchmarkConfig(name="image_folder", path=str(tmp_path)))
+    assert "multiplied" not in caplog.text

@@ -18,6 +18,9 @@ from protocl.data.pictures import read_picture
 from protocl.errors import ConfigError, DataError
 from protocl.progress import ProgressBar
 
+_BRIGHT = 32
+"""An eighth of the range, which the brightest pixel of a data set should reach."""
+
 logger = logging.getLogger(__name__)
 
 ENDINGS = (
@@ -32,7 +35,9 @@ def load_image_folder(config: BenchmarkConfig) -> ArrayData:
 
     Class ids follow the sorted names of the folders in ``train/``; folders within them belong to
     their class. Hidden files and folders and those of systems (``__MACOSX``, ``Thumbs.db``) are
-    passed over in silence, other files that are no images by their ending with a warning. With
+    passed over in silence, other files that are no images by their ending with a warning. A
+    warning also says where no pixel of all images reaches an eighth of the range, as with 12 bits
+    in files of 16. With
     ``image_size`` the shorter side is resized to it (bilinear) and the centre square is cut out;
     without, all images must have one size. :mod:`protocl.data.pictures` says which kinds of images
     are read.
@@ -143,7 +148,19 @@ def _read(found: _Files, config: BenchmarkConfig) -> Tensor:
             images[row] = image
             bar.advance()
     assert images is not None  # a folder without images was refused
+    _warn_of_darkness(found.root, int(images.max()))
     return images
+
+
+def _warn_of_darkness(root: Path, brightest: int) -> None:
+    """Warn of images that use a small part of the range that their files announce."""
+    if 0 < brightest < _BRIGHT:
+        logger.warning(
+            "%s: no pixel of any image is brighter than %d of 255, so most of their digits are "
+            "lost; values of 12 bits in files of 16 bits (up to 4095 of 65535), as of scanners "
+            "and cameras, must be multiplied by 16 before they are saved, those of 10 bits by 64",
+            root, brightest,
+        )  # fmt: skip
 
 
 def _pixels(file: Path, side: int | None) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from protocl.accumulate import all_finite
 from protocl.batch import Level, require_tensor
 from protocl.device import FollowsDevice
+from protocl.digits import warn_of_coarse_step
 from protocl.errors import NotFittedError
 from protocl.heads.calibrate import calibration_of, left_out_table, level_for
 from protocl.heads.calibration_table import CalibrationTable
@@ -47,6 +48,8 @@ class Head(FollowsDevice):
 
     def __init__(self, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype={dtype!r}: expected torch.float32 or torch.float64")
         self.dtype = dtype
         self.register_buffer("_classes", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._revision: str | None = None
@@ -98,7 +101,8 @@ class Head(FollowsDevice):
 
         Warns:
             PrecisionWarning: features are so far from the origin, in standard deviations within
-                classes, that sums of squares in float64 do not resolve their scatter.
+                classes, that sums of squares in float64 do not resolve their scatter; or spread
+                over too few steps of fixed point.
         """
         if not isinstance(memory, PrototypeMemory):
             kind = type(memory).__name__
@@ -108,6 +112,8 @@ class Head(FollowsDevice):
             )
         if memory.revision != self._revision:
             self._require(memory)
+            if memory.exact:
+                warn_of_coarse_step(memory)
             if self.required_level != "mean":
                 warn_of_offsets(memory)
             self._fit(memory)

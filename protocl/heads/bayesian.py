@@ -19,6 +19,7 @@ from protocl.heads.conjugate import (
 )
 from protocl.heads.empirical import estimate_noise, estimate_prior, noise_matrix, noise_of
 from protocl.heads.priors import Covariance, Prior
+from protocl.heads.probabilities import raise_winners_
 from protocl.memory import PrototypeMemory
 
 _LEVELS: dict[Covariance, Level] = {"iso": "diagonal", "diag": "diagonal", "full": "shared"}
@@ -69,8 +70,12 @@ class BayesianPrototypes(Head):
         super().__init__(dtype=dtype)
         if covariance not in _LEVELS:
             raise ValueError(f"covariance='{covariance}': expected 'iso', 'diag' or 'full'")
-        if isinstance(prior, str) and prior != "auto":
-            raise ValueError(f"prior='{prior}': expected 'auto' or a Prior")
+        if prior != "auto" and not isinstance(prior, Prior):
+            raise ValueError(
+                f"prior={prior!r}: expected 'auto' or a Prior; the variance of samples is noise=..."
+            )
+        if noise != "auto" if isinstance(noise, str) else noise is None:
+            raise ValueError(f"noise={noise!r}: expected 'auto', a variance or a tensor of them")
         self.prior = prior
         self.noise = noise if isinstance(noise, str) else noise_of(noise, covariance)
         self.covariance: Covariance = covariance
@@ -80,8 +85,11 @@ class BayesianPrototypes(Head):
     # -- for users --------------------------------------------------------------------------
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """``p(y = c | z)``, ``(N, C)``, of ``features`` ``(N, D)``."""
-        return self(features).softmax(dim=1)
+        """``p(y = c | z)``, ``(N, C)``, of ``features`` ``(N, D)``; the largest as predicted."""
+        joint = self(features)
+        chances = joint.softmax(dim=1)
+        raise_winners_(chances, joint)
+        return chances
 
     def log_density(self, features: Tensor) -> Tensor:
         """``log p(z)`` ``(N,)`` under all classes seen: low for samples of other classes."""

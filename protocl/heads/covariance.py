@@ -100,12 +100,6 @@ def whitening(matrices: Tensor) -> Tensor:
     return inverses
 
 
-def solve_symmetric(matrix: Tensor, right: Tensor) -> Tensor:
-    """``matrix^+ right`` for a symmetric positive semi-definite ``(W, W)`` and ``(W, K)``."""
-    half = whitening(matrix[None])[0]
-    return half.T @ (half @ right)
-
-
 def _pseudo_whitening(matrices: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrices)
     # Four times the cut-off of numpy's and torch's pinv: the matrix is a difference of larger ones.
@@ -133,6 +127,20 @@ def warn_of_no_scatter() -> None:
     warnings.warn(
         "no class has samples that differ (one sample a class?), so there is no covariance within "
         "classes: distances are Euclidean; add samples, or use NearestMean",
+        PrecisionWarning,
+        stacklevel=6,
+    )
+
+
+def warn_of_unit(covariance: Tensor, weight: float) -> None:
+    """Say that shrinkage towards ``I`` leaves little of a covariance whose variances are small."""
+    variance = float(covariance.diagonal().mean())
+    if not variance < weight < 1:
+        return
+    warnings.warn(
+        f"shrinkage={weight:g} towards the identity outweighs features whose variance within "
+        f"classes is {variance:.1g} in the mean: distances are all but Euclidean; use "
+        "target='scaled' or shrinkage='auto', which have no unit, or scale the features up",
         PrecisionWarning,
         stacklevel=6,
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from protocl.batch import Level
 from protocl.heads.covariance import whitening
+from protocl.heads.directions import warn_of_lost_scatter, whitened_error
 from protocl.heads.distances import write_negative_distances
 
 Parts = Mapping[str, Tensor]
@@ -55,7 +56,7 @@ class CovarianceForm(ABC):
     def derive(
         self,
         means: Tensor,
-        matrices: Iterable[Tensor],
+        matrices: Iterable[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
         known: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
@@ -63,8 +64,9 @@ class CovarianceForm(ABC):
 
         Args:
             means: ``(C, W)`` float64, around their middle, to which queries are moved as well.
-            matrices: float64 ``(G, W, W)``, a few classes at a time in the order of ``means``; for
-                level ``shared`` the one matrix ``(1, W, W)``.
+            matrices: float64 ``(G, W, W)``, a few classes at a time in the order of ``means``, with
+                the sums of squares behind them ``(G, W)`` in the same unit; for level ``shared``
+                the one matrix ``(1, W, W)``.
             dtype: what the head casts to; large tensors come in it.
             known: row -> factor of classes that have not changed, and are not among ``matrices``;
                 only where :attr:`keeps_classes`.
@@ -93,7 +95,7 @@ class ClassFactors(CovarianceForm):
     def derive(
         self,
         means: Tensor,
-        matrices: Iterable[Tensor],
+        matrices: Iterable[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
         known: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
@@ -101,9 +103,13 @@ class ClassFactors(CovarianceForm):
         for row, factor in known.items():
             factors[row] = factor
         rows = iter(row for row in range(len(factors)) if row not in known)
-        for part in matrices:
-            for factor in whitening(part):
+        error = 0.0
+        for part, squares in matrices:
+            halves = whitening(part)
+            error = max(error, whitened_error(halves, part, squares))
+            for factor in halves:
                 factors[next(rows)] = factor
+        warn_of_lost_scatter(error)
         # A pseudo-inverse, for a singular matrix, has a factor that is not triangular.
         self._triangular = all(torch.equal(factor, factor.tril()) for factor in factors)
         return {"means": means, "factors": factors}
@@ -142,12 +148,13 @@ class SharedFactor(CovarianceForm):
     def derive(
         self,
         means: Tensor,
-        matrices: Iterable[Tensor],
+        matrices: Iterable[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
         known: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
-        (matrix,) = matrices
+        ((matrix, squares),) = matrices
         factor = whitening(matrix)[0]
+        warn_of_lost_scatter(whitened_error(factor, matrix[0], squares[0]))
         points = means @ factor.T
         return {"factor": factor, "points": points, "squares": points.square().sum(1)}
 
@@ -173,7 +180,7 @@ class LowRank(CovarianceForm):
     """
 
     def __init__(self, rank: int) -> None:
-        if rank < 0:
+        if not hasattr(rank, "__index__") or rank < 0:
             raise ValueError(f"rank={rank}: expected 0 or more directions a class")
         self.rank = rank
 
@@ -183,13 +190,13 @@ class LowRank(CovarianceForm):
     def derive(
         self,
         means: Tensor,
-        matrices: Iterable[Tensor],
+        matrices: Iterable[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
         known: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
         start = 0
         found: list[list[Tensor]] = []
-        for part in matrices:
+        for part, _ in matrices:
             derived = self._of(part, means[start : start + len(part)])
             found.append([tensor.to(dtype) for tensor in derived])
             start += len(part)

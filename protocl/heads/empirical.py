@@ -9,7 +9,9 @@ from protocl.heads.covariance import (
     oas_shrinkage,
     shrink_towards_identity,
     warn_of_no_scatter,
+    whitening,
 )
+from protocl.heads.directions import squares_behind, warn_of_lost_scatter, whitened_error
 from protocl.heads.priors import Covariance, SharedPrior
 from protocl.memory import PrototypeMemory
 
@@ -50,11 +52,16 @@ def estimate_noise(memory: PrototypeMemory, covariance: Covariance) -> Tensor:
     """
     freedom = max(memory.total - len(memory), 1)
     if covariance == "full":
-        covariances = memory.at_level("shared").scatter() / freedom
+        shared = memory.at_level("shared")
+        covariances = shared.scatter() / freedom
         least = _least_variance(memory.means, covariances.diagonal())
         weight = oas_shrinkage(covariances, freedom)
         shrunk = shrink_towards_identity(covariances, weight, scaled=True)
-        return shrunk + least * torch.eye(len(shrunk), dtype=shrunk.dtype, device=shrunk.device)
+        shrunk.diagonal().add_(least)
+        half = whitening(shrunk[None])[0]
+        squares = squares_behind(covariances, shared.squares / freedom)
+        warn_of_lost_scatter(whitened_error(half, shrunk, squares))
+        return shrunk
     variances = memory.at_level("diagonal").scatter().sum(0) / freedom
     least = _least_variance(memory.means, variances)
     return (variances.mean() if covariance == "iso" else variances).clamp(min=least)

@@ -13,11 +13,14 @@ from protocl.heads.covariance import (
     oas_shrinkage,
     or_euclidean,
     shrink_towards_identity,
-    solve_symmetric,
+    warn_of_unit,
+    whitening,
 )
+from protocl.heads.directions import squares_behind, warn_of_lost_scatter, whitened_error
 from protocl.heads.streaming import StreamingMemory
 from protocl.maps import FeatureMap, UnitNorm, unit
 from protocl.memory import PrototypeMemory
+from protocl.ranges import is_number
 
 
 class LinearDiscriminant(CentredHead):
@@ -60,8 +63,10 @@ class LinearDiscriminant(CentredHead):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(dtype=dtype)
-        if shrinkage != "auto" and not 0 <= shrinkage <= 1:
-            raise ValueError(f"shrinkage={shrinkage}: expected 'auto' or a number between 0 and 1")
+        if shrinkage != "auto" and not (is_number(shrinkage) and 0 <= shrinkage <= 1):
+            raise ValueError(
+                f"shrinkage={shrinkage!r}: expected 'auto' or a number between 0 and 1"
+            )
         for name, value, allowed in (
             ("target", target, ("identity", "scaled")),
             ("priors", priors, ("uniform", "empirical")),
@@ -97,10 +102,14 @@ class LinearDiscriminant(CentredHead):
 
     def covariance(self, memory: PrototypeMemory) -> Tensor:
         """Within-class covariance ``(W, W)`` after shrinkage, float64."""
-        covariance, samples = self._estimate(memory)
+        return self._shrunk(*self._estimate(memory))
+
+    def _shrunk(self, covariance: Tensor, samples: int) -> Tensor:
         if self.shrinkage == "auto":
             weight = oas_shrinkage(covariance, samples)
             return shrink_towards_identity(covariance, weight, scaled=True)
+        if self.target == "identity":
+            warn_of_unit(covariance, self.shrinkage)
         return shrink_towards_identity(covariance, self.shrinkage, scaled=self.target == "scaled")
 
     def _estimate(self, memory: PrototypeMemory) -> tuple[Tensor, int]:
@@ -116,12 +125,23 @@ class LinearDiscriminant(CentredHead):
 
     def _fit(self, memory: PrototypeMemory) -> None:
         means = self._move(memory.means)
-        # The pseudo-inverse is exact for a singular covariance (shrinkage 0, constant features).
-        weights = solve_symmetric(self.covariance(memory), means.T).T
+        half = self._whitening(memory)
+        weights = (half.T @ (half @ means.T)).T
         biases = -0.5 * (means * weights).sum(1)
         if self.priors == "empirical":
             biases = biases + (memory.counts / memory.total).log()
         self._set(_weights=weights, _biases=biases)
+
+    def _whitening(self, memory: PrototypeMemory) -> Tensor:
+        """``A`` ``(W, W)`` with ``A^T A`` equal to the inverse of the covariance."""
+        estimate, samples = self._estimate(memory)
+        covariance = self._shrunk(estimate, samples)
+        # The pseudo-inverse is exact for a singular covariance (shrinkage 0, constant features).
+        half = whitening(covariance[None])[0]
+        squares = memory.squares if memory.level == "shared" else memory.squares.sum(0)
+        squares = squares_behind(estimate, squares / samples)
+        warn_of_lost_scatter(whitened_error(half, covariance, squares))
+        return half
 
     def _mapped(self, features: Tensor) -> Tensor:
         return unit(features) if self.normalize_input else features

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -18,8 +18,10 @@ from protocl.heads.covariance import (
     warn_of_no_scatter,
 )
 from protocl.heads.covariance_forms import ClassFactors, CovarianceForm, LowRank, SharedFactor
+from protocl.heads.directions import squares_behind
 from protocl.maps import FeatureMap, Tukey, UnitNorm, unit
 from protocl.memory import PrototypeMemory
+from protocl.ranges import is_number
 
 Covariance = Literal["class", "low_rank", "shared"]
 
@@ -84,8 +86,10 @@ class Mahalanobis(CentredHead):
         super().__init__(dtype=dtype)
         if mean_of not in ("raw", "transformed"):
             raise ValueError(f"mean_of='{mean_of}': expected 'raw' or 'transformed'")
-        if shrinkage is not None and min(shrinkage) < 0:
-            raise ValueError(f"shrinkage={shrinkage}: expected two numbers >= 0, or None")
+        if shrinkage is not None and not _two_weights(shrinkage):
+            raise ValueError(
+                f"shrinkage={shrinkage!r}: expected two numbers >= 0, such as (1.0, 1.0), or None"
+            )
         self.shrinkage = shrinkage
         self.shrink_passes = shrink_passes
         self.tukey = tukey
@@ -164,32 +168,43 @@ class Mahalanobis(CentredHead):
         means = Tukey(self.tukey)(memory.unmapped_means) if self.raw_means else memory.means
         return unit(means) if self.normalize else means
 
-    def _matrices(self, memory: PrototypeMemory, classes: Tensor) -> Iterator[Tensor]:
-        """Shrunk covariance or correlation matrices in float64, a few of ``classes`` at a time."""
+    def _matrices(
+        self, memory: PrototypeMemory, classes: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shrunk covariance or correlation matrices in float64, a few of ``classes`` at a time.
+
+        With them ``(G, W)`` the sums of squares that they are the remainder of, in their unit.
+        """
         if self.required_level == "shared":
             pooled = memory if memory.level == "shared" else memory.at_level("shared")
-            scatter = pooled.scatter()[None] / max(memory.total - len(memory), 1)
+            freedom = max(memory.total - len(memory), 1)
+            scatter = pooled.scatter()[None] / freedom
             variance = _mean_variance(scatter.diagonal(dim1=1, dim2=2))
-            yield self._shrunk(scatter, flat=variance)
+            yield self._shrunk(scatter, pooled.squares[None] / freedom, flat=variance)
             return
         group = max(1, _PIECE // memory.width**2)
         variance = _mean_variance(memory.at_level("diagonal").scatter() / memory.total)
         for ids in classes.split(group) if len(classes) else ():
             part = memory.subset(ids)
-            freedom = (part.counts - 1).clamp(min=1)
-            yield self._shrunk(part.scatter() / freedom[:, None, None], flat=variance)
+            free = (part.counts - 1).clamp(min=1)[:, None]
+            yield self._shrunk(part.scatter() / free[..., None], part.squares / free, flat=variance)
 
-    def _shrunk(self, matrices: Tensor, flat: float) -> Tensor:
+    def _shrunk(self, matrices: Tensor, squares: Tensor, flat: float) -> tuple[Tensor, Tensor]:
         """``(G, W, W)``, shrunk, and made correlations or given ``flat`` where variance is zero.
 
         Classes without any scatter get it before, so that shrinking widens them like the others.
         """
+        squares = squares_behind(matrices, squares)
         bare = matrices.diagonal(dim1=1, dim2=2).sum(1) <= 0
         if not self.correlation and bool(bare.any()):
             matrices[bare] = fill_flat(matrices[bare], flat)
         for _ in range(self.shrink_passes if self.shrinkage else 0):
             shrink_diagonals(matrices, *self.shrinkage)  # type: ignore[misc]
-        return to_correlations(matrices) if self.correlation else fill_flat(matrices, flat)
+        if not self.correlation:
+            return fill_flat(matrices, flat), squares
+        variances = matrices.diagonal(dim1=1, dim2=2).clone()
+        squares = torch.where(variances > 0, squares / variances, 0.0)
+        return to_correlations(matrices), squares
 
     def _mapped(self, features: Tensor) -> Tensor:
         features = self.feature_map(features.shape[1])(features)
@@ -213,6 +228,11 @@ def _mean_variance(scatter: Tensor) -> float:
         warn_of_no_scatter()
         return 1.0
     return variance
+
+
+def _two_weights(value: object) -> bool:
+    pair = isinstance(value, Sequence) and len(value) == 2 and all(map(is_number, value))
+    return pair and min(value) >= 0  # type: ignore[call-overload]
 
 
 def _form(covariance: str, rank: int) -> CovarianceForm:

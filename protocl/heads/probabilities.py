@@ -82,7 +82,26 @@ def probabilities(logits: Tensor, calibration: Calibration) -> Tensor:
     step = max(1, _PIECE // max(1, logits.shape[1]))
     for scores, out in zip(logits.split(step), result.split(step), strict=True):
         out.copy_(_tempered(scores.double(), calibration))
+        raise_winners_(out, scores)
     return result
+
+
+def raise_winners_(chances: Tensor, scores: Tensor) -> None:
+    """Make the first of the largest scores of each row the first of the largest chances, in place.
+
+    Scores that differ in their last digits may have chances that are rounded alike.
+
+    Args:
+        chances: ``(N, C)``, in the order of the scores but for such ties.
+        scores: ``(N, C)``.
+    """
+    if scores.numel() == 0:
+        return
+    winners = scores.argmax(1)  # the first of equal ones, as torch documents
+    tied = (chances.argmax(1) != winners).nonzero()[:, 0]
+    if len(tied):
+        most = chances[tied].amax(1)
+        chances[tied, winners[tied]] = torch.nextafter(most, torch.full_like(most, torch.inf))
 
 
 def _tempered(scores: Tensor, calibration: Calibration) -> Tensor:

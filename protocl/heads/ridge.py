@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from typing import ClassVar, Literal, NamedTuple, Self
 
@@ -10,11 +11,18 @@ from torch import Tensor
 
 from protocl.batch import Level
 from protocl.heads.centred import CentredHead
+from protocl.heads.directions import ROUNDING, warn_of_lost_predictions
 from protocl.maps import FeatureMap, ReluProjection
 from protocl.memory import PrototypeMemory
+from protocl.ranges import is_number
 
-GRID = tuple(10.0**exponent for exponent in range(-8, 9))
-"""Regularisation strengths among which ``"auto"`` chooses (RanPAC's grid)."""
+_POWERS = range(-8, 9)
+
+GRID = tuple(10.0**power for power in _POWERS)
+"""Regularisation strengths among which ``"auto"`` chooses (RanPAC's grid); see :func:`grid_for`."""
+
+ORDINARY = 6
+"""Powers of ten of the variance of features up to which :data:`GRID` is taken as it is."""
 
 NEAR = 0.03
 """Share by which a cross-validation score may exceed the least one and count as equal to it.
@@ -37,6 +45,8 @@ class Spectrum(NamedTuple):
         classes: ``(C,)`` class ids.
         error: 0-d, how far ``G`` is from one that samples could have, by its least eigenvalue:
             next to nothing, unless the statistics were rounded on their way.
+        samples: their number.
+        grid: strengths that suit the size of ``G``, see :func:`grid_for`.
     """
 
     values: Tensor
@@ -44,30 +54,73 @@ class Spectrum(NamedTuple):
     rotated: Tensor
     classes: Tensor
     error: Tensor
+    samples: int
+    grid: tuple[float, ...]
 
     def weights(self, regularization: float) -> Tensor:
         """``(G + lambda I)^-1 C``, ``(W, C)``."""
         return self.vectors @ (self.rotated / (self.values + regularization)[:, None])
 
 
+def grid_for(variance: float) -> tuple[float, ...]:
+    """:data:`GRID`, moved by powers of ten to features of uncommon size.
+
+    A strength has the unit of a squared feature. Up to :data:`ORDINARY` powers of ten from 1 the
+    published strengths reach far enough to either side; beyond, they would all be far too large
+    or too small, and move along with the features.
+
+    Args:
+        variance: mean over the features of their variance over all samples; where it is zero
+            nothing tells a size.
+    """
+    power = round(math.log10(variance)) if variance > 0 else 0
+    return GRID if abs(power) <= ORDINARY else tuple(10.0 ** (p + power) for p in _POWERS)
+
+
 def decompose(memory: PrototypeMemory) -> Spectrum:
     """One decomposition that serves every ``lambda``."""
     shared = memory if memory.level == "shared" else memory.at_level("shared")
     values, vectors = torch.linalg.eigh(shared.second_moment)
+    mean = memory.sums.sum(0) / memory.total
+    variance = float((shared.squares / memory.total - mean.square()).mean())
     error = -values[0].clamp(max=0)
-    return Spectrum(values.clamp(min=0), vectors, vectors.T @ memory.sums.T, memory.classes, error)
+    rotated = vectors.T @ memory.sums.T
+    return Spectrum(
+        values.clamp(min=0),
+        vectors,
+        rotated,
+        memory.classes,
+        error,
+        memory.total,
+        grid_for(variance),
+    )
 
 
-def cross_validation_errors(spectrum: Spectrum, samples: int) -> Tensor:
-    """Generalised cross-validation score for each ``lambda`` of :data:`GRID`, ``(17,)``.
+def rounding_error(spectrum: Spectrum, weights: Tensor, regularization: float) -> float:
+    """Root mean square over samples that rounding of ``G`` leaves in a prediction, by first order.
+
+    Args:
+        spectrum: of the samples.
+        weights: ``(W, C)``, ``(G + lambda I)^-1 C``.
+        regularization: ``lambda``.
+    """
+    energies, values = spectrum.vectors.square(), spectrum.values
+    squares = energies @ values  # the diagonal of G
+    reach = energies @ (values / (values + regularization).square())
+    errors = (squares @ reach) / spectrum.samples * (squares @ weights.square())
+    return ROUNDING * float(errors.max().sqrt())
+
+
+def cross_validation_errors(spectrum: Spectrum) -> Tensor:
+    """Generalised cross-validation score for each ``lambda`` of the spectrum's grid, ``(17,)``.
 
     ``(RSS / N) / (1 - sum_i e_i / (e_i + lambda) / N)^2`` with
     ``RSS = N - 2 tr(W^T C) + tr(W^T G W)``, infinite where the fit uses up every sample.
 
     Source: Golub, Heath & Wahba 1979, written for one-hot targets.
     """
-    values = spectrum.values
-    grid = torch.tensor(GRID, dtype=values.dtype, device=values.device)[:, None]
+    values, samples = spectrum.values, spectrum.samples
+    grid = torch.tensor(spectrum.grid, dtype=values.dtype, device=values.device)[:, None]
     energy = spectrum.rotated.square().sum(1)
     shrunk = values + grid
     residual = samples + (energy * (values / shrunk - 2) / shrunk).sum(1)
@@ -77,7 +130,7 @@ def cross_validation_errors(spectrum: Spectrum, samples: int) -> Tensor:
 
 
 def heldout_errors(spectrum: Spectrum, heldout: PrototypeMemory) -> Tensor:
-    """Mean squared error on held-out samples for each ``lambda`` of :data:`GRID`, ``(17,)``.
+    """Mean squared error on held-out samples for each ``lambda`` of the spectrum's grid, ``(17,)``.
 
     ``[tr(W^T G1 W) - 2 tr(W^T C1) + n1] / (n1 C)`` with ``W`` fitted on the rest: the same numbers
     as predicting the held-out samples one by one (RanPAC, algorithm 1), from their sums alone.
@@ -92,7 +145,7 @@ def heldout_errors(spectrum: Spectrum, heldout: PrototypeMemory) -> Tensor:
     places = torch.searchsorted(spectrum.classes, heldout.classes)
     sums[:, places] = spectrum.vectors.T @ heldout.sums.T
     errors = []
-    for regularization in GRID:
+    for regularization in spectrum.grid:
         weights = spectrum.rotated / (spectrum.values + regularization)[:, None]
         errors.append((weights * (gram @ weights - 2 * sums)).sum() + heldout.total)
     return torch.stack(errors) / (heldout.total * len(spectrum.classes))
@@ -109,8 +162,9 @@ class Ridge(CentredHead):
         projection: number ``M`` of random features, or None for the features as they are. A
             :class:`protocl.maps.ReluProjection` with given weights is taken as it is.
         seed: seed of the projection.
-        regularization: ``lambda``, or ``"auto"`` to choose it from :data:`GRID`: by the error on
-            ``heldout`` where :meth:`fit` is given one, else the least of those whose generalised
+        regularization: ``lambda``, or ``"auto"`` to choose it from :data:`GRID`, which
+            :func:`grid_for` moves to very small or large features: by the error on ``heldout``
+            where :meth:`fit` is given one, else the least of those whose generalised
             cross-validation score is within :data:`NEAR` of the best; never below the error that
             rounding left in ``G``.
         dtype: precision of the weights and logits.
@@ -135,8 +189,10 @@ class Ridge(CentredHead):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(dtype=dtype)
-        if regularization != "auto" and not regularization > 0:
-            raise ValueError(f"regularization={regularization}: expected 'auto' or a number > 0")
+        if not isinstance(projection, ReluProjection | None):
+            _require_whole(projection)
+        if regularization != "auto" and not (is_number(regularization) and regularization > 0):
+            raise ValueError(f"regularization={regularization!r}: expected 'auto' or a number > 0")
         self.projection = projection
         self.seed = seed
         self.regularization = regularization
@@ -193,21 +249,33 @@ class Ridge(CentredHead):
             self.chosen = self.regularization
         self._move(memory.means)
         weights = spectrum.weights(self.chosen)
+        warn_of_lost_predictions(rounding_error(spectrum, weights, self.chosen))
         self._set(_weights=weights, _biases=self._centre.to(weights) @ weights)
 
     def _choose(self, memory: PrototypeMemory, spectrum: Spectrum) -> float:
-        # What is less than the error of G fits that error, and looks best by it.
-        sound = torch.tensor(GRID) >= float(spectrum.error.clamp(max=GRID[-1]))
         if self._heldout is not None:
-            errors = heldout_errors(decompose(memory - self._heldout), self._heldout).cpu()
-            return GRID[int(torch.where(sound, errors, torch.inf).argmin())]
-        errors = torch.where(
-            sound, cross_validation_errors(spectrum, memory.total).cpu(), torch.inf
-        )
-        return GRID[int((errors <= errors.min() * (1 + NEAR)).nonzero()[0])]
+            rest = decompose(memory - self._heldout)._replace(grid=spectrum.grid)
+            errors, near = heldout_errors(rest, self._heldout), 0.0
+        else:
+            errors, near = cross_validation_errors(spectrum), NEAR
+        # What is less than the error of G fits that error, and looks best by it.
+        grid = torch.tensor(spectrum.grid, dtype=errors.dtype)
+        sound = grid >= spectrum.error.cpu().clamp(max=grid[-1])
+        errors = torch.where(sound, errors.cpu(), torch.inf)
+        return spectrum.grid[int((errors <= errors.min() * (1 + near)).nonzero()[0])]
 
     def _mapped(self, features: Tensor) -> Tensor:
         return self.feature_map(features.shape[1])(features)
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
         torch.addmm(self._biases[chosen], queries, self._weights[:, chosen], out=out)
+
+
+def _require_whole(projection: object) -> None:
+    """Refuse what is no number of random features, such as the strength in the wrong place."""
+    if isinstance(projection, bool) or not hasattr(projection, "__index__"):
+        hint = f"; the strength is regularization={projection}" if is_number(projection) else ""
+        raise TypeError(
+            f"projection={projection!r}: expected a whole number of random features, a "
+            f"ReluProjection, or None{hint}"
+        )

@@ -92,3 +92,10 @@ def test_refusals() -> None:
     huge.update(torch.zeros(1, 5), torch.tensor([0])).count.fill_(2**48)
     with pytest.raises(OverflowError, match=r"2\^47"):
         layout.pack(huge)
+
+
+def test_a_number_of_classes_in_place_of_their_ids_is_refused():
+    with pytest.raises(TypeError, match=r"classes=3: expected their ids, such as range\(3\)"):
+        StatisticsLayout(PrototypeMemory(2, exact=True), classes=3)
+    with pytest.raises(TypeError, match="expected integer class ids"):
+        StatisticsLayout(PrototypeMemory(2, exact=True), classes=[1.5])

@@ -316,7 +316,7 @@ def test_forgetting_says_what_it_cannot_do():
     with pytest.raises(ValueError, match="keep_contributions=true"):
         server.forget_client("a")
     with pytest.raises(ValueError, match="cannot be split by class"):
-        server.forget_classes([0])
+        server.forget_classes(0)
     with pytest.raises(KeyError, match="client 'x' contributed nothing"):
         MergedMemory(empty()).forget_client("x")
 

@@ -7,8 +7,8 @@ import torch
 
 from protocl import PrototypeMemory
 from protocl.errors import NotFittedError
-from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.maps import ReluProjection
+from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
+from protocl.maps import ReluProjection, Tukey
 
 HEADS = {
     "euclidean": NearestMean,
@@ -237,3 +237,34 @@ def test_a_projection_depends_on_its_seed_alone():
     torch.manual_seed(2)
     assert torch.equal(ReluProjection(4, 6, seed=9).weight, first)
     assert not torch.equal(ReluProjection(4, 6, seed=8).weight, first)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    {
+        "strength first": (lambda: Ridge(1.0), r"projection=1\.0.*strength is regularization=1\.0"),
+        "a switch": (lambda: Ridge(True), "projection=True: expected a whole number"),
+        "auto first": (lambda: Ridge("auto"), "projection='auto': expected a whole number"),
+        "no strength": (lambda: Ridge(regularization=None), "regularization=None: expected 'auto'"),
+        "target first": (lambda: LinearDiscriminant("scaled"), "shrinkage='scaled': expected"),
+        "no shrinkage": (lambda: LinearDiscriminant(None), "shrinkage=None: expected 'auto'"),
+        "one weight": (lambda: Mahalanobis(0.5), r"shrinkage=0\.5: expected two numbers"),
+        "a short pair": (lambda: Mahalanobis((1.0,)), r"shrinkage=\(1\.0,\): expected two numbers"),
+        "half a rank": (lambda: Mahalanobis(covariance="low_rank", rank=2.5), r"rank=2\.5"),
+        "noise first": (lambda: BayesianPrototypes(0.05), r"prior=0\.05.*noise="),
+        "noise in words": (lambda: BayesianPrototypes(noise="small"), "noise='small': expected"),
+        "no noise": (lambda: BayesianPrototypes(noise=None), "noise=None: expected"),
+        "a type's name": (lambda: NearestMean(dtype="float64"), "dtype='float64': expected torch"),
+        "whole numbers": (lambda: NearestMean(dtype=torch.int64), "dtype=torch.int64: expected"),
+    }.values(),
+)
+def test_a_setting_in_the_wrong_place_is_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+@pytest.mark.parametrize("power", [0, 0.5, 0.3, 2.0])
+def test_what_tukeys_transform_lifts_is_what_it_took(power):
+    features = 0.1 + torch.rand(5, 3, dtype=torch.float64)
+    transform = Tukey(power)
+    torch.testing.assert_close(transform.lift(transform(features)), features)

@@ -183,3 +183,14 @@ def test_classes_that_have_not_changed_are_not_factorised_again(
 def test_unknown_forms_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name}='?{value}"):
         Mahalanobis(**{"covariance": "low_rank", name: value})
+
+
+@pytest.mark.parametrize("roundings", [0, 1, 2, 4, 30])
+def test_what_rounding_leaves_of_a_feature_that_repeats_another_is_no_direction(
+    roundings: int,
+) -> None:
+    """Cholesky goes through by luck here, and would divide by the rounding."""
+    matrix = torch.ones(2, 2, dtype=torch.float64)
+    matrix[1, 1] += roundings * torch.finfo(torch.float64).eps
+    half = whitening(matrix[None])[0]
+    torch.testing.assert_close(half.T @ half, torch.full_like(matrix, 0.25), rtol=1e-9, atol=0)

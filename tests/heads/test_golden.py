@@ -175,7 +175,7 @@ class TestRanPAC:
 
     def test_generalised_cross_validation_agrees(self, key):
         memory = centralised(ridge(key))
-        errors = cross_validation_errors(decompose(memory), memory.total)
+        errors = cross_validation_errors(decompose(memory))
         assert GRID[int(errors.argmin())] == RESULTS[key]["own_gcv_lambda"]
 
     @pytest.mark.parametrize("memory_of", [centralised, merged])
@@ -213,3 +213,23 @@ def test_heldout_statistics_choose_the_regularisation():
         weights = torch.linalg.solve(x.T @ x + strength * torch.eye(16, dtype=F64), x.T @ y)
         errors.append(float((data.train[rows] @ weights - one_hot[rows]).square().mean()))
     assert head.fit(memory, heldout=heldout).chosen == GRID[errors.index(min(errors))]
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 40])
+def test_running_statistics_are_those_of_one_sample_after_the_other(pieces):
+    """Deep SLDA's rule written out, whatever the batches in which samples come."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(3, (40,), generator=generator)
+    features = 2 + torch.randn(40, 4, generator=generator, dtype=torch.float64) + labels[:, None]
+    means, seen = torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3)
+    covariance = torch.zeros(4, 4, dtype=torch.float64)
+    for t, (x, y) in enumerate(zip(features, labels.tolist(), strict=True)):
+        deviation = x - means[y]
+        covariance = (t * covariance + torch.outer(deviation, deviation) * t / (t + 1)) / (t + 1)
+        seen[y] += 1
+        means[y] += deviation / seen[y]
+    memory = LinearDiscriminant(streaming=True).new_memory(4)
+    for part in torch.arange(40).chunk(pieces):
+        memory.update(features[part], labels[part])
+    torch.testing.assert_close(memory.means, means)
+    torch.testing.assert_close(memory.scatter() / memory.total, covariance)

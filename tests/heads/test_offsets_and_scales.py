@@ -239,3 +239,30 @@ def test_scatter_that_is_rounding_is_zero():
     features, labels = points.repeat(500, 1), torch.arange(3).repeat(500)
     for level in ("diagonal", "shared", "full"):
         assert not PrototypeMemory(4, level).update(features, labels).scatter().any(), level
+
+
+CONSTANTS = (0.1, 1e-3, 1 / 3, 100.3, 1e5 + 0.7)
+
+
+@pytest.mark.parametrize("constant", CONSTANTS)
+@pytest.mark.parametrize("samples", [12, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_nothing_is_said_of_constants_whose_squares_are_rounded(constant, samples, dtype):
+    features, labels = clusters(per_class=samples)
+    features = torch.cat([features, torch.full((4 * samples, 1), constant, dtype=F64)], dim=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for head in (BayesianPrototypes(), LinearDiscriminant(0.0), Ridge(regularization=1.0)):
+            memory = head.new_memory(6)
+            for part in range(3):
+                memory.update(features[part::3].to(dtype), labels[part::3])
+            head.fit(memory)
+
+
+@pytest.mark.parametrize("ratio", [3e5, 1e6])
+def test_a_feature_that_many_samples_hide_is_not_taken_for_a_constant(ratio):
+    features, labels = clusters(per_class=25000)
+    features[:, 3] = 1 + (features[:, 3] - features[:, 3].mean()) / features[:, 3].std() / ratio
+    memory = PrototypeMemory(5, "diagonal").update(features, labels)
+    with pytest.warns(PrecisionWarning, match="1 of 5 features.*feature 3"):
+        BayesianPrototypes().fit(memory)

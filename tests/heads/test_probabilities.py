@@ -17,7 +17,7 @@ from protocl.calibration import equal_mass_error
 from protocl.errors import NotFittedError
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
 from protocl.heads.calibration_table import CalibrationTable
-from protocl.heads.probabilities import fit_calibration, probabilities
+from protocl.heads.probabilities import Calibration, fit_calibration, probabilities
 from tests.second_device import second_device
 
 HEADS = {
@@ -322,3 +322,38 @@ def test_equal_mass_bins_hold_equally_many_samples():
     assert equal_mass_error(sure, right, n_bins=2) == pytest.approx((0.3 + 0.7) / 4)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         equal_mass_error([1.5], [True])
+
+
+@given(
+    logits=st.lists(
+        st.lists(st.sampled_from([0.0, 1e-20, -1e-20, 1e-9, 3.0, 3.0 + 4e-16, -1e30]), min_size=3,
+                 max_size=3), min_size=1, max_size=5,
+    ),
+    beta=st.floats(1e-6, 1e3),
+    slope=st.floats(0, 2),
+    offset=st.floats(-4, 4),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_the_most_probable_class_is_the_first_of_the_best_scores(logits, beta, slope, offset):
+    scores = torch.tensor(logits, dtype=torch.float64)
+    chances = probabilities(scores, Calibration(beta, slope, offset, 0.999))
+    assert torch.equal(chances.argmax(1), scores.argmax(1))
+    torch.testing.assert_close(chances.sum(1), torch.ones(len(scores), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_answers_of_samples_between_two_classes_are_the_most_probable(dtype):
+    """Of mirrored classes samples have scores that differ in their last digits, or not at all."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(60, 6, generator=generator)
+    features = torch.cat([half, -half])
+    labels = torch.arange(2).repeat_interleave(60)
+    between = torch.randn(500, 6, generator=generator).cumsum(0) * 1e-9
+    for make in (LinearDiscriminant, NearestMean, BayesianPrototypes):
+        head = make(dtype=dtype)
+        memory = head.new_memory(6, calibrated=True).update(features, labels)
+        chances = head.calibrate(memory).predict_proba(between.to(dtype))
+        assert torch.equal(head.classes[chances.argmax(1)], head.predict(between.to(dtype)))
+        if isinstance(head, BayesianPrototypes):
+            chances = head.probabilities(between.to(dtype))
+            assert torch.equal(head.classes[chances.argmax(1)], head.predict(between.to(dtype)))

@@ -38,7 +38,7 @@ def test_the_least_strength_of_like_score_is_taken():
     features = torch.randn(20, 64, generator=generator)
     head = Ridge(500, dtype=F64)
     memory = head.new_memory(64).update(features, labels)
-    errors = cross_validation_errors(decompose(memory), memory.total)
+    errors = cross_validation_errors(decompose(memory))
     like = [s for s, error in zip(GRID, errors, strict=True) if error <= (1 + NEAR) * min(errors)]
     assert head.fit(memory).chosen == min(like) < GRID[int(errors.argmin())]
 
@@ -50,7 +50,7 @@ def test_scores_of_cross_validation_are_those_of_scikit_learn():
     one_hot = torch.nn.functional.one_hot(labels).double()
     peer = RidgeCV(alphas=GRID, fit_intercept=False).fit(features.numpy(), one_hot.numpy())
     memory = Ridge().new_memory(64).update(features, labels)
-    errors = cross_validation_errors(decompose(memory), memory.total)
+    errors = cross_validation_errors(decompose(memory))
     assert abs(int(errors.argmin()) - GRID.index(peer.alpha_)) <= 1
 
 
@@ -69,3 +69,32 @@ def test_a_held_out_memory_counts_whatever_was_fitted_before():
     fixed = Ridge(regularization=2.0).fit(memory)
     before = fixed._weights
     assert fixed.fit(memory, heldout=parts[0])._weights is before
+
+
+@pytest.mark.parametrize("error", [1e-3, 0.5, 20.0])
+def test_no_strength_below_the_error_of_the_statistics_is_chosen(error):
+    """Sums that were rounded on their way have negative eigenvalues, which no samples have."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(200) % 4
+    features = torch.randn(4, 6, generator=generator)[labels] + torch.randn(
+        200, 6, generator=generator
+    )
+    features = torch.cat([features, features[:, :1]], dim=1)  # one direction without variance
+    memory = Ridge().new_memory(7).update(features, labels)
+    assert Ridge().fit(memory).chosen < error
+    memory.second -= error * torch.eye(7, dtype=F64)
+    memory._touch()
+    part = Ridge().new_memory(7).update(features[::5], labels[::5])
+    assert Ridge().fit(memory).chosen >= error * 0.999
+    assert Ridge().fit(memory, heldout=part).chosen >= error * 0.999
+
+
+def test_a_twin_keeps_the_strength_that_was_chosen():
+    """Its scores would have another scale, and a calibration would not hold for them."""
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(200, 8, generator=generator), torch.arange(200) % 4
+    apart = features / 9 + torch.eye(8)[labels]
+    memory, few = (Ridge().new_memory(8).update(x, labels) for x in (apart, features))
+    head = Ridge().fit(memory)
+    assert Ridge().fit(few).chosen != head.chosen
+    assert head.twin().fit(few).chosen == head.chosen
