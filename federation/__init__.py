@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from protocl.lazy import importer
 
 if TYPE_CHECKING:
-    from protocl.federation.client import ClientData, PrototypeClient
-    from protocl.federation.grid import InProcessGrid
-    from protocl.federation.options import Options
-    from protocl.federation.relayed_grids import QuorumGrid
-    from protocl.federation.simulation import simulate
-    from protocl.federation.strategy import FederatedPrototypes
+    from protocl.federation.client.client import ClientData, PrototypeClient
+    from protocl.federation.runner.simulation import simulate
+    from protocl.federation.server.options import Options
+    from protocl.federation.server.strategy import FederatedPrototypes
+    from protocl.federation.wire.grid import InProcessGrid
+    from protocl.federation.wire.relayed_grids import QuorumGrid
 
 __all__ = [
     "ClientData",
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ClientData": "client",
-    "FederatedPrototypes": "strategy",
-    "InProcessGrid": "grid",
-    "Options": "options",
-    "PrototypeClient": "client",
-    "QuorumGrid": "relayed_grids",
-    "simulate": "simulation",
+    "ClientData": "client.client",
+    "FederatedPrototypes": "server.strategy",
+    "InProcessGrid": "wire.grid",
+    "Options": "server.options",
+    "PrototypeClient": "client.client",
+    "QuorumGrid": "wire.relayed_grids",
+    "simulate": "runner.simulation",
 }
 
 __getattr__ = importer(__name__, _HOMES)

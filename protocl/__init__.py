@@ -13,4 +13,4 @@ __all__ = ["PrototypeMemory", "__version__"]
 
 __version__ = "0.1.0"
 
-__getattr__ = importer(__name__, {"PrototypeMemory": "memory"})
+__getattr__ = importer(__name__, {"PrototypeMemory": "memory.memory"})

@@ -2,7 +2,7 @@
 
 import sys
 
-from protocl.cli import main
+from protocl.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

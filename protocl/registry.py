@@ -77,4 +77,4 @@ BACKBONES = Registry("protocl.backbones", "backbone")
 ADAPTATIONS = Registry("protocl.adaptations", "adaptation")
 BENCHMARKS = Registry("protocl.benchmarks", "benchmark")
 COMMANDS = Registry("protocl.commands", "command")
-"""Further commands: a name -> a function that adds a parser, as :mod:`protocl.cli` calls it."""
+"""Further commands: a name -> a function that adds a parser, as :mod:`.cli.main` calls it."""

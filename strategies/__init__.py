@@ -1,20 +1,20 @@
 """Continual learning strategies on prototype memories, as Avalanche plugins."""
 
 from protocl.strategies.aper import APER
-from protocl.strategies.drift_compensation import DriftCompensation, DriftEstimator
+from protocl.strategies.avalanche.in_memory import InMemory
+from protocl.strategies.drift.compensation import DriftCompensation, DriftEstimator
+from protocl.strategies.exemplars.sample_memory import SampleMemory
 from protocl.strategies.fecam import FeCAM
 from protocl.strategies.fetril import FeTrIL, FeTrILPlugin
 from protocl.strategies.icarl import ICaRL, ICaRLPlugin
 from protocl.strategies.il2a import IL2A, IL2APlugin
-from protocl.strategies.in_memory import InMemory
 from protocl.strategies.napa_vq import NAPAVQ, NAPAVQPlugin
 from protocl.strategies.nearest_mean import NearestMean
 from protocl.strategies.pass_ import PASS, PASSPlugin
+from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 from protocl.strategies.prd import PRD, PRDPlugin
 from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin
-from protocl.strategies.prototype_plugin import PrototypePlugin
 from protocl.strategies.ranpac import RanPAC
-from protocl.strategies.sample_memory import SampleMemory
 from protocl.strategies.simplecil import SimpleCIL
 from protocl.strategies.slda import SLDA
 

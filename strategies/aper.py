@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from protocl.config import Setup, StrategyInfo
-from protocl.strategies.frozen import FrozenBackbone, FrozenBackboneConfig
+from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
 from protocl.strategies.simplecil import SimpleCIL
 
 

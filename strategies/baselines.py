@@ -19,13 +19,13 @@ from torch import nn
 from protocl.config import Setup, StrategyInfo
 from protocl.errors import ConfigError
 from protocl.registry import HEADS
-from protocl.strategies.drift_compensation import DriftCompensation, carried, unused_of_drift
-from protocl.strategies.epoch_schedule import ScheduledConfig
-from protocl.strategies.in_memory import InMemory
-from protocl.strategies.model_output import ScoresCrossEntropy
-from protocl.strategies.optimizers import build_optimizer
-from protocl.strategies.prototype_plugin import PrototypePlugin
-from protocl.strategies.sample_memory import SampleMemory
+from protocl.strategies.avalanche.epoch_schedule import ScheduledConfig
+from protocl.strategies.avalanche.in_memory import InMemory
+from protocl.strategies.avalanche.optimizers import build_optimizer
+from protocl.strategies.drift.compensation import DriftCompensation, carried, unused_of_drift
+from protocl.strategies.exemplars.sample_memory import SampleMemory
+from protocl.strategies.plugin.model_output import ScoresCrossEntropy
+from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from protocl.config import Setup, StrategyInfo
 from protocl.heads import Mahalanobis
 from protocl.heads.mahalanobis import Covariance
-from protocl.strategies.frozen import FrozenBackbone, FrozenBackboneConfig
+from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
 
 
 class FeCAM(FrozenBackbone):

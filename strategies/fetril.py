@@ -22,17 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protocl.batch import Level
 from protocl.config import Setup, StrategyInfo
+from protocl.config.auto import auto_or_number
 from protocl.errors import ConfigError, NotFittedError
 from protocl.heads import LinearDiscriminant, Ridge
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.strategies.extraction import features_of
-from protocl.strategies.frozen import FrozenBackbone, FrozenBackboneConfig
-from protocl.strategies.given_statistics import memory_with
-from protocl.strategies.prototype_plugin import PrototypePlugin
-from protocl.strategies.settings import auto_or_number
+from protocl.memory.batch import Level
+from protocl.memory.from_statistics import memory_with
+from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
+from protocl.strategies.plugin.extraction import features_of
+from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 
 
 def most_similar(means: Tensor, new_means: Tensor) -> Tensor:

@@ -29,15 +29,15 @@ from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
 from protocl.heads import NearestMean
-from protocl.herding import herd
-from protocl.precision import in_full_precision
+from protocl.memory.precision import in_full_precision
 from protocl.strategies.baselines import BaselineConfig
-from protocl.strategies.exemplar_sets import ExemplarSets
-from protocl.strategies.extraction import classes_of, features_of, labels_of
-from protocl.strategies.model_output import ScoresCrossEntropy, scores_of
-from protocl.strategies.old_model import OldModel
-from protocl.strategies.prototype_plugin import PrototypePlugin
-from protocl.strategies.task_classes import tasks_of
+from protocl.strategies.exemplars.exemplar_sets import ExemplarSets
+from protocl.strategies.exemplars.herding import herd
+from protocl.strategies.plugin.extraction import classes_of, features_of, labels_of
+from protocl.strategies.plugin.model_output import ScoresCrossEntropy, scores_of
+from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
+from protocl.strategies.plugin.task_classes import tasks_of
+from protocl.strategies.training.teacher import OldModel
 
 
 @in_full_precision

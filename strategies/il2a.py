@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from protocl.config import Setup, StrategyInfo
-from protocl.precision import in_full_precision
-from protocl.strategies.exemplar_free_strategy import ExemplarFree, ExemplarFreeConfig
-from protocl.strategies.growing_classifier import (
+from protocl.memory.precision import in_full_precision
+from protocl.strategies.exemplar_free.linear_classifier import (
     NOT_COUNTED,
     LinearExemplarFreePlugin,
     LinearRows,
 )
-from protocl.strategies.mixed_classes import MixedViews, mixed_rows
+from protocl.strategies.exemplar_free.mixup import MixedViews, mixed_rows
+from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
 
 
 @in_full_precision

@@ -27,10 +27,8 @@ from torch import Tensor, nn, optim
 from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
-from protocl.strategies.distances import distances, squared_distances
-from protocl.strategies.exemplar_free import ExemplarFreePlugin, GrowingParameters
-from protocl.strategies.exemplar_free_strategy import ExemplarFree, ExemplarFreeConfig
-from protocl.strategies.neural_gas import (
+from protocl.strategies.exemplar_free.base import ExemplarFreePlugin, GrowingParameters
+from protocl.strategies.exemplar_free.neural_gas import (
     choose_neighbours,
     distance_cross_entropy,
     grown,
@@ -38,7 +36,9 @@ from protocl.strategies.neural_gas import (
     neighbourhood_loss,
     update_edges,
 )
-from protocl.strategies.rotations import ROTATIONS, rotated, rotated_rows
+from protocl.strategies.exemplar_free.rotations import ROTATIONS, rotated, rotated_rows
+from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
+from protocl.strategies.training.distances import distances, squared_distances
 
 
 class NAPAVQTerms(NamedTuple):

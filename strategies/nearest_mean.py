@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from protocl import heads
 from protocl.config import Setup, StrategyInfo
-from protocl.strategies.frozen import FrozenBackbone, FrozenBackboneConfig
+from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
 
 
 class NearestMean(FrozenBackbone):

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from protocl.config import Setup, StrategyInfo
 from protocl.memory import PrototypeMemory
-from protocl.strategies.exemplar_free_strategy import ExemplarFree, ExemplarFreeConfig
-from protocl.strategies.growing_classifier import LinearExemplarFreePlugin
-from protocl.strategies.rotations import ROTATIONS, rotated, rotated_rows
+from protocl.strategies.exemplar_free.linear_classifier import LinearExemplarFreePlugin
+from protocl.strategies.exemplar_free.rotations import ROTATIONS, rotated, rotated_rows
+from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
 
 
 def mean_variance(memory: PrototypeMemory) -> Tensor:

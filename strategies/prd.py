@@ -26,18 +26,18 @@ from torch import Tensor, nn, optim
 
 from protocl.config import Setup, StrategyInfo
 from protocl.memory import PrototypeMemory
-from protocl.strategies.companion_optimizer import PlainCompanion
-from protocl.strategies.contrastive import cosine_similarities
-from protocl.strategies.epoch_schedule import EpochSchedule, ScheduledConfig
-from protocl.strategies.feature_loss import FeatureLossPlugin
-from protocl.strategies.in_memory import InMemory
-from protocl.strategies.model_output import ScoresCrossEntropy
-from protocl.strategies.old_model import OldModel
-from protocl.strategies.optimizers import build_optimizer
-from protocl.strategies.prd_losses import PRDLoss, PRDTerms, Relations
-from protocl.strategies.prototype_table import PrototypeTable
-from protocl.strategies.task_classes import repeated, tasks_of
-from protocl.strategies.views import Views, named_views
+from protocl.strategies.avalanche.companion_optimizer import PlainCompanion
+from protocl.strategies.avalanche.epoch_schedule import EpochSchedule, ScheduledConfig
+from protocl.strategies.avalanche.in_memory import InMemory
+from protocl.strategies.avalanche.optimizers import build_optimizer
+from protocl.strategies.plugin.model_output import ScoresCrossEntropy
+from protocl.strategies.plugin.task_classes import repeated, tasks_of
+from protocl.strategies.training.base import FeatureLossPlugin
+from protocl.strategies.training.contrastive import cosine_similarities
+from protocl.strategies.training.prototype_table import PrototypeTable
+from protocl.strategies.training.relation_losses import PRDLoss, PRDTerms, Relations
+from protocl.strategies.training.teacher import OldModel
+from protocl.strategies.training.views import Views, named_views
 
 
 def build_projector(inputs: int, hidden: int = 512, outputs: int = 128) -> nn.Sequential:

@@ -34,11 +34,10 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn, optim
 from torch.nn import functional
 
-from protocl.batch import Level
 from protocl.config import Setup, StrategyInfo
-from protocl.heads.bayesian import BayesianPrototypes
-from protocl.heads.posterior import ConjugatePosterior
-from protocl.heads.priors import (
+from protocl.heads.bayesian.head import BayesianPrototypes
+from protocl.heads.bayesian.posterior import ConjugatePosterior
+from protocl.heads.bayesian.priors import (
     DEFAULT_CONCENTRATION,
     Covariance,
     Prior,
@@ -46,15 +45,16 @@ from protocl.heads.priors import (
     SharedPrior,
 )
 from protocl.memory import PrototypeMemory
-from protocl.precision import in_full_precision
-from protocl.strategies.epoch_schedule import ScheduledConfig
-from protocl.strategies.feature_loss import FeatureLossPlugin
-from protocl.strategies.in_memory import InMemory
-from protocl.strategies.model_output import ScoresCrossEntropy
-from protocl.strategies.old_model import OldModel
-from protocl.strategies.optimizers import build_optimizer
-from protocl.strategies.sample_memory import SampleMemory, Selection
-from protocl.strategies.task_classes import tasks_of
+from protocl.memory.batch import Level
+from protocl.memory.precision import in_full_precision
+from protocl.strategies.avalanche.epoch_schedule import ScheduledConfig
+from protocl.strategies.avalanche.in_memory import InMemory
+from protocl.strategies.avalanche.optimizers import build_optimizer
+from protocl.strategies.exemplars.sample_memory import SampleMemory, Selection
+from protocl.strategies.plugin.model_output import ScoresCrossEntropy
+from protocl.strategies.plugin.task_classes import tasks_of
+from protocl.strategies.training.base import FeatureLossPlugin
+from protocl.strategies.training.teacher import OldModel
 
 DEFAULT_NOISE = 0.05
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from protocl.config import Setup, StrategyInfo
+from protocl.config.auto import auto_or_number
 from protocl.heads import Ridge
-from protocl.strategies.frozen import FrozenBackbone, FrozenBackboneConfig
-from protocl.strategies.settings import auto_or_number
+from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
 
 
 class RanPAC(FrozenBackbone):

@@ -120,7 +120,7 @@ def test_wheel_has_the_command_and_the_entry_points(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         text = archive.read(name).decode()
-    assert "protocl = protocl.cli:main" in text
+    assert "protocl = protocl.cli.main:main" in text
     assert "[protocl.heads]" in text
 
 
@@ -148,7 +148,12 @@ def test_entry_point_loads(entry: EntryPoint) -> None:
 
 @pytest.mark.parametrize(
     ("module", "needs_torch"),
-    [("protocl", False), ("protocl.cli", False), ("protocl.heads", True), ("protocl.config", True)],
+    [
+        ("protocl", False),
+        ("protocl.cli.main", False),
+        ("protocl.heads", True),
+        ("protocl.config", False),
+    ],
 )
 def test_import_loads_nothing_heavy(module: str, needs_torch: bool) -> None:
     script = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"

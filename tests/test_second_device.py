@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from protocl import PrototypeMemory
 from protocl.backbones import BackboneConfig, Classifier, build_backbone
 from protocl.federation.reconnaissance import command, run
-from protocl.herding import herd
-from protocl.medoids import medoids
 from protocl.registry import HEADS, STRATEGIES
-from protocl.runs import create_run
+from protocl.runner.folders import create_run
+from protocl.strategies.exemplars.herding import herd
+from protocl.strategies.exemplars.medoids import medoids
 from tests.second_device import DeviceMixError, Far, second_device
+from tests.strategies.frozen.test_base import configured, setup_of
 from tests.strategies.small import digits, outputs_at_eval
-from tests.strategies.test_frozen import configured, setup_of
 
 GENERATOR = torch.Generator().manual_seed(0)
 FEATURES, QUERIES = torch.rand(120, 6, generator=GENERATOR), torch.rand(9, 6, generator=GENERATOR)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocl.settings_command import Commands, add_settings_command, print_settings, run_each
+from protocl.cli.arguments import Commands, add_settings_command, print_settings, run_each
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,9 +76,9 @@ def load(arguments: Sequence[str]) -> list[ReconnaissanceConfig]:
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
+    from protocl.config.compose import build, settle
     from protocl.federation.reconnaissance.config import METHODS, ReconnaissanceConfig
     from protocl.registry import BACKBONES, BENCHMARKS
-    from protocl.settings import build, settle
 
     groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
     defaults = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
@@ -102,10 +102,10 @@ def _schema(name: str) -> type[LearnerConfig]:
 
 
 def _run(config: ReconnaissanceConfig, console: Console) -> Path:
-    from protocl.federation.flower import quiet
     from protocl.federation.reconnaissance.measures import StepReport
     from protocl.federation.reconnaissance.run import run_reconnaissance
-    from protocl.runs import run_folder
+    from protocl.federation.wire.compat import quiet
+    from protocl.runner.folders import run_folder
 
     quiet()
 

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from protocl.federation.reconnaissance.measures import BeforeMerge, mean
-from protocl.runs import RESULT_FILE
-from protocl.storage import atomic_path
+from protocl.io.atomic import atomic_path
+from protocl.runner.folders import RESULT_FILE
 
 COLUMNS = 3
 QUANTITIES = {

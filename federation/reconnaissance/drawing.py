@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from protocl.config.validation import AT_LEAST_1, POSITIVE, require
 from protocl.data.arrays import ArrayData
 from protocl.errors import ConfigError
 from protocl.federation.reconnaissance.config import ScenarioConfig
 from protocl.federation.reconnaissance.meetings import meetings
 from protocl.federation.reconnaissance.scenario import Mission, Scenario, Step
-from protocl.ranges import AT_LEAST_1, POSITIVE, require
 
 Plan = list[list[Mission]]
 """For every step its missions."""

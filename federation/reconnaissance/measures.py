@@ -9,7 +9,7 @@ from dataclasses import field as dataclass_field
 import torch
 from torch import Tensor
 
-from protocl.confusion import Confusion
+from protocl.metrics.confusion import Confusion
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from protocl import provenance
 from protocl.federation.reconnaissance.measures import per_class_costs
-from protocl.federation.result import FORMAT
+from protocl.federation.runner.result import FORMAT
+from protocl.io import provenance
 
 if TYPE_CHECKING:
     from protocl.federation.reconnaissance.run import Reconnaissance

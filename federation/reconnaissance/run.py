@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from protocl.backbones import build_backbone, fingerprint
+from protocl.backbones.features import encode_once
 from protocl.data import load_data
 from protocl.data.streams import class_order
 from protocl.errors import ConfigError, DataError, as_config_error
-from protocl.evaluation import Evaluation, History
-from protocl.experiment import resolve_device
-from protocl.features import encode_once
 from protocl.federation.reconnaissance.config import Learner, LearnerSetup, ReconnaissanceConfig
 from protocl.federation.reconnaissance.drawing import draw_scenario
 from protocl.federation.reconnaissance.measures import (
@@ -28,12 +26,14 @@ from protocl.federation.reconnaissance.measures import (
     confusions,
     mean,
 )
-from protocl.federation.reconnaissance.prototypes import PrototypeLearner
+from protocl.federation.reconnaissance.methods.prototypes import PrototypeLearner
 from protocl.federation.reconnaissance.result import build_result
 from protocl.federation.reconnaissance.scenario import SERVER, Mission, Scenario, Step
-from protocl.phases import PhaseLog
-from protocl.runs import RESULT_FILE, exclusive, is_complete, read_result
-from protocl.storage import atomic_write
+from protocl.io.atomic import atomic_write
+from protocl.io.profile import PhaseLog
+from protocl.metrics.history import Evaluation, History
+from protocl.runner.experiment import resolve_device
+from protocl.runner.folders import RESULT_FILE, exclusive, is_complete, read_result
 
 SCENARIO_FILE = "scenario.json"
 
@@ -47,7 +47,7 @@ def run_reconnaissance(
 
     Args:
         config: what to run.
-        run_dir: existing folder of the run (:func:`protocl.runs.open_run`).
+        run_dir: existing folder of the run (:func:`protocl.runner.folders.open_run`).
         on_step: told of every step.
 
     Returns:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from protocl.errors import DataError
-from protocl.storage import atomic_write
+from protocl.io.atomic import atomic_write
 
 FORMAT = "protocl-scenario-1"
 SERVER = -1

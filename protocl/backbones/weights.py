@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from protocl.errors import DataError
-from protocl.storage import atomic_path
+from protocl.io.atomic import atomic_path
 
 # What the classification layer is called in our Classifier, torchvision, timm and Avalanche.
 _CLASSIFICATION_LAYERS = ("classifier", "fc", "head", "linear", "_fc")

@@ -19,9 +19,9 @@ from rich.text import Text
 
 from protocl.bench.comparison import SIZES, Comparison, Group, Size
 from protocl.bench.timing import thread_count
-from protocl.provenance import available_cores, machine, versions
+from protocl.io.atomic import atomic_write
+from protocl.io.provenance import available_cores, machine, versions
 from protocl.registry import Registry
-from protocl.storage import atomic_write
 
 GROUPS = Registry("protocl.speed", "benchmark group")
 FORMAT = 1

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protocl.batch import Level
 from protocl.bench.comparison import Comparison, Size, require_equal
 from protocl.bench.synthetic import features
 from protocl.bench.timing import interleaved
 from protocl.memory import PrototypeMemory
+from protocl.memory.batch import Level
 
 TARGET = 1.5
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from protocl.capacity import require_bytes
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, refuse
 from protocl.data.pictures import read_picture
 from protocl.errors import ConfigError, DataError
-from protocl.progress import ProgressBar
+from protocl.io.progress import ProgressBar
+from protocl.memory.limits.capacity import require_bytes
 
 _BRIGHT = 32
 """An eighth of the range, which the brightest pixel of a data set should reach."""

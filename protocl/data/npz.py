@@ -9,11 +9,11 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
-from protocl.capacity import require_bytes
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, among, refuse
 from protocl.data.labels import to_class_ids
 from protocl.errors import ConfigError, DataError
+from protocl.memory.limits.capacity import require_bytes
 
 SPLITS = ("evaluation", "background")
 DEFAULT_TRAIN, DEFAULT_TEST = 15, 5

@@ -16,7 +16,7 @@ from protocl.data.config import BenchmarkConfig
 from protocl.data.npz import check_split, load_npz, split_each_class, to_samples
 from protocl.data.pictures import read_picture
 from protocl.data.torchvision_sets import is_archive, open_set, root_of
-from protocl.progress import ProgressBar
+from protocl.io.progress import ProgressBar
 
 IMAGE_SIZE = 28
 

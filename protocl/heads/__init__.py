@@ -1,12 +1,12 @@
 """Heads: pure functions of a prototype memory that turn features into logits."""
 
 from protocl.heads.base import Head
-from protocl.heads.bayesian import BayesianPrototypes
-from protocl.heads.calibration_table import CalibrationTable
+from protocl.heads.bayesian.head import BayesianPrototypes
+from protocl.heads.bayesian.priors import ClassPriors, Prior, RandomPrior, SharedPrior
 from protocl.heads.linear_discriminant import LinearDiscriminant
 from protocl.heads.mahalanobis import Mahalanobis
 from protocl.heads.nearest_mean import NearestMean
-from protocl.heads.priors import ClassPriors, Prior, RandomPrior, SharedPrior
+from protocl.heads.probabilities.table import CalibrationTable
 from protocl.heads.ridge import Ridge
 
 __all__ = [

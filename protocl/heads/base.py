@@ -10,18 +10,18 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from protocl.accumulate import all_finite
-from protocl.batch import Level, require_tensor
-from protocl.device import FollowsDevice
-from protocl.digits import warn_of_coarse_step
 from protocl.errors import NotFittedError
-from protocl.heads.calibrate import calibration_of, left_out_table, level_for
-from protocl.heads.calibration_table import CalibrationTable
-from protocl.heads.probabilities import Calibration, probabilities
+from protocl.heads.probabilities.calibrate import calibration_of, left_out_table, level_for
+from protocl.heads.probabilities.calibration import Calibration, probabilities
+from protocl.heads.probabilities.table import CalibrationTable
 from protocl.heads.ranking import Block, best_columns
-from protocl.maps import FeatureMap
 from protocl.memory import PrototypeMemory
-from protocl.scatter import warn_of_offsets
+from protocl.memory.batch import Level, require_tensor
+from protocl.memory.device import FollowsDevice
+from protocl.memory.feature_maps import FeatureMap
+from protocl.memory.limits.digits import warn_of_coarse_step
+from protocl.memory.limits.scatter import warn_of_offsets
+from protocl.memory.summation import all_finite
 
 
 class Head(FollowsDevice):
@@ -156,7 +156,7 @@ class Head(FollowsDevice):
 
         Returns:
             Logits ``(N, k)`` in descending order and class ids ``(N, k)`` int64. Among equal logits
-            the lower class id comes first. A :class:`protocl.heads.chunked.ChunkedHead` ranks the
+            the lower class id comes first. A :class:`protocl.heads.blockwise.ChunkedHead` ranks the
             very numbers of :meth:`forward`; other heads compute some rows at a time, so that more
             samples than fit ``chunk_bytes`` may be rounded differently there.
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from protocl.heads.chunked import ChunkedHead
+from protocl.heads.blockwise import ChunkedHead
 
 
 class CentredHead(ChunkedHead):

@@ -7,20 +7,20 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from protocl.batch import Level
+from protocl.config.validation import is_number
 from protocl.heads.centred import CentredHead
-from protocl.heads.covariance import (
+from protocl.heads.covariance.directions import squares_behind, warn_of_lost_scatter, whitened_error
+from protocl.heads.covariance.shrinkage import (
     oas_shrinkage,
     or_euclidean,
     shrink_towards_identity,
     warn_of_unit,
     whitening,
 )
-from protocl.heads.directions import squares_behind, warn_of_lost_scatter, whitened_error
 from protocl.heads.streaming import StreamingMemory
-from protocl.maps import FeatureMap, UnitNorm, unit
 from protocl.memory import PrototypeMemory
-from protocl.ranges import is_number
+from protocl.memory.batch import Level
+from protocl.memory.feature_maps import FeatureMap, UnitNorm, unit
 
 
 class LinearDiscriminant(CentredHead):

@@ -8,20 +8,20 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from protocl.batch import Level
-from protocl.capacity import require_bytes
+from protocl.config.validation import is_number
 from protocl.heads.centred import CentredHead
-from protocl.heads.covariance import (
+from protocl.heads.covariance.directions import squares_behind
+from protocl.heads.covariance.forms import ClassFactors, CovarianceForm, LowRank, SharedFactor
+from protocl.heads.covariance.shrinkage import (
     fill_flat,
     shrink_diagonals,
     to_correlations,
     warn_of_no_scatter,
 )
-from protocl.heads.covariance_forms import ClassFactors, CovarianceForm, LowRank, SharedFactor
-from protocl.heads.directions import squares_behind
-from protocl.maps import FeatureMap, Tukey, UnitNorm, unit
 from protocl.memory import PrototypeMemory
-from protocl.ranges import is_number
+from protocl.memory.batch import Level
+from protocl.memory.feature_maps import FeatureMap, Tukey, UnitNorm, unit
+from protocl.memory.limits.capacity import require_bytes
 
 Covariance = Literal["class", "low_rank", "shared"]
 
@@ -56,7 +56,7 @@ class Mahalanobis(CentredHead):
             ``rank`` largest directions and the diagonal. ``"shared"``: one matrix for all classes
             (the common covariance of the paper), which takes statistics of level
             ``shared`` alone and so goes with any number of classes.
-            :mod:`protocl.heads.covariance_forms` states what each takes.
+            :mod:`protocl.heads.covariance.forms` states what each takes.
         rank: see ``covariance``.
         dtype: precision of what is kept and of the logits.
 

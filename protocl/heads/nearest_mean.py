@@ -12,8 +12,8 @@ from torch import Tensor
 from protocl.errors import PrecisionWarning
 from protocl.heads.centred import CentredHead
 from protocl.heads.distances import write_negative_distances
-from protocl.maps import FeatureMap, UnitNorm, unit
 from protocl.memory import PrototypeMemory
+from protocl.memory.feature_maps import FeatureMap, UnitNorm, unit
 
 _RESOLVED = 256
 """Least mean squared distance of unit vectors, in roundings, at which cosines rank them."""

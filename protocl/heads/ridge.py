@@ -9,12 +9,12 @@ from typing import ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from protocl.batch import Level
+from protocl.config.validation import is_number
 from protocl.heads.centred import CentredHead
-from protocl.heads.directions import ROUNDING, warn_of_lost_predictions
-from protocl.maps import FeatureMap, ReluProjection
+from protocl.heads.covariance.directions import ROUNDING, warn_of_lost_predictions
 from protocl.memory import PrototypeMemory
-from protocl.ranges import is_number
+from protocl.memory.batch import Level
+from protocl.memory.feature_maps import FeatureMap, ReluProjection
 
 _POWERS = range(-8, 9)
 
@@ -160,7 +160,7 @@ class Ridge(CentredHead):
 
     Args:
         projection: number ``M`` of random features, or None for the features as they are. A
-            :class:`protocl.maps.ReluProjection` with given weights is taken as it is.
+            :class:`.ReluProjection` with given weights is taken as it is.
         seed: seed of the projection.
         regularization: ``lambda``, or ``"auto"`` to choose it from :data:`GRID`, which
             :func:`grid_for` moves to very small or large features: by the error on ``heldout``

@@ -7,11 +7,11 @@ from typing import Never, Self
 import torch
 from torch import Tensor
 
-from protocl.batch import Level, check_batch
-from protocl.digits import check_wide
-from protocl.heads.covariance import oas_shrinkage, shrink_towards_identity
+from protocl.heads.covariance.shrinkage import oas_shrinkage, shrink_towards_identity
 from protocl.memory import PrototypeMemory
-from protocl.owned import outside_inference_mode
+from protocl.memory.batch import Level, check_batch
+from protocl.memory.limits.digits import check_wide
+from protocl.memory.owned import outside_inference_mode
 
 _PIECE = 2048
 """Samples whose deviations are held at once."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from protocl.backbones.features import extract
 from protocl.data.arrays import ArrayData
 from protocl.data.streams import class_order
 from protocl.errors import ConfigError
-from protocl.features import extract
 from protocl.heads.nearest_mean import NearestMean
 from protocl.pretraining.config import PretrainConfig
 

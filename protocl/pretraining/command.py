@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocl.settings_command import Commands, add_settings_command, print_settings, run_each
+from protocl.cli.arguments import Commands, add_settings_command, print_settings, run_each
 
 if TYPE_CHECKING:
     from protocl.pretraining.config import PretrainConfig
@@ -60,9 +60,9 @@ def load(arguments: Sequence[str]) -> list[PretrainConfig]:
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
+    from protocl.config.compose import build, settle
     from protocl.pretraining.config import OBJECTIVES, PretrainConfig
     from protocl.registry import BACKBONES, BENCHMARKS
-    from protocl.settings import build, settle
 
     groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "objective": OBJECTIVES}
     defaults = {"benchmark": "digits", "backbone": "conv4", "objective": "cosine"}
@@ -76,7 +76,7 @@ def _train(config: PretrainConfig) -> Path:
     from rich.console import Console
 
     from protocl.pretraining.run import BACKBONE_FILE, EpochReport, pretrain
-    from protocl.runs import run_folder
+    from protocl.runner.folders import run_folder
 
     console = Console(stderr=True)
 

@@ -56,7 +56,7 @@ class ObjectiveConfig:
 
 @dataclass
 class DistortionConfig:
-    """Random distortion of training images (:class:`protocl.distortion.Distortion`).
+    """Random distortion of training images (:class:`.Distortion`).
 
     Attributes:
         degrees: rotation by up to so many degrees either way.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from protocl.config.validation import AT_LEAST_1, BELOW_1, POSITIVE, require
 from protocl.pretraining.config import Drawn, ObjectiveConfig
-from protocl.ranges import AT_LEAST_1, BELOW_1, POSITIVE, require
 
 
 @dataclass

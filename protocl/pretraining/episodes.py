@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from protocl.config.validation import AT_LEAST_1, POSITIVE, require
 from protocl.errors import ConfigError, DataError
-from protocl.precision import in_full_precision
+from protocl.memory.precision import in_full_precision
 from protocl.pretraining.config import Drawn, ObjectiveConfig
-from protocl.ranges import AT_LEAST_1, POSITIVE, require
 
 
 @dataclass

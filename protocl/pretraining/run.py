@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from protocl import checkpoint, provenance
 from protocl.backbones import build_backbone, fingerprint, save_weights
+from protocl.config.validation import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, require
 from protocl.data import load_data
 from protocl.data.arrays import as_images
-from protocl.distortion import Distortion
+from protocl.data.augmentation.distortion import Distortion
 from protocl.errors import DivergedError
-from protocl.experiment import resolve_device
+from protocl.io import checkpoint, provenance
+from protocl.io.atomic import atomic_write
 from protocl.pretraining.base_classes import BaseClasses, base_classes, nearest_mean_accuracy
 from protocl.pretraining.config import Objective, PretrainConfig
-from protocl.ranges import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, require
-from protocl.runs import RESULT_FILE, exclusive, is_complete, read_result
-from protocl.storage import atomic_write
+from protocl.runner.experiment import resolve_device
+from protocl.runner.folders import RESULT_FILE, exclusive, is_complete, read_result
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -68,7 +68,7 @@ def pretrain(
 
     Args:
         config: what to train, on what.
-        run_dir: existing folder of the run (:func:`protocl.runs.open_run`).
+        run_dir: existing folder of the run (:func:`protocl.runner.folders.open_run`).
         on_epoch: told of every epoch.
 
     Returns:

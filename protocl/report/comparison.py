@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocl.errors import ConfigError, DataError
+from protocl.io.atomic import atomic_write
 from protocl.registry import unknown_name
 from protocl.report import table
 from protocl.report.groups import Benchmark, group_runs
 from protocl.report.runs import Skipped, load_runs
-from protocl.storage import atomic_write
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,11 +9,11 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from protocl.io.atomic import atomic_write
 from protocl.metrics import mean_and_spread
 from protocl.report import figures
 from protocl.report.groups import Group
 from protocl.report.runs import Run
-from protocl.storage import atomic_write
 
 _DPI = 160
 _DARK_INK = "#dfe6ee"

@@ -70,7 +70,7 @@ class Run:
         path: run directory.
         complete: whether every experience of the benchmark was learnt and evaluated.
         experiences: ``T`` lists of class ids, in the order in which they were learnt.
-        accuracy_matrix: lower-triangular rows, see :mod:`protocl.metrics`.
+        accuracy_matrix: lower-triangular rows, see :mod:`protocl.metrics.class_incremental`.
         stream_accuracy: accuracy on all classes seen, after each experience, in [0, 1].
         calibration_error: expected calibration error after the last experience, if measured.
         confusion_classes: ``(C,)`` class ids of the rows and columns of ``confusion``.

@@ -16,6 +16,7 @@ from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import features, images
 from protocl.bench.timing import interleaved, thread_count
 from protocl.strategies import InMemory
+from protocl.strategies.avalanche.tensor_rows import tensor_rows
 from protocl.strategies.bench.peers import (
     LEARNING_RATE,
     experience,
@@ -24,7 +25,6 @@ from protocl.strategies.bench.peers import (
     small_network,
     trained,
 )
-from protocl.strategies.tensor_rows import tensor_rows
 
 TARGET = 0.9
 BATCH = 64

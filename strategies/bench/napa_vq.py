@@ -12,8 +12,8 @@ from protocl.bench import Comparison, Size
 from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import features
 from protocl.bench.timing import interleaved
-from protocl.strategies.distances import squared_distances
-from protocl.strategies.neural_gas import neighbourhood_loss, update_edges
+from protocl.strategies.exemplar_free.neural_gas import neighbourhood_loss, update_edges
+from protocl.strategies.training.distances import squared_distances
 
 TARGET = 7.0
 K, EPS, E_MIN = 15, 0.9, 0.9**10

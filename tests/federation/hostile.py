@@ -11,8 +11,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict  # type: ignore[attr-defined]
 
-from protocl.federation.flower import failed_reply
-from protocl.federation.grid import InProcessGrid
+from protocl.federation.wire.compat import failed_reply
+from protocl.federation.wire.grid import InProcessGrid
 
 Draw = random.Random
 

@@ -8,7 +8,7 @@ import torch
 from protocl import PrototypeMemory
 from protocl.errors import NotFittedError
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.maps import ReluProjection, Tukey
+from protocl.memory.feature_maps import ReluProjection, Tukey
 
 HEADS = {
     "euclidean": NearestMean,

@@ -8,7 +8,7 @@ import torch
 from protocl import PrototypeMemory
 from protocl.heads import Head, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
 from protocl.heads.ridge import GRID, cross_validation_errors, decompose, heldout_errors
-from protocl.maps import ReluProjection
+from protocl.memory.feature_maps import ReluProjection
 from tests.golden.ptm import golden, inputs, scores
 
 F64 = torch.float64

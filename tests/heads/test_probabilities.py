@@ -13,11 +13,11 @@ from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from protocl import PrototypeMemory
-from protocl.calibration import equal_mass_error
 from protocl.errors import NotFittedError
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.heads.calibration_table import CalibrationTable
-from protocl.heads.probabilities import Calibration, fit_calibration, probabilities
+from protocl.heads.probabilities.calibration import Calibration, fit_calibration, probabilities
+from protocl.heads.probabilities.table import CalibrationTable
+from protocl.metrics.calibration import equal_mass_error
 from tests.second_device import second_device
 
 HEADS = {

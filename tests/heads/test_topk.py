@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocl.errors import NotFittedError
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.heads.chunked import ChunkedHead
+from protocl.heads.blockwise import ChunkedHead
 from protocl.heads.ranking import Block, best_columns
 
 HEADS = {

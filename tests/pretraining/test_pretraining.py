@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from protocl import checkpoint
 from protocl.backbones import BackboneConfig, build_backbone, fingerprint
-from protocl.cli import main
-from protocl.distortion import Distortion
+from protocl.cli.main import main
+from protocl.data.augmentation.distortion import Distortion
 from protocl.errors import ConfigError, DataError, DivergedError
+from protocl.io import checkpoint
 from protocl.pretraining import run as module
 from protocl.pretraining.command import load
 from protocl.pretraining.cosine import CosineConfig
 from protocl.pretraining.episodes import EpisodesConfig
 from protocl.pretraining.run import Pretraining, pretrain, turned
-from protocl.runs import open_run
+from protocl.runner.folders import open_run
 
 SMALL = ["benchmark=digits", "benchmark.train_per_class=20", "backbone=conv4", "backbone.width=8"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from protocl.calibration import ReliabilityBins
-from protocl.confusion import Confusion
-from protocl.evaluation import Evaluation, History
+from protocl.metrics.calibration import ReliabilityBins
+from protocl.metrics.confusion import Confusion
+from protocl.metrics.history import Evaluation, History
 
 PER_CLASS = 10
 

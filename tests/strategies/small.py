@@ -13,9 +13,9 @@ from avalanche.training.plugins import EvaluationPlugin
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from protocl import checkpoint
 from protocl.data import TensorData
-from protocl.strategies.model_output import scores_of
+from protocl.io import checkpoint
+from protocl.strategies.plugin.model_output import scores_of
 
 CLASSES = 6
 

@@ -13,8 +13,8 @@ from torch import nn
 from protocl.data import TensorData
 from protocl.strategies import InMemory
 from protocl.strategies.baselines import Joint
+from tests.strategies.frozen.test_base import configured, setup_of
 from tests.strategies.small import assert_equal_weights, quiet_evaluator, train_on
-from tests.strategies.test_frozen import configured, setup_of
 
 KINDS = {
     "naive": Naive,

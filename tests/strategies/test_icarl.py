@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from protocl import PrototypeMemory
-from protocl.herding import herd
-from protocl.strategies.exemplar_sets import ExemplarSets
+from protocl.strategies.exemplars.exemplar_sets import ExemplarSets
+from protocl.strategies.exemplars.herding import herd
 from protocl.strategies.icarl import ICaRLPlugin, distilled_binary_loss
 from tests.strategies.small import (
     assert_continues_bit_for_bit,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from protocl.strategies.exemplar_free.mixup import MixedViews, mixed_rows
 from protocl.strategies.il2a import IL2APlugin, logit_variances
-from protocl.strategies.mixed_classes import MixedViews, mixed_rows
 from tests.strategies.small import build_strategy, train_on
 
 

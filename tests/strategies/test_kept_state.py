@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from protocl.config.compose import load
 from protocl.errors import ConfigError
-from protocl.experiment import run_experiment
 from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean
 from protocl.registry import STRATEGIES
-from protocl.settings import load
+from protocl.runner.experiment import run_experiment
 from protocl.strategies import (
     FeTrILPlugin,
     ICaRLPlugin,

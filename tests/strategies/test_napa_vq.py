@@ -13,10 +13,10 @@ from torch import nn
 
 from protocl.data import BenchmarkConfig, TensorData
 from protocl.data.streams import class_order
-from protocl.strategies.distances import squared_distances
-from protocl.strategies.in_memory import InMemory
+from protocl.strategies.avalanche.in_memory import InMemory
+from protocl.strategies.exemplar_free.neural_gas import choose_neighbours, distance_cross_entropy
 from protocl.strategies.napa_vq import NAPAVQ, NAPAVQLoss, NAPAVQPlugin
-from protocl.strategies.neural_gas import choose_neighbours, distance_cross_entropy
+from protocl.strategies.training.distances import squared_distances
 from tests.golden.napa_vq import golden, normal
 from tests.strategies.small import (
     build_net,

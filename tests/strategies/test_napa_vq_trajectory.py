@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from protocl.data import TensorData
+from protocl.strategies.exemplar_free.neural_gas import mix_prototypes
 from protocl.strategies.napa_vq import NAPAVQ, NAPAVQLoss, NAPAVQPlugin
-from protocl.strategies.neural_gas import mix_prototypes
 from tests.golden.napa_vq import golden
 from tests.strategies.small import outputs_at_eval, quiet_evaluator, train_on
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from protocl import PrototypeMemory
-from protocl.strategies.companion_optimizer import companion_optimizer, follow
-from protocl.strategies.growing_classifier import LinearRows
-from protocl.strategies.in_memory import InMemory
+from protocl.strategies.avalanche.companion_optimizer import companion_optimizer, follow
+from protocl.strategies.avalanche.in_memory import InMemory
+from protocl.strategies.exemplar_free.linear_classifier import LinearRows
+from protocl.strategies.exemplar_free.rotations import rotate, rotated, rotated_rows
 from protocl.strategies.pass_ import PASS, PASSPlugin, augmented_prototypes, mean_variance
-from protocl.strategies.rotations import rotate, rotated, rotated_rows
 from tests.strategies.small import (
     build_net,
     build_strategy,

@@ -15,11 +15,11 @@ from torch.optim import lr_scheduler
 from protocl import PrototypeMemory
 from protocl.data import TensorData
 from protocl.strategies import InMemory
-from protocl.strategies.epoch_schedule import EpochSchedule
-from protocl.strategies.extraction import features_of
+from protocl.strategies.avalanche.epoch_schedule import EpochSchedule
+from protocl.strategies.plugin.extraction import features_of
 from protocl.strategies.prd import PRD, PRDPlugin, build_projector
-from protocl.strategies.prd_losses import PRDLoss
-from protocl.strategies.views import AugmentedViews, DatasetViews
+from protocl.strategies.training.relation_losses import PRDLoss
+from protocl.strategies.training.views import AugmentedViews, DatasetViews
 from tests.strategies.small import (
     assert_continues_bit_for_bit,
     assert_equal_weights,

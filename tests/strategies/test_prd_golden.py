@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from protocl.strategies.contrastive import cosine_similarities, supervised_contrastive, unit_rows
-from protocl.strategies.prd_losses import (
+from protocl.strategies.training.contrastive import (
+    cosine_similarities,
+    supervised_contrastive,
+    unit_rows,
+)
+from protocl.strategies.training.relation_losses import (
     prototype_loss,
     relation_distillation,
     relation_distillation_by_task,

@@ -10,10 +10,10 @@ from avalanche.benchmarks import nc_benchmark
 from torch import nn
 
 from protocl.data import TensorData
-from protocl.strategies.epoch_schedule import milestone_factor
+from protocl.strategies.avalanche.epoch_schedule import milestone_factor
 from protocl.strategies.prd import PRD, PRDPlugin, build_projector
-from protocl.strategies.prd_losses import PRDLoss
-from protocl.strategies.views import DatasetViews
+from protocl.strategies.training.relation_losses import PRDLoss
+from protocl.strategies.training.views import DatasetViews
 from tests.golden.prd import assert_close, golden, output, tensor
 from tests.strategies.small import quiet_evaluator, train_on
 

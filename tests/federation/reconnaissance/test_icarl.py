@@ -9,8 +9,8 @@ import torch
 
 from protocl.errors import ConfigError
 from protocl.federation.reconnaissance.config import LearnerSetup
-from protocl.federation.reconnaissance.icarl import ICaRLConfig, distilled
-from protocl.federation.reconnaissance.layer import Layer
+from protocl.federation.reconnaissance.methods.icarl import ICaRLConfig, distilled
+from protocl.federation.reconnaissance.methods.layer import Layer
 from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.heads import NearestMean
 from protocl.memory import PrototypeMemory

@@ -10,8 +10,6 @@ import torch
 
 from protocl.federation.reconnaissance import curves
 from protocl.federation.reconnaissance.curves import draw_curves, interval, series, write_curves
-from protocl.federation.reconnaissance.exemplars import Exemplars
-from protocl.federation.reconnaissance.layer import Layer
 from protocl.federation.reconnaissance.measures import (
     BeforeMerge,
     accuracy_on,
@@ -20,6 +18,8 @@ from protocl.federation.reconnaissance.measures import (
     mean,
 )
 from protocl.federation.reconnaissance.meetings import Spread, star
+from protocl.federation.reconnaissance.methods.exemplars import Exemplars
+from protocl.federation.reconnaissance.methods.layer import Layer
 
 
 def test_accuracy_is_on_the_classes_asked_for():

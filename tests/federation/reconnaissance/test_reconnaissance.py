@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from protocl.backbones import BackboneConfig, build_backbone, fingerprint
-from protocl.cli import main
+from protocl.cli.main import main
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError, DataError
-from protocl.federation.merging import same_statistics
 from protocl.federation.reconnaissance.command import load
 from protocl.federation.reconnaissance.pictures import draw_prototypes
 from protocl.federation.reconnaissance.run import Reconnaissance, run_reconnaissance
 from protocl.federation.reconnaissance.scenario import SERVER, Scenario
+from protocl.federation.server.state import same_statistics
 from protocl.registry import HEADS
 from protocl.report import load_run
-from protocl.runs import open_run
+from protocl.runner.folders import open_run
 
 
 def start(tmp_path, *words: str) -> Reconnaissance:

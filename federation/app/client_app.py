@@ -1,7 +1,0 @@
-"""The ClientApp: Flower starts it for every message."""
-
-from protocl.federation.deployed import client_app
-
-from .task import task
-
-app = client_app(task)

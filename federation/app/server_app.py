@@ -1,7 +1,0 @@
-"""The ServerApp: Flower starts it once a run; a second run continues where the first one ended."""
-
-from protocl.federation.deployed import server_app
-
-from .task import task
-
-app = server_app(task)

@@ -1,0 +1,105 @@
+"""From ``key=value`` arguments and a YAML preset to checked federated configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from protocl.config.compose import (
+    Settings,
+    build,
+    group_names,
+    settle,
+)
+from protocl.config.validation import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, SHARE, require
+from protocl.errors import ConfigError
+from protocl.federation.config.schema import (
+    METHODS,
+    FederateConfig,
+    FederationConfig,
+    MethodConfig,
+)
+from protocl.registry import BACKBONES, BENCHMARKS
+
+_GROUPS = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
+_DEFAULTS = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
+_SHORT = {field.name for field in fields(FederationConfig)}
+
+
+def load(arguments: Sequence[str]) -> list[FederateConfig]:
+    """The configurations of all runs that ``arguments`` ask for; a comma makes a sweep.
+
+    Args:
+        arguments: ``key=value`` texts. ``federation=NAME`` reads a preset, or the ``config.yaml``
+            of an earlier run.
+
+    Raises:
+        ConfigError: an unknown key or name, or a value that does not fit its key.
+    """
+    sections = {*_GROUPS, "federation", "partition"}
+    return [compose(settings) for settings in settle(arguments, "federation", sections, _full)]
+
+
+def compose(settings: Settings) -> FederateConfig:
+    """The configuration of one run, every key and value checked against the schema."""
+    settings = dict(settings)
+    if settings.get("partition") is not None:
+        settings["partition.name"] = settings.pop("partition")
+    config = build(FederateConfig, settings, _GROUPS, {"method": _method_schema}, _DEFAULTS)
+    _validate(config)
+    return config
+
+
+def require_deployable(method: MethodConfig) -> None:
+    """Refuse a method that a deployment cannot take up again.
+
+    Raises:
+        ConfigError: the method is one.
+    """
+    if method.deployable:
+        return
+    able = [name for name in METHODS.names() if _method_schema(name).deployable]
+    raise ConfigError(
+        f"method={method.name} runs in simulation only; a deployment can have {', '.join(able)}"
+    )
+
+
+def presets() -> list[str]:
+    """Names that ``federation=NAME`` accepts."""
+    return group_names("federation")
+
+
+def _full(key: str) -> str:
+    return f"federation.{key}" if key in _SHORT else key
+
+
+def _method_schema(name: str) -> type[MethodConfig]:
+    schema = METHODS.get(name)
+    if not (isinstance(schema, type) and issubclass(schema, MethodConfig)):
+        raise ConfigError(
+            f"federated method '{name}' is registered as {schema!r}; expected a subclass of "
+            "protocl.federation.config.MethodConfig"
+        )
+    return schema
+
+
+def _validate(config: FederateConfig) -> None:
+    federation = config.federation
+    require(
+        federation, "",
+        clients=AT_LEAST_1, rounds=AT_LEAST_1, min_clients=AT_LEAST_1, deadline=POSITIVE,
+        participation=POSITIVE_SHARE, evaluate=SHARE, lost=SHARE, late=SHARE,
+    )  # fmt: skip
+    if federation.min_clients > federation.clients:
+        raise ConfigError(
+            f"min_clients={federation.min_clients}: no round could begin with "
+            f"clients={federation.clients}; expected at most as many"
+        )
+    if federation.rounds > 1 and not federation.remember:
+        raise ConfigError(
+            f"remember=false: clients need their state for rounds={federation.rounds}"
+        )
+    if federation.engine not in ("in_process", "ray"):
+        raise ConfigError(f"engine={federation.engine}: expected in_process or ray")
+    if federation.engine == "ray" and (federation.lost or federation.late):
+        raise ConfigError("lost and late are simulated with engine=in_process only")

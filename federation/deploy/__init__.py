@@ -1,0 +1,1 @@
+"""A federation of real machines: files for SuperLink and SuperNodes, and the apps behind them."""

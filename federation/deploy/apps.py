@@ -1,0 +1,148 @@
+"""A federated method as it runs in a deployment: server and nodes build it from the run's settings.
+
+The settings are those of ``protocl federate``, ``method.head`` and the like, in the configuration
+of the Flower app. A method is made of them by the same code as in a simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from protocl.backbones import fingerprint
+from protocl.errors import ConfigError
+from protocl.federation.client.client import Loader
+from protocl.federation.client.state import StatesOnDisk
+from protocl.federation.config import FederateConfig, FederationSetup, Method
+from protocl.federation.config.compose import compose, require_deployable
+from protocl.federation.deploy.server_loop import RUN_CONFIG, output_folder, serve
+from protocl.federation.server.resumable import LastingStrategy
+
+_METHOD = "method."
+_ROUNDS = {
+    "participation": "federation.participation",
+    "min-clients": "federation.min_clients",
+    "evaluate": "federation.evaluate",
+    "deadline": "federation.deadline",
+}
+"""Keys of the run's configuration, and what the command calls them."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a federation learns; the same on the server and on every node.
+
+    Attributes:
+        load: gives a node its own data: features, or samples with ``method.distribute=true``.
+        backbone: makes the frozen feature extractor, whose fingerprint all must share.
+        feature_dim: width ``D`` of the features.
+        n_classes: class ids are below it. Only ``method=protected`` has to know them beforehand.
+        class_names: of all classes, where nodes share them by name.
+    """
+
+    load: Loader
+    backbone: Callable[[], nn.Module]
+    feature_dim: int
+    n_classes: int
+    class_names: Sequence[str] = ()
+
+
+def client_app(task: Task) -> ClientApp:
+    """The ClientApp of a node.
+
+    What must outlive its processes lies in the folder ``client-state`` of the run's configuration,
+    or ``state`` of the node's.
+    """
+    return _DeployedClient(task)
+
+
+def server_app(task: Task) -> ServerApp:
+    """The ServerApp: :func:`.server_loop.serve` with the method of the run."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = context.run_config
+        method = build_method(task, config, output_folder(config))
+        serve(grid, cast(LastingStrategy, method.strategy), config)
+
+    return app
+
+
+def build_method(task: Task, run_config: Mapping[str, Any], folder: Path) -> Method:
+    """The method that a run's configuration asks for.
+
+    Args:
+        task: what is learned.
+        run_config: of the Flower app; see :data:`protocl.federation.deploy.server_loop.RUN_CONFIG`.
+        folder: for what must outlive the process: of the server, or of the node.
+
+    Raises:
+        ConfigError: an unknown key or name, a value that does not fit, or a method that cannot be
+            deployed.
+    """
+    values = {**RUN_CONFIG, **run_config}
+    config = read_config(values)
+    require_deployable(config.method)
+    backbone = task.backbone()
+    return config.method.build(
+        FederationSetup(
+            load=task.load,
+            backbone=backbone,
+            feature_dim=task.feature_dim,
+            n_classes=task.n_classes,
+            fingerprint=fingerprint(backbone),
+            seed=config.seed,
+            federation=config.federation,
+            states=StatesOnDisk(folder),
+            checkpoints=folder / "checkpoint",
+            wait=float(values["wait"]),
+            keep=folder,
+            class_names=task.class_names,
+        )
+    )
+
+
+def read_config(run_config: Mapping[str, Any]) -> FederateConfig:
+    """The run's configuration in the schema of the command, every value checked.
+
+    Raises:
+        ConfigError: see :func:`build_method`.
+    """
+    settings: dict[str, Any] = {
+        name: run_config[key] for key, name in _ROUNDS.items() if key in run_config
+    }
+    for key, value in run_config.items():
+        if not key.startswith(_METHOD):
+            continue
+        name, dot, option = key.removeprefix(_METHOD).partition(".")
+        # Flower makes one flat table of nested ones.
+        if dot:
+            settings.setdefault(_METHOD + name, {})[option] = value
+        else:
+            settings[_METHOD + name] = value
+    # As many as must be there are asked at least; how many there will be nobody knows.
+    settings["federation.clients"] = settings.get("federation.min_clients", 1)
+    if "method.name" not in settings:
+        raise ConfigError("the run's configuration has no method.name, such as 'prototypes'")
+    return compose(settings)
+
+
+class _DeployedClient(ClientApp):
+    """Builds the method that the run asks for, which is not known before a message comes."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        config = context.run_config
+        folder = Path(str(context.node_config.get("state", config["client-state"])))
+        return build_method(self.task, config, folder).client_app(message, context)

@@ -1,0 +1,247 @@
+"""The files of a federation over a network: an app for ``flwr run``, keys and instructions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from protocl.errors import ConfigError
+from protocl.federation.config import MethodConfig
+from protocl.federation.deploy.server_loop import RUN_CONFIG
+from protocl.federation.wire.compat import ENVIRONMENT
+from protocl.io.atomic import atomic_write
+
+PORT = 8000
+_PACKAGE = "federated_app"
+
+_PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "federated-app"
+version = "1.0.0"
+description = "Federated prototypes"
+license = "MIT"
+# protocl is installed on every node beforehand; the app that travels stays thin.
+dependencies = ["flwr>=1.41,<2"]
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "me"
+
+[tool.flwr.app.components]
+serverapp = "{package}.server_app:app"
+clientapp = "{package}.client_app:app"
+
+# Overridden by: flwr run . NAME --run-config "rounds=10 method.head='lda'"
+[tool.flwr.app.config]
+{config}
+# On the server; memory, ledger and checkpoints of all runs.
+output = {output}
+# On every node, unless its --node-config has state="/a/folder": what it must not lose.
+client-state = {state}
+
+# Keys of `protocl federate` after "method.".
+[tool.flwr.app.config.method]
+{method}
+"""
+
+_CONNECTIONS = """\
+[superlink]
+default = "insecure"
+
+[superlink.insecure]
+address = "127.0.0.1:{port}"
+insecure = true
+
+[superlink.tls]
+address = "127.0.0.1:{port}"
+root-certificates = {certificate}
+
+[superlink.simulation]
+address = ":local:"
+"""
+
+_ENVIRONMENT = """\
+# Source this in every shell: . ./environment.sh
+# No telemetry, no update checks, no packages installed behind your back.
+{exports}
+export FLWR_HOME={home}
+"""
+
+_KEYS = """\
+#!/bin/bash
+# Certificates and node keys FOR TESTS, in ./keys: throw-away, unencrypted, valid for 30 days.
+# Usage: ./make_test_keys.sh [number of nodes] [host name or IP of the SuperLink]
+set -euo pipefail
+cd "$(dirname "$0")"
+nodes=${1:-3} host=${2:-127.0.0.1}
+mkdir -p keys && chmod 700 keys && cd keys
+case $host in *[!0-9.]*) name=DNS:$host ;; *) name=IP:$host ;; esac
+openssl req -x509 -newkey rsa:2048 -nodes -days 30 -keyout ca.key -out ca.crt \\
+  -subj "/CN=federation test CA" 2>/dev/null
+openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj "/CN=$host" 2>/dev/null
+openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 \\
+  -out server.pem -extfile <(echo "subjectAltName=DNS:localhost,IP:127.0.0.1,$name") 2>/dev/null
+for ((i = 0; i < nodes; i++)); do  # Flower takes NIST curves only
+  rm -f "node$i" "node$i.pub"
+  ssh-keygen -q -t ecdsa -b 384 -N "" -C "node$i" -f "node$i"
+done
+echo "wrote certificates and $nodes node keys to $PWD"
+"""
+
+_README = """\
+# A federation of prototype memories
+
+Every node runs `{package}/client_app.py` on its own data; the server adds up what they send.
+Edit `{package}/task.py` (data, backbone) and the settings in `pyproject.toml`. protocl must
+be installed on all machines; the app itself is sent to them by `flwr run`.
+
+In every shell, in this folder:
+
+    . ./environment.sh
+
+Each of the three ways below goes on from what the folders `output` and `clients` hold. To begin
+anew, remove both; to go on, raise `rounds` in `pyproject.toml`.
+
+## On one machine, simulated (needs `pip install 'flwr[simulation]'`)
+
+    flwr run . simulation --stream \\
+      --federation-config "num-supernodes=3 client-resources-num-cpus=1" \\
+      --run-config "min-clients=3"
+
+Nodes come up one after another; a round begins with `min-clients` of them. This command starts a
+SuperLink on port 39091, which stays up. Flower gives it 15 seconds; on a slow machine start it
+before, in a shell of its own:
+
+    flower-superlink --insecure --simulation --host 127.0.0.1 --port 39091
+
+## On one machine, as real processes
+
+    flower-superlink --insecure --host 127.0.0.1 --port {port} --database superlink.db
+    flower-supernode --insecure --superlink 127.0.0.1:{port} --port 9094 \\
+      --node-config "partition-id=0 num-partitions=2"
+    flower-supernode --insecure --superlink 127.0.0.1:{port} --port 9095 \\
+      --node-config "partition-id=1 num-partitions=2"
+    flwr run . insecure --stream
+
+`--port` of a SuperNode is its own and must differ between nodes of one machine.
+
+## Over a network: TLS, and nodes with keys
+
+    ./make_test_keys.sh 2 127.0.0.1     # or your own CA; give the SuperLink's name or address
+    flower-superlink --ssl-ca-certfile keys/ca.crt --ssl-certfile keys/server.pem \\
+      --ssl-keyfile keys/server.key --enable-supernode-auth --port {port} --database superlink.db
+    flwr supernode register keys/node0.pub tls
+    flwr supernode register keys/node1.pub tls
+    flower-supernode --superlink 127.0.0.1:{port} --root-certificates keys/ca.crt \\
+      --auth-supernode-private-key keys/node0 --port 9094 \\
+      --node-config "partition-id=0 num-partitions=2"
+    flower-supernode --superlink 127.0.0.1:{port} --root-certificates keys/ca.crt \\
+      --auth-supernode-private-key keys/node1 --port 9095 \\
+      --node-config "partition-id=1 num-partitions=2"
+    flwr run . tls --stream
+
+A node whose key is not registered is refused. The address is in `flower/config.toml`.
+
+## When something fails
+
+- `Runtime task-token authentication failed` on a node: its ClientApp needed longer to start than
+  Flower waits, about a minute; the machine is too busy.
+- A node that dies is left out after a minute; with `quorum=0.5` a round does not wait for it. Start
+  it again with the same `client-state` folder: it goes on, nothing is counted twice.
+- If the SuperLink is restarted, Flower marks the run in progress as failed. Start `flwr run` again:
+  it continues after the last round saved in `output`, once the ServerApp of that run has ended,
+  which may live on for some seconds.
+- `output` holds `memory.safetensors`, `rounds.json`, `traffic.csv`, and with methods that know
+  what each client sent `ledger.jsonl`.
+"""
+
+_PROTECTED = """
+## Protected sums
+
+- A secure sum needs three nodes or more: start a third one in the ways above. As many as may
+  collude (`method.colluders`), and two more, must have something new; else the round waits.
+- All nodes must have the same `method` settings. `epsilon` and `delta` hold for a sample over all
+  rounds and runs, as a node repeats what it has offered before it offers anything else. What it
+  offered is in `client-state`. A node that loses it releases its samples once more.
+- Keep the server's `output`. Without it nodes give nothing that was in a secure sum into another,
+  since two sums tell by their difference what single nodes sent; a new server learns what is new.
+- If the shares of a sum do not come, the next ten rounds ask for them again, then what is in it is
+  lost: `lost` in `rounds.json`. `client-state` holds the secrets that a node needs for it.
+- The secure sum hides what a node sends from a server that keeps to the protocol. But the app that
+  does it comes from whoever starts `flwr run`: a node that does not trust them must read it before.
+- Nodes do not evaluate. Give them `output/memory.safetensors` to classify with.
+"""
+
+
+def write_deployment(folder: Path, method: MethodConfig) -> list[Path]:
+    """Write a ready-to-edit deployment of ``method`` to ``folder``.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: the folder exists and is not empty.
+    """
+    folder = folder.expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not empty; give a folder that does not exist")
+    contents = {
+        "pyproject.toml": _project(folder, method),
+        "flower/config.toml": _CONNECTIONS.format(
+            port=PORT, certificate=json.dumps(str(folder / "keys" / "ca.crt"))
+        ),
+        "environment.sh": _environment(folder),
+        "make_test_keys.sh": _KEYS,
+        "README.md": _README.format(port=PORT, package=_PACKAGE)
+        + (_PROTECTED if method.name == "protected" else ""),
+        ".gitignore": "keys/\noutput/\nclients/\nflower/\n*.db*\n",
+    }
+    for name in ("__init__.py", "task.py", "client_app.py", "server_app.py"):
+        source = files("protocl.federation.deploy.template") / name
+        contents[f"{_PACKAGE}/{name}"] = source.read_text(encoding="utf-8")
+    for name, text in contents.items():
+        atomic_write(folder / name, text)
+    (folder / "make_test_keys.sh").chmod(0o755)
+    return [folder / name for name in contents]
+
+
+def _project(folder: Path, method: MethodConfig) -> str:
+    return _PROJECT.format(
+        package=_PACKAGE,
+        config=_toml(RUN_CONFIG),
+        method=_toml(asdict(method)),
+        output=json.dumps(str(folder / "output")),
+        state=json.dumps(str(folder / "clients")),
+    )
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    """Lines of a table; those of tables in it come last, under dotted keys."""
+    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    for key, inner in values.items():
+        if isinstance(inner, dict):
+            flat |= {f"{key}.{name}": value for name, value in inner.items()}
+    for key, value in flat.items():
+        if not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+            raise ConfigError(
+                f"method.{key}={value}: Flower's configuration takes texts, finite numbers, true "
+                "and false; leave it out"
+            )
+    # JSON's way of writing texts, numbers and truth values is TOML's as well.
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in flat.items())
+
+
+def _environment(folder: Path) -> str:
+    exports = "\n".join(f"export {name}={value}" for name, value in ENVIRONMENT.items())
+    return _ENVIRONMENT.format(exports=exports, home=folder / "flower")

@@ -1,0 +1,7 @@
+"""The ClientApp: Flower starts it for every message."""
+
+from protocl.federation.deploy.apps import client_app
+
+from .task import task
+
+app = client_app(task)

@@ -1,0 +1,1 @@
+"""Federated methods by name: settings, server strategy and client of each."""

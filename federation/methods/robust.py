@@ -1,0 +1,77 @@
+"""The method ``robust``: prototypes merged under doubt about some of the clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from protocl.errors import ConfigError, as_config_error
+from protocl.federation.config import FederationSetup, MethodInfo
+from protocl.federation.methods.prototypes import PrototypesConfig, PrototypesMethod
+from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
+
+
+@dataclass
+class RobustPrototypesConfig(PrototypesConfig):
+    """Settings of robust merging, besides those of ``prototypes``.
+
+    Attributes:
+        centre: ``mean``, ``trimmed_mean`` or ``geometric_median`` of the clients' class means;
+            ``exact`` for the exact sum of what the screen lets pass, which serves every head.
+        trim, max_norm, max_count, min_consistency, share_votes: see
+            :class:`protocl.federation.robust.rules.RobustMerge`; not with ``centre=exact``.
+        screen: contributions of a round that score less in consistency are rejected, 0 for none.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        title="Robust federated prototypes", stored="sums of each client's class statistics"
+    )
+
+    name: str = "robust"
+    centre: str = "geometric_median"
+    trim: float = 0.3
+    max_norm: float = 0.0
+    max_count: float = 0.0
+    min_consistency: float = 0.0
+    share_votes: bool = False
+    screen: float = 0.0
+
+    def build(self, setup: FederationSetup) -> PrototypesMethod:
+        """See :class:`protocl.federation.config.MethodConfig`."""
+        if not self.keep_contributions:
+            raise ConfigError(
+                "method.keep_contributions=false: robust merging looks at clients side by side"
+            )
+        if self.centre != "exact" and self.build_head().required_level != "mean":
+            raise ConfigError(
+                f"method.head={self.head} needs second moments, which method.centre={self.centre} "
+                "does not give; use head=nearest_mean, or centre=exact with a screen"
+            )
+        return PrototypesMethod(self, setup)
+
+    def build_merge(self) -> RobustMerge | None:
+        """The rule, or None for the exact sum.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        if self.centre == "exact":
+            return None
+        with as_config_error("method."):
+            return RobustMerge(
+                self.centre,  # type: ignore[arg-type]
+                trim=self.trim,
+                max_norm=self.max_norm,
+                max_count=self.max_count,
+                min_consistency=self.min_consistency,
+                share_votes=self.share_votes,
+            )
+
+    def build_screen(self) -> ConsistencyScreen | None:
+        """The screen, or None without one.
+
+        Raises:
+            ConfigError: the minimum is out of range.
+        """
+        with as_config_error("method.screen: "):
+            return ConsistencyScreen(self.screen) if self.screen else None

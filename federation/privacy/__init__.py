@@ -1,0 +1,1 @@
+"""Differential privacy of statistics: vectors, noise, its price, and the release."""

@@ -1,0 +1,1 @@
+"""Merging when some clients may lie."""

@@ -1,0 +1,1 @@
+"""Federations in one process or under Ray, beside all samples in one place."""

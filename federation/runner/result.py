@@ -1,0 +1,72 @@
+"""The content of a federated run's ``result.json``, in the form that ``protocl compare`` reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from protocl.io import provenance
+
+if TYPE_CHECKING:
+    from protocl.federation.runner.run import FederatedRun
+
+FORMAT = 1
+
+
+def build_result(run: FederatedRun, *, complete: bool) -> dict[str, Any]:
+    """All that is known after at least one evaluation, in the form of JSON."""
+    config, memory = run.config, run.method.memory
+    return {
+        "format": FORMAT,
+        "name": config.name,
+        "seed": config.seed,
+        "status": "complete" if complete else "running",
+        "benchmark": {
+            "name": config.benchmark.name,
+            "n_experiences": len(run.stages),
+            "classes_per_experience": [[int(c) for c in stage] for stage in run.stages],
+            "data_hash": run.data_hash,
+            "n_train": len(run.data.y_train),
+            "n_test": len(run.data.y_test),
+            "class_names": run.data.class_names,
+        },
+        "strategy": {
+            "name": config.method.name,
+            "title": config.method.title,
+            "keeps_data": False,
+            "stored": config.method.info.stored,
+            "state_bytes": None if memory is None else memory.nbytes,
+        },
+        "backbone": {
+            "name": config.backbone.name,
+            "fingerprint": run.fingerprint,
+            "feature_dim": run.backbone.feature_dim,
+        },
+        "metrics": run.history.summary(),
+        "confusion": run.history.confusion_table(),
+        "federation": _describe_federation(run),
+        "phases": run.phases.entries,
+        "versions": provenance.versions(),
+        "git": provenance.git_state(),
+        "machine": provenance.machine(config.device, torch.get_num_threads()),
+    }
+
+
+def _describe_federation(run: FederatedRun) -> dict[str, Any]:
+    federation = run.config.federation
+    merged = getattr(run.method.strategy, "merged", None)
+    seconds = getattr(run.method.strategy, "seconds", None)
+    return {
+        "clients": federation.clients,
+        "rounds": [asdict(report) for report in run.reports],
+        "bytes_by_message_type": run.traffic.by_type(),
+        "contributions": dict(Counter() if merged is None else merged.ledger.outcomes()),
+        "rejected_for": dict(Counter() if merged is None else merged.ledger.reasons()),
+        "server_seconds": {} if seconds is None else asdict(seconds),
+        "privacy": getattr(run.method, "privacy", None),
+        "waited_for": {str(k): v for k, v in getattr(run.method.strategy, "failures", {}).items()},
+        "one_place": None if run.one_place is None else asdict(run.one_place),
+    }

@@ -1,0 +1,1 @@
+"""The merged memory on the server: who is asked, what is taken in, what survives a restart."""

@@ -1,0 +1,395 @@
+"""The server's state: the sum of all contributions accepted, each exactly once.
+
+Nothing here knows of Flower. Messages may be lost, repeated, late or reordered, clients and server
+may die at any moment: the merged memory stays the exact sum over the contributions in the ledger.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocl.federation.server.accumulator import Block
+from protocl.federation.wire.codec import pack_exactly
+from protocl.federation.wire.messages import Contribution, Received
+from protocl.federation.wire.statistics import Packed, PackedForm
+from protocl.federation.wire.traffic import Entry, Ledger
+from protocl.federation.wire.validation import RejectedError, until
+from protocl.memory import PrototypeMemory
+from protocl.memory.rows import class_id_tensor
+
+_WIDEST = np.iinfo(np.int64).max
+
+_MAX_PARTS = 8
+"""Contributions of a client that are kept as they came; more are added up."""
+
+_REBUILT = ("ledger", "identity", "_form", "_block", "_last_ids", "_last_listed")
+
+
+class Settled(NamedTuple):
+    """What a client need not send again.
+
+    Attributes:
+        epoch: of the client; "" where nothing was heard of it.
+        seq: number of the last contribution of that epoch that is settled; 0 for none.
+        samples: how many samples the client has contributed in all.
+    """
+
+    epoch: str
+    seq: int
+    samples: int
+
+
+class MergedMemory:
+    """Merges contributions and remembers which.
+
+    A client numbers its contributions within a random epoch, which lives as long as its state on
+    disk, and repeats each until the server has settled it: has merged it, that is, or something
+    that stands for it. Hence ``(epoch, seq)`` tells a repeated contribution from a new one even
+    where a restarted node comes back under another node id. A server that was set back has settled
+    less than it told before, and another :attr:`identity`; by that clients notice.
+
+    Args:
+        empty: memory without samples that all contributions must fit.
+        keep_contributions: keep what each client sent besides the merged sum. Needed to forget a
+            client and to take a client back that lost its state; costs the bytes that all clients
+            sent, of a client that sends often no more than those of some contributions.
+
+    Attributes:
+        ledger: what was accepted from whom, and what was not.
+        names: class id -> name, where classes are known by name.
+        wants_full: nodes whose next contribution must be their full state.
+        refused: node -> why its last contribution was not merged, and until when that holds.
+        identity: random text that is another one after every restore.
+    """
+
+    def __init__(self, empty: PrototypeMemory, *, keep_contributions: bool = True) -> None:
+        self._memory = empty.empty_like()
+        self._form = PackedForm(empty)
+        self._block = Block(self._form)
+        self.keep_contributions = keep_contributions
+        self.ledger = Ledger()
+        self.names: dict[int, str] = {}
+        self.wants_full: set[str] = set()
+        self.refused: dict[str, str] = {}
+        self.identity = secrets.token_hex(8)
+        self._last_ids: NDArray[np.int64] | None = None
+        self._last_listed: tuple[int, ...] = ()
+        self._parts: dict[str, list[Packed]] = {}
+        self._contributors: set[str] = set()
+        self._settled: dict[str, int] = {}
+        self._owners: dict[str, str] = {}
+        self._lives: dict[str, tuple[str, ...]] = {}
+        self._heard: dict[str, str] = {}
+        self._homes: dict[str, str] = {}
+        self._samples: dict[str, int] = {}
+        self._forgotten: set[str] = set()
+        self._forgotten_classes: set[int] = set()
+
+    @property
+    def memory(self) -> PrototypeMemory:
+        """The merged memory."""
+        self._block.empty_into(self._memory)
+        return self._memory
+
+    # -- what arrives -----------------------------------------------------------------------
+
+    def accept(
+        self,
+        contribution: Contribution | Received,
+        *,
+        client: str,
+        round_number: int = 0,
+        size: int = 0,
+    ) -> bool:
+        """Merge a contribution, once.
+
+        Args:
+            contribution: checked by :class:`.MessageReader`. What was
+                received is kept as it came, without a copy.
+            client: who sent it.
+            round_number: for the ledger.
+            size: bytes of it, for the ledger.
+
+        Returns:
+            False if it was merged before.
+
+        Raises:
+            RejectedError: it may not be merged; the merged memory is as it was.
+        """
+        node, client = client, self._owner(contribution, client)
+        epoch, seq, full = contribution.epoch, contribution.seq, contribution.kind == "full"
+        if not epoch:
+            raise RejectedError("format", "epoch='': expected a text of the client's own")
+        if seq <= self._settled.get(epoch, 0):
+            self._heard[node], self._homes[client] = epoch, node
+            self.ledger.add(
+                Entry(round_number, client, "duplicate", bytes=size, epoch=epoch, seq=seq,
+                      kind=contribution.kind)
+            )  # fmt: skip
+            return False
+        self._require_sequence(contribution, client, node)
+        whole = self._packed(contribution)
+        packed = self._without_forgotten(whole)
+        samples = int(whole.counts.sum()) + (0 if full else self._samples[client])
+        entry = Entry(
+            round_number, client, "merged", self._listed(packed.class_ids),
+            tuple(packed.counts.tolist()), size, epoch, seq, contribution.kind,
+        )  # fmt: skip
+        self._merge(packed, client, full)
+        self._samples[client] = samples
+        if full:
+            self._close_epochs(client)
+        self._own(epoch, client)
+        self._settled[epoch] = seq
+        self._heard[node], self._homes[client] = epoch, node
+        self.wants_full.discard(node)
+        self.refused.pop(node, None)
+        self._contributors.add(client)
+        self.names.update(contribution.names)
+        self.ledger.add(entry)
+        return True
+
+    def refuse(
+        self, error: RejectedError, *, client: str, round_number: int = 0, size: int = 0,
+        epoch: str = "", seq: int = 0,
+    ) -> None:  # fmt: skip
+        """Note a rejected contribution.
+
+        It is not settled, for what is in the way may pass; its sender is told why, and until when
+        it is in the way (:attr:`refused`).
+        """
+        self.refused[client] = f"{error.reason}: {error} ({until(error.reason)})"
+        client = self._owners.get(epoch, client)
+        self.ledger.add(
+            Entry(round_number, client, "rejected", bytes=size, epoch=epoch, seq=seq,
+                  reason=f"{error.reason}: {error}")
+        )  # fmt: skip
+
+    def settled(self, epoch: str) -> int:
+        """Number of the last contribution of an epoch that need not be sent again; 0 for none."""
+        return self._settled.get(epoch, 0)
+
+    def settled_of(self, node: str) -> Settled:
+        """What is settled with a node; of the epoch that it was last heard in."""
+        epoch = self._heard.get(node, "")
+        client = self._owners.get(epoch, node)
+        return Settled(epoch, self._settled.get(epoch, 0), self._samples.get(client, 0))
+
+    # -- unlearning -------------------------------------------------------------------------
+
+    def forget_client(self, client: str) -> None:
+        """Remove all that ``client`` contributed and accept nothing more from it.
+
+        In fixed point the merged memory is, bit for bit, what it would be if the client had never
+        been heard; in floating point up to the rounding of :data:`.accumulator.TERMS`
+        additions.
+
+        Raises:
+            ValueError: contributions are not kept.
+            KeyError: the client contributed nothing.
+        """
+        if not self.keep_contributions:
+            raise ValueError(
+                "a client can be forgotten only where contributions are kept; "
+                "start the federation with keep_contributions=true"
+            )
+        if client not in self._parts:
+            known = ", ".join(sorted(self._parts)[:10])
+            raise KeyError(f"client '{client}' contributed nothing; clients are {known}")
+        for part in self._parts.pop(client):
+            self.memory.subtract(self._form.memory(part))
+        self._block.learn_reach(self._memory)
+        self._forgotten.add(client)
+        self.ledger.forget(client)
+
+    def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
+        """Remove classes from all contributions and leave them out of all to come.
+
+        Raises:
+            KeyError: a class is not in the memory.
+            ValueError: the level is ``shared``, whose moment cannot be split by class.
+        """
+        gone = class_id_tensor(classes).tolist()
+        self.memory.forget(gone)
+        self._block.learn_reach(self._memory)
+        self._forgotten_classes.update(gone)
+        for parts in self._parts.values():
+            parts[:] = map(self._without_forgotten, parts)
+        self.ledger.forget_classes(gone)
+        for class_id in gone:
+            self.names.pop(class_id, None)
+
+    def is_forgotten(self, node: str) -> bool:
+        """Whether nothing more is accepted from the client that a node is."""
+        return (self._client_at(node) or node) in self._forgotten
+
+    def contribution_of(self, client: str) -> PrototypeMemory:
+        """A copy of the sum of what ``client`` contributed; KeyError if there is none."""
+        total = self._memory.empty_like()
+        for part in self._parts[client]:
+            total.merge(self._form.memory(part))
+        return total
+
+    @property
+    def clients(self) -> list[str]:
+        """Clients that contributed and were not forgotten, sorted."""
+        return sorted(self._contributors - self._forgotten)
+
+    # -- checkpoints ------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything, in a form that :mod:`protocl.io.checkpoint` saves."""
+        state = {name: value for name, value in vars(self).items() if name not in _REBUILT}
+        return state | {
+            "_memory": self.memory,
+            "_parts": {
+                client: [part.to_tensors() for part in parts]
+                for client, parts in self._parts.items()
+            },
+            "ledger": list(self.ledger),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state` gave.
+
+        Raises:
+            ValueError, FingerprintError: it belongs to a federation of other statistics.
+        """
+        self._memory._require_compatible(state["_memory"])
+        parts = {
+            client: list(map(Packed.from_tensors, saved))
+            for client, saved in state["_parts"].items()
+        }
+        vars(self).update(state | {"ledger": Ledger(state["ledger"]), "_parts": parts})
+        self.identity = secrets.token_hex(8)
+        self._block = Block(self._form)
+        self._block.learn_reach(self._memory)
+
+    # -- parts ------------------------------------------------------------------------------
+
+    def _listed(self, class_ids: NDArray[np.int64]) -> tuple[int, ...]:
+        """Class ids for the ledger; contributions with the same array share one tuple."""
+        if class_ids is not self._last_ids:
+            self._last_ids, self._last_listed = class_ids, tuple(class_ids.tolist())
+        return self._last_listed
+
+    def _packed(self, contribution: Contribution | Received) -> Packed:
+        if isinstance(contribution, Received):
+            return contribution.statistics
+        self._memory._require_compatible(contribution.memory)
+        return pack_exactly(contribution.memory)
+
+    def _owner(self, contribution: Contribution | Received, node: str) -> str:
+        """The client of this life, or of the newest before it that is known; else a new one.
+
+        A client that lost its state is known by its node, as long as it is not another node since:
+        then who is that node now is somebody else, and takes no name that the other one has.
+        """
+        lives = (contribution.epoch, *reversed(contribution.replaces))
+        known = next((self._owners[life] for life in lives if life in self._owners), None)
+        client = known or self._client_at(node) or node
+        if known is None and self._homes.get(client, node) != node:
+            return f"{node}-{contribution.epoch[:8]}"
+        return client
+
+    def _client_at(self, node: str) -> str | None:
+        """The client that was last heard at a node, unless it was heard elsewhere since."""
+        client = self._owners.get(self._heard.get(node, ""))
+        return client if client is not None and self._homes.get(client) == node else None
+
+    def _require_sequence(
+        self, contribution: Contribution | Received, client: str, node: str
+    ) -> None:
+        if client in self._forgotten:
+            raise RejectedError("forgotten", f"client '{client}' was forgotten")
+        if contribution.kind == "full":
+            if not self.keep_contributions and client in self._contributors:
+                raise RejectedError(
+                    "sequence",
+                    f"client '{client}' sends its full state again, which cannot replace what it "
+                    "contributed: contributions are not kept",
+                )
+            return
+        expected = self._settled.get(contribution.epoch, 0) + 1
+        if expected == 1 or contribution.seq != expected:
+            self.wants_full.add(node)
+            raise RejectedError(
+                "sequence",
+                f"delta {contribution.seq} of client '{client}' does not follow what is settled "
+                f"({expected - 1}); its full state is asked for",
+            )
+
+    def _own(self, epoch: str, client: str) -> None:
+        if epoch not in self._owners:
+            self._owners[epoch] = client
+            self._lives[client] = (*self._lives.get(client, ()), epoch)
+
+    def _close_epochs(self, client: str) -> None:
+        """Settle all that earlier lives of a client could still send; it is replaced now."""
+        for epoch in self._lives.get(client, ()):
+            self._settled[epoch] = sys.maxsize
+
+    def _without_forgotten(self, packed: Packed) -> Packed:
+        if not self._forgotten_classes:
+            return packed
+        kept = ~np.isin(packed.class_ids, list(self._forgotten_classes))
+        return packed if kept.all() else packed.subset(kept, self._form)
+
+    def _merge(self, packed: Packed, client: str, replaces: bool) -> None:
+        parts = self._parts.get(client, [])
+        if not replaces:
+            _require_room(parts, packed)
+        if replaces and parts:
+            self._replace(parts, packed)
+            parts.clear()
+        elif not self._block.add(packed):
+            self._merge_nearly_full(packed)
+        elif self._block.full:
+            self._block.empty_into(self._memory)
+        if self.keep_contributions:
+            parts.append(packed)
+            self._parts[client] = parts
+            if len(parts) > _MAX_PARTS:
+                self._parts[client] = [pack_exactly(self.contribution_of(client))]
+
+    def _replace(self, before: Sequence[Packed], packed: Packed) -> None:
+        memory = self.memory.copy()
+        for part in before:
+            memory.subtract(self._form.memory(part))
+        self._memory = _merged(memory, self._form.memory(packed))
+        self._block.learn_reach(self._memory)
+
+    def _merge_nearly_full(self, packed: Packed) -> None:
+        """Merge where sums come close to 64 bits, so that each must be looked at."""
+        _merged(self.memory, self._form.memory(packed))
+        self._block.learn_reach(self._memory)
+
+
+def _require_room(parts: Sequence[Packed], packed: Packed) -> None:
+    """Refuse what would overflow the sum of one client, even if others bring the whole back."""
+    for name, reach in packed.reach.items():
+        if sum(part.reach[name] for part in parts) + reach > _WIDEST:
+            raise RejectedError("overflow", f"'{name}' of this client alone could exceed 64 bits")
+
+
+def _merged(memory: PrototypeMemory, other: PrototypeMemory) -> PrototypeMemory:
+    try:
+        return memory.merge(other)
+    except OverflowError as error:
+        raise RejectedError("overflow", str(error)) from error
+
+
+def same_statistics(a: PrototypeMemory, b: PrototypeMemory) -> bool:
+    """Whether two memories hold the same bits."""
+    mine, theirs = dict(a.named_buffers(recurse=False)), dict(b.named_buffers(recurse=False))
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(mine[name], theirs[name]) for name in mine
+    )

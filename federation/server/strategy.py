@@ -1,0 +1,280 @@
+"""The server's side as a Flower ``Strategy``: it asks, checks, merges once, and keeps books."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+from torch import Tensor, nn
+
+from protocl.backbones.base import fingerprint
+from protocl.federation.server.aggregation import Intake, Seconds
+from protocl.federation.server.options import Options
+from protocl.federation.server.resumable import LastingStrategy
+from protocl.federation.server.sampling import choose_nodes
+from protocl.federation.server.state import MergedMemory
+from protocl.federation.wire.boundary import reading
+from protocl.federation.wire.messages import Contribution, MessageReader, encode
+from protocl.federation.wire.received_backbone import backbone_record
+from protocl.federation.wire.replies import content_of, read_confusion, sender
+from protocl.memory import PrototypeMemory
+from protocl.metrics.confusion import Confusion
+
+logger = logging.getLogger(__name__)
+
+
+class Screen(Protocol):
+    """A defence that looks at all contributions of a round together."""
+
+    def __call__(
+        self, contributions: Sequence[Contribution], merged: PrototypeMemory
+    ) -> Sequence[str | None]:
+        """For each contribution None to accept it, or the reason why not."""
+
+
+Merge = Callable[[Sequence[PrototypeMemory]], PrototypeMemory]
+"""One memory of those of all clients: :class:`protocl.federation.robust.rules.RobustMerge`."""
+
+
+class FederatedPrototypes(LastingStrategy):
+    """Merges the memories of clients exactly, whoever comes, goes, repeats or is late.
+
+    After every round :attr:`memory` is the sum over all contributions in the ledger, each counted
+    once. A head fitted to it is the head that all samples in one place would give. Clients may
+    skip rounds, join late, leave, answer after the deadline or answer twice.
+
+    Usage::
+
+        strategy = FederatedPrototypes(head.new_memory(feature_dim, exact=True))
+        simulate(strategy, client.app(), clients=100, rounds=5)
+        head.fit(strategy.memory)
+
+    Args:
+        empty: memory without samples that says what is merged: width, level, feature map,
+            arithmetic and fingerprint of the backbone.
+        options: how a round is conducted.
+        keep_contributions: keep each client's sum, so that a client can be forgotten.
+        checkpoints: folder to which the whole state is written after each round, before anything
+            is acknowledged; :meth:`resume` continues from there.
+        screen: looks at the contributions of a round before they are merged.
+        merge: makes the merged memory of what each client contributed; the exact sum by default.
+            Needs ``keep_contributions``.
+        backbone: sent to each client with the first request that it answers; its fingerprint must
+            be that of ``empty``. None where clients have it.
+
+    Attributes (and those of :class:`protocl.federation.server.resumable.LastingStrategy`):
+        merged: the server's state; its ledger, its names.
+        seconds: where the server's own time went.
+        evaluations: round -> confusion over the clients' own test data.
+    """
+
+    def __init__(
+        self,
+        empty: PrototypeMemory,
+        options: Options | None = None,
+        *,
+        keep_contributions: bool = True,
+        checkpoints: Path | None = None,
+        screen: Screen | None = None,
+        merge: Merge | None = None,
+        backbone: nn.Module | None = None,
+    ) -> None:
+        if merge is not None and not keep_contributions:
+            raise ValueError("merge looks at clients side by side: keep_contributions must be true")
+        if backbone is not None and fingerprint(backbone) != empty.fingerprint:
+            raise ValueError("backbone: its fingerprint is not that of the statistics to merge")
+        super().__init__(checkpoints)
+        self.options = options or Options()
+        self.empty = empty.empty_like()
+        self.merged = MergedMemory(empty, keep_contributions=keep_contributions)
+        self.merge = merge
+        self._merged: tuple[str, PrototypeMemory] | None = None
+        self.seconds = Seconds()
+        reader = MessageReader(self.empty, self.options.limits)
+        verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
+        self._intake = Intake(self.merged, reader, verdicts, self.seconds)
+        self.evaluations: dict[int, Confusion] = {}
+        self._backbone = None if backbone is None else backbone_record(backbone)
+
+    @property
+    def memory(self) -> PrototypeMemory:
+        """The merged memory; read it, do not change it."""
+        exact, clients = self.merged.memory, self.merged.clients
+        if self.merge is None or not len(exact):
+            return exact
+        if self._merged is None or self._merged[0] != exact.revision:
+            parts = [self.merged.contribution_of(client) for client in clients]
+            self._merged = exact.revision, self.merge([part for part in parts if len(part)])
+        return self._merged[1]
+
+    def forget_client(self, client: str) -> None:
+        """Remove a client's contribution exactly; see :meth:`MergedMemory.forget_client`."""
+        self.merged.forget_client(client)
+        self._save(self.round)
+
+    def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
+        """Remove classes exactly; see :meth:`MergedMemory.forget_classes`."""
+        self.merged.forget_classes(classes)
+        self._save(self.round)
+
+    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
+        """See :class:`protocl.federation.server.resumable.LastingStrategy`.
+
+        Raises:
+            AllFailedError: clients failed, or were refused, and nothing was ever merged.
+        """
+        result = super().start(grid, *arguments, **options)
+        self.seconds.measure = self.measuring
+        self.merged.ledger.require_merged()
+        return result
+
+    # -- Flower calls these -----------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Ask some of the nodes online for what they have that is new."""
+        self._begin(server_round)
+        number = self.round
+        # Before asking: a client whose late answer is merged now need not repeat it.
+        self._intake.take(_collect_late(grid), number)
+        nodes = self._choose(grid, number, self.options.participation)
+        messages = [
+            _message(node, MessageType.TRAIN, number, self._request(node, number, config))
+            for node in nodes
+        ]
+        self._intake.expect(messages, number)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Merge what came, in the order of clients, then save; nothing is acknowledged before."""
+        self.round = self._first + server_round
+        self._intake.take(replies, self.round)
+        self._save(self.round)
+        return self._encoded()[0], MetricRecord(dict(self._summary()))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Send the merged memory to nodes that classify their own test data with it."""
+        if not self.options.evaluate or not len(self.memory):
+            return []
+        memory, header = self._encoded()
+        content = RecordDict({"memory": memory, "header": header, "config": config})
+        nodes = self._choose(grid, self.round, self.options.evaluate)
+        return [_message(node, MessageType.EVALUATE, self.round, content) for node in nodes]
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Add up the confusion counts of the clients."""
+        total, failed = Confusion.empty(), 0
+        for reply in replies:
+            failed += 1
+            with reading(f"the evaluation of client {sender(reply)}"):
+                total = total + read_confusion(content_of(reply))
+                failed -= 1
+        if total.total == 0:
+            return None
+        self.evaluations[self.round] = total
+        return MetricRecord(
+            {"accuracy": total.accuracy, "num-examples": total.total, "failed": failed}
+        )
+
+    def summary(self) -> None:
+        """Log what is merged."""
+        logger.info(
+            "merging memories of level %s, %d features, %s",
+            self.empty.level, self.empty.width,
+            f"fixed point with step {self.empty.step:g}" if self.empty.exact else "float64",
+        )  # fmt: skip
+
+    def outcome(self, number: int) -> dict[str, int | float | None]:
+        """What became of the contributions of a round, and the clients' accuracy after it."""
+        confusion = self.evaluations.get(number)
+        accuracy = None if confusion is None else confusion.accuracy
+        return {**self.merged.ledger.outcomes(number), "accuracy": accuracy}
+
+    # -- asking -----------------------------------------------------------------------------
+
+    def _choose(self, grid: Grid, number: int, share: float) -> list[int]:
+        options = self.options
+        return choose_nodes(
+            grid, number, share,
+            min_clients=options.min_clients, wait=options.wait, seed=options.seed,
+        )  # fmt: skip
+
+    def _request(self, node: int, number: int, config: ConfigRecord) -> RecordDict:
+        merged = self.merged
+        epoch, settled, samples = merged.settled_of(str(node))
+        request = ConfigRecord(
+            {
+                **config,
+                **self.empty.describe(),
+                "fingerprint": self.empty.fingerprint or "",
+                "round": number,
+                "server": merged.identity,
+                "epoch": epoch,
+                "settled": settled,
+                "samples": samples,
+                "refused": merged.refused.get(str(node), ""),
+                "forgotten": merged.is_forgotten(str(node)),
+                # Of a client never heard of, which may be known to an earlier server.
+                "full": not epoch or str(node) in merged.wants_full,
+            }
+        )
+        content = RecordDict({"config": request})
+        if self._backbone is not None and node not in self._intake.equipped:
+            content["backbone"] = self._backbone
+        return content
+
+    # -- books ------------------------------------------------------------------------------
+
+    def _encoded(self) -> tuple[ArrayRecord, ConfigRecord]:
+        start = time.perf_counter()
+        merged = Contribution(self.memory, "", 0, "merged", self.merged.names)
+        records = encode(merged, self.options.precision)
+        self.seconds.encode += time.perf_counter() - start
+        return records
+
+    def _summary(self) -> Mapping[str, int | float]:
+        outcomes = self.merged.ledger.outcomes(self.round)
+        return {
+            **{name: outcomes[name] for name in ("merged", "duplicate", "rejected", "failed")},
+            "classes": len(self.memory),
+            "samples": self.memory.total,
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "merged": self.merged.state(),
+            "evaluations": {key: value.to_dict() for key, value in self.evaluations.items()},
+        }
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        self.merged.restore(state["merged"])
+        self.evaluations = {
+            key: Confusion.from_dict(value) for key, value in state["evaluations"].items()
+        }
+
+    def _save(self, finished: int) -> None:
+        start = time.perf_counter()
+        super()._save(finished)
+        self.seconds.save += time.perf_counter() - start
+
+
+def _message(node: int, kind: str, number: int, content: RecordDict) -> Message:
+    return Message(content, dst_node_id=node, message_type=kind, group_id=str(number))
+
+
+def _collect_late(grid: Grid) -> list[Message]:
+    collect = getattr(grid, "collect_late", None)
+    return [] if collect is None else list(collect())

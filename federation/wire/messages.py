@@ -1,0 +1,293 @@
+"""Memories in Flower messages, and the checks of everything that comes in.
+
+A message holds one or more *contributions* of a client (the newest, and those not yet
+acknowledged), or the server's merged memory. Each is an ``ArrayRecord`` of at most five arrays
+(:mod:`protocl.federation.wire.codec`) and a ``ConfigRecord`` that says what they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
+from numpy.typing import NDArray
+
+from protocl.errors import DataError
+from protocl.federation.wire.codec import ERROR_BOUNDS, pack, pack_exactly
+from protocl.federation.wire.npy import array_of, read_npy
+from protocl.federation.wire.statistics import Packed, PackedForm, Precision
+from protocl.federation.wire.validation import Limits, RejectedError, check_class_ids, check_values
+from protocl.memory import PrototypeMemory
+
+FORMAT = "protocl-memory"
+VERSION = 1
+
+Kind = Literal["delta", "full", "merged"]
+KINDS: tuple[Kind, ...] = ("delta", "full", "merged")
+PRECISIONS = tuple(ERROR_BOUNDS)
+
+_COMMON = itemgetter("format", "version", "precision", "fingerprint", "statistics", "kind")
+"""What the headers of one federation mostly have in common."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """Statistics that a client adds to the federation.
+
+    Attributes:
+        memory: of the samples that are new (``delta``) or of all samples of the client (``full``).
+        epoch: random text that stands for one life of the client's state, the same in all its
+            messages until the state is lost.
+        seq: number of the contribution within the epoch, from 1.
+        kind: ``"delta"`` is added; ``"full"`` replaces what the client contributed before.
+        names: class id -> name, where classes are known by name (:func:`class_id_of`).
+        replaces: the epochs before this one, where the client began anew, newest last.
+    """
+
+    memory: PrototypeMemory
+    epoch: str
+    seq: int
+    kind: Kind = "delta"
+    names: Mapping[int, str] = field(default_factory=dict)
+    replaces: tuple[str, ...] = ()
+
+
+def class_id_of(name: str) -> int:
+    """The class id that every client gives to ``name``: 62 bits of its SHA-256.
+
+    Clients that share names rather than numbers need no agreement beforehand, and the merged
+    memory does not depend on who came first.
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
+
+
+class Received(NamedTuple):
+    """A contribution as it came; see :class:`Contribution`.
+
+    Attributes:
+        statistics: checked, and still in the bytes of the message.
+        epoch, seq, kind, names, replaces: see :class:`Contribution`.
+    """
+
+    statistics: Packed
+    epoch: str
+    seq: int
+    kind: Kind
+    names: Mapping[int, str]
+    replaces: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, contribution: Contribution) -> Received:
+        """A contribution that did not come in a message."""
+        return cls(
+            pack_exactly(contribution.memory),
+            contribution.epoch, contribution.seq, contribution.kind, contribution.names,
+            contribution.replaces,
+        )  # fmt: skip
+
+
+def encode(
+    contribution: Contribution, precision: Precision = "exact"
+) -> tuple[ArrayRecord, ConfigRecord]:
+    """The two records that carry a contribution (or, with kind ``merged``, the server's memory)."""
+    memory = contribution.memory
+    records = ArrayRecord()
+    for name, array in pack(memory, precision).items():
+        records[name] = array_of(array)
+    fingerprint = memory.fingerprint or ""
+    header = _usual_header(_description(memory), fingerprint, precision, contribution.kind).copy()
+    header["epoch"] = contribution.epoch
+    header["seq"] = contribution.seq
+    if contribution.replaces:
+        header["replaces"] = list(contribution.replaces)
+    if contribution.names:
+        header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
+    return records, header
+
+
+@lru_cache(maxsize=16)  # Flower checks each value that is set, for longer than a sum takes
+def _usual_header(
+    statistics: str, fingerprint: str, precision: Precision, kind: Kind
+) -> ConfigRecord:
+    """What the headers of one federation have in common; to be copied."""
+    return ConfigRecord(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "precision": precision,
+            "fingerprint": fingerprint,
+            "statistics": statistics,
+            "kind": kind,
+        }
+    )
+
+
+def decode(
+    arrays: ArrayRecord,
+    header: ConfigRecord,
+    like: PrototypeMemory,
+    limits: Limits | None = None,
+) -> Contribution:
+    """Check what came in and read it; for many messages use one :class:`MessageReader`.
+
+    Args:
+        arrays, header: as :func:`encode` makes them, from a sender that may be faulty or hostile.
+        like: the memory that it must fit: width, level, feature map, arithmetic, fingerprint. It
+            is not changed.
+        limits: what it may at most claim.
+
+    Raises:
+        RejectedError: anything does not fit; the reason says what.
+    """
+    reader = MessageReader(like, limits)
+    return reader.contribution(reader.read(arrays, header))
+
+
+class MessageReader:
+    """Reads the messages of one federation.
+
+    Args:
+        like: as for :func:`decode`.
+        limits: as for :func:`decode`.
+
+    Attributes:
+        form: how statistics are packed.
+    """
+
+    def __init__(self, like: PrototypeMemory, limits: Limits | None = None) -> None:
+        self.form = PackedForm(like)
+        self.limits = limits or Limits()
+        self._fingerprint = like.fingerprint
+        self._known_ids: NDArray[np.int64] | None = None
+        self._accepted: tuple[object, ...] = ()
+        self._described = _description(like)
+        self._expected: dict[str, object] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "statistics": self._described,
+        }
+        if like.fingerprint is not None:
+            self._expected["fingerprint"] = like.fingerprint
+
+    def read(self, arrays: ArrayRecord, header: ConfigRecord) -> Received:
+        """Check a contribution; its statistics stay where they are, in the bytes of the message.
+
+        Raises:
+            RejectedError: anything does not fit; the reason says what.
+        """
+        values = dict(header.items())
+        self._check_header(values)
+        precision: Precision = values["precision"]  # type: ignore[assignment]
+        packed = self._checked(arrays, precision)
+        names = values.get("class-names")
+        return Received(
+            packed,
+            values["epoch"],  # type: ignore[arg-type]
+            values["seq"],  # type: ignore[arg-type]
+            values["kind"],  # type: ignore[arg-type]
+            {} if names is None else _checked_names(packed.class_ids, names),
+            _checked_lives(values.get("replaces", [])),
+        )
+
+    def _checked(self, records: ArrayRecord, precision: Precision) -> Packed:
+        arrays, size = {}, 0
+        try:
+            for name, array in records.items():
+                size += len(array.data)
+                arrays[name] = read_npy(array.data)
+            if size > self.limits.max_bytes:
+                raise RejectedError(
+                    "size", f"{size} bytes of arrays; at most {self.limits.max_bytes} are accepted"
+                )
+            packed = self.form.read(arrays, precision)
+        except DataError as error:
+            raise RejectedError("shape", str(error)) from error
+        if packed.class_ids is not self._known_ids:
+            check_class_ids(packed.class_ids, self.limits)
+            self._known_ids = packed.class_ids
+        check_values(packed, self.form, self.limits, ERROR_BOUNDS[precision])
+        return packed
+
+    def contribution(self, received: Received) -> Contribution:
+        """The same with a memory of its own."""
+        memory = self.form.memory(received.statistics)
+        return Contribution(memory, *received[1:])
+
+    def _check_header(self, values: Mapping[str, object]) -> None:
+        if not isinstance(values.get("epoch"), str) or not isinstance(values.get("seq"), int):
+            self._refuse_header(values)
+        try:
+            common = _COMMON(values)
+        except KeyError:
+            self._refuse_header(values)
+        if common == self._accepted:
+            return
+        if not (
+            self._expected.items() <= values.items()
+            and isinstance(values["fingerprint"], str)
+            and values["precision"] in PRECISIONS
+            and values["kind"] in KINDS
+        ):
+            self._refuse_header(values)
+        self._accepted = common
+
+    def _refuse_header(self, header: Mapping[str, object]) -> NoReturn:
+        """Say what is wrong with a header."""
+        if header.get("format") != FORMAT or header.get("version") != VERSION:
+            raise RejectedError(
+                "format",
+                f"format {header.get('format')!r} version {header.get('version')!r}; expected "
+                f"'{FORMAT}' version {VERSION}: install the same protocl on all nodes",
+            )
+        for key, kind in (("epoch", str), ("seq", int), ("fingerprint", str)):
+            if not isinstance(header.get(key), kind):
+                raise RejectedError(
+                    "format", f"{key}={header.get(key)!r}: expected {kind.__name__}"
+                )
+        if header.get("precision") not in PRECISIONS:
+            raise RejectedError("format", f"precision {header.get('precision')!r} is unknown")
+        if header.get("kind") not in KINDS:
+            raise RejectedError(
+                "format", f"kind {header.get('kind')!r}: expected {', '.join(KINDS)}"
+            )
+        theirs = header["fingerprint"]
+        if self._fingerprint is not None and theirs != self._fingerprint:
+            raise RejectedError(
+                "fingerprint",
+                f"statistics of backbone {theirs or '(none)'}; this federation's is "
+                f"{self._fingerprint}",
+            )
+        theirs = header.get("statistics")
+        raise RejectedError(
+            "mismatch", f"statistics are {theirs!r:.300}; expected {self._described}"
+        )
+
+
+def _description(memory: PrototypeMemory) -> str:
+    """Width, level, feature map and arithmetic as one text: each key costs Flower microseconds."""
+    described = memory.describe()
+    if not memory.exact:
+        del described["step"]  # has no meaning
+    return " ".join(f"{key}={value}" for key, value in described.items())
+
+
+def _checked_lives(epochs: object) -> tuple[str, ...]:
+    if not isinstance(epochs, list) or not all(isinstance(epoch, str) for epoch in epochs):
+        raise RejectedError("format", f"replaces={epochs!r:.80}: expected a list of str")
+    return tuple(epochs)
+
+
+def _checked_names(class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:
+    ids = class_ids.tolist()
+    if not isinstance(names, list) or len(names) != len(ids):
+        raise RejectedError("names", f"class names are {names!r:.80}; expected one for each class")
+    for class_id, name in zip(ids, names, strict=True):
+        if not isinstance(name, str) or class_id_of(name) != class_id:
+            raise RejectedError("names", f"class '{name}' has id {class_id}, which is not its own")
+    return dict(zip(ids, names, strict=True))

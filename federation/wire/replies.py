@@ -1,0 +1,65 @@
+"""Reading the replies of clients, which may hold anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from protocl.errors import DataError
+from protocl.federation.wire.npy import read_npy
+from protocl.metrics.confusion import Confusion
+
+MAX_EVALUATED = 2**40
+"""Samples that one client may say that it evaluated; sums over all clients stay in 64 bits."""
+
+MAX_CONTRIBUTIONS = 16
+"""Contributions read from one reply; what a client sends beyond them it sends again."""
+
+
+def sender(reply: Message) -> str:
+    """The node that a reply comes from, as the ledger names it."""
+    return str(reply.metadata.src_node_id)
+
+
+def content_of(reply: Message) -> RecordDict:
+    """What a reply holds.
+
+    Raises:
+        DataError: it says that its client failed.
+    """
+    if reply.has_error():
+        raise DataError(f"failed: {reply.error.reason}")
+    return reply.content
+
+
+def read_headers(content: RecordDict) -> Iterator[tuple[ArrayRecord, ConfigRecord, int]]:
+    """Arrays, description and size in bytes of each contribution in a reply, oldest first."""
+    for number in range(MAX_CONTRIBUTIONS):
+        arrays = content.get(f"arrays-{number}")
+        header = content.get(f"header-{number}")
+        if not isinstance(arrays, ArrayRecord) or not isinstance(header, ConfigRecord):
+            return
+        yield arrays, header, sum(len(array.data) for array in arrays.values())
+
+
+def read_confusion(content: RecordDict) -> Confusion:
+    """The confusion counts in a reply to an evaluation.
+
+    Raises:
+        DataError: they are not there, or no counts.
+    """
+    record = content.get("confusion")
+    if not isinstance(record, ArrayRecord) or "pairs" not in record:
+        raise DataError("the reply holds no confusion counts")
+    pairs = read_npy(record["pairs"].data)
+    if pairs.ndim != 2 or len(pairs) != 3 or pairs.dtype != np.int64:
+        raise DataError(f"confusion counts are {pairs.shape} {pairs.dtype}; expected (3, P) int64")
+    if pairs.size and pairs.min() < 0:
+        raise DataError("confusion counts are negative")
+    # As Python integers, which do not wrap.
+    if (total := sum(pairs[2].tolist())) > MAX_EVALUATED:
+        raise DataError(f"{total} samples evaluated; at most {MAX_EVALUATED} are accepted")
+    return Confusion(*torch.from_numpy(pairs.copy()))

@@ -1,0 +1,149 @@
+"""What a contribution must satisfy before it is used; its sender may be faulty or hostile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocl.errors import ProtoclError
+from protocl.federation.wire.statistics import Packed, PackedForm, extremes
+
+Reason = Literal[
+    "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
+    "forgotten", "overflow", "screened",
+]  # fmt: skip
+
+
+_UNTIL: dict[Reason, str] = {
+    "screened": "judged again in every round",
+    "overflow": "until the server merges with a larger step",
+    "sequence": "until the full state arrives",
+    "forgotten": "for good",
+}
+
+
+def until(reason: Reason) -> str:
+    """How long a contribution that was refused for ``reason`` will be, in words."""
+    return _UNTIL.get(reason, "as long as the client sends it so")
+
+
+class RejectedError(ProtoclError, ValueError):
+    """A message that must not be merged.
+
+    Attributes:
+        reason: one word to count by.
+    """
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        super().__init__(text)
+        self.reason: Reason = reason
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a contribution may at most claim; a message beyond it is rejected.
+
+    Attributes:
+        max_count: samples of one class in one contribution.
+        max_classes: classes in one contribution.
+        max_bytes: bytes of the arrays of one contribution.
+        max_feature: magnitude of a (mapped) feature, hence of a mean.
+    """
+
+    max_count: int = 10_000_000
+    max_classes: int = 100_000
+    max_bytes: int = 1 << 30
+    max_feature: float = 1e6
+
+
+def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float) -> None:
+    """Refuse statistics that no samples within the limits could have.
+
+    Args:
+        packed: of the right shapes and types.
+        form: what they are.
+        limits: of counts, classes and features.
+        error: largest rounding error of a mean, as a share of the largest magnitude in its row.
+
+    Raises:
+        RejectedError: counts or means out of bounds, values that are not finite, or a variance
+            below zero.
+    """
+    if not len(packed.counts):
+        if any(array.any() for array in packed.sums.values()):
+            raise RejectedError("values", "sums of no samples are not zero")
+        return
+    _check_counts(packed.counts, limits)
+    feature = limits.max_feature * (1 + error)
+    for name in packed.sums:
+        _check_magnitude(name, packed, form, feature)
+    if "second" in packed.sums:
+        _check_moment(packed, form, error)
+
+
+def check_class_ids(ids: NDArray[np.int64], limits: Limits) -> None:
+    """Refuse class ids that are negative, repeated, out of order or too many.
+
+    Raises:
+        RejectedError: they are.
+    """
+    if len(ids) > limits.max_classes:
+        raise RejectedError(
+            "bounds", f"{len(ids)} classes; at most {limits.max_classes} are accepted"
+        )
+    if len(ids) and (ids[0] < 0 or np.logical_or.reduce(ids[1:] <= ids[:-1])):
+        raise RejectedError("values", "class ids are negative, repeated or out of order")
+
+
+def _check_counts(counts: NDArray[np.int64], limits: Limits) -> None:
+    least, most = extremes(counts)
+    if not 1 <= least <= most <= limits.max_count:
+        raise RejectedError(
+            "bounds", f"counts lie in {least}..{most}; expected 1..{limits.max_count}"
+        )
+
+
+def _check_magnitude(name: str, packed: Packed, form: PackedForm, feature: float) -> None:
+    """No mean may exceed the largest feature; NaN and infinity fail the same comparison."""
+    array = packed.sums[name]
+    limit = (feature**2 if name == "second" else feature) / form.units[name]
+    # At first as if each sum were of one sample, which is enough for most that is well.
+    if form.exact:
+        within = packed.reach[name] <= limit
+    else:
+        smallest, most = extremes(array)
+        within = most <= limit and smallest >= -limit  # false for NaN
+    if within:
+        return
+    samples = packed.counts
+    if name == form.pooled:
+        samples = samples.sum(keepdims=True)
+    rows = array.reshape(1 if form.exact else len(array), len(samples), -1)
+    bound = samples * limit
+    if not bool(((rows.max(axis=2) <= bound) & (rows.min(axis=2) >= -bound)).all()):
+        raise RejectedError(
+            "values",
+            f"array '{name}' holds NaN, infinite values, or means of features beyond {feature:g}",
+        )
+
+
+def _check_moment(packed: Packed, form: PackedForm, error: float) -> None:
+    """``n sum f^2 >= (sum f)^2`` in every dimension: no variance is negative."""
+    counts = packed.counts.astype(np.float64)[:, None]
+    second = form.values(packed, "second")
+    diagonal = second if form.level == "diagonal" else second[..., _diagonal(form.width)]
+    explained = form.values(packed, "sum") ** 2 / counts
+    if form.level == "shared":
+        explained = explained.sum(axis=0)
+    largest = max(float(np.abs(second).max()), float(explained.max()))
+    if bool((diagonal < explained - (1e-9 + 4 * error) * largest).any()):
+        raise RejectedError("values", "the second moment is less than the means allow")
+
+
+def _diagonal(width: int) -> NDArray[np.intp]:
+    """Where a matrix's diagonal lies in its upper triangle, row by row."""
+    before = np.arange(width)
+    return before * width - before * (before - 1) // 2

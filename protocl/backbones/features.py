@@ -1,0 +1,256 @@
+"""Features of a frozen backbone: computed in one pass, and kept on disk."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from protocl.backbones.base import Backbone, fingerprint
+from protocl.data.arrays import ArrayData, as_images, tensor_hash
+from protocl.io.atomic import atomic_path, discard_partial, locked
+from protocl.io.progress import ProgressBar
+from protocl.memory.limits.capacity import require_bytes
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "protocl-features-1"
+SHARD = 4096
+
+
+def extract(
+    backbone: nn.Module,
+    x: Tensor,
+    *,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Features of all samples, in one pass without gradients and in evaluation mode.
+
+    The backbone is left as it was found: device, each submodule's own train/eval mode, statistics
+    of its normalisation layers. No random numbers are drawn.
+
+    Args:
+        backbone: maps ``(B, ...)`` float32 to features ``(B, D)``.
+        x: samples ``(N, ...)``, ``uint8`` images in 0..255 or float32, on any device.
+        batch_size: samples per forward pass; None for a size that suits images and device.
+        device: where to compute; None for where the backbone is.
+        progress: show a bar if the pass takes longer than two seconds.
+
+    Returns:
+        ``(N, D)`` float32 on the CPU.
+    """
+    with (
+        frozen(backbone, device) as target,
+        ProgressBar("encoding", len(x), enabled=progress) as bar,
+    ):
+        size = batch_size or default_batch_size(backbone, x, target)
+        return _encode(backbone, x, size, target, bar.advance)
+
+
+def default_batch_size(backbone: nn.Module, x: Tensor, device: torch.device) -> int:
+    """Samples per forward pass.
+
+    On a CPU some 260,000 pixels at a time (5 images of 224x224, at most 256 images): there the
+    activations stay near the processor, and EfficientNet-Lite0 encodes more than twice as many
+    images a second as in batches of 32. Elsewhere 256.
+    """
+    if device.type != "cpu" or x.ndim != 4:
+        return 256
+    parts = (module for module in backbone.modules() if isinstance(module, Backbone))
+    pixels = max((part.image_size or 0 for part in parts), default=0) ** 2
+    pixels = pixels or x.shape[-2] * x.shape[-1]
+    return max(1, min(256, (1 << 18) // pixels))
+
+
+@contextmanager
+def frozen(backbone: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
+    """Evaluation mode without gradients on ``device``, yielded; all is put back afterwards."""
+    first = next(iter([*backbone.parameters(), *backbone.buffers()]), None)
+    home = torch.device("cpu") if first is None else first.device
+    target = home if device is None else torch.device(device)
+    modes = {module: module.training for module in backbone.modules()}
+    try:
+        backbone.to(target).eval()
+        with torch.no_grad():
+            yield target
+    finally:
+        backbone.to(home)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _encode(
+    backbone: nn.Module,
+    x: Tensor,
+    batch_size: int,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> Tensor:
+    features: Tensor | None = None
+    # One batch, even if empty, tells the width.
+    for start in range(0, max(len(x), 1), batch_size):
+        batch = as_images(x[start : start + batch_size].to(device))
+        encoded = backbone(batch)
+        if features is None:
+            features = torch.empty(len(x), encoded.shape[1], dtype=torch.float32)
+        features[start : start + len(batch)] = encoded
+        advance(len(batch))
+    assert features is not None
+    return features
+
+
+RAW_PIXELS = 1024
+"""Values of an image from which on its pixels hardly serve as features."""
+
+
+def require_fit(data: ArrayData, backbone: nn.Module) -> None:
+    """Warn where large images are taken as they are, pixel by pixel.
+
+    Args:
+        data: images or feature vectors.
+        backbone: makes features of them.
+    """
+    size = math.prod(data.input_shape)
+    if takes_raw(backbone) and len(data.input_shape) == 3 and size > RAW_PIXELS:
+        logger.warning(
+            "backbone=identity takes the %s pixel values of an image of %s as its features, which "
+            "tell classes apart badly; backbone=efficientnet_lite0 or another trained network "
+            "gives better ones",
+            f"{size:,}", data.name,
+        )  # fmt: skip
+
+
+def takes_raw(backbone: nn.Module) -> bool:
+    """Whether a backbone gives samples as they are."""
+    return isinstance(backbone, Backbone) and backbone.architecture == "identity"
+
+
+def encode_once(
+    data: ArrayData,
+    backbone: nn.Module,
+    cache: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+) -> ArrayData:
+    """The same data set with features ``(N, D)`` of a frozen backbone in place of the samples.
+
+    Args:
+        data: images or feature vectors.
+        backbone: makes features of them.
+        cache: folder of a :class:`FeatureCache`.
+        device: where to compute.
+
+    Raises:
+        CapacityError: samples that are taken as they are would not fit in memory.
+    """
+    require_fit(data, backbone)
+    if not takes_raw(backbone):
+        return FeatureCache(cache).encode(data, backbone, device=device)
+    n, size = len(data.x_train) + len(data.x_test), math.prod(data.input_shape)
+    require_bytes(
+        4 * n * size, torch.device("cpu"), f"{n:,} samples of {size:,} numbers as features", dict
+    )
+    return data.with_samples(as_images(data.x_train).flatten(1), as_images(data.x_test).flatten(1))
+
+
+class FeatureCache:
+    """Features on disk: a frozen backbone sees each image once, ever.
+
+    A file holds the features of up to 4,096 consecutive samples. It is found by what it was made
+    from, the fingerprint of the backbone (weights and preprocessing) and a hash of the samples;
+    labels do not count. A stopped run therefore continues where it was, two processes that need
+    the same features compute them once between them, and nothing has to be invalidated. Each file
+    carries a checksum; one that is damaged is reported and computed again. Features are those of
+    the device that computed them first.
+
+    Args:
+        root: folder of the cache; created when needed. It may be deleted at any time.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).expanduser()
+
+    def encode(
+        self,
+        data: ArrayData,
+        backbone: nn.Module,
+        *,
+        batch_size: int | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = True,
+    ) -> ArrayData:
+        """The same data set with features ``(N, D)`` in place of the samples.
+
+        Arguments are those of :func:`extract`.
+        """
+        samples = len(data.x_train) + len(data.x_test)
+        key = fingerprint(backbone)
+        with (
+            frozen(backbone, device) as target,
+            ProgressBar(f"encoding {data.name}", samples, enabled=progress) as bar,
+        ):
+
+            def features(x: Tensor) -> Tensor:
+                return torch.cat([shard(part) for part in x.split(SHARD)])
+
+            def shard(x: Tensor) -> Tensor:
+                size = batch_size or default_batch_size(backbone, x, target)
+                return self._shard(
+                    key, x, lambda: _encode(backbone, x, size, target, bar.advance), bar
+                )
+
+            return data.with_samples(features(data.x_train), features(data.x_test))
+
+    def path(self, backbone_fingerprint: str, samples_hash: str) -> Path:
+        """Where the features of these samples under this backbone are kept."""
+        return self.root / backbone_fingerprint[:32] / f"{samples_hash[:32]}.safetensors"
+
+    def _shard(
+        self, key: str, x: Tensor, compute: Callable[[], Tensor], bar: ProgressBar
+    ) -> Tensor:
+        """Features of one shard, read or else computed and written."""
+        path = self.path(key, tensor_hash(x))
+        # Held while computing, so that a second process waits for the result instead of
+        # computing it as well; it is released by the system if the holder dies.
+        with locked(path):
+            features = _read(path, len(x))
+            if features is None:
+                discard_partial(path)
+                features = compute()
+                _write(path, features)
+            else:
+                bar.advance(len(x))
+        return features
+
+
+def _write(path: Path, features: Tensor) -> None:
+    metadata = {"format": FORMAT, "sha256": tensor_hash(features)}
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file({"features": features.contiguous()}, temporary, metadata)
+
+
+def _read(path: Path, n: int) -> Tensor | None:
+    """The features in ``path``, or None if it is absent or (after a warning) damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            features: Tensor = file.get_tensor("features")
+    except SafetensorError as error:
+        logger.warning("%s is damaged (%s) and is computed again", path, error)
+        return None
+    whole = metadata.get("sha256") == tensor_hash(features) and len(features) == n
+    if metadata.get("format") != FORMAT or not whole:
+        logger.warning("%s is damaged (its checksum does not fit) and is computed again", path)
+        return None
+    return features

@@ -1,0 +1,107 @@
+"""What ``protocl list`` shows: everything that a name on the command line can mean."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from itertools import takewhile
+
+from rich.table import Table
+from rich.text import Text
+
+from protocl.cli.tables import plain_table
+from protocl.config import StrategyConfig
+from protocl.config.compose import group_names
+from protocl.errors import ConfigError
+from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, STRATEGIES, Registry
+
+_ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")  # cross-references of reStructuredText
+_SENTENCE_END = re.compile(r"(?<=\.)\s")
+
+_TITLES = {"adaptations": "strategy.adapt=NAME", "heads": "heads (protocl.heads)"}
+"""Kinds that are no group of configuration files."""
+
+_GROUPS: dict[str, tuple[str, Registry | None]] = {
+    "benchmarks": ("benchmark", BENCHMARKS),
+    "backbones": ("backbone", BACKBONES),
+    "adaptations": ("adaptation", ADAPTATIONS),
+    "heads": ("head", HEADS),
+    "experiments": ("experiment", None),
+    "federations": ("federation", None),
+    "pretrainings": ("pretraining", None),
+    "reconnaissance": ("reconnaissance", None),
+}
+KINDS = ("strategies", *_GROUPS)
+
+
+def tables(kind: str | None = None) -> Iterator[Table]:
+    """The table of one kind, or those of all.
+
+    Args:
+        kind: one of :data:`KINDS`, or None.
+    """
+    for name in KINDS if kind is None else (kind,):
+        yield _strategies() if name == "strategies" else _others(name)
+
+
+def _strategies() -> Table:
+    table = plain_table("strategy=NAME")
+    table.add_column("name", no_wrap=True)
+    table.add_column("method, and what it keeps between experiences")
+    table.add_column("bytes a class")
+    table.add_column("data kept")
+    for name in group_names("strategy"):
+        if name not in STRATEGIES.names():
+            table.add_row(name, Text(_comment("strategy", name)))
+            continue
+        try:
+            schema: type[StrategyConfig] = STRATEGIES.get(name)
+        except ConfigError as error:  # one broken package must not hide the others
+            table.add_row(name, Text(str(error), "red"))
+            continue
+        info = schema.info
+        method = info.title if info.paper == "-" else f"{info.title} ({info.paper})"
+        kept = Text.assemble(f"{method}\n", (info.stored_between_experiences, "italic"))
+        keeps_data = "yes" if info.keeps_data else "no"
+        table.add_row(name, kept, Text(info.bytes_per_class), keeps_data)
+    return table
+
+
+def _others(kind: str) -> Table:
+    group, registry = _GROUPS[kind]
+    table = plain_table(_TITLES.get(kind, f"{group}=NAME"))
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    names = registry.names() if kind in _TITLES and registry else group_names(group)
+    for name in names:
+        table.add_row(name, _description(group, name, registry))
+    return table
+
+
+def _description(group: str, name: str, registry: Registry | None) -> Text:
+    """First sentence of the YAML file's comment, else of the registered part's docstring."""
+    comment = _comment(group, name)
+    if comment or registry is None:
+        return Text(comment)
+    try:
+        part = registry.get(name)
+    except ConfigError as error:
+        return Text(str(error), "red")
+    paragraph = (inspect.getdoc(part) or "").partition("\n\n")[0]
+    return Text(_first_sentence(_ROLE.sub(r"\1", paragraph).replace("`", "")))
+
+
+def _comment(group: str, name: str) -> str:
+    """First sentence of the comment at the head of a file; empty without one."""
+    file = files("protocl.configs") / group / f"{name}.yaml"
+    if not file.is_file():
+        return ""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return _first_sentence(" ".join(line.lstrip("# ") for line in comment))
+
+
+def _first_sentence(text: str) -> str:
+    return _SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0]

@@ -1,0 +1,248 @@
+"""The command ``protocl``.
+
+Exit codes: 0 done; 1 a run failed; 2 wrong arguments or configuration; 3 data or weights absent;
+4 statistics of another backbone; 130 interrupted. Each subcommand imports what it needs when it is
+called, so that ``--help``, ``list`` and ``doctor`` do not wait for Avalanche.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protocl import __version__
+from protocl.cli.arguments import Commands, add_settings_command, print_settings
+from protocl.errors import ProtoclError
+from protocl.registry import COMMANDS
+from protocl.runner.host_warnings import hidden_host_notices
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from protocl.runner.sweep import Outcome
+
+AddCommand = Callable[[Commands, argparse.ArgumentParser], None]
+
+_LISTS = (
+    "strategies", "benchmarks", "backbones", "adaptations", "heads", "experiments", "federations",
+    "pretrainings", "reconnaissance",
+)  # fmt: skip
+
+_EXAMPLES = """\
+examples:
+  protocl run experiment=demo
+  protocl run benchmark=digits strategy=slda,ranpac seed=1,2,3 jobs=2
+  protocl list strategies
+  protocl compare runs/demo --output runs/demo
+  protocl doctor
+"""
+
+_RUN_HELP = """\
+Train and evaluate a strategy on a class-incremental benchmark.
+
+Settings are KEY=VALUE. Three groups pick a file of values and a registered part:
+  benchmark=NAME  strategy=NAME  backbone=NAME     (names: protocl list)
+Keys inside them:  strategy.lr=0.01  benchmark.protocol=B50-Inc10
+Other keys:        seed=1  name=NAME  device=auto|cpu|cuda  output=runs  jobs=2  resume=true
+A whole preset:    experiment=NAME, or experiment=FILE.yaml, such as a run's own config.yaml
+A comma makes a sweep; brackets protect lists: benchmark.class_order=[3,1,2,0]
+"""
+
+_RUN_EXAMPLES = """\
+examples:
+  protocl run strategy=nearest_mean
+  protocl run benchmark=digits strategy=replay strategy.mem_size=100,200 seed=1,2,3 jobs=2
+  protocl run strategy=slda strategy.shrinkage=0.1 --show    all keys with their values
+  protocl run experiment=demo resume=true                    continue after an interruption
+  protocl run experiment=runs/digits-slda/20260131-120000-1/config.yaml
+
+Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
+prototype memory, and a checkpoint after each experience until it is finished.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments`` (those of the process by default); the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    args = _parser(words).parse_args(words)
+    try:
+        with hidden_host_notices():
+            code: int = args.command(args)
+        sys.stdout.flush()
+    except ProtoclError as error:
+        if args.debug:
+            raise
+        print(f"protocl: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        hint = "; the same command with resume=true goes on" if hasattr(args, "settings") else ""
+        print(f"protocl: interrupted{hint}", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a full disk, a folder that may not be written to
+        if args.debug:
+            raise
+        print(f"protocl: {error} (where: add --debug)", file=sys.stderr)  # noqa: T201
+        return 1
+    return code
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "protocl",
+        description="Continual and federated learning on prototype memories.",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    parser.add_argument("--version", action="version", version=f"protocl {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    add_settings_command(
+        commands,
+        common,
+        "run",
+        _run,
+        summary="run one experiment, or a sweep of them",
+        description=_RUN_HELP,
+        examples=_RUN_EXAMPLES,
+    )
+
+    catalogue = commands.add_parser(
+        "list", parents=[common], help="list what a name can mean: strategies, heads, presets"
+    )
+    catalogue.add_argument(
+        "what",
+        nargs="?",
+        choices=_LISTS,
+        help="one list only",
+    )
+    catalogue.set_defaults(command=_list)
+
+    compare = commands.add_parser(
+        "compare",
+        parents=[common],
+        help="compare runs: mean and spread over seeds, plots, one HTML page",
+        epilog="example:\n  protocl compare runs/digits-* --output comparison",
+        formatter_class=raw,
+    )
+    compare.add_argument("paths", nargs="+", type=Path, metavar="RUNS", help="run folders")
+    compare.add_argument(
+        "--output",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="where report.html, table.md and table.csv go (default: the first RUNS folder)",
+    )
+    compare.set_defaults(command=_compare)
+
+    doctor = commands.add_parser(
+        "doctor", parents=[common], help="check versions, devices and data; say what is missing"
+    )
+    doctor.add_argument("--root", metavar="FOLDER", help="where the data sets are looked for")
+    doctor.set_defaults(command=_doctor)
+
+    bench = commands.add_parser(
+        "bench", parents=[common], help="measure speed beside Avalanche's own code"
+    )
+    if words[:1] == ["bench"]:
+        _add_bench(bench)
+    for name in COMMANDS.names():
+        add_command: AddCommand = COMMANDS.get(name)
+        add_command(commands, common)
+    return parser
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from protocl.bench.command import add_arguments
+    from protocl.bench.command import main as measure
+
+    add_arguments(parser)
+    parser.set_defaults(command=measure)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from protocl.config.compose import labels, load, parse
+
+    configs = load(args.settings)
+    if args.show:
+        return print_settings(configs)
+    from protocl.cli.display import SweepDisplay
+    from protocl.runner.sweep import run_sweep
+
+    names = [
+        label or f"{config.name} seed={config.seed}"
+        for label, config in zip(labels(parse(args.settings)), configs, strict=True)
+    ]
+    with SweepDisplay(names, Console(stderr=True)) as display:
+        outcomes = run_sweep(configs, display, jobs=configs[0].jobs, debug=args.debug)
+    good = [outcome for outcome in outcomes if outcome.failure is None]
+    if good:
+        _report(good, Console())
+    if len(outcomes) == 1:
+        return outcomes[0].exit_code
+    return int(len(good) < len(outcomes))
+
+
+def _report(outcomes: Sequence[Outcome], console: Console) -> None:
+    """Print the table of the runs; write it with plots where there are several."""
+    from protocl.report import compare
+
+    folders = [outcome.folder for outcome in outcomes]
+    several = len(folders) > 1
+    compare(folders, _report_folder(outcomes) if several else None, console=console)
+
+
+def _report_folder(outcomes: Sequence[Outcome]) -> Path:
+    """The folder common to all runs of a sweep, or a new one if that is the whole output."""
+    common = Path(os.path.commonpath([outcome.folder.parent for outcome in outcomes]))
+    output = Path(outcomes[0].config.output).expanduser()
+    if common != output:
+        return common
+    return output / f"comparison-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _list(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from protocl.cli.list import tables
+
+    # Strategies are described by their own modules, whose import takes seconds.
+    with Console(stderr=True).status("reading what is installed"):
+        found = list(tables(args.what))
+    console = Console()
+    for table in found:
+        console.print(table)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from protocl.report import compare
+
+    first: Path = args.paths[0]
+    output = args.output or (first if first.is_dir() else first.parent)
+    compare(args.paths, output, console=Console())
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from protocl.cli.doctor import examine
+
+    return examine(Console(), args.root)

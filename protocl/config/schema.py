@@ -1,0 +1,177 @@
+"""What an experiment is made of: the typed schema of every key a user can set.
+
+The values come from YAML files and the command line (:mod:`protocl.config.compose`); the fields and
+types here decide which keys exist and what fits in them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from omegaconf import MISSING
+from torch import nn
+
+from protocl.backbones import BackboneConfig
+from protocl.data import BenchmarkConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class StrategyInfo:
+    """What ``protocl list strategies`` and reports say about a strategy.
+
+    Attributes:
+        title: name as the field writes it ("Streaming LDA").
+        paper: authors, year and venue, or "-" for a plain baseline.
+        stored_between_experiences: what is kept from one experience to the next, in words.
+        keeps_data: whether training samples themselves are among it.
+        bytes_per_class: what one more class adds to it besides samples, in bytes for ``D``
+            features, as text ("16 D + 16"); sums are kept as pairs of float64. ``C`` stands for
+            the classes before it, ``M`` for the width of random features.
+    """
+
+    title: str
+    paper: str
+    stored_between_experiences: str
+    keeps_data: bool
+    bytes_per_class: str = "not stated"
+
+
+@dataclass
+class Setup:
+    """All that a strategy needs besides its own settings; made by the runner.
+
+    Attributes:
+        model: a :class:`protocl.backbones.Classifier` on ``device``; ``model.backbone`` gives
+            features ``(N, feature_dim)`` and ``model.classifier`` logits ``(N, n_classes)``.
+        feature_dim: width of the features.
+        n_classes: number of classes in the whole stream.
+        device: where the experiment runs.
+        seed: seed of the run, for strategies with a random state of their own.
+        plugins: Avalanche plugins of the runner, to be placed after the strategy's own.
+        evaluator: Avalanche ``EvaluationPlugin`` that logs to TensorBoard.
+        fingerprint: of the backbone that makes the features, also when they were encoded before
+            the run; a prototype memory carries it.
+    """
+
+    model: nn.Module
+    feature_dim: int
+    n_classes: int
+    device: torch.device
+    seed: int
+    plugins: list[Any]
+    evaluator: Any
+    fingerprint: str | None = None
+
+
+class AdaptsOnce(Protocol):
+    """A strategy whose backbone stays as the first experience has left it."""
+
+    def adopt_backbone(self, backbone: Any) -> None:
+        """Before the first experience: use this adapted backbone, and adapt none."""
+
+    def release_backbone(self) -> Any:
+        """After it: hand over the backbone; from then on take features in place of images."""
+
+
+@dataclass
+class StrategyConfig:
+    """Settings that all strategies share. A strategy adds its own in a subclass.
+
+    Registered under the entry-point group ``protocl.strategies``, a subclass is usable as
+    ``strategy=NAME`` and its fields as ``strategy.FIELD=VALUE``.
+
+    Attributes:
+        name: the registered name.
+        train_epochs: passes over the data of each experience.
+        train_mb_size: samples in a training mini-batch.
+        eval_mb_size: samples in an evaluation mini-batch.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        lr: learning rate, > 0.
+        momentum: momentum of SGD, in [0, 1).
+        weight_decay: L2 penalty of the optimizer, >= 0.
+    """
+
+    info: ClassVar[StrategyInfo]
+
+    name: str = MISSING
+    train_epochs: int = 1
+    train_mb_size: int = 64
+    eval_mb_size: int = 256
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the backbone changes during the run.
+
+        When it does not, the runner may encode every image once before the first experience
+        and give the strategy a model whose backbone is the identity on those features.
+        """
+        return True
+
+    @property
+    def adaptation(self) -> dict[str, Any] | None:
+        """Settings that decide how the first experience adapts a backbone that then stays.
+
+        None where it does not adapt it, or later experiences change it as well. Otherwise the
+        strategy has the methods of :class:`AdaptsOnce`, through which the runner lets other runs
+        use what this one adapted, and encodes every image once.
+        """
+        return None
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """Settings that change nothing beside the present values of the others, with the reason.
+
+        Whoever sets one of them is told; a strategy adds its own.
+        """
+        return {"momentum": "optimizer=adam has none to set"} if self.optimizer == "adam" else {}
+
+    @property
+    def old_prototypes(self) -> str:
+        """What becomes of the prototypes of old classes when the backbone has moved, in words.
+
+        Part of ``result.json``: "none" (it keeps no prototypes), "exact" (the backbone does not
+        move), "left", "compensated (METHOD)", "refreshed" or "trained".
+        """
+        return "none" if self.trains_backbone else "exact"
+
+    def build(self, setup: Setup) -> Any:
+        """The Avalanche strategy with these settings, ready for its first ``train`` call."""
+        raise NotImplementedError(f"{type(self).__name__}.build is not defined")
+
+
+@dataclass
+class ExperimentConfig:
+    """One run: what is learned, by what, from which random state, and where it is written.
+
+    Attributes:
+        name: folder under ``output``; runs of one name are meant to be compared.
+        benchmark: the class-incremental stream.
+        backbone: the feature extractor.
+        strategy: the learner.
+        seed: seed of python's, numpy's and torch's generators, of the class order and of the
+            initial weights; >= 0.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        output: folder that receives ``<name>/<time>-<seed>/``.
+        cache: folder of the features that frozen backbones computed.
+        resume: continue the newest unfinished run of the same configuration.
+        jobs: runs of a sweep that are worked on at the same time, each in its own process.
+    """
+
+    name: str = "${benchmark.name}-${strategy.name}"
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    seed: int = 0
+    device: str = "auto"
+    output: str = "runs"
+    cache: str = "~/.cache/protocl/features"
+    resume: bool = False
+    jobs: int = 1

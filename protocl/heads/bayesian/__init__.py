@@ -1,0 +1,1 @@
+"""Bayesian prototypes: a posterior over class means, and its predictive distribution."""

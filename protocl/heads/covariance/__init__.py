@@ -1,0 +1,1 @@
+"""Covariance of features from sums: its forms, and how it is shrunk."""

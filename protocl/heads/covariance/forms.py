@@ -1,0 +1,248 @@
+"""How a Mahalanobis head holds the covariances, and what a distance costs under each form.
+
+======================= ====================== ======================= =====================
+form                    statistics (level)     numbers that it holds   products a distance
+======================= ====================== ======================= =====================
+:class:`ClassFactors`   ``full``               ``C W^2``               ``W^2 / 2``
+:class:`LowRank`        ``full``               ``C W (r + 2)``         ``W (r + 2)``
+:class:`SharedFactor`   ``shared``             ``W^2 + C W``           ``W``
+======================= ====================== ======================= =====================
+
+``C`` classes of ``W`` features, ``r`` directions; a number takes 4 bytes in float32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from protocl.heads.covariance.directions import warn_of_lost_scatter, whitened_error
+from protocl.heads.covariance.shrinkage import whitening
+from protocl.heads.distances import write_negative_distances
+from protocl.memory.batch import Level
+
+Parts = Mapping[str, Tensor]
+
+_PIECE = 1 << 20
+"""Elements of the differences ``(G, N, W)`` that are held at once."""
+
+_BLOCKS = 4
+"""Blocks of rows in which a triangular factor is multiplied, without most of its zeros."""
+
+_LEAST = 1e-6
+"""Least diagonal of a low-rank form, as a multiple of the mean diagonal of its matrix."""
+
+
+class CovarianceForm(ABC):
+    """What is derived from means and matrices, and the logits that follow from it.
+
+    Attributes:
+        level: statistics that the matrices come from.
+        keeps_classes: whether what is derived from a class depends on that class alone.
+    """
+
+    level: ClassVar[Level] = "full"
+    keeps_classes: ClassVar[bool] = False
+
+    @abstractmethod
+    def numbers(self, classes: int, width: int) -> int:
+        """How many numbers are kept, all but terms in ``C`` and ``W`` alone."""
+
+    @abstractmethod
+    def derive(
+        self,
+        means: Tensor,
+        matrices: Iterable[tuple[Tensor, Tensor]],
+        dtype: torch.dtype,
+        known: Mapping[int, Tensor],
+    ) -> dict[str, Tensor]:
+        """Tensors by name, which the head casts and keeps; the rest gets them back as ``parts``.
+
+        Args:
+            means: ``(C, W)`` float64, around their middle, to which queries are moved as well.
+            matrices: float64 ``(G, W, W)``, a few classes at a time in the order of ``means``, with
+                the sums of squares behind them ``(G, W)`` in the same unit; for level ``shared``
+                the one matrix ``(1, W, W)``.
+            dtype: what the head casts to; large tensors come in it.
+            known: row -> factor of classes that have not changed, and are not among ``matrices``;
+                only where :attr:`keeps_classes`.
+        """
+
+    def queries(self, parts: Parts, features: Tensor) -> Tensor:
+        """What is compared with the classes, ``(N, V)``, of mapped features ``(N, W)``."""
+        return features
+
+    @abstractmethod
+    def write(self, parts: Parts, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        """Write the negative squared distances to the classes ``chosen`` to ``out`` ``(N, c)``."""
+
+
+class ClassFactors(CovarianceForm):
+    """One factor ``A_c`` a class with ``A_c^T A_c = R_c^-1``; distances ``|A_c (x - m_c)|^2``."""
+
+    keeps_classes: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._triangular = True
+
+    def numbers(self, classes: int, width: int) -> int:
+        return classes * width * (width + 1)
+
+    def derive(
+        self,
+        means: Tensor,
+        matrices: Iterable[tuple[Tensor, Tensor]],
+        dtype: torch.dtype,
+        known: Mapping[int, Tensor],
+    ) -> dict[str, Tensor]:
+        factors = means.new_empty(*means.shape, means.shape[1], dtype=dtype)
+        for row, factor in known.items():
+            factors[row] = factor
+        rows = iter(row for row in range(len(factors)) if row not in known)
+        error = 0.0
+        for part, squares in matrices:
+            halves = whitening(part)
+            error = max(error, whitened_error(halves, part, squares))
+            for factor in halves:
+                factors[next(rows)] = factor
+        warn_of_lost_scatter(error)
+        # A pseudo-inverse, for a singular matrix, has a factor that is not triangular.
+        self._triangular = all(torch.equal(factor, factor.tril()) for factor in factors)
+        return {"means": means, "factors": factors}
+
+    def write(self, parts: Parts, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        means, factors = parts["means"][chosen], parts["factors"][chosen]
+        rows = max(1, _PIECE // queries.shape[1])
+        for start in range(0, len(queries), rows):
+            part = queries[start : start + rows]
+            group = max(1, _PIECE // part.numel())
+            for first in range(0, len(means), group):
+                some = slice(first, first + group)
+                lengths = self._squared_lengths(part - means[some, None], factors[some])
+                out[start : start + rows, some] = lengths.T.neg()
+
+    def _squared_lengths(self, differences: Tensor, factors: Tensor) -> Tensor:
+        """``|A_c d|^2`` ``(G, N)`` of differences ``(G, N, W)`` under factors ``(G, W, W)``."""
+        width = factors.shape[1]
+        block = -(-width // _BLOCKS) if self._triangular else width
+        total = differences.new_zeros(differences.shape[:2])
+        for start in range(0, width, block):
+            stop = min(start + block, width) if self._triangular else width
+            whitened = differences[..., :stop] @ factors[:, start : start + block, :stop].mT
+            total += whitened.square_().sum(-1)
+        return total
+
+
+class SharedFactor(CovarianceForm):
+    """One factor for all classes, so that whitened queries meet whitened means."""
+
+    level: ClassVar[Level] = "shared"
+
+    def numbers(self, classes: int, width: int) -> int:
+        return width * (width + classes)
+
+    def derive(
+        self,
+        means: Tensor,
+        matrices: Iterable[tuple[Tensor, Tensor]],
+        dtype: torch.dtype,
+        known: Mapping[int, Tensor],
+    ) -> dict[str, Tensor]:
+        ((matrix, squares),) = matrices
+        factor = whitening(matrix)[0]
+        warn_of_lost_scatter(whitened_error(factor, matrix[0], squares[0]))
+        points = means @ factor.T
+        return {"factor": factor, "points": points, "squares": points.square().sum(1)}
+
+    def queries(self, parts: Parts, features: Tensor) -> Tensor:
+        return features @ parts["factor"].T
+
+    def write(self, parts: Parts, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        write_negative_distances(queries, parts["points"][chosen], parts["squares"][chosen], out)
+
+
+class LowRank(CovarianceForm):
+    """``R_c`` replaced by ``V_c V_c^T + diag(d_c)``: its largest eigenvectors, its own diagonal.
+
+    ``V_c`` holds what its directions have beyond the mean of the other eigenvalues, as in
+    probabilistic principal component analysis (Tipping & Bishop 1999, eq. 7); ``d_c`` makes up
+    for the diagonal.
+
+    By Woodbury's identity ``R^-1 = D^-1 - B^T B`` with ``B = L^-1 V^T D^-1`` and
+    ``L L^T = I + V^T D^-1 V``, so that a distance is one product with ``[x^2, x]`` and ``r`` more.
+
+    Args:
+        rank: ``r``, directions of each class, 0 to ``W``; with 0 a diagonal remains.
+    """
+
+    def __init__(self, rank: int) -> None:
+        if not hasattr(rank, "__index__") or rank < 0:
+            raise ValueError(f"rank={rank}: expected 0 or more directions a class")
+        self.rank = rank
+
+    def numbers(self, classes: int, width: int) -> int:
+        return classes * width * (min(self.rank, width) + 2)
+
+    def derive(
+        self,
+        means: Tensor,
+        matrices: Iterable[tuple[Tensor, Tensor]],
+        dtype: torch.dtype,
+        known: Mapping[int, Tensor],
+    ) -> dict[str, Tensor]:
+        start = 0
+        found: list[list[Tensor]] = []
+        for part, _ in matrices:
+            derived = self._of(part, means[start : start + len(part)])
+            found.append([tensor.to(dtype) for tensor in derived])
+            start += len(part)
+        weights, constants, directions, places = (
+            torch.cat(tensors) for tensors in zip(*found, strict=True)
+        )
+        return {
+            "weights": weights,
+            "constants": constants,
+            "directions": directions,
+            "places": places,
+        }
+
+    def _of(self, matrices: Tensor, means: Tensor) -> tuple[Tensor, ...]:
+        """Weights ``(G, 2 W)``, constants ``(G,)``, directions ``(G, r, W)``, places ``(G, r)``."""
+        rank = min(self.rank, matrices.shape[1])
+        values, vectors = torch.linalg.eigh(matrices)
+        rest = values[:, : matrices.shape[1] - rank]
+        floor = rest.sum(1) / max(rest.shape[1], 1)
+        kept = (values[:, None, matrices.shape[1] - rank :] - floor[:, None, None]).clamp(min=0)
+        loaded = vectors[:, :, matrices.shape[1] - rank :] * kept.sqrt()
+        diagonals = matrices.diagonal(dim1=1, dim2=2)
+        least = _LEAST * diagonals.mean(1, keepdim=True)
+        precisions = 1 / torch.maximum(diagonals - loaded.square().sum(2), least)
+        scaled = loaded * precisions[:, :, None]
+        inner = loaded.mT @ scaled
+        inner.diagonal(dim1=1, dim2=2).add_(1.0)
+        directions = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(inner), scaled.mT, upper=False
+        )
+        weights = torch.cat([-precisions, 2 * means * precisions], dim=1)
+        constants = -(means.square() * precisions).sum(1)
+        places = (directions @ means[:, :, None])[:, :, 0]
+        return weights, constants, directions, places
+
+    def queries(self, parts: Parts, features: Tensor) -> Tensor:
+        return torch.cat([features.square(), features], dim=1)
+
+    def write(self, parts: Parts, queries: Tensor, chosen: slice, out: Tensor) -> None:
+        torch.addmm(parts["constants"][chosen], queries, parts["weights"][chosen].T, out=out)
+        directions, places = parts["directions"][chosen], parts["places"][chosen]
+        classes, rank, width = directions.shape
+        # The components of a group of classes take the room of one block of logits.
+        group = max(1, classes // max(rank, 1))
+        for first in range(0, classes if rank else 0, group):
+            some = slice(first, first + group)
+            flat = directions[some].reshape(-1, width)
+            components = torch.addmm(places[some].reshape(-1), queries[:, width:], flat.T, beta=-1)
+            out[:, some] += components.square_().unflatten(1, (-1, rank)).sum(2)

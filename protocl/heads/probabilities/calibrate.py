@@ -1,0 +1,84 @@
+"""From a memory, or from left-out samples, to the calibration of a head."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from protocl.heads.probabilities.calibration import Calibration, fit_calibration
+from protocl.heads.probabilities.left_out import left_out_logits
+from protocl.heads.probabilities.table import CalibrationTable
+from protocl.heads.probabilities.virtual_samples import virtual_samples
+from protocl.memory import PrototypeMemory
+from protocl.memory.batch import Level
+
+if TYPE_CHECKING:
+    from protocl.heads.base import Head
+
+_BELOW = 8
+"""Half octaves below the inverse of a typical gap between logits at which a table begins."""
+
+
+def level_for(required: Level) -> Level:
+    """The least level that holds ``required`` and the pooled scatter."""
+    return "shared" if required in ("mean", "shared") else "full"
+
+
+def calibration_of(
+    head: Head, memory: PrototypeMemory, table: CalibrationTable | None
+) -> Calibration:
+    """The calibration of a head fitted to ``memory``; see :meth:`protocl.heads.Head.calibrate`."""
+    start = _start(head, memory)
+    if table is not None:
+        table.require(_origin(head, memory), start)
+        return fit_calibration(table, memory.total)
+    samples, rows = virtual_samples(memory)
+    logits = _without_autocast(head, samples)
+    return fit_calibration(CalibrationTable.of(logits, rows, start=start), memory.total)
+
+
+def left_out_table(
+    head: Head, memory: PrototypeMemory, features: Tensor, labels: Tensor, parts: int
+) -> CalibrationTable:
+    """The table behind :meth:`protocl.heads.Head.calibration_table`."""
+    logits, rows = left_out_logits(head, memory, features, labels, parts)
+    origin = _origin(head, memory)
+    return CalibrationTable.of(logits, rows, start=_start(head, memory), origin=origin)
+
+
+def _without_autocast(head: Head, mapped: Tensor) -> Tensor:
+    with torch.autocast(mapped.device.type, enabled=False):
+        return head.mapped_logits(mapped)
+
+
+def _start(head: Head, memory: PrototypeMemory) -> int:
+    """Exponent of the first inverse temperature, from how far logits of class means differ."""
+    logits = _without_autocast(head, memory.means).double()
+    classes = logits.shape[1]
+    own = logits.diagonal()
+    others = (logits.sum(1) - own) / max(classes - 1, 1)
+    gap = float((own - others).mean()) if classes > 1 else 1.0
+    return -_BELOW - (round(2 * math.log2(gap)) if 0 < gap < math.inf else 0)
+
+
+def _origin(head: Head, memory: PrototypeMemory) -> str:
+    """Digest of the statistics and of the head's settings."""
+    digest = hashlib.sha256(repr((type(head).__name__, _settings(head))).encode())
+    digest.update(repr(memory.describe()).encode())
+    for name, buffer in memory.named_buffers(recurse=False):
+        digest.update(name.encode())
+        digest.update(buffer.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _settings(head: Head) -> list[tuple[str, object]]:
+    plain = (str, int, float, bool, tuple, torch.dtype, type(None))
+    return sorted(
+        (name, value)
+        for name, value in vars(head).items()
+        if not name.startswith("_") and name != "training" and isinstance(value, plain)
+    )

@@ -1,0 +1,1 @@
+"""What a memory cannot hold, cannot tell apart, or cannot give back."""

@@ -1,0 +1,1 @@
+"""Runs: their folders, their sweeps, their results."""

@@ -1,0 +1,228 @@
+"""Many runs: one after the other in this process, or side by side in several."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Lock
+from typing import Protocol
+
+from protocl.config import ExperimentConfig
+from protocl.config.compose import to_yaml
+from protocl.errors import ProtoclError
+from protocl.io.atomic import atomic_write
+from protocl.io.provenance import available_cores
+from protocl.runner.experiment import Progress, run_experiment
+from protocl.runner.folders import LOG_FILE, discard_if_empty, is_complete, open_run, read_result
+from protocl.runner.host_warnings import hidden_host_notices
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_CarryOut = Callable[[int, ExperimentConfig, Path], "Outcome"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run of a sweep ended.
+
+    Attributes:
+        config: what was run.
+        folder: where it wrote; gone if it failed before it had a result or a log.
+        skipped: whether a finished run of this configuration was found and left as it is.
+        failure: what went wrong, or None.
+        exit_code: 0, or that of the failure.
+    """
+
+    config: ExperimentConfig
+    folder: Path
+    skipped: bool = False
+    failure: str | None = None
+    exit_code: int = 0
+
+
+class Observer(Protocol):
+    """Is told what happens; with several jobs, from several threads."""
+
+    def started(self, index: int, folder: Path) -> None:
+        """Run ``index`` begins."""
+
+    def progressed(self, index: int, progress: Progress) -> None:
+        """Run ``index`` has come to ``progress``."""
+
+    def ended(self, index: int, outcome: Outcome) -> None:
+        """Run ``index`` is over."""
+
+
+def run_sweep(
+    configs: Sequence[ExperimentConfig],
+    observer: Observer,
+    *,
+    jobs: int = 1,
+    debug: bool = False,
+) -> list[Outcome]:
+    """Carry out all runs; one that fails does not stop the others.
+
+    Args:
+        configs: one entry a run.
+        observer: is told what happens.
+        jobs: processes that work side by side, each with its share of the cores; 1 for none but
+            this one.
+        debug: with one job, let the first failure out as it was raised.
+
+    Returns:
+        The outcomes, in the order of ``configs``.
+    """
+    folders = [open_run(config) for config in configs]
+    todo: SimpleQueue[int] = SimpleQueue()
+    outcomes: dict[int, Outcome] = {}
+    for index, (config, folder) in enumerate(zip(configs, folders, strict=True)):
+        if is_complete(read_result(folder)):
+            outcomes[index] = Outcome(config, folder, skipped=True)
+            observer.ended(index, outcomes[index])
+        else:
+            todo.put(index)
+
+    def work(carry_out: _CarryOut) -> None:
+        for index in _drain(todo):
+            observer.started(index, folders[index])
+            outcomes[index] = carry_out(index, configs[index], folders[index])
+            if outcomes[index].failure is not None:
+                discard_if_empty(folders[index])
+            observer.ended(index, outcomes[index])
+
+    jobs = min(jobs, todo.qsize())
+    if jobs <= 1:
+        work(partial(_run_here, observer, debug))
+        return [outcomes[index] for index in range(len(configs))]
+    workers = [_Worker(observer, jobs) for _ in range(jobs)]
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for lane in [pool.submit(work, worker.run) for worker in workers]:
+                lane.result()
+        finally:  # also after Ctrl-C, when runs are under way and others wait
+            list(_drain(todo))
+            for worker in workers:
+                worker.close()
+    return [outcomes[index] for index in range(len(configs))]
+
+
+def _drain(todo: SimpleQueue[int]) -> Iterator[int]:
+    while True:
+        try:
+            yield todo.get_nowait()
+        except Empty:
+            return
+
+
+def _run_here(
+    observer: Observer, debug: bool, index: int, config: ExperimentConfig, folder: Path
+) -> Outcome:
+    try:
+        with hidden_host_notices():
+            report = partial(observer.progressed, index)
+            run_experiment(config, folder, on_progress=report, feature_progress=True)
+    except ProtoclError as error:
+        if debug:
+            raise
+        return Outcome(config, folder, failure=str(error), exit_code=error.exit_code)
+    except Exception as error:  # the other runs go on; the log has the traceback
+        if debug:
+            raise
+        atomic_write(folder / LOG_FILE, traceback.format_exc())
+        failure = f"{type(error).__name__}: {error} (see {folder / LOG_FILE})"
+        return Outcome(config, folder, failure=failure, exit_code=1)
+    return Outcome(config, folder)
+
+
+class _Worker:
+    """A process for runs (:mod:`protocl.runner.worker`), started when needed and again if it dies.
+
+    Args:
+        observer: is told of progress.
+        jobs: processes that share the cores.
+    """
+
+    def __init__(self, observer: Observer, jobs: int) -> None:
+        self._observer = observer
+        self._environment = {**os.environ, **_thread_limits(jobs)}
+        self._process: subprocess.Popen[str] | None = None
+        self._closed = False
+        self._lock = Lock()
+
+    def run(self, index: int, config: ExperimentConfig, folder: Path) -> Outcome:
+        """Carry out one run and wait for its end."""
+        process = self._alive()
+        if process is None:
+            return Outcome(config, folder, failure="not started", exit_code=1)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        order = {"config": to_yaml(config), "folder": str(folder)}
+        try:
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return self._died(process, config, folder)
+        for line in process.stdout:
+            answer = json.loads(line)
+            if "progress" in answer:
+                self._observer.progressed(index, Progress(**answer["progress"]))
+            elif "failed" in answer:
+                return Outcome(
+                    config, folder, failure=answer["failed"], exit_code=answer["exit_code"]
+                )
+            else:
+                return Outcome(config, folder)
+        return self._died(process, config, folder)
+
+    def close(self) -> None:
+        """End the process, whatever it is doing; a run under way can be resumed."""
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+    def _alive(self) -> subprocess.Popen[str] | None:
+        """The process, started if there is none; None once :meth:`close` was called."""
+        with self._lock:
+            if self._closed:
+                return None
+            return self._started()
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "protocl.runner.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=self._environment,
+            )
+        return self._process
+
+    def _died(
+        self, process: subprocess.Popen[str], config: ExperimentConfig, folder: Path
+    ) -> Outcome:
+        code = process.wait()
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        failure = (
+            f"its process {how} (see {folder / LOG_FILE}); "
+            "the same command with resume=true continues it"
+        )
+        return Outcome(config, folder, failure=failure, exit_code=1)
+
+
+def _thread_limits(jobs: int) -> dict[str, str]:
+    """Environment that gives each of ``jobs`` processes its share of the cores."""
+    share = max(1, available_cores() // jobs)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(share, int(given)) if given.isdecimal() else share
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads))

@@ -1,0 +1,1 @@
+"""Avalanche's own parts, made fast, and its classifiers beside ours."""

@@ -1,0 +1,1 @@
+"""Statistics of classes seen before, carried along when the backbone moves."""

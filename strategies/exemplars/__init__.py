@@ -1,0 +1,1 @@
+"""Stored samples: which are kept, and for how many classes."""

@@ -1,0 +1,1 @@
+"""Strategies on a backbone that stays, or is adapted by the first experience only."""

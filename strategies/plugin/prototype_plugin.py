@@ -1,0 +1,356 @@
+"""Prototype memory for any Avalanche strategy, attached in one line.
+
+``Naive(model, optimizer, ..., plugins=[PrototypePlugin()])`` trains as before, to the last bit of
+its weights. Beside it the plugin keeps the statistics of each class's features, and at evaluation
+it answers through a head that follows from them, in place of the model's own classifier.
+
+Stored between experiences: the statistics of :class:`protocl.PrototypeMemory`; no samples.
+
+Which prototypes a moving backbone leaves behind: those of old classes stay as they were computed,
+so they age as the backbone trains on. With a frozen or slowly moving backbone that costs little;
+otherwise they may be worth nothing: carry them along with :class:`.DriftCompensation`, or call
+:meth:`PrototypePlugin.refresh` with data of the old classes (a replay buffer).
+
+Avalanche 0.6.0 has faults that no plugin can mend. What to do about them:
+
+* ``avalanche.training.checkpoint.save_checkpoint`` fails with every torch optimizer
+  (``PicklingError``): save ``strategy.model.state_dict()``, ``strategy.optimizer.state_dict()`` and
+  ``plugin.state_dict()`` with ``torch.save``, or run by ``protocl run``, which resumes by itself.
+* ``class_incremental_benchmark`` drops classes that do not divide evenly (10 classes in 3
+  experiences lose one), and LwF, iCaRL, FeCAM and SCR fail on it: use ``nc_benchmark``.
+* ``Replay`` with ``persistent_workers=True`` and no workers fails: leave the argument out.
+* ``Replay(..., plugins=mine)`` and its like may append to ``mine``: give each strategy a new list.
+* The first ``train`` puts every parameter of the model in the optimizer, whatever you gave it:
+  freeze a backbone by ``requires_grad_(False)``. Its BatchNorm layers are then kept from moving.
+* Unknown keywords of ``train`` and ``eval`` are ignored: ``num_workrs=2`` does nothing.
+* Stream accuracy with task labels is logged under the last task's name only.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor, nn
+
+from protocl.errors import NotFittedError
+from protocl.heads import NearestMean
+from protocl.heads.base import Head
+from protocl.memory import PrototypeMemory
+from protocl.memory.batch import Level
+from protocl.strategies.plugin.classifier_layer import FeatureFinder
+from protocl.strategies.plugin.extraction import (
+    Signature,
+    classes_of,
+    features_of,
+    least_width,
+    sample_of,
+)
+from protocl.strategies.plugin.feature_buffer import Piece, in_pieces
+from protocl.strategies.plugin.feature_hook import (
+    FeatureTap,
+    joined,
+    refuse_compiled,
+    undisturbed,
+)
+from protocl.strategies.plugin.still_backbone import StillBackbone
+from protocl.strategies.plugin.task_classes import TaskClasses, refuse_empty, tasks_of
+from protocl.strategies.plugin.training_pass import TrainingPass, was_cut
+
+
+class PrototypePlugin(SupervisedPlugin[Any]):
+    """Maintains a prototype memory during training and answers from it at evaluation.
+
+    Args:
+        head: turns the memory into logits; ``NearestMean()`` by default.
+        layer: name of the model's classification layer, whose input are the features; by default
+            the layer whose output is what the model returns. A model without a linear layer is a
+            feature extractor.
+        collect: ``"extra_pass"`` reads the experience once more after it was trained on, in
+            evaluation mode; training on the same experience again straight away replaces what it
+            contributed, so that nothing counts twice.
+            ``"training"`` takes the features of the last training epoch as they come by, at almost
+            no cost, but they were computed before the epoch's remaining steps, in training mode
+            and with augmentation; replayed samples of classes that are not in the experience are
+            left out. Where that epoch is cut short, drops samples or replays some of the classes of
+            the experience, an extra pass takes its place, with a warning.
+        memory: statistics to start from, such as a loaded or merged memory.
+        level: keep more than the head needs, for instance to fit another head later.
+        num_workers: processes that load data in the extra pass; by default those of ``train``.
+        floor: logit of classes never seen. Cross-entropy on samples of such a class is infinite
+            for ``-inf``; a finite floor is lowered where a seen class scores less.
+        mask_tasks: where samples carry task labels, let only classes seen under that label win.
+        per_task: keep a prototype for each pair of task and class, for benchmarks whose class ids
+            start at zero in each task.
+        fingerprint: identity of a frozen backbone, kept in the memory.
+        exact: sum in fixed point, as :class:`protocl.PrototypeMemory` explains.
+        step: quantisation step of ``exact``.
+
+    Attributes:
+        still: holds the buffers of a frozen backbone; None to let them move.
+        memory: the statistics, or None until the first features were seen. With
+            ``collect="training"`` up to 8,192 samples wait to be added until the next evaluation
+            or the end of the experience.
+        head: fitted to the memory whenever it is asked.
+    """
+
+    def __init__(
+        self,
+        head: Head | None = None,
+        *,
+        layer: str | None = None,
+        collect: Literal["extra_pass", "training"] = "extra_pass",
+        memory: PrototypeMemory | None = None,
+        level: Level | None = None,
+        num_workers: int | None = None,
+        floor: float = float("-inf"),
+        mask_tasks: bool = True,
+        per_task: bool = False,
+        fingerprint: str | None = None,
+        exact: bool = False,
+        step: float = 2.0**-16,
+    ) -> None:
+        super().__init__()
+        if collect not in ("extra_pass", "training"):
+            raise ValueError(f"collect='{collect}': expected 'extra_pass' or 'training'")
+        if not isinstance(head, Head | None):
+            raise TypeError(f"head={head!r}: expected a head, such as NearestMean()")
+        self.head = NearestMean() if head is None else head
+        self.layer = layer
+        self.collect = collect
+        self.memory = memory
+        self.level = level
+        self.num_workers = num_workers
+        self.floor = floor
+        self.fingerprint = fingerprint
+        self.exact = exact
+        self.step = step
+        self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
+        self._tap = FeatureTap()
+        self._find = FeatureFinder(layer)
+        # Two, because an evaluation can come in the middle of an epoch.
+        self._collects = False
+        self._answers = False
+        self.still: StillBackbone | None = StillBackbone()
+        self._pass = TrainingPass()
+        self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
+        self._model: weakref.ref[nn.Module] | None = None
+
+    # -- learning ---------------------------------------------------------------------------
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_compiled(strategy.model)
+        known = self._model is None or self._model() is strategy.model
+        if self.memory is not None and not known:
+            warnings.warn(
+                "this PrototypePlugin holds statistics of another model, to which those of this "
+                "one are added; attach a new plugin, or set plugin.memory = None, to begin anew",
+                stacklevel=2,
+            )
+        self._model = weakref.ref(strategy.model)
+
+    def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_empty(strategy.experience)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if self.collect == "training":  # at once, so that unknown classes are refused at once
+            self._pass = TrainingPass(classes_of(strategy.experience.dataset).to(strategy.device))
+        if self.still is not None:
+            self.still.begin(strategy.model)
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        last = strategy.clock.train_exp_epochs == strategy.train_epochs - 1
+        self._collects = last and self.collect == "training"
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        point = self._find(strategy.model, sample_of(strategy))
+        if self.still is not None:
+            self.still.before_forward(strategy.model, point)
+        if self._collects:
+            self._tap.open_at(strategy.model, point)
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        seen = self._tap.close(strategy.mb_output)
+        if self.still is not None:
+            self.still.after_forward(strategy.model)
+        if not seen:
+            return
+        labels, tasks = strategy.mb_y, tasks_of(strategy)
+        features = joined(seen, tasks)
+        if len(features) != len(labels):
+            raise RuntimeError(
+                f"{len(features)} features but {len(labels)} labels in a training mini-batch: "
+                "another plugin changed the batch; use PrototypePlugin(collect='extra_pass')"
+            )
+        batch = features, labels, tasks
+        if not self._pass.waiting.fits(batch):
+            self._flush(strategy)
+        self._pass.add(batch)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        if self._collects:
+            self._flush(strategy)
+            size, cut = len(strategy.experience.dataset), was_cut(strategy)
+            if cut or self._pass.counted != size:
+                self.memory = self._pass.taken_back(self.memory, size, cut)
+                self._pass = TrainingPass()
+        self._collects = False
+        if self.still is not None:
+            self.still.end_epoch(strategy.model)
+
+    def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
+        if self.still is not None:
+            self.still.end(strategy.model)
+        # Early stopping ends an experience before the epoch that collects.
+        if self._pass.samples:
+            self._flush(strategy)
+            self._pass = TrainingPass()  # its memory is not needed until the next experience
+        else:
+            self._extra_pass(strategy, num_workers)
+
+    def refresh(self, strategy: Any, datasets: Iterable[Any]) -> None:
+        """Compute the whole memory anew, with the model as it is now.
+
+        Args:
+            strategy: the strategy that the plugin is attached to.
+            datasets: Avalanche datasets with samples of every class to be kept, such as
+                ``[replay.storage_policy.buffer]``; classes without samples are forgotten.
+        """
+        fresh: PrototypeMemory | None = None
+        for dataset in datasets:
+            for _, features, labels, tasks in features_of(strategy, dataset, self.layer):
+                fresh = fresh or self._new_memory(features)
+                fresh.update(features, self.tasks.note(labels, tasks))
+        self.memory, self._last = fresh, None
+
+    def _flush(self, strategy: Any) -> None:
+        """Update the memory with what waits, leaving out replayed samples of other classes."""
+        if not self._pass.waiting:
+            return
+        features, labels, tasks = self._pass.waiting.take()
+        mine = torch.isin(labels, self._pass.classes)
+        if not mine.all():  # selecting copies
+            features, labels = features[mine], labels[mine]
+            tasks = None if tasks is None else tasks[mine]
+        piece = self._new_memory(features).update(features, self.tasks.note(labels, tasks))
+        self.memory = self._pass.give(self.memory, piece)
+
+    def _extra_pass(self, strategy: Any, num_workers: int) -> None:
+        """Add the statistics of the current experience, or replace those it added just before."""
+        workers = num_workers if self.num_workers is None else self.num_workers
+        part: PrototypeMemory | None = None
+        dataset = strategy.experience.dataset
+        signature = Signature(len(dataset))
+
+        def signed() -> Iterator[Piece]:
+            passed = features_of(strategy, dataset, self.layer, workers, held=True)
+            for x, features, labels, tasks in passed:
+                signature.add(x, labels)
+                yield features, labels, tasks
+
+        with undisturbed(strategy.model):
+            for features, labels, tasks in in_pieces(signed()):
+                part = part or self._new_memory(features)
+                part.update(features, self.tasks.note(labels, tasks))
+        if part is None:
+            return
+        moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
+        moves = moves or (self.still is not None and self.still.moved)
+        samples = signature.value()
+        if self.memory is not None and self._last is not None:
+            before, contribution, revision = self._last
+            if revision == self.memory.revision and torch.equal(before, samples):
+                if contribution is None:
+                    return  # the backbone is frozen, so the statistics are those already there
+                self.memory -= contribution
+        if self.memory is not None:
+            self.memory += part
+        else:
+            # Without a copy: statistics can be gigabytes. Only a moving backbone needs its own.
+            self.memory = part.copy() if moves else part
+        self._last = (samples, part if moves else None, self.memory.revision)
+
+    def _new_memory(self, features: Tensor) -> PrototypeMemory:
+        memory = self.head.new_memory(
+            features.shape[1],
+            level=self.level,
+            exact=self.exact,
+            step=self.step,
+            fingerprint=self.fingerprint,
+        )
+        return memory.to(features.device)
+
+    # -- answering --------------------------------------------------------------------------
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        refuse_compiled(strategy.model)
+        self._flush(strategy)  # an evaluation in the middle of training
+        if self.memory is not None:
+            self.memory.to(strategy.device)
+            self.head.to(strategy.device)
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._answers = self.memory is not None and len(self.memory) > 0
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        if self._answers:
+            self._tap.open_at(strategy.model, self._find(strategy.model, sample_of(strategy)))
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        seen = self._tap.close(strategy.mb_output)
+        if not seen:
+            return
+        tasks = tasks_of(strategy)
+        width = least_width(strategy, self._find.point)
+        strategy.mb_output = self.logits(joined(seen, tasks), tasks, width)
+
+    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._answers = False
+
+    def logits(self, features: Tensor, tasks: Tensor | None = None, width: int = 0) -> Tensor:
+        """Logits ``(N, width or more)`` with one column for each class id.
+
+        Args:
+            features: ``(N, D)``.
+            tasks: task labels ``(N,)``, if the samples carry any.
+            width: least number of columns.
+
+        Raises:
+            NotFittedError: no features have been seen.
+        """
+        if self.memory is None:
+            raise NotFittedError("PrototypePlugin has no prototypes yet: train an experience first")
+        logits = self.head.fit(self.memory)(features)
+        return self.tasks.dense(logits, self.head.classes, tasks, width, self.floor)
+
+    # -- state ------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_model": None}  # neither copied nor pickled
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only, so that ``torch.load`` needs no pickled code.
+
+        What the last experience contributed is not part of it: after loading, training on that
+        same experience again adds to what it contributed before.
+        """
+        return {
+            "feature_dim": None if self.memory is None else self.memory.feature_dim,
+            "memory": None if self.memory is None else self.memory.state_dict(),
+            "tasks": {task: sorted(classes) for task, classes in self.tasks.seen.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
+        self._last = None
+        self.tasks.seen = {task: set(classes) for task, classes in state["tasks"].items()}
+        if state["memory"] is None:
+            self.memory = None
+            return
+        if self.memory is None:
+            self.memory = self._new_memory(torch.empty(0, state["feature_dim"]))
+        self.memory.load_state_dict(state["memory"])

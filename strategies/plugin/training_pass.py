@@ -1,0 +1,72 @@
+"""What an epoch of training contributes to a memory, as long as it may have to be taken back."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protocl.memory import PrototypeMemory
+from protocl.strategies.plugin.feature_buffer import Piece, PieceBuffer
+
+
+class TrainingPass:
+    """Features of one epoch as they come by.
+
+    Attributes:
+        waiting: what was seen and not yet added to a memory.
+        classes: ``(K,)`` ids of the experience, whose samples alone are added.
+        part: statistics of what was added, or None.
+        samples: number of all that was seen.
+    """
+
+    def __init__(self, classes: Tensor | None = None) -> None:
+        self.waiting = PieceBuffer()
+        self.classes = torch.zeros(0, dtype=torch.int64) if classes is None else classes
+        self.part: PrototypeMemory | None = None
+        self.samples = 0
+
+    @property
+    def counted(self) -> int:
+        """Samples that were added, which are those of the experience's classes."""
+        return 0 if self.part is None else self.part.total
+
+    def add(self, batch: Piece) -> None:
+        """Take in a mini-batch, for which there must be room."""
+        self.samples += len(batch[0])
+        self.waiting.add(batch)
+
+    def give(self, memory: PrototypeMemory | None, piece: PrototypeMemory) -> PrototypeMemory:
+        """Add the statistics of a piece to ``memory``, which is new if None."""
+        self.part = piece if self.part is None else self.part.merge(piece)
+        return piece.copy() if memory is None else memory.merge(piece)
+
+    def taken_back(
+        self, memory: PrototypeMemory | None, size: int, cut: bool
+    ) -> PrototypeMemory | None:
+        """``memory`` without what was given to it, said in a warning; None if that was all.
+
+        Args:
+            memory: what was given to.
+            size: samples of the experience.
+            cut: training was stopped in the epoch; else it dropped samples or replayed some.
+        """
+        if self.samples:
+            came = f"training stopped after {self.samples} samples of the epoch in which"
+            if not cut:
+                came = f"{self.counted} samples of the experience's classes came in the epoch where"
+            warnings.warn(
+                f"{came} collect='training' collects: all {size} samples of the experience are "
+                "read in an extra pass instead",
+                stacklevel=3,
+            )
+        if memory is None or self.part is None:
+            return memory
+        return memory if len(memory.subtract(self.part)) else None
+
+
+def was_cut(strategy: Any) -> bool:
+    """Whether the present epoch ended before the last mini-batch of its loader."""
+    return bool(strategy.clock.train_epoch_iterations < len(strategy.dataloader))

@@ -1,0 +1,1 @@
+"""What methods share that train the backbone by losses on its features."""

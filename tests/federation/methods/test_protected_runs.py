@@ -1,0 +1,110 @@
+"""``protocl federate`` with the methods ``protected`` and ``robust``, on digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from protocl import PrototypeMemory
+from protocl.errors import ConfigError
+from protocl.federation.client.client import ClientData
+from protocl.federation.config.compose import load
+from protocl.federation.runner.run import FederatedRun, run_federation
+from protocl.federation.server.state import same_statistics
+from protocl.runner.folders import open_run
+
+
+def run(tmp_path: Path, *words: str) -> tuple[dict[str, Any], PrototypeMemory]:
+    (config,) = load([f"output={tmp_path}", *words])
+    folder = open_run(config)
+    result = run_federation(config, folder)
+    return result, PrototypeMemory.load(folder / "memory.safetensors")
+
+
+@pytest.mark.parametrize("words", [["rounds=1"], ["rounds=3", "partition.growth=samples"]])
+def test_secure_run_equals_the_plain_one(tmp_path: Path, words: list[str]) -> None:
+    secure, memory = run(tmp_path, "federation=digits_secure", *words)
+    plain, expected = run(tmp_path, "federation=digits", *words)
+    assert same_statistics(memory, expected)
+    assert secure["metrics"] == plain["metrics"]
+    kinds = {f"train.{step}" for step in ("advertise", "share", "mask", "unmask")}
+    assert set(secure["federation"]["bytes_by_message_type"]) == kinds
+
+
+def test_secure_run_with_lost_replies_equals_the_plain_one(tmp_path: Path) -> None:
+    """One answer in fifty is lost at any step; later rounds make up for it while data grow."""
+    words = ["clients=12", "partition=iid", "partition.growth=samples", "rounds=9", "lost=0.02"]
+    _, memory = run(tmp_path, "federation=digits_secure", "seed=3", *words)
+    _, expected = run(tmp_path, "federation=digits", "seed=3", *words[:-1])
+    missing = expected.copy().subtract(memory)  # and what is there is nothing else
+    assert 0 <= missing.total < expected.total / 10
+
+
+@pytest.mark.parametrize("noise", ["central", "distributed"])
+def test_private_run(tmp_path: Path, noise: str) -> None:
+    result, memory = run(tmp_path, "federation=digits_private", f"method.noise={noise}")
+    assert result["metrics"]["last_accuracy"] > 0.8
+    _, plain = run(tmp_path, "federation=digits")
+    assert memory.classes.tolist() == plain.classes.tolist()
+    assert not torch.equal(memory.counts, plain.counts)
+    assert result["federation"]["privacy"] == {
+        "noise": noise, "epsilon": 2.0, "delta": 1e-5, "clip": 3.5, "secure": True,
+        "colluders": 0,
+    }  # fmt: skip
+
+
+def attacked(config_words: list[str], folder: Path) -> float:
+    """Accuracy of a run in which 6 of 20 clients give every class the name of the next."""
+    (config,) = load([*config_words, f"output={folder}"])
+    federated = FederatedRun(config, open_run(config), lambda report: None)
+    honest = federated.clients.__call__
+
+    def lying(context: Any) -> ClientData:
+        data = honest(context)
+        if int(context.node_config["partition-id"]) >= 6:
+            return data
+        return ClientData([(x, (y + 1) % 10) for x, y in data.chunks])
+
+    federated.method.client.load = lying  # type: ignore[attr-defined]
+    return float(federated.finish()["metrics"]["last_accuracy"])
+
+
+def test_robust_run_withstands_liars(tmp_path: Path) -> None:
+    words = ["federation=digits_robust", "seed=1"]
+    assert attacked([*words, "method.centre=exact"], tmp_path) < 0.82
+    assert attacked(words, tmp_path) > 0.87
+    screened = [*words, "method.centre=exact", "method.screen=0.5", "method.head=lda"]
+    assert attacked(screened, tmp_path) > 0.9
+
+
+def test_robust_run_without_liars_keeps_every_client(tmp_path: Path) -> None:
+    result, memory = run(tmp_path, "federation=digits_robust", "rounds=2", "seed=2", "evaluate=1")
+    assert result["metrics"]["last_accuracy"] > 0.89
+    assert len(memory) == 10
+    assert 0.7 * 1347 < memory.total < 1347  # counts are capped
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=robust", "method.head=lda"], "needs second moments"),
+        (["method=robust", "method.keep_contributions=false"], "side by side"),
+        (["method=robust", "method.trim=0.6"], r"method\.trim=0\.6"),
+        (["method=robust", "method.centre=mode"], "method.centre='mode'"),
+        (["method=robust", "method.screen=3"], "minimum=3"),
+        (["method=protected", "method.noise=some"], "method.noise=some"),
+        (["method=protected", "method.noise=local", "method.epsilon=-1"], "epsilon=-1"),
+        (["method=protected", "method.noise=local", "method.clip=0"], "clip=0"),
+        (["method=protected", "method.colluders=-1"], r"method\.colluders=-1"),
+        (["method=protected", "method.colluders=9"], "needs 11 clients"),
+        (["method=protected", "method.noise=distributed", "method.secure=false"], "without secure"),
+    ],
+)
+def test_settings_that_do_not_work_are_refused(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, "federation=digits", *words)

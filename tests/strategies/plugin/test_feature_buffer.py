@@ -1,0 +1,52 @@
+"""Mini-batches joined to pieces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocl.strategies.plugin.feature_buffer import PieceBuffer, in_pieces
+
+
+def batches(sizes, tasks):
+    start = 0
+    for size in sizes:
+        labels = torch.arange(start, start + size)
+        yield labels[:, None] * torch.ones(3), labels, labels % 2 if tasks else None
+        start += size
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.booleans())
+def test_pieces_hold_every_sample_once_and_in_order(sizes, tasks):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("protocl.strategies.plugin.feature_buffer.MOST_SAMPLES", 7)
+        pieces = [
+            (features.clone(), labels.clone(), None if seen is None else seen.clone())
+            for features, labels, seen in in_pieces(batches(sizes, tasks))
+        ]
+    everything = torch.arange(sum(sizes))
+    assert torch.equal(torch.cat([labels for _, labels, _ in pieces]), everything)
+    assert torch.equal(torch.cat([features for features, _, _ in pieces])[:, 0].long(), everything)
+    assert max(len(labels) for _, labels, _ in pieces) <= max(7, *sizes)
+    if tasks:
+        assert torch.equal(torch.cat([seen for _, _, seen in pieces]), everything % 2)
+
+
+def test_another_kind_of_batch_does_not_fit():
+    buffer = PieceBuffer()
+    features, labels = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)
+    buffer.add((features, labels, None))
+    assert buffer.fits((features, labels, None))
+    for other in (
+        (features.double(), labels, None),
+        (features[:, :2], labels, None),
+        (features, labels, labels),
+    ):
+        assert not buffer.fits(other)
+        with pytest.raises(ValueError, match="2 samples wait"):
+            buffer.add(other)
+    buffer.take()
+    buffer.add((features.double(), labels, None))
+    assert buffer.take()[0].dtype == torch.float64
