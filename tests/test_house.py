@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -140,3 +141,17 @@ def test_a_strategy_is_found_by_its_name(name: str) -> None:
         )
     if name in RECIPES:
         assert (ROOT / "protocl" / "heads" / f"{RECIPES[name]}.py").is_file()
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 100] == []
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    ]
+    assert len(links) > 10
+    assert [str(page) for page, target in links if not (page.parent / target).exists()] == []
