@@ -33,7 +33,7 @@ SEEDS = (1, 2, 3)
 
 
 def exact_sum(memories: Sequence[PrototypeMemory]) -> PrototypeMemory:
-    """No defence."""
+    """Merge by the exact sum: no defence."""
     total = memories[0].empty_like()
     for memory in memories:
         total.merge(memory)
@@ -89,7 +89,7 @@ def study(seeds: Sequence[int] = SEEDS, alpha: float = 1.0) -> list[Row]:
 
 
 def attacked(honest: Sequence[PrototypeMemory], attack: str, seed: int) -> list[PrototypeMemory]:
-    """What the server receives under ``attack`` (``"none"`` for nothing but the truth)."""
+    """Contributions that the server receives under ``attack`` (``"none"`` for the truth)."""
     if attack == "none":
         return list(honest)
     generator = torch.Generator().manual_seed(seed)

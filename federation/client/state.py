@@ -123,7 +123,7 @@ class ClientState:
 
 
 class StateStore(Protocol):
-    """Where the states of clients are kept."""
+    """A store of the states of clients."""
 
     def open(self, client: str, empty: PrototypeMemory) -> AbstractContextManager[ClientState]:
         """The state of ``client``, for a ``with`` block that saves it when it ends well.
@@ -158,7 +158,7 @@ class NoStates:
 
 
 class StatesOnDisk:
-    """One file a client, replaced as a whole; a client that is killed goes on where it was.
+    """States on disk, a file for each client: one that is killed goes on where it was.
 
     Args:
         folder: made when needed.

@@ -37,7 +37,7 @@ _ROUNDS = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a federation learns; the same on the server and on every node.
+    """The task of a federation: data, model and head, the same on the server and on every node.
 
     Attributes:
         load: gives a node its own data: features, or samples with ``method.distribute=true``.

@@ -96,7 +96,7 @@ def _serve(grid: Grid, strategy: LastingStrategy, values: Mapping[str, Any], out
 
 
 def output_folder(run_config: Mapping[str, Any]) -> Path:
-    """The server's folder.
+    """The folder in which the server keeps its files.
 
     Raises:
         ConfigError: it is not given as an absolute one.

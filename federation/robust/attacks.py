@@ -63,7 +63,7 @@ def inflate_counts(
 
 
 def sybils(honest: Sequence[PrototypeMemory], generator: torch.Generator) -> list[PrototypeMemory]:
-    """One attacker under many names: all send the flipped sum of what they have, nearly."""
+    """Attack under many names: all send nearly the flipped sum of what they have."""
     pooled = honest[0].empty_like()
     for memory in flip_labels(honest, generator):
         pooled.merge(memory)

@@ -268,10 +268,10 @@ class MaskingChannel(Protocol):
 
     @property
     def new(self) -> Collection[int]:
-        """Who of those who enrolled says that it has something new."""
+        """Parties that enrolled and say that they have something new."""
 
     def advertise(self, agreement: Agreement) -> Mapping[int, PublicKeys]:
-        """Invite all parties."""
+        """Invite all parties to send their public keys."""
 
     def share(self, roster: Mapping[int, PublicKeys]) -> Mapping[int, Mapping[int, bytes]]:
         """Give the roster to everybody in it."""
@@ -283,7 +283,7 @@ class MaskingChannel(Protocol):
 
 
 class Channel(MaskingChannel, Protocol):
-    """One over which a sum is finished as well."""
+    """A channel to the parties over which an unfinished sum is finished as well."""
 
     def unmask(self, survivors: list[int]) -> Mapping[int, Revealed]:
         """Tell the survivors who survived."""

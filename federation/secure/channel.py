@@ -182,7 +182,7 @@ class RoundChannel(FlowerChannel):
     # -- the steps of a secure sum ----------------------------------------------------------
 
     def advertise(self, agreement: Agreement) -> dict[int, PublicKeys]:
-        """Invite all clients.
+        """Invite all clients to send their public keys.
 
         Raises:
             NothingNewError: no client has anything to add.

@@ -117,7 +117,7 @@ class ProtectedClient:
         return _reply(message, {**self._offer(context), "keys": keys.to_bytes()})
 
     def share(self, message: Message, context: Context) -> Message:
-        """Step 2."""
+        """Step 2 of a sum: deal shares of the own secrets."""
         offer = self._held(context)
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
@@ -129,7 +129,7 @@ class ProtectedClient:
         return self._continue(message, context, step)
 
     def mask(self, message: Message, context: Context) -> Message:
-        """Step 3.
+        """Step 3 of a sum: send the masked vector.
 
         Raises:
             SecureAggregationError: the vector was given for a sum before, of which this server
@@ -306,7 +306,7 @@ def write_agreement(agreement: Agreement) -> Reply:
 
 
 def read_agreement(config: ConfigRecord) -> Agreement:
-    """What :func:`write_agreement` wrote."""
+    """Read the agreement that :func:`write_agreement` wrote."""
     return Agreement(
         cast(bytes, config["session"]),
         str(config["layout-digest"]),

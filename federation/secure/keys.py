@@ -126,7 +126,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class PublicKeys:
-    """What a party tells all others about itself.
+    """The public keys of a party, which all others are told.
 
     Attributes:
         sealing: X25519 key under which shares are sealed for it, 32 bytes.
@@ -146,7 +146,7 @@ class PublicKeys:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PublicKeys:
-        """What :meth:`to_bytes` gave.
+        """Read keys from the bytes that :meth:`to_bytes` gave.
 
         Raises:
             SecureAggregationError: these are not 96 bytes.

@@ -62,12 +62,12 @@ class Offer:
 
     @property
     def span(self) -> dict[str, Any]:
-        """All but the vector."""
+        """The offer without its vector."""
         return {key: value for key, value in vars(self).items() if key != "vector"}
 
 
 class OffersOnDisk:
-    """One file a client, replaced as a whole.
+    """Offers on disk: a file for each client, replaced as a whole.
 
     Args:
         folder: made when needed.

@@ -32,7 +32,7 @@ SEALED_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + 1 + 16
 
 
 class Participant:
-    """One party, for one sum. Its methods are called in order, each once.
+    """A party of one sum. Its methods are called in order, each once.
 
     A secret's shares must never be given away for both of a party's secrets, or the server could
     strip that party's vector of all masks; hence nothing here can be called twice, but the last
@@ -58,7 +58,7 @@ class Participant:
         self._survivors: set[int] = set()
 
     def state(self) -> dict[str, bytes | str]:
-        """All of this party, secrets included, to be kept on the client between two steps."""
+        """The whole state of this party, secrets included, kept on the client between two steps."""
         return {
             "step": self._step,
             "sealing": self._sealing.private_bytes_raw(),

@@ -26,7 +26,7 @@ PATIENCE = 10
 
 @dataclass
 class UnfinishedSum:
-    """One secure sum whose masked vectors are added up.
+    """A secure sum whose masked vectors are added up, and whose masks are still on it.
 
     Attributes:
         aggregator: the server's side of it.

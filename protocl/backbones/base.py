@@ -147,7 +147,7 @@ class Classifier(nn.Module):
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(N, C)``."""
+        """Classify samples ``(N, ...)``: logits ``(N, C)``."""
         logits: Tensor = self.classifier(self.backbone(x))
         return logits
 

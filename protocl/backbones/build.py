@@ -16,7 +16,7 @@ from protocl.registry import BACKBONES
 
 @dataclass
 class BackboneConfig:
-    """Which feature extractor (configuration group ``backbone``).
+    """Settings of a feature extractor (configuration group ``backbone``).
 
     Attributes:
         name: registered backbone (``protocl list backbones``), or ``timm/NAME`` for a model of

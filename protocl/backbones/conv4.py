@@ -23,7 +23,7 @@ def build_conv4(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbon
 
 
 def build_conv4_map(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone:
-    """The same four blocks, the last without pooling: a 28x28 image gives 3x3x64 features."""
+    """Build four blocks of which the last does not pool: a 28x28 image gives 3x3x64 features."""
     filters = config.width or 64
     return _build("conv4_map", config, input_shape, [filters] * BLOCKS, pools=BLOCKS - 1)
 

@@ -141,7 +141,7 @@ def encode_once(
     cache: str | os.PathLike[str],
     device: torch.device | str | None = None,
 ) -> ArrayData:
-    """The same data set with features ``(N, D)`` of a frozen backbone in place of the samples.
+    """Replace the samples of a data set by features ``(N, D)`` of a frozen backbone, once ever.
 
     Args:
         data: images or feature vectors.
@@ -188,7 +188,7 @@ class FeatureCache:
         device: torch.device | str | None = None,
         progress: bool = True,
     ) -> ArrayData:
-        """The same data set with features ``(N, D)`` in place of the samples.
+        """Replace the samples of a data set by features ``(N, D)``, from the cache where they are.
 
         Arguments are those of :func:`extract`.
         """
@@ -211,7 +211,7 @@ class FeatureCache:
             return data.with_samples(features(data.x_train), features(data.x_test))
 
     def path(self, backbone_fingerprint: str, samples_hash: str) -> Path:
-        """Where the features of these samples under this backbone are kept."""
+        """The folder in which the features of these samples under this backbone are kept."""
         return self.root / backbone_fingerprint[:32] / f"{samples_hash[:32]}.safetensors"
 
     def _shard(

@@ -13,7 +13,7 @@ _DEFAULT_WIDTH = 256
 
 
 def build_mlp(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone:
-    """Two linear layers with a ReLU in between: ``width`` (256) hidden units, half of it features.
+    """Build two linear layers and a ReLU: ``width`` (256) hidden units, half as many features.
 
     Images are scaled from [0, 1] to [-1, 1] first. With the default width this is the encoder of
     ProtoCL on MNIST and Fashion-MNIST: 784-256-128.

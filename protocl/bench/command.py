@@ -98,7 +98,7 @@ def run(
 
 
 def report(comparisons: Sequence[Comparison], size: Size, threads: int) -> dict[str, Any]:
-    """All results with the machine and the versions that they hold for, ready for JSON."""
+    """Results with the machine and the versions that they hold for, ready for JSON."""
     return {
         "format": FORMAT,
         "size": vars(size),

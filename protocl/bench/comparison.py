@@ -20,7 +20,7 @@ Kind = Literal["speedup", "cost", "share", "limit"]
 
 @dataclass(frozen=True)
 class Point:
-    """Where a comparison stands on a curve.
+    """The place of a comparison on a curve.
 
     Attributes:
         curve: name of the operation.
@@ -33,7 +33,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One case measured on both sides in the same run.
+    """A case that was measured on both sides in the same run.
 
     Attributes:
         case: what was measured, on which sizes.
@@ -83,7 +83,7 @@ class Comparison:
         return self.value >= self.target if self.kind == "speedup" else self.value <= self.target
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, the value and the verdict, for JSON."""
+        """Give all fields, the value and the verdict, for JSON."""
         return {**dataclasses.asdict(self), "value": self.value, "met": self.met}
 
 

@@ -24,7 +24,7 @@ class Timed(Generic[Result]):
 
 
 def timed(action: Callable[[], Result], clock: Clock = time.perf_counter) -> Timed[Result]:
-    """Run ``action`` once."""
+    """Run ``action`` once and take the time."""
     start = clock()
     result = action()
     return Timed(clock() - start, result)

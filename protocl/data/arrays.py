@@ -24,7 +24,7 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def as_images(x: Tensor) -> Tensor:
-    """What a backbone is given: float32, with ``uint8`` pixels scaled from 0..255 to [0, 1]."""
+    """Samples as a backbone takes them: float32, ``uint8`` pixels scaled from 0..255 to [0, 1]."""
     return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
 
 
@@ -99,7 +99,7 @@ class ArrayData:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def with_samples(self, x_train: Tensor, x_test: Tensor) -> ArrayData:
-        """The same labels over other samples, such as features of the images."""
+        """Replace the samples, such as by features of the images, and keep their labels."""
         return replace(self, x_train=x_train, x_test=x_test)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class BenchmarkConfig:
-    """Which data, and how its classes arrive (configuration group ``benchmark``).
+    """Settings of a benchmark: which data, and how its classes arrive (group ``benchmark``).
 
     How the classes are cut into experiences: ``protocol`` if given, else ``increment`` (with
     ``base_classes``) if given, else ``n_experiences`` equal parts.

@@ -22,7 +22,7 @@ IMAGE_SIZE = 28
 
 
 def load_omniglot(config: BenchmarkConfig) -> ArrayData:
-    """One split of Omniglot, ``evaluation`` (659 characters, the default) or ``background`` (964).
+    """Load a split of Omniglot: ``evaluation`` (659 characters, the default), ``background`` (964).
 
     Of each character's 20 drawings, in the order of the drawers, the first ``train_per_class``
     (15) are training data and the next ``test_per_class`` (5) are test data. Images are

@@ -78,7 +78,7 @@ def grid_for(variance: float) -> tuple[float, ...]:
 
 
 def decompose(memory: PrototypeMemory) -> Spectrum:
-    """One decomposition that serves every ``lambda``."""
+    """Decompose the Gram matrix once, for every ``lambda``."""
     shared = memory if memory.level == "shared" else memory.at_level("shared")
     values, vectors = torch.linalg.eigh(shared.second_moment)
     mean = memory.sums.sum(0) / memory.total

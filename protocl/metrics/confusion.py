@@ -79,7 +79,7 @@ class Confusion:
 
     @property
     def total(self) -> int:
-        """Samples counted."""
+        """The number of samples that were counted."""
         return int(self.counts.sum())
 
     @property
@@ -106,7 +106,7 @@ class Confusion:
         return classes, matrix
 
     def cpu(self) -> Confusion:
-        """The same counts on the host."""
+        """Copy the counts to the host."""
         return Confusion(self.true.cpu(), self.predicted.cpu(), self.counts.cpu())
 
     def to_dict(self) -> dict[str, list[int]]:

@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Adaptation:
-    """One way to adapt a module; without arguments, registered under ``protocl.adaptations``."""
+    """A way to adapt a module; made without arguments, registered under ``protocl.adaptations``."""
 
     def applies(self, module: nn.Module) -> bool:
         """Whether ``module`` has the layers that this adaptation changes."""

@@ -21,7 +21,7 @@ class Unchanged(Adaptation):
 
 
 class FineTuning(Adaptation):
-    """All weights that take gradients."""
+    """Train all weights that take gradients."""
 
     def applies(self, module: nn.Module) -> bool:
         return True

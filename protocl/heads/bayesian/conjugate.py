@@ -40,7 +40,7 @@ class Predictive(NamedTuple):
     scales: Tensor
 
     def to(self, dtype: torch.dtype) -> Predictive:
-        """The same in another precision."""
+        """Convert all tensors to another precision."""
         return Predictive(*(part.to(dtype) for part in self))
 
 

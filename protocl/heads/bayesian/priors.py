@@ -52,7 +52,7 @@ class Prior(ABC):
 
 @dataclass(frozen=True, eq=False)
 class SharedPrior(Prior):
-    """The same belief about every class.
+    """A prior with one belief about the mean of every class.
 
     Args:
         concentration: parameter of the Dirichlet distribution for each class, > 0.

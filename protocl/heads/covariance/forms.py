@@ -38,7 +38,7 @@ _LEAST = 1e-6
 
 
 class CovarianceForm(ABC):
-    """What is derived from means and matrices, and the logits that follow from it.
+    """A form of covariance: parameters from means and matrices, and the logits that follow.
 
     Attributes:
         level: statistics that the matrices come from.
@@ -73,7 +73,7 @@ class CovarianceForm(ABC):
         """
 
     def queries(self, parts: Parts, features: Tensor) -> Tensor:
-        """What is compared with the classes, ``(N, V)``, of mapped features ``(N, W)``."""
+        """Turn mapped features ``(N, W)`` into what is compared with the classes, ``(N, V)``."""
         return features
 
     @abstractmethod

@@ -20,7 +20,7 @@ _PIECE = 1 << 20
 
 
 class Calibration(NamedTuple):
-    """What turns logits into probabilities.
+    """The parameters that turn logits into calibrated probabilities.
 
     The largest of ``softmax(beta s)`` is a sample's *raw* confidence ``r``; what it is worth is
     ``sigmoid(slope * log(r / (1 - r)) + offset)``, at most ``ceiling``. The probabilities are

@@ -129,7 +129,7 @@ class CalibrationTable:
 
 
 def beta_of(exponent: int) -> float:
-    """``2^(exponent / 2)``."""
+    """The inverse temperature ``2^(exponent / 2)`` of a column of the table."""
     return float(2.0 ** (exponent / 2))
 
 
