@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 
-from protocl.bench.comparison import Comparison, Size, require_equal
+from protocl.bench.comparison import Size, SpeedComparison, require_equal
 from protocl.bench.timing import interleaved, thread_count
 from protocl.federation.server.state import MergedMemory
 from protocl.federation.wire.codec import Precision
@@ -33,7 +33,7 @@ Message = tuple[ArrayRecord, ConfigRecord]
 Arrival = tuple[str, ArrayRecord, ConfigRecord]
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """Decode, check and merge the messages of 10,000 clients with all classes each, one thread.
 
     What is kept of each client is kept, so that any of them can be forgotten afterwards. Beside
@@ -45,7 +45,7 @@ def measure(size: Size) -> Iterator[Comparison]:
         yield from _compare(size, exact, precision)
 
 
-def _compare(size: Size, exact: bool, precision: Precision) -> Iterator[Comparison]:
+def _compare(size: Size, exact: bool, precision: Precision) -> Iterator[SpeedComparison]:
     messages, total = _messages(size, exact, precision)
     clients = _CLIENTS if size.samples >= _CLIENTS else len(messages)
     empty = total.empty_like()
@@ -93,7 +93,7 @@ def _compare(size: Size, exact: bool, precision: Precision) -> Iterator[Comparis
         ("copying the bytes", copied.seconds),
         ("adding up the bytes", added.seconds),
     ):
-        yield Comparison(
+        yield SpeedComparison(
             case=case,
             peer_name=f"{name} (CPU time)",
             ours=mine.seconds,

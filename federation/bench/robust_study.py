@@ -58,7 +58,7 @@ DEFENCES: dict[str, Defence] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """Accuracies of one defence.
 
     Attributes:
@@ -70,7 +70,7 @@ class Row:
     accuracy: dict[str, list[float]]
 
 
-def study(seeds: Sequence[int] = SEEDS, alpha: float = 1.0) -> list[Row]:
+def study(seeds: Sequence[int] = SEEDS, alpha: float = 1.0) -> list[StudyRow]:
     """Every attack against every defence.
 
     Args:
@@ -78,7 +78,7 @@ def study(seeds: Sequence[int] = SEEDS, alpha: float = 1.0) -> list[Row]:
         alpha: of the Dirichlet partition; small values give each client few classes.
     """
     data = load_digits(BenchmarkConfig())
-    rows = [Row(name, {attack: [] for attack in ("none", *ATTACKS)}) for name in DEFENCES]
+    rows = [StudyRow(name, {attack: [] for attack in ("none", *ATTACKS)}) for name in DEFENCES]
     for seed in seeds:
         honest = _clients(data, alpha, seed)
         for attack in ("none", *ATTACKS):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 
-from protocl.bench.comparison import Comparison, Size
+from protocl.bench.comparison import Size, SpeedComparison
 from protocl.bench.peak_memory import MIB, PeakMeter
 from protocl.bench.timing import thread_count
 from protocl.federation.client.client import ClientData, PrototypeClient
@@ -27,7 +27,7 @@ _ROUNDS = 2
 _SAMPLES, _CLASSES_EACH = 50, 10
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """1,000 and 10,000 clients inside this process."""
     for clients in (1_000, 10_000) if size.samples >= 10_000 else (20,):
         yield from _rows(size, clients)
@@ -81,7 +81,7 @@ class TimedClient(PrototypeClient):
         return records
 
 
-def _rows(size: Size, clients: int) -> Iterator[Comparison]:
+def _rows(size: Size, clients: int) -> Iterator[SpeedComparison]:
     empty = PrototypeMemory(size.width, exact=True, fingerprint="bench")
     strategy = FederatedPrototypes(empty, Options(evaluate=0.0, min_clients=clients))
     ends: list[tuple[float, float]] = []
@@ -99,7 +99,7 @@ def _rows(size: Size, clients: int) -> Iterator[Comparison]:
         raise ValueError(f"{strategy.memory.total} samples were merged; expected {expected}")
     rounds, processor = (after - before for before, after in zip(ends[0], ends[-1], strict=True))
     for part, seconds, target in _parts(strategy, client, rounds):
-        yield Comparison(
+        yield SpeedComparison(
             case=f"{part}; {clients} clients of {_CLASSES_EACH} classes x {size.width}",
             peer_name="the whole round",
             ours=seconds / _ROUNDS,
@@ -113,7 +113,7 @@ def _rows(size: Size, clients: int) -> Iterator[Comparison]:
         (f"growth of this process over {_ROUNDS} rounds", meter.rise / MIB, "MiB"),
     )
     for what, amount, unit in quantities:
-        yield Comparison(
+        yield SpeedComparison(
             case=f"{what}; {clients} clients", peer_name="-", ours=amount, peer=None,
             kind="limit", target=None, threads=1, unit=unit,
         )  # fmt: skip

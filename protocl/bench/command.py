@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from protocl.bench.comparison import SIZES, Comparison, Group, Size
+from protocl.bench.comparison import SIZES, Group, Size, SpeedComparison
 from protocl.bench.timing import thread_count
 from protocl.io.atomic import atomic_write
 from protocl.io.provenance import available_cores, machine, versions
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     """
     size, threads = SIZES[args.size], args.threads or available_cores()
     console = Console()
-    found: list[Comparison] = []
+    found: list[SpeedComparison] = []
     with Console(stderr=True).status("measuring") as status:
         for group, comparison in run(args.groups, size=size, threads=threads):
             found.append(comparison)
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
 
 def run(
     names: Sequence[str] = (), *, size: Size = SIZES["full"], threads: int = 1
-) -> Iterator[tuple[str, Comparison]]:
+) -> Iterator[tuple[str, SpeedComparison]]:
     """Measure groups of cases one after the other.
 
     Args:
@@ -97,7 +97,7 @@ def run(
                 yield name, comparison
 
 
-def report(comparisons: Sequence[Comparison], size: Size, threads: int) -> dict[str, Any]:
+def report(comparisons: Sequence[SpeedComparison], size: Size, threads: int) -> dict[str, Any]:
     """Results with the machine and the versions that they hold for, ready for JSON."""
     return {
         "format": FORMAT,
@@ -108,7 +108,7 @@ def report(comparisons: Sequence[Comparison], size: Size, threads: int) -> dict[
     }
 
 
-def table(comparisons: Sequence[Comparison], threads: int) -> Stack:
+def table(comparisons: Sequence[SpeedComparison], threads: int) -> Stack:
     """A line for each case, and below it one for each thing that it was measured against."""
     title = f"Side by side on the CPU, torch {torch.__version__}, threads: {threads}"
     parts: list[RenderableType] = [Text(title, "italic"), _rows([["case, against", *_WIDTHS]])]
@@ -129,7 +129,7 @@ def _rows(rows: Sequence[Sequence[str]], indent: int = 0) -> Table:
     return grid
 
 
-def _cells(comparison: Comparison) -> list[str]:
+def _cells(comparison: SpeedComparison) -> list[str]:
     limit = comparison.kind == "limit"
     target = comparison.target
     return [

@@ -32,7 +32,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SpeedComparison:
     """A case that was measured on both sides in the same run.
 
     Attributes:
@@ -136,7 +136,7 @@ SIZES = {
 }
 """``full`` is what the targets are stated for; ``small`` only shows that everything runs."""
 
-Group = Callable[[Size], Iterator[Comparison]]
+Group = Callable[[Size], Iterator[SpeedComparison]]
 """A registered group of cases."""
 
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from protocl.bench.comparison import Comparison
+from protocl.bench.comparison import SpeedComparison
 from protocl.report.scaling import CostCurve, cost_curves
 
 _LEAST_DRAWN = {"s": 0.0, "MiB": 1.0}
 """What is less is noise, and has no place on a logarithmic axis."""
 
 
-def curves(comparisons: Sequence[Comparison]) -> Figure:
+def curves(comparisons: Sequence[SpeedComparison]) -> Figure:
     """Time and memory of the comparisons that lie on curves, against the number of classes."""
     panels = []
     for unit, label in (("s", "seconds"), ("MiB", "peak memory (MiB)")):
-        named: dict[str, list[tuple[int, Comparison]]] = {}
+        named: dict[str, list[tuple[int, SpeedComparison]]] = {}
         for comparison in comparisons:
             drawn = comparison.unit == unit and comparison.ours >= _LEAST_DRAWN[unit]
             if comparison.point is not None and drawn:
@@ -27,7 +27,7 @@ def curves(comparisons: Sequence[Comparison]) -> Figure:
     return cost_curves(panels, size_label="classes")
 
 
-def _curve(name: str, points: Sequence[tuple[int, Comparison]]) -> CostCurve:
+def _curve(name: str, points: Sequence[tuple[int, SpeedComparison]]) -> CostCurve:
     least = [point.peer for _, point in points if point.peer is not None]
     return CostCurve(
         name,

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 
-from protocl.bench.comparison import Comparison, Size
+from protocl.bench.comparison import Size, SpeedComparison
 from protocl.bench.synthetic import features
 from protocl.memory import PrototypeMemory
 
@@ -35,7 +35,7 @@ CASES: tuple[dict[str, Any], ...] = (
 )
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """Each level, all samples in one call, each in a fresh process.
 
     There no earlier case has left memory behind that could be used again unseen.
@@ -48,7 +48,7 @@ def measure(size: Size) -> Iterator[Comparison]:
         described = ", ".join(f"{key} {value}" for key, value in arguments.items())
         with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
             measured = pool.submit(extra_mib, size, arguments, threads).result()
-        yield Comparison(
+        yield SpeedComparison(
             case=f"peak memory of an update, {described}, {size.samples} x {size.width}",
             peer_name="statistics themselves left out",
             ours=measured,

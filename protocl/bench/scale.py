@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocl.bench.comparison import Comparison, Point, Size, require_equal
+from protocl.bench.comparison import Point, Size, SpeedComparison, require_equal
 from protocl.bench.peak_memory import MIB, PeakMeter
 from protocl.bench.timing import interleaved
 from protocl.heads import NearestMean
@@ -30,7 +30,7 @@ _BARE_BLOCKS = ((512, 4096), (1448, 1448), (2048, 1000), (256, 8192))
 """Rows and columns of the bare product: the quickest of these is what ours is compared with."""
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """Each number of classes in turn, two samples a class to learn from."""
     for classes in size.many_classes:
         yield from _Case(size, classes).comparisons()
@@ -43,7 +43,7 @@ class _Case:
     size: Size
     classes: int
 
-    def comparisons(self) -> Iterator[Comparison]:
+    def comparisons(self) -> Iterator[SpeedComparison]:
         generator = torch.Generator().manual_seed(0)
         samples = _SAMPLES_A_CLASS * self.classes
         x = torch.rand(samples, self.size.width, generator=generator)
@@ -67,7 +67,7 @@ class _Case:
 
     def _moving(
         self, name: str, action: Callable[[], Any], moved: int, left: int | None
-    ) -> Iterator[Comparison]:
+    ) -> Iterator[SpeedComparison]:
         """Time beside a copy that moves ``moved`` bytes, memory beside what is ``left`` behind."""
         source = torch.zeros(moved // 2, dtype=torch.uint8)
         target = torch.zeros_like(source)
@@ -77,7 +77,7 @@ class _Case:
         yield self._share(name, f"copying {moved / 2 / MIB:.0f} MiB", ours.seconds, copied.seconds)
         yield self._memory(name, action, left)
 
-    def _predicting(self, head: NearestMean, queries: Tensor) -> Iterator[Comparison]:
+    def _predicting(self, head: NearestMean, queries: Tensor) -> Iterator[SpeedComparison]:
         means = head._means
         case = f"predict, {len(queries)} of {self.classes} classes x {self.size.width}, top {_K}"
         repeats = min(5, self.size.repeats)
@@ -92,7 +92,7 @@ class _Case:
         ours, bare = min(rivals, key=lambda pair: pair[1].seconds)
         exact = head(queries[:8]).topk(_K)
         difference = float((ours.result[0][:8] - exact.values).abs().max())
-        yield Comparison(
+        yield SpeedComparison(
             case=case,
             peer_name="bare product and top-k, its quickest blocks",
             ours=ours.seconds,
@@ -112,8 +112,8 @@ class _Case:
         yield self._share("predict", "as many multiply-adds", ours.seconds, least)
         yield self._memory("predict", lambda: head.topk(queries, _K), None)
 
-    def _share(self, name: str, peer: str, ours: float, least: float) -> Comparison:
-        return Comparison(
+    def _share(self, name: str, peer: str, ours: float, least: float) -> SpeedComparison:
+        return SpeedComparison(
             case=f"{name}, {self.classes} classes x {self.size.width}",
             peer_name=peer,
             ours=ours,
@@ -124,10 +124,10 @@ class _Case:
             point=Point(name, self.classes),
         )
 
-    def _memory(self, name: str, action: Callable[[], Any], left: int | None) -> Comparison:
+    def _memory(self, name: str, action: Callable[[], Any], left: int | None) -> SpeedComparison:
         with PeakMeter() as meter:
             action()
-        return Comparison(
+        return SpeedComparison(
             case=f"peak memory, {name}, {self.classes} classes x {self.size.width}",
             peer_name="nothing is left behind" if left is None else "what it leaves behind",
             ours=meter.rise / MIB,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protocl.bench.comparison import Comparison, Size, require_equal
+from protocl.bench.comparison import Size, SpeedComparison, require_equal
 from protocl.bench.synthetic import features
 from protocl.bench.timing import interleaved
 from protocl.memory import PrototypeMemory
@@ -32,7 +32,7 @@ class Floor:
     stored: Callable[[PrototypeMemory], Tensor]
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """Update of each level with all samples in one call.
 
     Ours checks the batch, converts it to float64, groups it by class and accumulates compensated
@@ -43,14 +43,14 @@ def measure(size: Size) -> Iterator[Comparison]:
         yield _compare(level, floor, x, y, size)
 
 
-def _compare(level: Level, floor: Floor, x: Tensor, y: Tensor, size: Size) -> Comparison:
+def _compare(level: Level, floor: Floor, x: Tensor, y: Tensor, size: Size) -> SpeedComparison:
     case = f"update, level {level}, {size.samples} x {size.width}, {size.classes} classes"
     ours, bare = interleaved(
         lambda: PrototypeMemory(size.width, level).update(x, y), floor.run, repeats=size.repeats
     )
     scale = float(bare.result.abs().max())
     difference = float((floor.stored(ours.result) - bare.result).abs().max()) / scale
-    return Comparison(
+    return SpeedComparison(
         case=case,
         peer_name=floor.name,
         ours=ours.seconds,

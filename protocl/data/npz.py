@@ -99,7 +99,7 @@ def _given_split(archive: NpzFile, path: Path, name: str) -> ArrayData:
 
 
 def _pooled_split(archive: NpzFile, path: Path, config: BenchmarkConfig) -> ArrayData:
-    split = check_split(config)
+    split = chosen_split(config)
     x = to_samples(_read(archive, f"x_{split}", path), f"{path}: x_{split}")
     labels = {f"{path}: y_{split}": _read(archive, f"y_{split}", path)}
     (y,), names = to_class_ids(labels, _names(archive, f"classes_{split}", path))
@@ -118,7 +118,7 @@ def _names(archive: NpzFile, key: str, path: Path) -> list[str] | None:
     return [str(name) for name in texts]
 
 
-def check_split(config: BenchmarkConfig) -> str:
+def chosen_split(config: BenchmarkConfig) -> str:
     """``config.split``, or ``evaluation`` where it is not given.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig
-from protocl.data.npz import check_split, load_npz, split_each_class, to_samples
+from protocl.data.npz import chosen_split, load_npz, split_each_class, to_samples
 from protocl.data.pictures import read_picture
 from protocl.data.torchvision_sets import is_archive, open_set, root_of
 from protocl.io.progress import ProgressBar
@@ -35,7 +35,7 @@ def load_omniglot(config: BenchmarkConfig) -> ArrayData:
     """
     if is_archive(config):
         return load_npz(config)
-    split = check_split(config)
+    split = chosen_split(config)
     folder = root_of(config) / "omniglot-py" / f"images_{split}"
     if not folder.is_dir():
         open_set(lambda: _through_torchvision(split, config), config, folder)

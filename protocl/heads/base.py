@@ -14,7 +14,7 @@ from protocl.errors import NotFittedError
 from protocl.heads.probabilities.calibrate import calibration_of, left_out_table, level_for
 from protocl.heads.probabilities.calibration import Calibration, probabilities
 from protocl.heads.probabilities.table import CalibrationTable
-from protocl.heads.ranking import Block, best_columns
+from protocl.heads.ranking import ScoreBlock, best_columns
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level, require_tensor
 from protocl.memory.device import FollowsDevice
@@ -295,13 +295,13 @@ class Head(FollowsDevice):
         wide = features if features.is_floating_point() else features.to(torch.float64)
         return wide.to(torch.promote_types(wide.dtype, self.dtype))
 
-    def _blocks(self, features: Tensor) -> Iterator[Block]:
+    def _blocks(self, features: Tensor) -> Iterator[ScoreBlock]:
         """Logits in blocks, by rows and then by columns; here all classes of some rows."""
         columns = slice(0, len(self._classes))
         rows = max(1, self.chunk_bytes // (columns.stop * self.dtype.itemsize))
         for start in range(0, len(features), rows):
             chosen = slice(start, min(start + rows, len(features)))
-            yield Block(chosen, columns, self._logits(self._taken(features[chosen])))
+            yield ScoreBlock(chosen, columns, self._logits(self._taken(features[chosen])))
 
     def _set(self, **buffers: Tensor) -> None:
         """Keep derived tensors; floating point ones in the head's precision."""

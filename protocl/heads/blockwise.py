@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from protocl.heads.base import Head
-from protocl.heads.ranking import Block
+from protocl.heads.ranking import ScoreBlock
 
 _ALIGNED = 64
 """Columns of a block are a multiple of this: matrix products run best on whole tiles."""
@@ -44,7 +44,7 @@ class ChunkedHead(Head):
             logits[block.rows, block.columns] = block.scores
         return features.new_empty(shape, dtype=self.dtype) if logits is None else logits
 
-    def _blocks(self, features: Tensor) -> Iterator[Block]:
+    def _blocks(self, features: Tensor) -> Iterator[ScoreBlock]:
         bands, width = self._grid(len(features))
         room = None
         for rows in bands:
@@ -55,7 +55,7 @@ class ChunkedHead(Head):
                 shape = len(queries), columns.stop - columns.start
                 block = room[: math.prod(shape)].view(shape)
                 self._scores(queries, columns, block)
-                yield Block(rows, columns, block)
+                yield ScoreBlock(rows, columns, block)
 
     def _grid(self, samples: int) -> tuple[list[slice], int]:
         """Bands of rows, and the number of columns of a block."""

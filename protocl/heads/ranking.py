@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Block:
+class ScoreBlock:
     """Scores of some samples for some classes.
 
     Attributes:
@@ -23,7 +23,7 @@ class Block:
     scores: Tensor
 
 
-def best_columns(blocks: Iterator[Block], best: tuple[Tensor, Tensor]) -> None:
+def best_columns(blocks: Iterator[ScoreBlock], best: tuple[Tensor, Tensor]) -> None:
     """Write the largest scores and their columns, the lower column first among equals.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from avalanche.training import StreamingLDA
 from torch import Tensor, nn
 
-from protocl.bench import Comparison, Size
+from protocl.bench import Size, SpeedComparison
 from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import features
 from protocl.bench.timing import interleaved
@@ -19,7 +19,7 @@ from protocl.strategies.slda import SLDA
 TARGET = 45.0
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """From the experience to a classifier that is ready to predict.
 
     The class means must agree. The covariances cannot: Avalanche's running estimate depends on the
@@ -31,7 +31,7 @@ def measure(size: Size) -> Iterator[Comparison]:
     mine, theirs = interleaved(lambda: _ours(data, size), lambda: _peer(data, size), repeats=1)
     case = f"LDA fit, {size.samples} x {size.width}, batches of {size.batch}"
     difference = float((mine.result - theirs.result).abs().max())
-    yield Comparison(
+    yield SpeedComparison(
         case=case,
         peer_name="Avalanche StreamingLDA.train",
         ours=mine.seconds,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protocl.bench import Comparison, Size
+from protocl.bench import Size, SpeedComparison
 from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import features, images
 from protocl.bench.timing import interleaved, thread_count
@@ -48,7 +48,7 @@ def workload(name: str, build: Callable[[], nn.Module], x: Tensor, y: Tensor) ->
     return Workload(f"{name}, {len(x)} samples", build, data, x, y)
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """One epoch of a network on images and of a linear layer on features, one thread, CPU seconds.
 
     The plain loop indexes tensors and calls model, loss and optimizer, nothing else. All three
@@ -61,7 +61,7 @@ def measure(size: Size) -> Iterator[Comparison]:
         yield from _compare(workload(f"linear layer, {size.width}", layer, *features(size)), size)
 
 
-def _compare(task: Workload, size: Size) -> Iterator[Comparison]:
+def _compare(task: Workload, size: Size) -> Iterator[SpeedComparison]:
     def in_memory() -> nn.Module:
         return trained(task.build, task.data, BATCH, InMemory())
 
@@ -72,7 +72,7 @@ def _compare(task: Workload, size: Size) -> Iterator[Comparison]:
     for name, (peer, target) in peers.items():
         ours, theirs = interleaved(in_memory, peer, repeats=size.repeats, clock=time.process_time)
         case = f"one epoch in memory, {task.name}"
-        yield Comparison(
+        yield SpeedComparison(
             case=case,
             peer_name=name,
             ours=ours.seconds,

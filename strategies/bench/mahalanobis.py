@@ -10,7 +10,7 @@ from avalanche.models import FeCAMClassifier
 from avalanche.training.plugins import CurrentDataFeCAMUpdate
 from torch import Tensor
 
-from protocl.bench import Comparison, Size
+from protocl.bench import Size, SpeedComparison
 from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import features
 from protocl.bench.timing import Timed, interleaved
@@ -20,7 +20,7 @@ from protocl.strategies.bench.peers import experience, frozen_features
 TARGET = 80.0
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """One mini-batch through a head fitted on all samples.
 
     The fit is not part of it on either side: ours factorises the covariances there, once;
@@ -29,7 +29,7 @@ def measure(size: Size) -> Iterator[Comparison]:
     ours, theirs = _timed(size)
     case = f"Mahalanobis prediction, {size.batch} x {size.width}, {size.classes} classes"
     difference = float((ours.result - theirs.result).abs().max())
-    yield Comparison(
+    yield SpeedComparison(
         case=case,
         peer_name="Avalanche FeCAM forward",
         ours=ours.seconds,

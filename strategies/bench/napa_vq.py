@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from protocl.bench import Comparison, Size
+from protocl.bench import Size, SpeedComparison
 from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import features
 from protocl.bench.timing import interleaved
@@ -19,7 +19,7 @@ TARGET = 7.0
 K, EPS, E_MIN = 15, 0.9, 0.9**10
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """Two batches' worth of features against two coding vectors a class: 256 x 200 in full size."""
     x, y = features(size)
     batch, vectors = 2 * size.batch, 2 * size.classes
@@ -36,7 +36,7 @@ def measure(size: Size) -> Iterator[Comparison]:
     difference = max(
         float((a - b).abs().max()) for a, b in zip(ours.result, peer.result, strict=True)
     )
-    yield Comparison(
+    yield SpeedComparison(
         case=case,
         peer_name="loop over samples and neighbours",
         ours=ours.seconds,

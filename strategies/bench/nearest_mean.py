@@ -10,7 +10,7 @@ from avalanche.models import NCMClassifier
 from avalanche.training.plugins import CurrentDataNCMUpdate
 from torch import Tensor
 
-from protocl.bench import Comparison, Size
+from protocl.bench import Size, SpeedComparison
 from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import features
 from protocl.bench.timing import interleaved
@@ -26,7 +26,7 @@ from protocl.strategies.nearest_mean import NearestMean
 TARGET = 10.0
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """Read the experience and take the means, both sides from one and the same experience.
 
     On our side this is all of ``strategy.train``, on Avalanche's its plugin's part of it alone.
@@ -38,7 +38,7 @@ def measure(size: Size) -> Iterator[Comparison]:
     yield _compare(experience(x, y), "our data set", None, size)
 
 
-def _compare(data: Any, source: str, target: float | None, size: Size) -> Comparison:
+def _compare(data: Any, source: str, target: float | None, size: Size) -> SpeedComparison:
     def ours() -> Tensor:
         strategy = NearestMean(
             model=linear_network(size.width, size.classes),
@@ -59,7 +59,7 @@ def _compare(data: Any, source: str, target: float | None, size: Size) -> Compar
     mine, theirs = interleaved(ours, peer, repeats=size.repeats)
     case = f"nearest-mean update, {size.samples} x {size.width}, batches of {size.batch}, {source}"
     difference = float((mine.result - theirs.result).abs().max())
-    return Comparison(
+    return SpeedComparison(
         case=case,
         peer_name="Avalanche CurrentDataNCMUpdate",
         ours=mine.seconds,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from protocl.bench import Comparison, Size
+from protocl.bench import Size, SpeedComparison
 from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import images
 from protocl.bench.timing import interleaved, thread_count, timed
@@ -20,7 +20,7 @@ TARGET = 1.03
 BATCH = 64
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """One epoch on a small network with the plugin and without, on one thread.
 
     The target is for features that are collected during training, whose few percent are less than
@@ -58,7 +58,7 @@ class _Stopwatch:
         return run
 
 
-def _inside(size: Size) -> Comparison:
+def _inside(size: Size) -> SpeedComparison:
     """An epoch beside itself without the calls of the plugin; the median of several."""
     data = experience(*images(size))
     build = partial(small_network, size.classes)
@@ -72,7 +72,7 @@ def _inside(size: Size) -> Comparison:
     ours, peer, model = epochs[size.repeats]
     case = f"one epoch with PrototypePlugin, collect=training, {size.images} x 3x32x32"
     plain = trained(build, data, BATCH)
-    return Comparison(
+    return SpeedComparison(
         case=case,
         peer_name="the same epoch without the time inside the plugin",
         ours=ours,
@@ -84,7 +84,7 @@ def _inside(size: Size) -> Comparison:
     )
 
 
-def _compare(size: Size, collect: Literal["training", "extra_pass"]) -> Comparison:
+def _compare(size: Size, collect: Literal["training", "extra_pass"]) -> SpeedComparison:
     data = experience(*images(size))
     build = partial(small_network, size.classes)
     ours, peer = interleaved(
@@ -94,7 +94,7 @@ def _compare(size: Size, collect: Literal["training", "extra_pass"]) -> Comparis
         clock=time.process_time,
     )
     case = f"one epoch with PrototypePlugin, collect={collect}, {size.images} x 3x32x32"
-    return Comparison(
+    return SpeedComparison(
         case=case,
         peer_name="another epoch without the plugin (CPU time)",
         ours=ours.seconds,

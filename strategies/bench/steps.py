@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 
 from protocl.backbones import Classifier
 from protocl.backbones.resnet import SmallImageResNet18
-from protocl.bench import Comparison, Size
+from protocl.bench import Size, SpeedComparison
 from protocl.data import ArrayData, BenchmarkConfig, build_benchmark
 from protocl.strategies import (
     ICaRLPlugin,
@@ -79,7 +79,7 @@ class StepTimer:
             self.seconds.append(time.perf_counter() - self._start)
 
 
-def measure(size: Size) -> Iterator[Comparison]:
+def measure(size: Size) -> Iterator[SpeedComparison]:
     """One step of 64 images in the second of two experiences of ten classes, ResNet-18.
 
     The first rows tell what a method's extra forward passes (views, the model before the
@@ -99,8 +99,8 @@ def measure(size: Size) -> Iterator[Comparison]:
 
 def _comparison(
     case: str, peer_name: str, ours: float, peer: float, target: float | None
-) -> Comparison:
-    return Comparison(
+) -> SpeedComparison:
+    return SpeedComparison(
         case=f"{case}, ResNet-18, batch {BATCH}",
         peer_name=peer_name,
         ours=ours,

@@ -15,14 +15,14 @@ from rich.console import Console
 
 from protocl import bench
 from protocl.bench.command import GROUPS, table
-from protocl.bench.comparison import SIZES, Comparison, require_equal
+from protocl.bench.comparison import SIZES, SpeedComparison, require_equal
 from protocl.bench.peak_memory import MIB, PeakMeter, _Samples
 from protocl.bench.scale import bare_topk
 from protocl.bench.timing import interleaved, thread_count
 from protocl.errors import ConfigError
 
 
-def comparison(**changes: object) -> Comparison:
+def comparison(**changes: object) -> SpeedComparison:
     values = {
         "case": "a case",
         "peer_name": "a peer",
@@ -33,7 +33,7 @@ def comparison(**changes: object) -> Comparison:
         "threads": 1,
         **changes,
     }
-    return Comparison(**values)  # type: ignore[arg-type]
+    return SpeedComparison(**values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

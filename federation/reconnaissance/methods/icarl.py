@@ -20,7 +20,11 @@ from protocl.errors import ConfigError
 from protocl.federation.config import MethodInfo
 from protocl.federation.reconnaissance.config import LearnerSetup
 from protocl.federation.reconnaissance.methods.layer import Layer, Objective
-from protocl.federation.reconnaissance.methods.linear import FedAvgConfig, FedAvgLearner, scaled
+from protocl.federation.reconnaissance.methods.linear import (
+    FedAvgLearner,
+    FedAvgLearnerConfig,
+    scaled,
+)
 from protocl.heads import NearestMean
 from protocl.memory import PrototypeMemory
 
@@ -28,7 +32,7 @@ ANSWERS = ("layer", "exemplar_means")
 
 
 @dataclass
-class ICaRLConfig(FedAvgConfig):
+class ICaRLLearnerConfig(FedAvgLearnerConfig):
     """Settings of :class:`ICaRLLearner`; those of the code of Hendryx et al. 2021.
 
     Attributes:
@@ -73,9 +77,9 @@ class ICaRLLearner(FedAvgLearner):
         setup: number of clients, width of the features, classes, seed.
     """
 
-    config: ICaRLConfig
+    config: ICaRLLearnerConfig
 
-    def __init__(self, config: ICaRLConfig, setup: LearnerSetup) -> None:
+    def __init__(self, config: ICaRLLearnerConfig, setup: LearnerSetup) -> None:
         super().__init__(config, setup)
         self._feature_dim = setup.feature_dim
 

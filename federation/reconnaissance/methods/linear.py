@@ -34,7 +34,7 @@ class LinearConfig(LocalSteps, LearnerConfig):
 
 
 @dataclass
-class FedAvgConfig(LinearConfig):
+class FedAvgLearnerConfig(LinearConfig):
     """Settings of :class:`FedAvgLearner`.
 
     Attributes:
@@ -53,7 +53,7 @@ class FedAvgConfig(LinearConfig):
 
 
 @dataclass
-class ExemplarsConfig(FedAvgConfig):
+class ExemplarsLearnerConfig(FedAvgLearnerConfig):
     """FedAvg with a pooled budget of exemplars; without the distillation of iCaRL."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -77,7 +77,7 @@ class FedAvgLearner(Learner):
         setup: number of clients, width of the features, classes, seed.
     """
 
-    def __init__(self, config: FedAvgConfig, setup: LearnerSetup) -> None:
+    def __init__(self, config: FedAvgLearnerConfig, setup: LearnerSetup) -> None:
         self.config = config
         self.generator = torch.Generator().manual_seed(setup.seed)
         self.layers = {
@@ -145,7 +145,7 @@ class FedAvgLearner(Learner):
 
 
 @dataclass
-class FineTuneConfig(LinearConfig):
+class FineTuneLearnerConfig(LinearConfig):
     """Settings of :class:`CentralLearner` without memory: the lower bound."""
 
     info: ClassVar[MethodInfo] = MethodInfo(title="Fine-tuning", stored="one linear layer")
@@ -160,7 +160,7 @@ class FineTuneConfig(LinearConfig):
 
 
 @dataclass
-class JointConfig(FineTuneConfig):
+class JointLearnerConfig(FineTuneLearnerConfig):
     """Settings of :class:`CentralLearner` on all data of all clients: the upper bound."""
 
     info: ClassVar[MethodInfo] = MethodInfo(title="Joint", stored="all samples")
@@ -179,7 +179,7 @@ class CentralLearner(Learner):
         setup: width of the features, classes, seed.
     """
 
-    def __init__(self, config: FineTuneConfig, setup: LearnerSetup) -> None:
+    def __init__(self, config: FineTuneLearnerConfig, setup: LearnerSetup) -> None:
         self.config = config
         self.generator = torch.Generator().manual_seed(setup.seed)
         self.layer = Layer(setup.n_classes, setup.feature_dim)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class PrototypesConfig(HeadSettings, LearnerConfig):
+class PrototypesLearnerConfig(HeadSettings, LearnerConfig):
     """Settings of :class:`PrototypeLearner`.
 
     Attributes:

@@ -9,7 +9,7 @@ import torch
 
 from protocl.errors import ConfigError
 from protocl.federation.reconnaissance.config import LearnerSetup
-from protocl.federation.reconnaissance.methods.icarl import ICaRLConfig, distilled
+from protocl.federation.reconnaissance.methods.icarl import ICaRLLearnerConfig, distilled
 from protocl.federation.reconnaissance.methods.layer import Layer
 from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.heads import NearestMean
@@ -61,7 +61,7 @@ def test_gradients_are_right():
 def test_distillation_keeps_what_was_known():
     outputs = {}
     for weight in (0.0, 10.0):
-        learner = ICaRLConfig(distillation=weight, **QUICK).build(SETUP)
+        learner = ICaRLLearnerConfig(distillation=weight, **QUICK).build(SETUP)
         layer = layer_knowing(0)
         x, y = clusters(1)
         before = layer.logits(x)[:, 0]
@@ -72,7 +72,7 @@ def test_distillation_keeps_what_was_known():
 
 @pytest.mark.parametrize("answer", ["layer", "exemplar_means"])
 def test_two_clients_end_knowing_the_classes_of_both(answer: str):
-    learner = ICaRLConfig(answer=answer, **QUICK).build(SETUP)
+    learner = ICaRLLearnerConfig(answer=answer, **QUICK).build(SETUP)
     learner.learn(SERVER, *clusters(0, 4))
     learner.publish(2)
     learner.learn(0, *clusters(1, 2, seed=1))
@@ -89,7 +89,7 @@ def test_two_clients_end_knowing_the_classes_of_both(answer: str):
 
 
 def test_exemplar_means_are_those_of_a_memory_of_the_exemplars():
-    learner = ICaRLConfig(answer="exemplar_means", scale=1.0, **QUICK).build(SETUP)
+    learner = ICaRLLearnerConfig(answer="exemplar_means", scale=1.0, **QUICK).build(SETUP)
     x, y = clusters(0, 1)
     learner.learn(SERVER, x, y)
     unit = torch.nn.functional.normalize(x, dim=1)
@@ -110,4 +110,4 @@ def test_exemplar_means_are_those_of_a_memory_of_the_exemplars():
 )
 def test_bad_settings_are_named(settings: dict, message: str):
     with pytest.raises(ConfigError, match=message):
-        ICaRLConfig(**settings).build(SETUP)
+        ICaRLLearnerConfig(**settings).build(SETUP)
