@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from protocl.errors import NotFittedError
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
 from protocl.heads.blockwise import ChunkedHead
-from protocl.heads.ranking import Block, best_columns
+from protocl.heads.ranking import ScoreBlock, best_columns
 
 HEADS = {
     "euclidean": NearestMean,
@@ -78,7 +78,7 @@ def test_a_head_without_a_block_form_agrees_to_rounding():
 def test_ties_go_to_the_lower_column(scores, k, width, band):
     matrix = torch.tensor(scores, dtype=torch.float32)
     blocks = (
-        Block(slice(i, i + len(part)), slice(j, j + piece.shape[1]), piece)
+        ScoreBlock(slice(i, i + len(part)), slice(j, j + piece.shape[1]), piece)
         for i, part in zip(range(0, len(matrix), band), matrix.split(band), strict=True)
         for j, piece in zip(range(0, 9, width), part.split(width, dim=1), strict=True)
     )
