@@ -28,6 +28,73 @@ RECIPES = {
 """Strategies whose equation is that of a head, in ``protocl/heads``."""
 
 
+HELD_BY = {
+    "protocl": ["test_packaging.py", "checks/test_checks.py"],
+    "protocl/backbones": ["backbones/test_backbones.py"],
+    "protocl/backbones/adaptation": ["backbones/test_adaptation.py"],
+    "protocl/bench": ["bench/test_bench.py"],
+    "protocl/checks": ["checks/test_checks.py"],
+    "protocl/cli": ["cli/test_main.py"],
+    "protocl/config": ["config/test_compose.py", "config/test_unused.py"],
+    "protocl/data": ["data/test_data.py", "data/test_archives.py", "data/test_pictures.py"],
+    "protocl/data/augmentation": [
+        "data/test_image_augmentation.py",
+        "strategies/training/test_views.py",
+    ],
+    "protocl/heads": ["heads/test_golden.py", "heads/test_peers.py", "heads/test_topk.py"],
+    "protocl/heads/bayesian": ["heads/bayesian/test_bayesian.py"],
+    "protocl/heads/covariance": ["heads/covariance/test_forms.py"],
+    "protocl/heads/probabilities": ["heads/test_probabilities.py"],
+    "protocl/io": ["runner/test_experiment.py", "io/test_checkpoint.py"],
+    "protocl/memory": ["memory/test_memory.py", "memory/test_memory_doors.py"],
+    "protocl/memory/limits": ["memory/test_capacity.py", "memory/test_memory_doors.py"],
+    "protocl/metrics": ["metrics/test_class_incremental.py", "metrics/test_confusion.py"],
+    "protocl/pretraining": ["pretraining/test_pretraining.py"],
+    "protocl/report": ["report/test_comparison.py", "report/test_groups.py"],
+    "protocl/runner": ["runner/test_experiment.py", "io/test_checkpoint.py"],
+    "strategies": ["strategies/frozen/test_base.py", "strategies/test_baselines.py"],
+    "strategies/avalanche": [
+        "strategies/avalanche/test_in_memory.py",
+        "strategies/training/test_trained_configs.py",
+    ],
+    "strategies/bench": ["bench/test_bench.py"],
+    "strategies/drift": ["strategies/drift/test_estimators.py"],
+    "strategies/exemplar_free": [
+        "strategies/exemplar_free/test_base.py",
+        "strategies/test_pass.py",
+    ],
+    "strategies/exemplars": [
+        "strategies/exemplars/test_sample_memory.py",
+        "strategies/test_icarl.py",
+    ],
+    "strategies/frozen": ["strategies/frozen/test_base.py"],
+    "strategies/plugin": ["strategies/plugin/test_prototype_plugin.py"],
+    "strategies/training": ["strategies/training/test_losses.py", "strategies/test_prd.py"],
+    "federation/bench": ["bench/test_bench.py", "federation/robust/test_rules.py"],
+    "federation/cli": ["federation/runner/test_run.py"],
+    "federation/client": ["federation/server/test_strategy.py", "federation/server/test_state.py"],
+    "federation/config": ["federation/runner/test_run.py"],
+    "federation/deploy": ["federation/deploy/test_deployment.py"],
+    "federation/deploy/template": ["federation/deploy/test_deployment.py"],
+    "federation/methods": [
+        "federation/runner/test_run.py",
+        "federation/methods/test_protected_runs.py",
+    ],
+    "federation/privacy": ["federation/privacy/test_mechanism.py"],
+    "federation/reconnaissance": ["federation/reconnaissance/test_reconnaissance.py"],
+    "federation/reconnaissance/methods": ["federation/reconnaissance/test_reconnaissance.py"],
+    "federation/robust": ["federation/robust/test_rules.py"],
+    "federation/runner": ["federation/runner/test_run.py"],
+    "federation/secure": ["federation/secure/test_secure_aggregation.py"],
+    "federation/server": ["federation/server/test_strategy.py", "federation/server/test_state.py"],
+    "federation/wire": [
+        "federation/wire/test_hostile_replies.py",
+        "federation/server/test_strategy.py",
+    ],
+}
+"""Where modules without a test of their own stem are tested: through what uses them."""
+
+
 @cache
 def modules() -> dict[str, Path]:
     """Every module of the product by its name in Python; packages by that of their folder."""
@@ -155,3 +222,15 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
     ]
     assert len(links) > 10
     assert [str(page) for page, target in links if not (page.parent / target).exists()] == []
+
+
+def test_every_module_has_a_test_or_it_is_said_where():
+    tests = ROOT / "tests"
+    for path in modules().values():
+        home = path.relative_to(ROOT / "protocl" if path.is_relative_to(ROOT / "protocl") else ROOT)
+        own = tests / home.parent / f"test_{path.stem.rstrip('_')}.py"
+        if path.stem.startswith("__") or own.is_file():
+            continue
+        held = HELD_BY.get(str(path.parent.relative_to(ROOT)), [])
+        assert held, f"{path}: no {own.relative_to(ROOT)}, and its folder is not in HELD_BY"
+        assert [name for name in held if not (tests / name).is_file()] == []
