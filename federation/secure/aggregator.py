@@ -282,13 +282,6 @@ class MaskingChannel(Protocol):
         """Give every recipient its sealed shares; the masked vectors as they come."""
 
 
-class Channel(MaskingChannel, Protocol):
-    """A channel to the parties over which an unfinished sum is finished as well."""
-
-    def unmask(self, survivors: list[int]) -> Mapping[int, Revealed]:
-        """Tell the survivors who survived."""
-
-
 def masked_sum(agreement: Agreement, channel: MaskingChannel) -> Aggregator:
     """Run one sum from the server up to step 3, after which nobody's vector can be told yet.
 
@@ -307,18 +300,3 @@ def masked_sum(agreement: Agreement, channel: MaskingChannel) -> Aggregator:
         aggregator.add(party, masked)
     aggregator.require_survivors()
     return aggregator
-
-
-def secure_sum(agreement: Agreement, channel: Channel) -> tuple[NDArray[np.int64], list[int]]:
-    """Run one sum from the server.
-
-    Returns:
-        the sum ``(size,)`` and the identities of those whose vectors it is the sum of.
-
-    Raises:
-        SecureAggregationError: more than a third of the enrolled left, or one broke the protocol.
-        TooFewNewError: too few of those who stayed have something new.
-    """
-    aggregator = masked_sum(agreement, channel)
-    total = aggregator.unmask(channel.unmask(aggregator.survivors))
-    return total, aggregator.survivors

@@ -65,13 +65,6 @@ def posterior(prior: Beliefs, noise: Tensor, counts: Tensor, sums: Tensor) -> Be
     )
 
 
-def natural_mean(beliefs: Beliefs) -> Tensor:
-    """``Lambda mu``, ``(C, D)``: the natural parameter that adds up over clients."""
-    if beliefs.precision.ndim == 3:
-        return (beliefs.precision @ beliefs.mean[:, :, None]).squeeze(2)
-    return beliefs.precision * beliefs.mean
-
-
 def predictive(beliefs: Beliefs, noise: Tensor) -> Predictive:
     """The next sample and its class, eq. 18: ``N(z; mu_c, Sigma + Lambda_c^-1)``."""
     width = beliefs.mean.shape[1]

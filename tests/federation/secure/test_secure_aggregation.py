@@ -18,8 +18,7 @@ from protocl import PrototypeMemory
 from protocl.checks import assert_same, sample_batch
 from protocl.federation.privacy.prg import KeyStream
 from protocl.federation.privacy.vector import StatisticsLayout
-from protocl.federation.secure.aggregator import Aggregator, secure_sum
-from protocl.federation.secure.in_process_channel import InProcessChannel
+from protocl.federation.secure.aggregator import Aggregator
 from protocl.federation.secure.keys import (
     Agreement,
     Revealed,
@@ -29,6 +28,7 @@ from protocl.federation.secure.keys import (
 )
 from protocl.federation.secure.participant import Participant
 from protocl.memory.batch import LEVELS
+from tests.federation.secure.parties import InProcessChannel, secure_sum
 
 Vector = NDArray[np.int64]
 

@@ -10,9 +10,9 @@ import torch
 from protocl import PrototypeMemory
 from protocl.heads import BayesianPrototypes, ClassPriors, NearestMean, SharedPrior
 from protocl.heads.bayesian.conjugate import (
+    Beliefs,
     log_evidence,
     log_joint,
-    natural_mean,
     posterior,
     predictive,
 )
@@ -20,6 +20,15 @@ from protocl.heads.bayesian.posterior import ConjugatePosterior
 from tests.golden.protocl import CLOSE, assert_close, given, golden, tensor
 
 F64 = torch.float64
+
+
+def natural_mean(beliefs: Beliefs) -> torch.Tensor:
+    """``Lambda mu``, ``(C, D)``: the natural parameter that adds up over clients."""
+    if beliefs.precision.ndim == 3:
+        return (beliefs.precision @ beliefs.mean[:, :, None]).squeeze(2)
+    return beliefs.precision * beliefs.mean
+
+
 PRIOR = ClassPriors(given("alpha0"), given("m0"), given("lam0_precision_diag"))
 NOISE = given("sigma2_eps_diag")
 FIRST = (given("z1"), given("y1"))

@@ -1,4 +1,4 @@
-"""All parties of a secure sum in one process: for simulation, measurements and tests."""
+"""All parties of a secure sum as objects in this process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from protocl.federation.secure.aggregator import masked_sum
 from protocl.federation.secure.keys import Agreement, PublicKeys, Revealed
 from protocl.federation.secure.participant import Participant
 
 
 class InProcessChannel:
-    """A :class:`protocl.federation.secure.aggregator.Channel` to parties that are objects here.
+    """A :class:`protocl.federation.secure.aggregator.MaskingChannel`, and the step that ends a sum.
 
     Args:
         vectors: what each party adds, by identity.
@@ -58,3 +59,20 @@ class InProcessChannel:
     def _staying(self, step: str, asked: Collection[int]) -> list[int]:
         self._present -= set(self._leave.get(step, ()))
         return [identity for identity in asked if identity in self._present]
+
+
+def secure_sum(
+    agreement: Agreement, channel: InProcessChannel
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Run one sum from the server.
+
+    Returns:
+        the sum ``(size,)`` and the identities of those whose vectors it is the sum of.
+
+    Raises:
+        SecureAggregationError: more than a third of the enrolled left, or one broke the protocol.
+        TooFewNewError: too few of those who stayed have something new.
+    """
+    aggregator = masked_sum(agreement, channel)
+    total = aggregator.unmask(channel.unmask(aggregator.survivors))
+    return total, aggregator.survivors
