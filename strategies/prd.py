@@ -8,7 +8,7 @@ Stored between experiences: the prototypes and the model itself. No samples, no 
 training also a frozen copy of the model from before the experience.
 
 Differences from the released code (``naderAsadi/Probing-Continual-Learning``): relations are a
-softmax over samples, as the paper says, not over prototypes; the old model runs in evaluation mode,
+softmax over samples, as the paper says, not over prototypes; the teacher runs in evaluation mode,
 so that its BatchNorm statistics do not drift (:meth:`PRDPlugin.released` restores these two);
 prototypes may have a learning rate of their own; only classes that were seen can be predicted.
 """
@@ -36,7 +36,7 @@ from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.contrastive import cosine_similarities
 from protocl.strategies.training.prototype_table import PrototypeTable
 from protocl.strategies.training.relation_losses import PRDLoss, PRDTerms, Relations
-from protocl.strategies.training.teacher import OldModel
+from protocl.strategies.training.teacher import Teacher
 from protocl.strategies.training.views import Views, named_views
 
 
@@ -73,7 +73,7 @@ class PRDPlugin(FeatureLossPlugin):
             :func:`.full_augmentation` for colour images, and copies of all other inputs.
             :class:`.DatasetViews` takes those that the data set made.
         projector: from features ``(N, D)`` to ``(N, P)``; by default :func:`build_projector`.
-        teacher_mode: mode of the old model; ``"train"`` normalises its batches by their own
+        teacher_mode: mode of the teacher; ``"train"`` normalises its batches by their own
             statistics, as the released code does.
         prototype_lr: learning rate of the prototypes, as long as that of the model is what it was
             at first; None for that of the model.
@@ -120,7 +120,7 @@ class PRDPlugin(FeatureLossPlugin):
         self.prototype_init = prototype_init
         self.prototypes: PrototypeTable | None = None
         self.last_terms: PRDTerms | None = None
-        self._old: OldModel | None = None
+        self._teacher: Teacher | None = None
         self._old_prototypes: Tensor | None = None
         self._classes: Tensor | None = None
         self._starts: PrototypeMemory | None = None
@@ -137,8 +137,8 @@ class PRDPlugin(FeatureLossPlugin):
         if self.prototype_init == "means":
             self._starts = self.statistics(strategy, strategy.experience.dataset)
         if self.prototypes is not None:
-            self._old = OldModel(strategy.model, self.layer)
-            self._old.model.train(self.teacher_mode == "train")
+            self._teacher = Teacher(strategy.model, self.layer)
+            self._teacher.model.train(self.teacher_mode == "train")
             self._old_prototypes = self.prototypes.table().detach().clone()
 
     def feature_loss(
@@ -162,13 +162,13 @@ class PRDPlugin(FeatureLossPlugin):
         return terms.total
 
     def _relations(self, strategy: Any, inputs: Tensor, table: Tensor) -> Relations | None:
-        if self._old is None or self._old_prototypes is None or self.prototypes is None:
+        if self._teacher is None or self._old_prototypes is None or self.prototypes is None:
             return None
         known = len(self._old_prototypes)
         tasks = repeated(tasks_of(strategy), len(inputs))
         return Relations(
             table[:known],
-            self._old.features(inputs, tasks),
+            self._teacher.features(inputs, tasks),
             self._old_prototypes,
             self.prototypes.experiences[:known],
         )
@@ -177,7 +177,7 @@ class PRDPlugin(FeatureLossPlugin):
         self._optimizer.step(strategy.optimizer)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._old = self._old_prototypes = None
+        self._teacher = self._old_prototypes = None
 
     def _make_parameters(self, strategy: Any, features: Tensor, class_ids: Tensor) -> None:
         """Give new classes their prototypes, and the optimizer what it does not yet have."""

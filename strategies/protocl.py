@@ -54,7 +54,7 @@ from protocl.strategies.exemplars.sample_memory import SampleMemory, Selection
 from protocl.strategies.plugin.model_output import ScoresCrossEntropy
 from protocl.strategies.plugin.task_classes import tasks_of
 from protocl.strategies.training.base import FeatureLossPlugin
-from protocl.strategies.training.teacher import OldModel
+from protocl.strategies.training.teacher import Teacher
 
 DEFAULT_NOISE = 0.05
 
@@ -170,7 +170,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         self.samples = SampleMemory(mem_size, selection)
         self.posterior: ConjugatePosterior | None = None
         self.memory: PrototypeMemory | None = None
-        self._old: tuple[OldModel, ConjugatePosterior] | None = None
+        self._teacher: tuple[Teacher, ConjugatePosterior] | None = None
         self._classes: Tensor | None = None
         self._batch: tuple[Tensor, Tensor] | None = None
 
@@ -185,7 +185,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
             class_ids if self._classes is None else torch.cat([self._classes, class_ids])
         )
         if self.distillation and self.posterior is not None:
-            self._old = OldModel(strategy.model, self.layer), copy.deepcopy(self.posterior)
+            self._teacher = Teacher(strategy.model, self.layer), copy.deepcopy(self.posterior)
 
     def feature_loss(
         self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
@@ -203,10 +203,10 @@ class ProtoCLPlugin(FeatureLossPlugin):
         assert self.posterior is not None
         self._batch = (features.detach(), labels)
         loss = self.posterior.loss(features, labels, self.objective)
-        if self._old is None:
+        if self._teacher is None:
             return loss
-        model, before = self._old
-        old = before.log_joint(model.features(inputs, tasks_of(strategy)))
+        teacher, before = self._teacher
+        old = before.log_joint(teacher.features(inputs, tasks_of(strategy)))
         known = self.posterior.rows_of(before.class_ids)
         now = self.posterior.log_joint(features)[:, known]
         return loss + self.distillation * predictive_distillation(now, old, self.temperature)
@@ -221,7 +221,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         self._batch = None
 
     def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
-        self._old = None
+        self._teacher = None
         if self.refit == "memory" and self.posterior is not None:
             self._refit(strategy, num_workers)
         self.samples.add(strategy.experience.dataset, strategy.device, num_workers)

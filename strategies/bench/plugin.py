@@ -40,8 +40,8 @@ class _Stopwatch:
     def __init__(self, plugin: PrototypePlugin) -> None:
         self.seconds = 0.0
         self._plugin = plugin
-        hook = plugin._tap._keep
-        plugin._tap._keep = self._timed(hook)  # type: ignore[method-assign]
+        hook = plugin._hook._keep
+        plugin._hook._keep = self._timed(hook)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._plugin, name)

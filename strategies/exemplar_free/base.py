@@ -21,7 +21,7 @@ from protocl.strategies.plugin.extraction import features_of
 from protocl.strategies.plugin.task_classes import repeated, tasks_of
 from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.row_index import ClassRows
-from protocl.strategies.training.teacher import OldModel, feature_distillation
+from protocl.strategies.training.teacher import Teacher, feature_distillation
 from protocl.strategies.training.views import Views
 
 
@@ -75,7 +75,7 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         self.old_rows = torch.zeros(0, dtype=torch.int64)
         self.memory: PrototypeMemory | None = None
         self.table: Tensor | None = None
-        self._old_model: OldModel | None = None
+        self._teacher: Teacher | None = None
         self._optimizer: optim.Optimizer | None = None
 
     # -- for methods ------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class ExemplarFreePlugin(FeatureLossPlugin):
         earlier = self.rows.to(strategy.device).ids
         self.old_rows = (~torch.isin(earlier, class_ids)).nonzero().flatten()
         new = self.rows.add(class_ids)
-        self._old_model = OldModel(strategy.model, self.layer) if len(self.old_rows) else None
+        self._teacher = Teacher(strategy.model, self.layer) if len(self.old_rows) else None
         if self.needs_new_prototypes and len(self.old_rows) and len(new):
             self._compute_prototypes(strategy, new)
         self._optimizer = None
@@ -122,10 +122,10 @@ class ExemplarFreePlugin(FeatureLossPlugin):
             self.parameters.to(features.device)
             self._optimizer = self.make_optimizer(strategy)
         loss = self.class_loss(features, self.rows(labels))
-        if self._old_model is None or not self.distillation_weight:
+        if self._teacher is None or not self.distillation_weight:
             return loss
         tasks = repeated(tasks_of(strategy), len(inputs))
-        old = self._old_model.features(inputs, tasks)
+        old = self._teacher.features(inputs, tasks)
         return loss + self.distillation_weight * feature_distillation(features, old)
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
@@ -134,12 +134,12 @@ class ExemplarFreePlugin(FeatureLossPlugin):
             self._optimizer.zero_grad()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        if self._old_model is not None and self.memory is not None:
-            self.memory = self.drift.carried(strategy, self.memory, self._old_model, self.layer)
+        if self._teacher is not None and self.memory is not None:
+            self.memory = self.drift.carried(strategy, self.memory, self._teacher, self.layer)
         self._compute_prototypes(strategy)
         if self._optimizer is None and self.memory is not None:
             self.grow(self.memory.feature_dim)  # there was no step, as with zero epochs
-        self._old_model = self._optimizer = self.table = None
+        self._teacher = self._optimizer = self.table = None
 
     def _compute_prototypes(self, strategy: Any, only: Tensor | None = None) -> None:
         """Replace the statistics of the experience's classes, or of ``only`` some of them."""

@@ -17,8 +17,8 @@ from protocl.strategies.avalanche.tensor_rows import NotInMemory, integers, tens
 from protocl.strategies.plugin.classifier_layer import FeatureFinder, Forward, one_sample
 from protocl.strategies.plugin.feature_hook import (
     Enough,
+    FeatureHook,
     FeaturePoint,
-    FeatureTap,
     joined,
     undisturbed,
 )
@@ -53,16 +53,16 @@ def features_of(
         task labels ``(B,)`` or None.
     """
     model, tasked = strategy.model, has_task_labels(dataset)
-    find, tap = FeatureFinder(layer), FeatureTap(features_only=True)
+    find, hook = FeatureFinder(layer), FeatureHook(features_only=True)
     for batch in batches_of(dataset, strategy.eval_mb_size, num_workers):
         given = _on_device(strategy, batch, tasked, view)
         with nullcontext() if held else undisturbed(model):
-            tap.open_at(model, find(model, given.one_sample))
+            hook.open_at(model, find(model, given.one_sample))
             try:
                 with suppress(Enough):
                     given.forward()
             finally:
-                seen = tap.close()
+                seen = hook.close()
         yield given.x, joined(seen, given.tasks), given.labels, given.tasks
 
 

@@ -49,7 +49,7 @@ class Enough(Exception):  # noqa: N818 - an answer, not a fault
     """The features were read, and nobody wants what the model makes of them."""
 
 
-class FeatureTap:
+class FeatureHook:
     """Keeps what enters ``layer`` from :meth:`open` to :meth:`close`.
 
     The hook is on the layer only in between: copies of the model (the teachers of LwF and iCaRL)

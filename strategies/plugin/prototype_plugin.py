@@ -50,9 +50,9 @@ from protocl.strategies.plugin.extraction import (
     least_width,
     sample_of,
 )
-from protocl.strategies.plugin.feature_buffer import Piece, in_pieces
+from protocl.strategies.plugin.feature_buffer import FeatureChunk, in_chunks
 from protocl.strategies.plugin.feature_hook import (
-    FeatureTap,
+    FeatureHook,
     joined,
     refuse_compiled,
     undisturbed,
@@ -130,7 +130,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self.exact = exact
         self.step = step
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
-        self._tap = FeatureTap()
+        self._hook = FeatureHook()
         self._find = FeatureFinder(layer)
         # Two, because an evaluation can come in the middle of an epoch.
         self._collects = False
@@ -171,10 +171,10 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if self.still is not None:
             self.still.before_forward(strategy.model, point)
         if self._collects:
-            self._tap.open_at(strategy.model, point)
+            self._hook.open_at(strategy.model, point)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        seen = self._tap.close(strategy.mb_output)
+        seen = self._hook.close(strategy.mb_output)
         if self.still is not None:
             self.still.after_forward(strategy.model)
         if not seen:
@@ -236,8 +236,8 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if not mine.all():  # selecting copies
             features, labels = features[mine], labels[mine]
             tasks = None if tasks is None else tasks[mine]
-        piece = self._new_memory(features).update(features, self.tasks.note(labels, tasks))
-        self.memory = self._pass.give(self.memory, piece)
+        chunk = self._new_memory(features).update(features, self.tasks.note(labels, tasks))
+        self.memory = self._pass.give(self.memory, chunk)
 
     def _extra_pass(self, strategy: Any, num_workers: int) -> None:
         """Add the statistics of the current experience, or replace those it added just before."""
@@ -246,14 +246,14 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         dataset = strategy.experience.dataset
         signature = Signature(len(dataset))
 
-        def signed() -> Iterator[Piece]:
+        def signed() -> Iterator[FeatureChunk]:
             passed = features_of(strategy, dataset, self.layer, workers, held=True)
             for x, features, labels, tasks in passed:
                 signature.add(x, labels)
                 yield features, labels, tasks
 
         with undisturbed(strategy.model):
-            for features, labels, tasks in in_pieces(signed()):
+            for features, labels, tasks in in_chunks(signed()):
                 part = part or self._new_memory(features)
                 part.update(features, self.tasks.note(labels, tasks))
         if part is None:
@@ -298,10 +298,10 @@ class PrototypePlugin(SupervisedPlugin[Any]):
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         if self._answers:
-            self._tap.open_at(strategy.model, self._find(strategy.model, sample_of(strategy)))
+            self._hook.open_at(strategy.model, self._find(strategy.model, sample_of(strategy)))
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        seen = self._tap.close(strategy.mb_output)
+        seen = self._hook.close(strategy.mb_output)
         if not seen:
             return
         tasks = tasks_of(strategy)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
-from protocl.strategies.plugin.feature_buffer import Piece, PieceBuffer
+from protocl.strategies.plugin.feature_buffer import FeatureBuffer, FeatureChunk
 
 
 class TrainingPass:
@@ -23,7 +23,7 @@ class TrainingPass:
     """
 
     def __init__(self, classes: Tensor | None = None) -> None:
-        self.waiting = PieceBuffer()
+        self.waiting = FeatureBuffer()
         self.classes = torch.zeros(0, dtype=torch.int64) if classes is None else classes
         self.part: PrototypeMemory | None = None
         self.samples = 0
@@ -33,15 +33,15 @@ class TrainingPass:
         """Samples that were added, which are those of the experience's classes."""
         return 0 if self.part is None else self.part.total
 
-    def add(self, batch: Piece) -> None:
+    def add(self, batch: FeatureChunk) -> None:
         """Take in a mini-batch, for which there must be room."""
         self.samples += len(batch[0])
         self.waiting.add(batch)
 
-    def give(self, memory: PrototypeMemory | None, piece: PrototypeMemory) -> PrototypeMemory:
-        """Add the statistics of a piece to ``memory``, which is new if None."""
-        self.part = piece if self.part is None else self.part.merge(piece)
-        return piece.copy() if memory is None else memory.merge(piece)
+    def give(self, memory: PrototypeMemory | None, chunk: PrototypeMemory) -> PrototypeMemory:
+        """Add the statistics of a chunk to ``memory``, which is new if None."""
+        self.part = chunk if self.part is None else self.part.merge(chunk)
+        return chunk.copy() if memory is None else memory.merge(chunk)
 
     def taken_back(
         self, memory: PrototypeMemory | None, size: int, cut: bool

@@ -21,7 +21,7 @@ from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
 from protocl.strategies.plugin.classifier_layer import FeatureFinder
 from protocl.strategies.plugin.extraction import features_of, labels_of, least_width, sample_of
-from protocl.strategies.plugin.feature_hook import FeatureTap, joined, refuse_compiled
+from protocl.strategies.plugin.feature_hook import FeatureHook, joined, refuse_compiled
 from protocl.strategies.plugin.model_output import scores_of
 from protocl.strategies.plugin.task_classes import (
     TaskClasses,
@@ -61,8 +61,8 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
         self._find = FeatureFinder(layer)
         # Two, because an evaluation can come in the middle of an epoch.
-        self._training_tap = FeatureTap(differentiable=True)
-        self._answering_tap = FeatureTap()
+        self._training_hook = FeatureHook(differentiable=True)
+        self._answering_hook = FeatureHook()
         self._single: tuple[Tensor, Tensor | None] | None = None
         self._features: Tensor | None = None
         self._inputs: Tensor | None = None
@@ -127,10 +127,10 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         if self.views is not None:
             self._make_views(strategy, self.views)
         point = self._find(strategy.model, sample_of(strategy))
-        self._training_tap.open_at(strategy.model, point)
+        self._training_hook.open_at(strategy.model, point)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        seen = self._training_tap.close(strategy.mb_output)
+        seen = self._training_hook.close(strategy.mb_output)
         self._features = joined(seen, tasks_of(strategy))
         self._inputs = strategy.mb_x
         point = self._find.point
@@ -181,11 +181,11 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         point = self._find(strategy.model, sample_of(strategy))
-        self._answering_tap.open_at(strategy.model, point)
+        self._answering_hook.open_at(strategy.model, point)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         tasks = tasks_of(strategy)
-        seen = self._answering_tap.close(strategy.mb_output)
+        seen = self._answering_hook.close(strategy.mb_output)
         answer = self.class_logits(joined(seen, tasks))
         if answer is None:
             return

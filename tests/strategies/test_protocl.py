@@ -208,7 +208,7 @@ class TestDistillation:
             strategy = build_strategy("naive", [plugin])
             train_on(strategy, benchmark.train_stream[:1])
             models.append(weights_of(strategy.model))
-            assert plugin._old is None
+            assert plugin._teacher is None
         assert_equal_weights(*models)
 
 
