@@ -206,15 +206,15 @@ class PRDPlugin(FeatureLossPlugin):
         """Prototypes, projector and what is known of tasks; no moments of optimizers."""
         projector, table = self.projector, self.prototypes
         return {
+            **super().state_dict(),
             "projector": None if projector is None else projector.state_dict(),
             "prototypes": None if table is None else table.state_dict(),
             "feature_dim": None if table is None else table.feature_dim,
-            "tasks": {task: sorted(classes) for task, classes in self.tasks.seen.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
-        self.tasks.seen = {task: set(classes) for task, classes in state["tasks"].items()}
+        super().load_state_dict(state)
         self._optimizer = PlainCompanion(self.prototype_lr)
         if state["prototypes"] is None:
             self.prototypes = None

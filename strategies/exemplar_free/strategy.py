@@ -1,10 +1,10 @@
-"""Ready-made strategies around an :class:`.ExemplarFreePlugin`, and the settings they share."""
+"""Ready-made strategies that train without exemplars, and the settings they share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
@@ -17,8 +17,15 @@ from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.avalanche.restarts import Restarts
 from protocl.strategies.drift.compensation import DriftEstimator, carried, unused_of_drift
-from protocl.strategies.exemplar_free.base import ExemplarFreePlugin
 from protocl.strategies.plugin.model_output import ScoresCrossEntropy
+
+
+class ExemplarFreePlugin(Protocol):
+    """A plugin that keeps statistics of classes in the place of their samples."""
+
+    @property
+    def memory(self) -> PrototypeMemory | None:
+        """The class statistics, or None before the first experience has ended."""
 
 
 class ExemplarFree(SupervisedTemplate):

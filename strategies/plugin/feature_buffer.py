@@ -1,4 +1,4 @@
-"""Joins mini-batches of features to chunks of thousands of samples.
+"""Chunks of thousands of feature vectors, joined of mini-batches.
 
 An update of a memory costs little more for thousands of samples than for one.
 """
@@ -20,7 +20,7 @@ MOST_ELEMENTS = 1 << 21
 
 
 class FeatureBuffer:
-    """Holds copies of mini-batches in memory that is allocated once.
+    """Holds copies of mini-batches of features in memory that is allocated once.
 
     To keep the mini-batches themselves would be slower: small tensors that outlive a training step
     lie between the large ones of the next, which the C library's allocator then returns to the
@@ -73,7 +73,7 @@ def _kind(batch: FeatureChunk) -> list[object]:
 
 
 def in_chunks(batches: Iterable[FeatureChunk]) -> Iterator[FeatureChunk]:
-    """Join successive batches.
+    """Join successive mini-batches of features to chunks.
 
     Yields:
         Chunks in order. The next one overwrites the one before.
