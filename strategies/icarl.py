@@ -16,15 +16,12 @@ win.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from avalanche.models import avalanche_forward
-from avalanche.training.plugins.evaluation import default_evaluator
-from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, nn, optim
+from torch import Tensor
 from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
@@ -34,9 +31,10 @@ from protocl.strategies.baselines import BaselineConfig
 from protocl.strategies.exemplars.exemplar_sets import ExemplarSets
 from protocl.strategies.exemplars.herding import herd
 from protocl.strategies.plugin.extraction import classes_of, features_of, labels_of
-from protocl.strategies.plugin.model_output import ScoresCrossEntropy, scores_of
+from protocl.strategies.plugin.model_output import scores_of
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 from protocl.strategies.plugin.task_classes import tasks_of
+from protocl.strategies.training.ready_made import ReadyMade
 from protocl.strategies.training.teacher import Teacher
 
 
@@ -126,32 +124,17 @@ class ICaRLPlugin(PrototypePlugin):
         return chosen
 
 
-class ICaRL(SupervisedTemplate):
-    """iCaRL as a ready-made strategy.
+class ICaRL(ReadyMade):
+    """iCaRL as a ready-made strategy, whose model has one output for each class id of the stream.
 
     Args:
-        model: one output for each class id of the stream.
-        optimizer: for the model.
         mem_size: exemplars of all classes together.
-        plugins: further Avalanche plugins.
-        **settings: those of Avalanche's ``SupervisedTemplate``.
+        **settings: those of :class:`.ReadyMade` but ``own``.
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: optim.Optimizer,
-        mem_size: int = 2000,
-        plugins: Sequence[Any] | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, *, mem_size: int = 2000, **settings: Any) -> None:
         self.icarl = ICaRLPlugin(mem_size)
-        settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", ScoresCrossEntropy())
-        super().__init__(
-            model=model, optimizer=optimizer, plugins=[self.icarl, *(plugins or [])], **settings
-        )
+        super().__init__(own=[self.icarl], **settings)
 
 
 @dataclass

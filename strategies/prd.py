@@ -15,13 +15,10 @@ prototypes may have a learning rate of their own; only classes that were seen ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from avalanche.training.plugins.evaluation import default_evaluator
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn, optim
 
 from protocl.config import Setup, StrategyInfo
@@ -30,11 +27,11 @@ from protocl.strategies.avalanche.companion_optimizer import PlainCompanion
 from protocl.strategies.avalanche.epoch_schedule import EpochSchedule, ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
-from protocl.strategies.plugin.model_output import ScoresCrossEntropy
 from protocl.strategies.plugin.task_classes import repeated, tasks_of
 from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.contrastive import cosine_similarities
 from protocl.strategies.training.prototype_table import PrototypeTable
+from protocl.strategies.training.ready_made import ReadyMade
 from protocl.strategies.training.relation_losses import PRDLoss, PRDTerms, Relations
 from protocl.strategies.training.teacher import Teacher
 from protocl.strategies.training.views import Views, named_views
@@ -233,35 +230,24 @@ def _add_parameters(optimizer: optim.Optimizer, module: nn.Module) -> None:
     optimizer.param_groups[0]["params"].extend(new)
 
 
-class PRD(SupervisedTemplate):
-    """PRD as a ready-made strategy; the plugin's arguments are those of :class:`PRDPlugin`.
+class PRD(ReadyMade):
+    """PRD as a ready-made strategy, whose model's classification layer is not used.
 
     Args:
-        model: any model whose classification layer can be found; the layer itself is not used.
-        optimizer: for the backbone and the projector.
         plugin: the method; :class:`PRDPlugin` with its defaults if None.
         schedule: epochs of the first experience and decay of the learning rate.
-        plugins: further Avalanche plugins.
-        **settings: those of Avalanche's ``SupervisedTemplate``.
+        **settings: those of :class:`.ReadyMade` but ``own``.
     """
 
     def __init__(
         self,
         *,
-        model: nn.Module,
-        optimizer: optim.Optimizer,
         plugin: PRDPlugin | None = None,
         schedule: EpochSchedule | None = None,
-        plugins: Sequence[Any] | None = None,
         **settings: Any,
     ) -> None:
         self.prd = PRDPlugin() if plugin is None else plugin
-        own = [self.prd] if schedule is None else [self.prd, schedule]
-        settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", ScoresCrossEntropy())
-        super().__init__(
-            model=model, optimizer=optimizer, plugins=[*own, *(plugins or [])], **settings
-        )
+        super().__init__(own=[self.prd, schedule], **settings)
 
 
 @dataclass

@@ -28,9 +28,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from avalanche.training.plugins.evaluation import default_evaluator
-from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, nn, optim
+from torch import Tensor
 
 from protocl.config import Setup, StrategyInfo
 from protocl.heads.bayesian.head import BayesianPrototypes
@@ -48,10 +46,10 @@ from protocl.strategies.avalanche.epoch_schedule import ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.exemplars.sample_memory import SampleMemory, Selection
-from protocl.strategies.plugin.model_output import ScoresCrossEntropy
 from protocl.strategies.plugin.task_classes import tasks_of
 from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.predictive_distillation import HeldPredictions
+from protocl.strategies.training.ready_made import ReadyMade
 
 DEFAULT_NOISE = 0.05
 
@@ -240,32 +238,17 @@ class ProtoCLPlugin(FeatureLossPlugin):
             self.memory.load_state_dict(state["memory"])
 
 
-class ProtoCL(SupervisedTemplate):
-    """ProtoCL as a ready-made strategy; the plugin's arguments are those of :class:`ProtoCLPlugin`.
+class ProtoCL(ReadyMade):
+    """ProtoCL as a ready-made strategy, whose model's classification layer is not used.
 
     Args:
-        model: any model whose classification layer can be found; the layer itself is not used.
-        optimizer: for the backbone.
         plugin: the method; :class:`ProtoCLPlugin` with its defaults if None.
-        plugins: further Avalanche plugins.
-        **settings: those of Avalanche's ``SupervisedTemplate``.
+        **settings: those of :class:`.ReadyMade` but ``own``.
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: optim.Optimizer,
-        plugin: ProtoCLPlugin | None = None,
-        plugins: Sequence[Any] | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, *, plugin: ProtoCLPlugin | None = None, **settings: Any) -> None:
         self.protocl = ProtoCLPlugin() if plugin is None else plugin
-        settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", ScoresCrossEntropy())
-        super().__init__(
-            model=model, optimizer=optimizer, plugins=[self.protocl, *(plugins or [])], **settings
-        )
+        super().__init__(own=[self.protocl], **settings)
 
 
 @dataclass
