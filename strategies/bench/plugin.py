@@ -46,7 +46,7 @@ class _Stopwatch:
         self.seconds = 0.0
         self._plugin = plugin
         hook = plugin.reader.hook
-        vars(hook)["_keep"] = self._timed(hook._keep)
+        vars(hook)["_read_input"] = self._timed(hook._read_input)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._plugin, name)

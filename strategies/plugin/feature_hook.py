@@ -78,7 +78,7 @@ class FeatureHook:
         if point.after:
             self._drop()
             self._ends = self.features_only and layer is not model
-            self._handles.append(layer.register_forward_hook(self._keep_output))
+            self._handles.append(layer.register_forward_hook(self._read_output))
         else:
             self.open(layer, last=point.last)
         self._handles.append(model.register_forward_hook(self._end_call))
@@ -92,12 +92,12 @@ class FeatureHook:
         """
         self._drop()
         self._last = last
-        self._handles.append(layer.register_forward_pre_hook(self._keep, with_kwargs=True))
+        self._handles.append(layer.register_forward_pre_hook(self._read_input, with_kwargs=True))
         if self.features_only and type(layer) is nn.Linear and not _is_watched(layer):
             vars(layer)["forward"] = partial(_zeros_like_output, layer.out_features)
             self._skipped = layer
 
-    def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _read_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._last:
             self._seen.clear()
         features = args[0] if args else next(iter(kwargs.values()))
@@ -107,7 +107,7 @@ class FeatureHook:
         features = _rows(features)
         self._seen.append(features if type(layer) is nn.Linear else features.clone())
 
-    def _keep_output(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _read_output(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         features = main_output(output)
         if features is None:
             raise TypeError(
