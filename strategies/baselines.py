@@ -225,7 +225,7 @@ class EWCConfig(AnsweredBaselineConfig):
 
 
 @dataclass
-class ICaRLConfig(BaselineConfig):
+class AvalancheICaRLConfig(BaselineConfig):
     """iCaRL: distillation and replay of exemplars, classification by their mean features.
 
     Attributes:
@@ -293,7 +293,7 @@ class Joint(Cumulative):
 
 
 @dataclass
-class JointConfig(BaselineConfig):
+class JointTrainingConfig(BaselineConfig):
     """Train from scratch, in each experience, on all data so far: the upper bound."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(

@@ -10,21 +10,18 @@ class (``16 D + 8`` bytes in double-double), and the model itself. During traini
 copy of the model from before the experience.
 
 Where this differs from Avalanche's own (``icarl``): exemplars are herded from all samples without
-a cap, a class may come back, the old model runs in evaluation mode, and classes never seen cannot
+a cap, a class may come back, the teacher runs in evaluation mode, and classes never seen cannot
 win.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from avalanche.models import avalanche_forward
-from avalanche.training.plugins.evaluation import default_evaluator
-from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, nn, optim
+from torch import Tensor
 from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
@@ -34,10 +31,11 @@ from protocl.strategies.baselines import BaselineConfig
 from protocl.strategies.exemplars.exemplar_sets import ExemplarSets
 from protocl.strategies.exemplars.herding import herd
 from protocl.strategies.plugin.extraction import classes_of, features_of, labels_of
-from protocl.strategies.plugin.model_output import ScoresCrossEntropy, scores_of
+from protocl.strategies.plugin.model_output import scores_of
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 from protocl.strategies.plugin.task_classes import tasks_of
-from protocl.strategies.training.teacher import OldModel
+from protocl.strategies.training.ready_made import ReadyMade
+from protocl.strategies.training.teacher import Teacher
 
 
 @in_full_precision
@@ -50,7 +48,7 @@ def distilled_binary_loss(
         logits: ``(B, M)``.
         labels: ``(B,)``, columns of the true classes.
         old_logits: ``(B, M)`` of the model before the experience, or None.
-        old_classes: ``(K,)`` columns whose targets are the old model's probabilities.
+        old_classes: ``(K,)`` columns whose targets are the teacher's probabilities.
 
     Source: Rebuffi et al. 2017, algorithm 3.
     """
@@ -78,7 +76,7 @@ class ICaRLPlugin(PrototypePlugin):
         head = NearestMean(normalize_input=True, normalize_mean=True)
         super().__init__(head, **settings)
         self.exemplars = ExemplarSets(mem_size)
-        self._old: OldModel | None = None
+        self._teacher: Teacher | None = None
         self._old_classes = torch.zeros(0, dtype=torch.int64)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -86,24 +84,24 @@ class ICaRLPlugin(PrototypePlugin):
         present = classes_of(strategy.experience.dataset)
         stored = torch.tensor(sorted(self.exemplars.sets), dtype=torch.int64)
         self._old_classes = stored[~torch.isin(stored, present)].to(strategy.device)
-        self._old = OldModel(strategy.model, self.layer) if len(self._old_classes) else None
+        self._teacher = Teacher(strategy.model, self.layer) if len(self._old_classes) else None
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         strategy.adapted_dataset = self.exemplars.beside(strategy.adapted_dataset)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         old_logits = None
-        if self._old is not None:
+        if self._teacher is not None:
             with torch.no_grad():
                 tasks = tasks_of(strategy)
-                old_logits = scores_of(avalanche_forward(self._old.model, strategy.mb_x, tasks))
+                old_logits = scores_of(avalanche_forward(self._teacher.model, strategy.mb_x, tasks))
         labels = strategy.mb_y.to(torch.int64)
         strategy.loss = distilled_binary_loss(
             scores_of(strategy.mb_output), labels, old_logits, self._old_classes
         )
 
     def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
-        self._old = None
+        self._teacher = None
         self.exemplars.put(self._chosen(strategy, num_workers))
         self.refresh(strategy, list(self.exemplars.sets.values()))
 
@@ -126,32 +124,17 @@ class ICaRLPlugin(PrototypePlugin):
         return chosen
 
 
-class ICaRL(SupervisedTemplate):
-    """iCaRL as a ready-made strategy.
+class ICaRL(ReadyMade):
+    """iCaRL as a ready-made strategy, whose model has one output for each class id of the stream.
 
     Args:
-        model: one output for each class id of the stream.
-        optimizer: for the model.
         mem_size: exemplars of all classes together.
-        plugins: further Avalanche plugins.
-        **settings: those of Avalanche's ``SupervisedTemplate``.
+        **settings: those of :class:`.ReadyMade` but ``own``.
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: optim.Optimizer,
-        mem_size: int = 2000,
-        plugins: Sequence[Any] | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, *, mem_size: int = 2000, **settings: Any) -> None:
         self.icarl = ICaRLPlugin(mem_size)
-        settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", ScoresCrossEntropy())
-        super().__init__(
-            model=model, optimizer=optimizer, plugins=[self.icarl, *(plugins or [])], **settings
-        )
+        super().__init__(own=[self.icarl], **settings)
 
 
 @dataclass

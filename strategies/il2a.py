@@ -22,14 +22,19 @@ import torch
 from torch import Tensor
 
 from protocl.config import Setup, StrategyInfo
+from protocl.memory import PrototypeMemory
 from protocl.memory.precision import in_full_precision
+from protocl.strategies.drift.compensation import DriftEstimator
+from protocl.strategies.exemplar_free.kept_classes import KeptClasses
 from protocl.strategies.exemplar_free.linear_classifier import (
     NOT_COUNTED,
-    LinearExemplarFreePlugin,
+    LinearClassifier,
     LinearRows,
+    drawn_prototypes,
 )
 from protocl.strategies.exemplar_free.mixup import MixedViews, mixed_rows
 from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
+from protocl.strategies.training.base import FeatureLossPlugin
 
 
 @in_full_precision
@@ -53,7 +58,7 @@ def logit_variances(weight: Tensor, anchors: Tensor, covariances: Tensor) -> Ten
     return squares - 2 * crossed + anchored
 
 
-class IL2APlugin(LinearExemplarFreePlugin):
+class IL2APlugin(FeatureLossPlugin):
     """IL2A in any Avalanche strategy, whose criterion its loss replaces.
 
     Args:
@@ -64,15 +69,18 @@ class IL2APlugin(LinearExemplarFreePlugin):
         ratio: strength of the semantic augmentation; 0 replays plain means.
         mixes: mixtures of each image; 0 for none.
         concentration: both parameters of the Beta distribution of the shares of a mixture.
-        **settings: ``num_workers``, ``drift`` and those of :class:`.FeatureLossPlugin` but
-            ``views``.
+        drift: how prototypes of old classes are carried over after each experience.
+        **settings: those of :class:`.FeatureLossPlugin` but ``views``.
 
     Attributes:
-        auxiliary: the classifier's rows of mixed classes, ``K (K - 1) / 2`` for the ``K`` classes
-            of the present experience; dropped when it ends.
+        classifier: one output for each class.
+        auxiliary: its rows of mixed classes, ``K (K - 1) / 2`` for the ``K`` classes of the present
+            experience; dropped when it ends.
+        kept: classes, their prototypes, the teacher.
+        old_rows, new_rows: ``(O,)`` and ``(K,)`` rows of classes out of and in the present
+            experience.
+        table: ``(R, D)`` prototypes at the start of an experience with old classes.
     """
-
-    level = "full"
 
     def __init__(
         self,
@@ -83,82 +91,123 @@ class IL2APlugin(LinearExemplarFreePlugin):
         ratio: float = 2.5,
         mixes: int = 4,
         concentration: float = 20.0,
+        drift: DriftEstimator | None = None,
         **settings: Any,
     ) -> None:
+        self.mixed = MixedViews(mixes, concentration)
+        super().__init__(views=self.mixed if mixes else None, **settings)
+        if augmentation_weight < 0:
+            raise ValueError(f"augmentation_weight={augmentation_weight}: expected 0 or more")
         if ratio < 0:
             raise ValueError(f"ratio={ratio}: expected 0 or more")
-        self.mixed = MixedViews(mixes, concentration)
-        super().__init__(
-            views=self.mixed if mixes else None,
-            rows_per_class=1,
-            temperature=temperature,
-            augmentation_weight=augmentation_weight,
-            distillation_weight=distillation_weight,
-            **settings,
-        )
+        self.augmentation_weight = augmentation_weight
         self.ratio = ratio
+        self.classifier = LinearClassifier(1, temperature)
+        rows = self.classifier.rows
+        self.kept = KeptClasses(self, rows, distillation_weight, drift, level="full")
         self.auxiliary: LinearRows | None = None
-        self._rows_here = torch.zeros(0, dtype=torch.int64)
+        self.old_rows = self.new_rows = torch.zeros(0, dtype=torch.int64)
+        self.table: Tensor | None = None
         self._covariances: Tensor | None = None
 
-    def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
-        super().begin_experience(strategy, class_ids)
-        self.auxiliary = self._covariances = None
-        self._rows_here = self.rows(class_ids).sort().values
-
-    def grow(self, feature_dim: int) -> None:
-        super().grow(feature_dim)
-        classes = len(self._rows_here)
-        self.auxiliary = LinearRows()
-        device = self.rows.ids.device
-        self.auxiliary.append(classes * (classes - 1) // 2, feature_dim, device)
-        if len(self.old_rows) and self.memory is not None:
-            self._covariances = self._old_covariances()
-
-    def trained_parameters(self) -> list[torch.nn.Parameter]:
-        extra = [] if self.auxiliary is None else list(self.auxiliary.parameters())
-        return [*super().trained_parameters(), *extra]
-
     def class_loss(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Scalar loss of a mini-batch, distillation apart.
+
+        Args:
+            features: ``((1 + mixes) B, D)`` of images and of their mixtures.
+            rows: ``(B,)`` rows of the images' classes.
+        """
         loss = self._mixed_cross_entropy(features, rows)
-        if not len(self.old_rows):
+        if self.table is None or self._covariances is None:
             return loss
-        assert self._covariances is not None
-        prototypes, old = self.old_samples(len(rows))
-        weight = self.parameters.weight
-        logits = self.logits(prototypes)
+        prototypes, old = drawn_prototypes(self.table, self.old_rows, len(rows))
+        logits = self.classifier.logits(prototypes)
         if self.ratio:
+            weight = self.classifier.rows.weight
             variances = logit_variances(weight, self.old_rows, self._covariances)
             places = torch.searchsorted(self.old_rows, old)
             logits = logits + self.ratio / 2 * variances[places]
-        return loss + self.augmentation_weight * self.loss_of_logits(logits, old)
+        return loss + self.augmentation_weight * self.classifier.loss_of_logits(logits, old)
 
     def _mixed_cross_entropy(self, features: Tensor, rows: Tensor) -> Tensor:
         """Of images ``(B, D)`` and mixtures ``(mixes B, D)``, over real and mixed classes."""
-        logits = self.logits(features)
+        logits, loss = self.classifier.logits(features), self.classifier.loss_of_logits
         if len(features) == len(rows) or self.auxiliary is None or not len(self.auxiliary.weight):
-            return self.loss_of_logits(logits[: len(rows)], rows)
-        logits = torch.cat([logits, self.logits(features, self.auxiliary)], dim=1)
-        places = torch.searchsorted(self._rows_here, rows)
+            return loss(logits[: len(rows)], rows)
+        logits = torch.cat([logits, self.classifier.logits(features, self.auxiliary)], dim=1)
+        places = torch.searchsorted(self.new_rows, rows)
         partners = self.mixed.partners
         between = mixed_rows(places.repeat(len(partners)), places[partners].flatten())
         # Neither two images of one class make a class of their own, nor replayed ones of others.
-        here = torch.isin(rows, self._rows_here)
+        here = torch.isin(rows, self.new_rows)
         counted = (between >= 0) & here.repeat(len(partners)) & here[partners].flatten()
-        labels = torch.where(counted, len(self.rows) + between, NOT_COUNTED)
-        return self.loss_of_logits(logits, torch.cat([rows, labels]))
+        labels = torch.where(counted, len(self.kept.rows) + between, NOT_COUNTED)
+        return loss(logits, torch.cat([rows, labels]))
 
-    def _old_covariances(self) -> Tensor:
+    # -- wiring -----------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> PrototypeMemory | None:
+        """Statistics of each class, or None before the first experience has ended."""
+        return self.kept.memory
+
+    def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
+        self.old_rows = self.kept.begin(strategy, class_ids)
+        self.new_rows = self.kept.rows(class_ids).sort().values
+        self._forget_experience()
+
+    def _forget_experience(self) -> None:
+        self.classifier.rest()
+        self.auxiliary = self.table = self._covariances = None
+
+    def feature_loss(
+        self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
+    ) -> Tensor:
+        if self.auxiliary is None:  # only now is the width of the features known
+            self.auxiliary = self.begin_steps(features.shape[1])
+            self.classifier.train(strategy.optimizer, self.auxiliary)
+        loss = self.class_loss(features, self.kept.rows(labels))
+        return loss + self.kept.distillation(strategy, features, inputs)
+
+    def begin_steps(self, feature_dim: int) -> LinearRows:
+        """Prepare for an experience's first mini-batch; the rows of mixed classes."""
+        self._grow(feature_dim)
+        classes, mixed = len(self.new_rows), LinearRows()
+        mixed.append(classes * (classes - 1) // 2, feature_dim, self.new_rows.device)
+        if len(self.old_rows) and self.memory is not None:
+            self.table = self.kept.prototypes()
+            self._covariances = self._old_covariances(self.memory)
+        return mixed
+
+    def _grow(self, feature_dim: int) -> None:
+        self.classifier.grow(len(self.kept.rows), feature_dim, self.kept.rows.ids.device)
+
+    def _old_covariances(self, memory: PrototypeMemory) -> Tensor:
         """``(O, D, D)`` of the classes of :attr:`old_rows`; zeros for a class of one sample."""
-        assert self.memory is not None
-        places = torch.searchsorted(self.memory.classes, self.rows.ids[self.old_rows])
-        freedom = (self.memory.counts[places] - 1).clamp(min=1)
-        return (self.memory.scatter()[places] / freedom[:, None, None]).to(self.parameters.weight)
+        places = torch.searchsorted(memory.classes, self.kept.rows.ids[self.old_rows])
+        freedom = (memory.counts[places] - 1).clamp(min=1)
+        covariances = memory.scatter()[places] / freedom[:, None, None]
+        return covariances.to(self.classifier.rows.weight)
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        self.classifier.step(strategy.optimizer)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        super().after_training_exp(strategy, **kwargs)
-        self.auxiliary = self._covariances = None
+        self.kept.end(strategy)
+        if self.memory is not None and not self.classifier.trains:
+            self._grow(self.memory.feature_dim)  # there was no step, as with zero epochs
+        self._forget_experience()
         self.mixed.forget()
+
+    def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
+        return self.kept.answer(features, self.classifier.answer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self.kept.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.kept.load_state_dict(state)
 
 
 class IL2A(ExemplarFree):

@@ -23,21 +23,24 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor
 from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
-from protocl.strategies.exemplar_free.base import ExemplarFreePlugin, GrowingParameters
+from protocl.memory import PrototypeMemory
+from protocl.strategies.drift.compensation import DriftEstimator
+from protocl.strategies.exemplar_free.coding_vectors import CodeOptimizer, CodingVectors
+from protocl.strategies.exemplar_free.kept_classes import KeptClasses
 from protocl.strategies.exemplar_free.neural_gas import (
     choose_neighbours,
     distance_cross_entropy,
-    grown,
     mix_prototypes,
     neighbourhood_loss,
     update_edges,
 )
 from protocl.strategies.exemplar_free.rotations import ROTATIONS, rotated, rotated_rows
 from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
+from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.distances import distances, squared_distances
 
 
@@ -105,33 +108,7 @@ class NAPAVQLoss:
         return NAPAVQTerms(cross_entropy, neighbourhood)
 
 
-class CodingVectors(GrowingParameters):
-    """Coding vectors and the graph that joins them.
-
-    Attributes:
-        codes: ``(4 R, D)``; row ``4 r + k`` is class row ``r`` after ``k`` quarter turns.
-        edges: ``(4 R, 4 R)`` symmetric strengths in [0, 1] with unit diagonal.
-    """
-
-    edges: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.codes = nn.Parameter(torch.zeros(0, 0))
-        self.register_buffer("edges", torch.zeros(0, 0))
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def append(self, codes: Tensor) -> None:
-        """Add unconnected vectors ``(M, D)``; the others and their edges stay as they are."""
-        kept = self.codes.detach()
-        kept = kept if len(kept) else codes[:0]
-        self.codes = nn.Parameter(torch.cat([kept.to(codes.device), codes]))
-        self.edges = grown(self.edges.to(codes.device), len(self.codes))
-
-
-class NAPAVQPlugin(ExemplarFreePlugin):
+class NAPAVQPlugin(FeatureLossPlugin):
     """NAPA-VQ in any Avalanche strategy, whose criterion its loss replaces.
 
     Coding vectors of classes that are not in the experience are frozen, to the last bit.
@@ -148,17 +125,16 @@ class NAPAVQPlugin(ExemplarFreePlugin):
             under the backbone of before, from where few epochs suffice.
         answer: ``"cosine"`` between features and coding vectors, as in the authors' code, or the
             ``"distance"`` that the loss compares, over the temperature.
-        **settings: ``num_workers``, ``drift`` and those of :class:`.FeatureLossPlugin` but
-            ``views``.
+        drift: how prototypes of old classes are carried over after each experience.
+        **settings: those of :class:`.FeatureLossPlugin` but ``views``.
 
     Attributes:
         parameters: :class:`CodingVectors`.
+        kept: classes, their prototypes in each orientation, the teacher.
+        old_rows: ``(O,)`` rows of classes that are not in the present experience.
+        table: ``(4 R, D)`` prototypes at the start of an experience with old classes.
         last_terms: losses of the last mini-batch of images, detached; None between experiences.
     """
-
-    prototype_views = ROTATIONS
-    needs_new_prototypes = True  # a neighbour may belong to a class that is being learned
-    parameters: CodingVectors
 
     def __init__(
         self,
@@ -170,59 +146,36 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         code_lr_epochs: int = 20,
         code_init: Literal["random", "means"] = "means",
         answer: Literal["cosine", "distance"] = "cosine",
+        drift: DriftEstimator | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(
-            CodingVectors(), views=rotated, distillation_weight=distillation_weight, **settings
-        )
-        if code_lr_epochs < 1:
-            raise ValueError(f"code_lr_epochs={code_lr_epochs}: expected at least 1")
+        super().__init__(views=rotated, **settings)
         if code_init not in ("random", "means"):
             raise ValueError(f"code_init='{code_init}': expected 'random' or 'means'")
         if answer not in ("cosine", "distance"):
             raise ValueError(f"answer='{answer}': expected 'cosine' or 'distance'")
         self.loss = NAPAVQLoss() if loss is None else loss
-        self.code_lr = code_lr
-        self.later_code_lr = later_code_lr
-        self.code_lr_epochs = code_lr_epochs
         self.code_init = code_init
         self.answer_by = answer
         self.last_terms: NAPAVQTerms | None = None
-        self._rate = code_lr
-        self._epoch = 0
+        self.parameters = CodingVectors()
+        self.kept = KeptClasses(self, self.parameters, distillation_weight, drift, views=ROTATIONS)
+        self.old_rows = torch.zeros(0, dtype=torch.int64)
+        self.table: Tensor | None = None
+        self._optimizer = CodeOptimizer(code_lr, later_code_lr, code_lr_epochs)
 
     @classmethod
     def released(cls, **settings: Any) -> Self:
         """With the constants and corner cases of the authors' code."""
         return cls(NAPAVQLoss(stable=False), **{"code_init": "random", **settings})
 
-    def initial_codes(self, count: int, feature_dim: int, device: torch.device) -> Tensor:
-        """Coding vectors ``(count, D)`` of new classes, drawn from a standard normal."""
-        return torch.randn(count, feature_dim, device=device)
-
-    def grow(self, feature_dim: int) -> None:
-        count = ROTATIONS * len(self.rows) - len(self.parameters)
-        if not count:
-            return
-        if self.code_init == "means" and len(self.old_rows):
-            codes = self.prototypes()[-count:]
-        else:
-            codes = self.initial_codes(count, feature_dim, self.rows.ids.device)
-        self.parameters.append(codes)
-
-    def make_optimizer(self, strategy: Any) -> optim.Optimizer:
-        self._rate = self.code_lr if self.memory is None else self.later_code_lr
-        optimizer = optim.SGD([self.parameters.codes], lr=self._rate)
-        _set_rate(optimizer, self._rate, self._epoch // self.code_lr_epochs)
-        return optimizer
-
-    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        super().before_training_epoch(strategy, **kwargs)
-        self._epoch = strategy.clock.train_exp_epochs
-        if self._optimizer is not None:
-            _set_rate(self._optimizer, self._rate, self._epoch // self.code_lr_epochs)
-
     def class_loss(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Scalar loss of a mini-batch, distillation apart.
+
+        Args:
+            features: ``(4 B, D)`` of all orientations, those of images as they are first.
+            rows: ``(B,)`` rows of the samples' classes.
+        """
         terms = self.loss(features, rotated_rows(rows), self.parameters)
         self.last_terms = NAPAVQTerms(*(term.detach() for term in terms))
         total = terms.cross_entropy + self.loss.neighbourhood_weight * terms.neighbourhood
@@ -230,11 +183,8 @@ class NAPAVQPlugin(ExemplarFreePlugin):
             return total
         mixed, anchors = self.mixtures(len(rows))
         terms = self.loss(mixed, anchors, self.parameters)
-        return (
-            total
-            + self.loss.augmentation_weight * terms.cross_entropy
-            + self.loss.neighbourhood_weight * terms.neighbourhood
-        )
+        total = total + self.loss.augmentation_weight * terms.cross_entropy
+        return total + self.loss.neighbourhood_weight * terms.neighbourhood
 
     def mixtures(self, count: int) -> tuple[Tensor, Tensor]:
         """Features ``(count, D)`` that stand in for old classes, and their rows ``(count,)``."""
@@ -247,16 +197,8 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         shares = low + (high - low) * uniform[2]
         return mix_prototypes(self.table, anchors, neighbours, shares), anchors
 
-    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        gradient = self.parameters.codes.grad
-        if gradient is not None and len(self.old_rows):
-            gradient.view(-1, ROTATIONS, gradient.shape[1])[self.old_rows] = 0
-
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        super().after_training_exp(strategy, **kwargs)
-        self.last_terms = None
-
     def answer(self, features: Tensor) -> Tensor:
+        """Logits ``(N, R)`` of features ``(N, D)``, one column for each class row."""
         upright = self.parameters.codes.detach()[::ROTATIONS]
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(upright.dtype)
@@ -266,10 +208,76 @@ class NAPAVQPlugin(ExemplarFreePlugin):
             cosines = unit @ functional.normalize(upright, dim=1).T
         return cosines / self.loss.temperature
 
+    # -- wiring -----------------------------------------------------------------------------
 
-def _set_rate(optimizer: optim.Optimizer, rate: float, decays: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate * 0.1**decays
+    @property
+    def memory(self) -> PrototypeMemory | None:
+        """Statistics of each class, or None before the first experience has ended."""
+        return self.kept.memory
+
+    def prototypes(self) -> Tensor:
+        """``(4 R, D)``: as :meth:`.KeptClasses.prototypes`."""
+        return self.kept.prototypes()
+
+    def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
+        known = len(self.kept.rows)
+        self.old_rows = self.kept.begin(strategy, class_ids)
+        new = self.kept.rows.ids[known:]
+        if len(self.old_rows) and len(new):  # a neighbour may belong to a class that is learned
+            self.kept.compute(strategy, new)
+        self._optimizer.end()
+
+    def feature_loss(
+        self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
+    ) -> Tensor:
+        if not self._optimizer.trains:  # only now is the width of the features known
+            self.grow(features.shape[1])
+            self.table = self.prototypes() if len(self.old_rows) else None
+            self._optimizer.begin(self.parameters.codes, first=self.memory is None)
+        loss = self.class_loss(features, self.kept.rows(labels))
+        return loss + self.kept.distillation(strategy, features, inputs)
+
+    def grow(self, feature_dim: int) -> None:
+        """Give new classes their coding vectors."""
+        device, count = self.kept.rows.ids.device, ROTATIONS * len(self.kept.rows)
+        missing = count - len(self.parameters)
+        if missing and self.code_init == "means" and len(self.old_rows):
+            self.parameters.append(self.prototypes()[-missing:])
+        elif missing:
+            self.parameters.append(self.initial_codes(missing, feature_dim, device))
+        self.parameters.to(device)
+
+    def initial_codes(self, count: int, feature_dim: int, device: torch.device) -> Tensor:
+        """Coding vectors ``(count, D)`` of new classes, drawn from a standard normal."""
+        return torch.randn(count, feature_dim, device=device)
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self._optimizer.enter(strategy.clock.train_exp_epochs)
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        gradient = self.parameters.codes.grad
+        if gradient is not None and len(self.old_rows):
+            gradient.view(-1, ROTATIONS, gradient.shape[1])[self.old_rows] = 0
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        self._optimizer.step()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.kept.end(strategy)
+        if self.memory is not None and not self._optimizer.trains:
+            self.grow(self.memory.feature_dim)  # there was no step, as with zero epochs
+        self._optimizer.end()
+        self.table = self.last_terms = None
+
+    def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
+        return self.kept.answer(features, self.answer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self.kept.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.kept.load_state_dict(state)
 
 
 class NAPAVQ(ExemplarFree):

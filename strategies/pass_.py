@@ -23,9 +23,12 @@ from torch import Tensor
 
 from protocl.config import Setup, StrategyInfo
 from protocl.memory import PrototypeMemory
-from protocl.strategies.exemplar_free.linear_classifier import LinearExemplarFreePlugin
+from protocl.strategies.drift.compensation import DriftEstimator
+from protocl.strategies.exemplar_free.kept_classes import KeptClasses
+from protocl.strategies.exemplar_free.linear_classifier import LinearClassifier, drawn_prototypes
 from protocl.strategies.exemplar_free.rotations import ROTATIONS, rotated, rotated_rows
 from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
+from protocl.strategies.training.base import FeatureLossPlugin
 
 
 def mean_variance(memory: PrototypeMemory) -> Tensor:
@@ -54,7 +57,7 @@ def augmented_prototypes(prototypes: Tensor, noise: Tensor, radius: Tensor) -> T
     return prototypes + radius * noise
 
 
-class PASSPlugin(LinearExemplarFreePlugin):
+class PASSPlugin(FeatureLossPlugin):
     """PASS in any Avalanche strategy, whose criterion its loss replaces.
 
     Args:
@@ -64,11 +67,15 @@ class PASSPlugin(LinearExemplarFreePlugin):
             of a batch, see :func:`.feature_distillation`.
         radius: ``"first"`` keeps the radius of the first experience, ``"all"`` computes it over
             all classes after each.
-        **settings: ``num_workers``, ``drift`` and those of :class:`.FeatureLossPlugin` but
-            ``views``.
-    """
+        drift: how prototypes of old classes are carried over after each experience.
+        **settings: those of :class:`.FeatureLossPlugin` but ``views``.
 
-    level = "diagonal"
+    Attributes:
+        classifier: one output for each class in each orientation.
+        kept: classes, their prototypes, the teacher.
+        old_rows: ``(O,)`` rows of classes that are not in the present experience.
+        table: ``(R, D)`` prototypes at the start of an experience with old classes.
+    """
 
     def __init__(
         self,
@@ -77,34 +84,84 @@ class PASSPlugin(LinearExemplarFreePlugin):
         augmentation_weight: float = 10.0,
         distillation_weight: float = 10.0,
         radius: Literal["first", "all"] = "first",
+        drift: DriftEstimator | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(
-            views=rotated,
-            rows_per_class=ROTATIONS,
-            temperature=temperature,
-            augmentation_weight=augmentation_weight,
-            distillation_weight=distillation_weight,
-            **settings,
-        )
+        super().__init__(views=rotated, **settings)
+        if augmentation_weight < 0:
+            raise ValueError(f"augmentation_weight={augmentation_weight}: expected 0 or more")
         if radius not in ("first", "all"):
             raise ValueError(f"radius='{radius}': expected 'first' or 'all'")
+        self.augmentation_weight = augmentation_weight
         self.radius = radius
+        self.classifier = LinearClassifier(ROTATIONS, temperature)
+        rows = self.classifier.rows
+        self.kept = KeptClasses(self, rows, distillation_weight, drift, level="diagonal")
+        self.old_rows = torch.zeros(0, dtype=torch.int64)
+        self.table: Tensor | None = None
 
     def class_loss(self, features: Tensor, rows: Tensor) -> Tensor:
-        loss = self.cross_entropy(features, rotated_rows(rows))
-        if not len(self.old_rows):
+        """Scalar loss of a mini-batch, distillation apart.
+
+        Args:
+            features: ``(4 B, D)`` of all orientations, those of images as they are first.
+            rows: ``(B,)`` rows of the samples' classes.
+        """
+        loss = self.classifier.cross_entropy(features, rotated_rows(rows))
+        if self.table is None:
             return loss
-        prototypes, old = self.old_samples(len(rows))
+        prototypes, old = drawn_prototypes(self.table, self.old_rows, len(rows))
         noise = torch.randn_like(prototypes)
-        made = augmented_prototypes(prototypes, noise, self.parameters.radius)
-        return loss + self.augmentation_weight * self.cross_entropy(made, ROTATIONS * old)
+        made = augmented_prototypes(prototypes, noise, self.classifier.rows.radius)
+        replayed = self.classifier.cross_entropy(made, ROTATIONS * old)
+        return loss + self.augmentation_weight * replayed
+
+    # -- wiring -----------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> PrototypeMemory | None:
+        """Statistics of each class, or None before the first experience has ended."""
+        return self.kept.memory
+
+    def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
+        self.old_rows = self.kept.begin(strategy, class_ids)
+        self.classifier.rest()
+
+    def feature_loss(
+        self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
+    ) -> Tensor:
+        if not self.classifier.trains:  # only now is the width of the features known
+            self._grow(features.shape[1])
+            self.table = self.kept.prototypes() if len(self.old_rows) else None
+            self.classifier.train(strategy.optimizer)
+        loss = self.class_loss(features, self.kept.rows(labels))
+        return loss + self.kept.distillation(strategy, features, inputs)
+
+    def _grow(self, feature_dim: int) -> None:
+        self.classifier.grow(len(self.kept.rows), feature_dim, self.kept.rows.ids.device)
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        self.classifier.step(strategy.optimizer)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         first = self.memory is None
-        super().after_training_exp(strategy, **kwargs)
+        self.kept.end(strategy)
+        if self.memory is not None and not self.classifier.trains:
+            self._grow(self.memory.feature_dim)  # there was no step, as with zero epochs
         if self.memory is not None and (first or self.radius == "all"):
-            self.parameters.radius = mean_variance(self.memory).sqrt().float()
+            self.classifier.rows.radius = mean_variance(self.memory).sqrt().float()
+        self.classifier.rest()
+        self.table = None
+
+    def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
+        return self.kept.answer(features, self.classifier.answer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self.kept.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.kept.load_state_dict(state)
 
 
 class PASS(ExemplarFree):

@@ -8,20 +8,17 @@ Stored between experiences: the prototypes and the model itself. No samples, no 
 training also a frozen copy of the model from before the experience.
 
 Differences from the released code (``naderAsadi/Probing-Continual-Learning``): relations are a
-softmax over samples, as the paper says, not over prototypes; the old model runs in evaluation mode,
+softmax over samples, as the paper says, not over prototypes; the teacher runs in evaluation mode,
 so that its BatchNorm statistics do not drift (:meth:`PRDPlugin.released` restores these two);
 prototypes may have a learning rate of their own; only classes that were seen can be predicted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from avalanche.training.plugins.evaluation import default_evaluator
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn, optim
 
 from protocl.config import Setup, StrategyInfo
@@ -30,13 +27,13 @@ from protocl.strategies.avalanche.companion_optimizer import PlainCompanion
 from protocl.strategies.avalanche.epoch_schedule import EpochSchedule, ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
-from protocl.strategies.plugin.model_output import ScoresCrossEntropy
 from protocl.strategies.plugin.task_classes import repeated, tasks_of
 from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.contrastive import cosine_similarities
 from protocl.strategies.training.prototype_table import PrototypeTable
+from protocl.strategies.training.ready_made import ReadyMade
 from protocl.strategies.training.relation_losses import PRDLoss, PRDTerms, Relations
-from protocl.strategies.training.teacher import OldModel
+from protocl.strategies.training.teacher import Teacher
 from protocl.strategies.training.views import Views, named_views
 
 
@@ -73,7 +70,7 @@ class PRDPlugin(FeatureLossPlugin):
             :func:`.full_augmentation` for colour images, and copies of all other inputs.
             :class:`.DatasetViews` takes those that the data set made.
         projector: from features ``(N, D)`` to ``(N, P)``; by default :func:`build_projector`.
-        teacher_mode: mode of the old model; ``"train"`` normalises its batches by their own
+        teacher_mode: mode of the teacher; ``"train"`` normalises its batches by their own
             statistics, as the released code does.
         prototype_lr: learning rate of the prototypes, as long as that of the model is what it was
             at first; None for that of the model.
@@ -120,7 +117,7 @@ class PRDPlugin(FeatureLossPlugin):
         self.prototype_init = prototype_init
         self.prototypes: PrototypeTable | None = None
         self.last_terms: PRDTerms | None = None
-        self._old: OldModel | None = None
+        self._teacher: Teacher | None = None
         self._old_prototypes: Tensor | None = None
         self._classes: Tensor | None = None
         self._starts: PrototypeMemory | None = None
@@ -137,8 +134,8 @@ class PRDPlugin(FeatureLossPlugin):
         if self.prototype_init == "means":
             self._starts = self.statistics(strategy, strategy.experience.dataset)
         if self.prototypes is not None:
-            self._old = OldModel(strategy.model, self.layer)
-            self._old.model.train(self.teacher_mode == "train")
+            self._teacher = Teacher(strategy.model, self.layer)
+            self._teacher.model.train(self.teacher_mode == "train")
             self._old_prototypes = self.prototypes.table().detach().clone()
 
     def feature_loss(
@@ -162,13 +159,13 @@ class PRDPlugin(FeatureLossPlugin):
         return terms.total
 
     def _relations(self, strategy: Any, inputs: Tensor, table: Tensor) -> Relations | None:
-        if self._old is None or self._old_prototypes is None or self.prototypes is None:
+        if self._teacher is None or self._old_prototypes is None or self.prototypes is None:
             return None
         known = len(self._old_prototypes)
         tasks = repeated(tasks_of(strategy), len(inputs))
         return Relations(
             table[:known],
-            self._old.features(inputs, tasks),
+            self._teacher.features(inputs, tasks),
             self._old_prototypes,
             self.prototypes.experiences[:known],
         )
@@ -177,7 +174,7 @@ class PRDPlugin(FeatureLossPlugin):
         self._optimizer.step(strategy.optimizer)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._old = self._old_prototypes = None
+        self._teacher = self._old_prototypes = None
 
     def _make_parameters(self, strategy: Any, features: Tensor, class_ids: Tensor) -> None:
         """Give new classes their prototypes, and the optimizer what it does not yet have."""
@@ -206,15 +203,15 @@ class PRDPlugin(FeatureLossPlugin):
         """Prototypes, projector and what is known of tasks; no moments of optimizers."""
         projector, table = self.projector, self.prototypes
         return {
+            **super().state_dict(),
             "projector": None if projector is None else projector.state_dict(),
             "prototypes": None if table is None else table.state_dict(),
             "feature_dim": None if table is None else table.feature_dim,
-            "tasks": {task: sorted(classes) for task, classes in self.tasks.seen.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
-        self.tasks.seen = {task: set(classes) for task, classes in state["tasks"].items()}
+        super().load_state_dict(state)
         self._optimizer = PlainCompanion(self.prototype_lr)
         if state["prototypes"] is None:
             self.prototypes = None
@@ -233,35 +230,24 @@ def _add_parameters(optimizer: optim.Optimizer, module: nn.Module) -> None:
     optimizer.param_groups[0]["params"].extend(new)
 
 
-class PRD(SupervisedTemplate):
-    """PRD as a ready-made strategy; the plugin's arguments are those of :class:`PRDPlugin`.
+class PRD(ReadyMade):
+    """PRD as a ready-made strategy, whose model's classification layer is not used.
 
     Args:
-        model: any model whose classification layer can be found; the layer itself is not used.
-        optimizer: for the backbone and the projector.
         plugin: the method; :class:`PRDPlugin` with its defaults if None.
         schedule: epochs of the first experience and decay of the learning rate.
-        plugins: further Avalanche plugins.
-        **settings: those of Avalanche's ``SupervisedTemplate``.
+        **settings: those of :class:`.ReadyMade` but ``own``.
     """
 
     def __init__(
         self,
         *,
-        model: nn.Module,
-        optimizer: optim.Optimizer,
         plugin: PRDPlugin | None = None,
         schedule: EpochSchedule | None = None,
-        plugins: Sequence[Any] | None = None,
         **settings: Any,
     ) -> None:
         self.prd = PRDPlugin() if plugin is None else plugin
-        own = [self.prd] if schedule is None else [self.prd, schedule]
-        settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", ScoresCrossEntropy())
-        super().__init__(
-            model=model, optimizer=optimizer, plugins=[*own, *(plugins or [])], **settings
-        )
+        super().__init__(own=[self.prd, schedule], **settings)
 
 
 @dataclass

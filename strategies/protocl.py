@@ -23,16 +23,12 @@ dropout; classes take part when they arrive, unless ``all_classes`` names them f
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from avalanche.training.plugins.evaluation import default_evaluator
-from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor, nn, optim
-from torch.nn import functional
+from torch import Tensor
 
 from protocl.config import Setup, StrategyInfo
 from protocl.heads.bayesian.head import BayesianPrototypes
@@ -46,15 +42,14 @@ from protocl.heads.bayesian.priors import (
 )
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
-from protocl.memory.precision import in_full_precision
 from protocl.strategies.avalanche.epoch_schedule import ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.exemplars.sample_memory import SampleMemory, Selection
-from protocl.strategies.plugin.model_output import ScoresCrossEntropy
 from protocl.strategies.plugin.task_classes import tasks_of
 from protocl.strategies.training.base import FeatureLossPlugin
-from protocl.strategies.training.teacher import OldModel
+from protocl.strategies.training.predictive_distillation import HeldPredictions
+from protocl.strategies.training.ready_made import ReadyMade
 
 DEFAULT_NOISE = 0.05
 
@@ -62,26 +57,6 @@ Answer = Literal["posterior", "iso", "diag", "full"]
 
 EQUAL_CLASSES = SharedPrior(concentration=1e12, precision=0.0)
 """Flat over the means, and so sure of equal classes that counts of samples do not matter."""
-
-
-@in_full_precision
-def predictive_distillation(
-    log_joint: Tensor, old_log_joint: Tensor, temperature: float = 2.0
-) -> Tensor:
-    """``T^2 KL(p_old || p)``, a scalar: mean over samples, over the classes known before.
-
-    Args:
-        log_joint: ``(N, C)``, columns of the ``C`` old classes, with gradient.
-        old_log_joint: ``(N, C)`` of the model and posterior before the experience.
-        temperature: ``T`` by which both are divided.
-
-    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2, on the
-    posterior predictive.
-    """
-    old = functional.log_softmax(old_log_joint.detach() / temperature, dim=1)
-    new = functional.log_softmax(log_joint / temperature, dim=1)
-    divergence = functional.kl_div(new, old, reduction="batchmean", log_target=True)
-    return temperature**2 * divergence
 
 
 class ProtoCLPlugin(FeatureLossPlugin):
@@ -101,7 +76,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
             as often as an epoch counts them.
         discount: what evidence weighs, in each update, against one update before; 1 for never
             forgetting it.
-        distillation: weight of :func:`predictive_distillation` to the model and posterior from
+        distillation: weight of :func:`.predictive_distillation` to the model and posterior from
             before the experience.
         temperature: of the distillation.
         answer: ``"posterior"``; or ``"iso"``, ``"diag"`` or ``"full"`` for
@@ -114,6 +89,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         posterior: the posterior, or None before the first iteration.
         memory: the refitted statistics, or None without ``refit``.
         samples: the stored samples.
+        held: the teacher of an experience and its posterior.
 
     Source: Kessler et al. 2023, "On sequential Bayesian inference for continual learning",
     section 7 and algorithm 1.
@@ -146,11 +122,6 @@ class ProtoCLPlugin(FeatureLossPlugin):
             raise ValueError(f"refit='{refit}': expected 'none' or 'memory'")
         if not 0 < discount <= 1:
             raise ValueError(f"discount={discount}: expected a number above 0, at most 1")
-        if distillation < 0 or not temperature > 0:
-            raise ValueError(
-                f"distillation={distillation}, temperature={temperature}: expected a weight of at "
-                "least 0 and a temperature above 0"
-            )
         if answer not in get_args(Answer):
             raise ValueError(f"answer='{answer}': expected {', '.join(get_args(Answer))}")
         if answer != "posterior" and refit != "memory":
@@ -161,8 +132,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         self.objective: Literal["conditional", "joint"] = objective
         self.refit = refit
         self.discount = discount
-        self.distillation = distillation
-        self.temperature = temperature
+        self.held = HeldPredictions(distillation, temperature)
         self.head = (
             None if answer == "posterior" else BayesianPrototypes(EQUAL_CLASSES, covariance=answer)
         )
@@ -170,7 +140,6 @@ class ProtoCLPlugin(FeatureLossPlugin):
         self.samples = SampleMemory(mem_size, selection)
         self.posterior: ConjugatePosterior | None = None
         self.memory: PrototypeMemory | None = None
-        self._old: tuple[OldModel, ConjugatePosterior] | None = None
         self._classes: Tensor | None = None
         self._batch: tuple[Tensor, Tensor] | None = None
 
@@ -184,8 +153,8 @@ class ProtoCLPlugin(FeatureLossPlugin):
         self._classes = (
             class_ids if self._classes is None else torch.cat([self._classes, class_ids])
         )
-        if self.distillation and self.posterior is not None:
-            self._old = OldModel(strategy.model, self.layer), copy.deepcopy(self.posterior)
+        if self.posterior is not None:
+            self.held.begin(strategy.model, self.layer, self.posterior)
 
     def feature_loss(
         self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
@@ -203,13 +172,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         assert self.posterior is not None
         self._batch = (features.detach(), labels)
         loss = self.posterior.loss(features, labels, self.objective)
-        if self._old is None:
-            return loss
-        model, before = self._old
-        old = before.log_joint(model.features(inputs, tasks_of(strategy)))
-        known = self.posterior.rows_of(before.class_ids)
-        now = self.posterior.log_joint(features)[:, known]
-        return loss + self.distillation * predictive_distillation(now, old, self.temperature)
+        return loss + self.held.loss(self.posterior, features, inputs, tasks_of(strategy))
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Update the posterior with the batch that it has just predicted."""
@@ -221,7 +184,7 @@ class ProtoCLPlugin(FeatureLossPlugin):
         self._batch = None
 
     def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
-        self._old = None
+        self.held.end()
         if self.refit == "memory" and self.posterior is not None:
             self._refit(strategy, num_workers)
         self.samples.add(strategy.experience.dataset, strategy.device, num_workers)
@@ -256,14 +219,14 @@ class ProtoCLPlugin(FeatureLossPlugin):
     def state_dict(self) -> dict[str, Any]:
         """Posterior, statistics and what is known of tasks. Stored samples are not part of it."""
         return {
+            **super().state_dict(),
             "memory": None if self.memory is None else self.memory.state_dict(),
             "posterior": None if self.posterior is None else self.posterior.state_dict(),
-            "tasks": {task: sorted(classes) for task, classes in self.tasks.seen.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
-        self.tasks.seen = {task: set(classes) for task, classes in state["tasks"].items()}
+        super().load_state_dict(state)
         if state["posterior"] is None:
             self.posterior = None
             return
@@ -275,32 +238,17 @@ class ProtoCLPlugin(FeatureLossPlugin):
             self.memory.load_state_dict(state["memory"])
 
 
-class ProtoCL(SupervisedTemplate):
-    """ProtoCL as a ready-made strategy; the plugin's arguments are those of :class:`ProtoCLPlugin`.
+class ProtoCL(ReadyMade):
+    """ProtoCL as a ready-made strategy, whose model's classification layer is not used.
 
     Args:
-        model: any model whose classification layer can be found; the layer itself is not used.
-        optimizer: for the backbone.
         plugin: the method; :class:`ProtoCLPlugin` with its defaults if None.
-        plugins: further Avalanche plugins.
-        **settings: those of Avalanche's ``SupervisedTemplate``.
+        **settings: those of :class:`.ReadyMade` but ``own``.
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: optim.Optimizer,
-        plugin: ProtoCLPlugin | None = None,
-        plugins: Sequence[Any] | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, *, plugin: ProtoCLPlugin | None = None, **settings: Any) -> None:
         self.protocl = ProtoCLPlugin() if plugin is None else plugin
-        settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", ScoresCrossEntropy())
-        super().__init__(
-            model=model, optimizer=optimizer, plugins=[self.protocl, *(plugins or [])], **settings
-        )
+        super().__init__(own=[self.protocl], **settings)
 
 
 @dataclass

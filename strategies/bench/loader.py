@@ -20,7 +20,7 @@ from protocl.strategies.avalanche.tensor_rows import tensor_rows
 from protocl.strategies.bench.peers import (
     LEARNING_RATE,
     experience,
-    largest_difference,
+    largest_weight_difference,
     linear_network,
     small_network,
     trained,
@@ -80,7 +80,9 @@ def _compare(task: Workload, size: Size) -> Iterator[SpeedComparison]:
             kind="speedup",
             target=target,
             threads=1,
-            difference=require_equal(case, largest_difference(ours.result, theirs.result), 0.0),
+            difference=require_equal(
+                case, largest_weight_difference(ours.result, theirs.result), 0.0
+            ),
         )
 
 

@@ -96,7 +96,7 @@ def trained(build: Callable[[], nn.Module], data: Any, batch: int, *plugins: Any
     return model
 
 
-def largest_difference(one: nn.Module, other: nn.Module) -> float:
+def largest_weight_difference(one: nn.Module, other: nn.Module) -> float:
     """Largest absolute difference between the weights of two models of one architecture."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return max(float((a - b).detach().abs().max()) for a, b in pairs)

@@ -14,7 +14,12 @@ from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import images
 from protocl.bench.timing import interleaved, thread_count, timed
 from protocl.strategies import PrototypePlugin
-from protocl.strategies.bench.peers import experience, largest_difference, small_network, trained
+from protocl.strategies.bench.peers import (
+    experience,
+    largest_weight_difference,
+    small_network,
+    trained,
+)
 
 TARGET = 1.03
 BATCH = 64
@@ -40,8 +45,8 @@ class _Stopwatch:
     def __init__(self, plugin: PrototypePlugin) -> None:
         self.seconds = 0.0
         self._plugin = plugin
-        hook = plugin._tap._keep
-        plugin._tap._keep = self._timed(hook)  # type: ignore[method-assign]
+        hook = plugin.reader.hook
+        vars(hook)["_read_input"] = self._timed(hook._read_input)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._plugin, name)
@@ -80,7 +85,7 @@ def _inside(size: Size) -> SpeedComparison:
         kind="cost",
         target=TARGET,
         threads=1,
-        difference=require_equal(case, largest_difference(model, plain), 0.0),
+        difference=require_equal(case, largest_weight_difference(model, plain), 0.0),
     )
 
 
@@ -103,5 +108,5 @@ def _compare(size: Size, collect: Literal["training", "extra_pass"]) -> SpeedCom
         target=None,
         threads=1,
         # The plugin must not change what is trained.
-        difference=require_equal(case, largest_difference(ours.result, peer.result), 0.0),
+        difference=require_equal(case, largest_weight_difference(ours.result, peer.result), 0.0),
     )

@@ -34,7 +34,7 @@ from protocl.strategies.plugin.extraction import features_of
 from protocl.strategies.plugin.feature_hook import undisturbed
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 from protocl.strategies.training.distances import squared_distances
-from protocl.strategies.training.teacher import OldModel, read_features
+from protocl.strategies.training.teacher import Teacher, read_features
 
 _CLASSES_AT_ONCE = 4
 """Old classes whose samples ADC perturbs in one batch; bounds its memory."""
@@ -78,21 +78,21 @@ class DriftEstimator:
             raise ValueError(f"neighbours={self.neighbours}: expected at least 1")
 
     def carried(
-        self, strategy: Any, memory: PrototypeMemory, old: OldModel, layer: str | None = None
+        self, strategy: Any, memory: PrototypeMemory, teacher: Teacher, layer: str | None = None
     ) -> PrototypeMemory:
         """The statistics as they would be under the strategy's present model.
 
         Args:
             strategy: after training on the current experience, whose samples are read.
             memory: statistics under the model before the experience.
-            old: that model.
+            teacher: that model.
             layer: name of the classification layer.
         """
         if self.method == "none" or len(memory) == 0:
             return memory
         if self.method == "adc":
-            return displaced(memory, self._attacked(strategy, memory, old, layer))
-        pairs = _pairs(strategy, old, layer)
+            return displaced(memory, self._adc_displacements(strategy, memory, teacher, layer))
+        pairs = _pairs(strategy, teacher, layer)
         if self.method == "ldc":
             moments: PairMoments | None = None
             for _, before, after in pairs:
@@ -105,12 +105,12 @@ class DriftEstimator:
             weighted = term if weighted is None else weighted.plus(term)
         return memory if weighted is None else displaced(memory, weighted.mean)
 
-    def _attacked(
-        self, strategy: Any, memory: PrototypeMemory, old: OldModel, layer: str | None
+    def _adc_displacements(
+        self, strategy: Any, memory: PrototypeMemory, teacher: Teacher, layer: str | None
     ) -> Tensor:
         """ADC's displacements ``(C, D)``; of unperturbed neighbours where no sample arrives."""
         means = memory.means
-        batches = list(_pairs(strategy, old, layer))
+        batches = list(_pairs(strategy, teacher, layer))
         if not batches:
             return torch.zeros_like(means)
         before, after = (torch.cat([batch[i] for batch in batches]) for i in (1, 2))
@@ -123,13 +123,13 @@ class DriftEstimator:
             moved = perturbed(
                 x[nearest[row]],
                 means[row],
-                old.trainable_features,
+                teacher.trainable_features,
                 step=self.step,
                 steps=self.steps,
                 limits=limits,
             )
             flat = moved.flatten(0, 1)
-            old_features = old.features(flat).unflatten(0, moved.shape[:2])
+            old_features = teacher.features(flat).unflatten(0, moved.shape[:2])
             with undisturbed(strategy.model):
                 new_features = read_features(strategy.model, flat, find=FeatureFinder(layer))
             drift, hits = hit_displacements(
@@ -140,11 +140,11 @@ class DriftEstimator:
 
 
 def _pairs(
-    strategy: Any, old: OldModel, layer: str | None
+    strategy: Any, teacher: Teacher, layer: str | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Inputs ``(B, ...)`` of the experience and their features ``(B, D)`` before and after it."""
     for x, after, _, tasks in features_of(strategy, strategy.experience.dataset, layer):
-        yield x, old.features(x, tasks), after
+        yield x, teacher.features(x, tasks), after
 
 
 class DriftCompensation(SupervisedPlugin[Any]):
@@ -169,7 +169,7 @@ class DriftCompensation(SupervisedPlugin[Any]):
             )
         self.prototypes = prototypes
         self.estimator = DriftEstimator(method, **settings)
-        self._old: OldModel | None = None
+        self._teacher: Teacher | None = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         plugins = strategy.plugins
@@ -179,14 +179,14 @@ class DriftCompensation(SupervisedPlugin[Any]):
                 "DriftCompensation must come before its PrototypePlugin: give "
                 "plugins=[DriftCompensation(prototypes, ...), prototypes]"
             )
-        self._old = None
+        self._teacher = None
         if self.estimator.method != "none" and self.prototypes.memory is not None:
-            self._old = OldModel(strategy.model, self.prototypes.layer)
+            self._teacher = Teacher(strategy.model, self.prototypes.layer)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         memory = self.prototypes.memory
-        if self._old is not None and memory is not None:
+        if self._teacher is not None and memory is not None:
             self.prototypes.memory = self.estimator.carried(
-                strategy, memory.to(strategy.device), self._old, self.prototypes.layer
+                strategy, memory.to(strategy.device), self._teacher, self.prototypes.layer
             )
-        self._old = None
+        self._teacher = None

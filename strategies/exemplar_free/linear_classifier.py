@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional
 
 from protocl.strategies.avalanche.companion_optimizer import companion_optimizer, follow
-from protocl.strategies.exemplar_free.base import ExemplarFreePlugin, GrowingParameters
+from protocl.strategies.exemplar_free.growing_parameters import GrowingParameters
 
 NOT_COUNTED = -100
 """Output row of samples that a cross-entropy leaves out."""
@@ -46,60 +45,59 @@ class LinearRows(GrowingParameters):
         return functional.linear(features, self.weight, self.bias)
 
 
-class LinearExemplarFreePlugin(ExemplarFreePlugin):
-    """An :class:`.ExemplarFreePlugin` that answers by a linear classifier of its own.
+class LinearClassifier:
+    """Trains a linear classifier beside the model, and answers by it.
 
     Args:
-        rows_per_class: ``V`` outputs a class, of which the first one answers.
+        rows_per_class: outputs a class, of which the first one answers.
         temperature: of the softmax in training.
-        augmentation_weight: of the cross-entropy of features that stand in for old classes.
-        **settings: those of :class:`.ExemplarFreePlugin` but ``parameters``.
 
     Attributes:
-        parameters: the classifier, :class:`LinearRows`.
+        rows: its parameters.
     """
 
-    parameters: LinearRows
-
-    def __init__(
-        self,
-        *,
-        rows_per_class: int,
-        temperature: float,
-        augmentation_weight: float,
-        **settings: Any,
-    ) -> None:
-        super().__init__(LinearRows(), **settings)
+    def __init__(self, rows_per_class: int, temperature: float) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: expected a number > 0")
-        if augmentation_weight < 0:
-            raise ValueError(f"augmentation_weight={augmentation_weight}: expected 0 or more")
+        self.rows = LinearRows()
         self.rows_per_class = rows_per_class
         self.temperature = temperature
-        self.augmentation_weight = augmentation_weight
+        self._optimizer: optim.Optimizer | None = None
 
-    def grow(self, feature_dim: int) -> None:
-        rows = self.rows_per_class * len(self.rows) - len(self.parameters.weight)
-        if rows:
-            self.parameters.append(rows, feature_dim, self.rows.ids.device)
+    @property
+    def trains(self) -> bool:
+        """Whether there is an optimizer."""
+        return self._optimizer is not None
 
-    def make_optimizer(self, strategy: Any) -> optim.Optimizer:
-        return companion_optimizer(strategy.optimizer, self.trained_parameters())
+    def grow(self, classes: int, feature_dim: int, device: torch.device) -> None:
+        """Make room for so many ``classes``, on ``device``."""
+        missing = self.rows_per_class * classes - len(self.rows.weight)
+        if missing:
+            self.rows.append(missing, feature_dim, device)
+        self.rows.to(device)
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters of one experience's optimizer."""
-        return list(self.parameters.parameters())
+    def train(self, optimizer: optim.Optimizer, *others: nn.Module) -> None:
+        """Train, and ``others`` too, by an optimizer like that of the model, until :meth:`rest`."""
+        modules = (self.rows, *others)
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        self._optimizer = companion_optimizer(optimizer, parameters)
 
-    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+    def step(self, optimizer: optim.Optimizer) -> None:
+        """One step at the present rate of the model's ``optimizer``."""
         if self._optimizer is not None:
-            follow(self._optimizer, strategy.optimizer)
-        super().before_update(strategy, **kwargs)
+            follow(self._optimizer, optimizer)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
 
-    def logits(self, features: Tensor, classifier: LinearRows | None = None) -> Tensor:
-        """Outputs ``(N, M)`` of features ``(N, D)``, in the classifier's precision."""
-        classifier = self.parameters if classifier is None else classifier
+    def rest(self) -> None:
+        """Forget the optimizer."""
+        self._optimizer = None
+
+    def logits(self, features: Tensor, rows: LinearRows | None = None) -> Tensor:
+        """Outputs ``(N, M)`` of features ``(N, D)``, in the precision of the ``rows``."""
+        rows = self.rows if rows is None else rows
         with torch.autocast(features.device.type, enabled=False):
-            outputs: Tensor = classifier(features.to(classifier.weight.dtype))
+            outputs: Tensor = rows(features.to(rows.weight.dtype))
             return outputs
 
     def loss_of_logits(self, logits: Tensor, rows: Tensor) -> Tensor:
@@ -110,12 +108,18 @@ class LinearExemplarFreePlugin(ExemplarFreePlugin):
         """Cross-entropy at the temperature of features ``(N, D)`` with output rows ``(N,)``."""
         return self.loss_of_logits(self.logits(features), rows)
 
-    def old_samples(self, count: int) -> tuple[Tensor, Tensor]:
-        """Prototypes ``(count, D)`` of old classes, evenly drawn, and class rows ``(count,)``."""
-        assert self.table is not None
-        drawn = torch.randint(len(self.old_rows), (count,), device=self.table.device)
-        rows = self.old_rows[drawn]
-        return self.table[rows], rows
-
     def answer(self, features: Tensor) -> Tensor:
+        """Logits ``(N, R)`` of features ``(N, D)``, one column for each class row."""
         return self.logits(features)[:, :: self.rows_per_class] / self.temperature
+
+
+def drawn_prototypes(prototypes: Tensor, old_rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Prototypes ``(count, D)`` of old classes, evenly drawn, and class rows ``(count,)``.
+
+    Args:
+        prototypes: ``(R, D)`` of all classes.
+        old_rows: ``(O,)``.
+        count: how many to draw.
+    """
+    rows = old_rows[torch.randint(len(old_rows), (count,), device=prototypes.device)]
+    return prototypes[rows], rows

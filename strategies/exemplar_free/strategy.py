@@ -1,14 +1,9 @@
-"""Ready-made strategies around an :class:`.ExemplarFreePlugin`, and the settings they share."""
+"""Ready-made strategies that train without exemplars, and the settings they share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from avalanche.training.plugins.evaluation import default_evaluator
-from avalanche.training.templates import SupervisedTemplate
-from torch import nn, optim
+from typing import Any, Protocol
 
 from protocl.config import Setup
 from protocl.memory import PrototypeMemory
@@ -17,41 +12,40 @@ from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.avalanche.restarts import Restarts
 from protocl.strategies.drift.compensation import DriftEstimator, carried, unused_of_drift
-from protocl.strategies.exemplar_free.base import ExemplarFreePlugin
-from protocl.strategies.plugin.model_output import ScoresCrossEntropy
+from protocl.strategies.training.ready_made import ReadyMade
 
 
-class ExemplarFree(SupervisedTemplate):
+class ExemplarFreePlugin(Protocol):
+    """A plugin that keeps statistics of classes in the place of their samples."""
+
+    @property
+    def memory(self) -> PrototypeMemory | None:
+        """The class statistics, or None before the first experience has ended."""
+
+
+class ExemplarFree(ReadyMade):
     """A strategy whose loss and answer are those of ``method``.
 
+    The classification layer of the model is not used, and each experience starts with the moments
+    of the optimizer forgotten.
+
     Args:
-        model: any model whose classification layer can be found; the layer itself is not used.
-        optimizer: for the model. Each experience starts with its moments forgotten.
         method: the plugin that makes the strategy what it is.
         later_lr_factor: later experiences begin at this multiple of the first one's rate.
         schedule: epochs of the first experience and decay of the learning rate.
-        plugins: further Avalanche plugins.
-        **settings: those of Avalanche's ``SupervisedTemplate``.
+        **settings: those of :class:`.ReadyMade` but ``own``.
     """
 
     def __init__(
         self,
         *,
-        model: nn.Module,
-        optimizer: optim.Optimizer,
         method: ExemplarFreePlugin,
         later_lr_factor: float = 1.0,
         schedule: EpochSchedule | None = None,
-        plugins: Sequence[Any] | None = None,
         **settings: Any,
     ) -> None:
         self.method = method
-        own = [method, Restarts(later_lr_factor)] + ([] if schedule is None else [schedule])
-        settings.setdefault("evaluator", default_evaluator)
-        settings.setdefault("criterion", ScoresCrossEntropy())
-        super().__init__(
-            model=model, optimizer=optimizer, plugins=[*own, *(plugins or [])], **settings
-        )
+        super().__init__(own=[method, Restarts(later_lr_factor), schedule], **settings)
 
     @property
     def memory(self) -> PrototypeMemory | None:

@@ -29,7 +29,7 @@ COMMON_NAMES = ("classifier", "fc", "head", "linear")
 
 
 class FeatureFinder:
-    """Finds where the features of a model are, once for each model.
+    """Finds the layer at which the features of a model are read, once for each model.
 
     Args:
         layer: name of the classification layer, if the user gave one.
@@ -55,7 +55,7 @@ class FeatureFinder:
 
     @property
     def point(self) -> FeaturePoint | None:
-        """What was found last."""
+        """The point that was found last; None before the first."""
         return None if self._found is None else self._found[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class FeatureFinder:
 
 
 def one_sample(model: nn.Module, x: Any, tasks: Tensor | None) -> Forward:
-    """Runs ``model`` on the first sample of ``x`` ``(N, ...)``, given twice."""
+    """A call that runs ``model`` on the first sample of ``x`` ``(N, ...)``, given twice."""
 
     def forward() -> Any:
         if not isinstance(x, Tensor) or not len(x):

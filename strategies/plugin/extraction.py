@@ -17,13 +17,11 @@ from protocl.strategies.avalanche.tensor_rows import NotInMemory, integers, tens
 from protocl.strategies.plugin.classifier_layer import FeatureFinder, Forward, one_sample
 from protocl.strategies.plugin.feature_hook import (
     Enough,
-    FeaturePoint,
-    FeatureTap,
+    FeatureHook,
     joined,
     undisturbed,
 )
-from protocl.strategies.plugin.model_output import tensors_in, width_of
-from protocl.strategies.plugin.task_classes import has_task_labels, tasks_of
+from protocl.strategies.plugin.task_classes import has_task_labels
 
 
 def features_of(
@@ -53,16 +51,16 @@ def features_of(
         task labels ``(B,)`` or None.
     """
     model, tasked = strategy.model, has_task_labels(dataset)
-    find, tap = FeatureFinder(layer), FeatureTap(features_only=True)
+    find, hook = FeatureFinder(layer), FeatureHook(features_only=True)
     for batch in batches_of(dataset, strategy.eval_mb_size, num_workers):
         given = _on_device(strategy, batch, tasked, view)
         with nullcontext() if held else undisturbed(model):
-            tap.open_at(model, find(model, given.one_sample))
+            hook.open_at(model, find(model, given.one_sample))
             try:
                 with suppress(Enough):
                     given.forward()
             finally:
-                seen = tap.close()
+                seen = hook.close()
         yield given.x, joined(seen, given.tasks), given.labels, given.tasks
 
 
@@ -79,7 +77,7 @@ class _Batch(NamedTuple):
 def _on_device(
     strategy: Any, batch: Any, tasked: bool, view: Callable[[Tensor], Tensor] | None
 ) -> _Batch:
-    if _only_host_reads(strategy, batch):
+    if only_host_reads(strategy, batch):
         return _by_host(strategy, batch, tasked, view)
     x, y, *rest = (part.to(strategy.device, non_blocking=True) for part in batch)
     x, tasks, model = x if view is None else view(x), rest[-1] if tasked else None, strategy.model
@@ -87,7 +85,7 @@ def _on_device(
     return _Batch(x, y, tasks, forward, one_sample(model, x, tasks))
 
 
-def _only_host_reads(strategy: Any, batch: Any) -> bool:
+def only_host_reads(strategy: Any, batch: Any) -> bool:
     """Whether a strategy of its own decides which parts of a mini-batch are what."""
     readers = ("_unpack_minibatch", "mb_x", "mb_y")
     kind = type(strategy)
@@ -132,28 +130,6 @@ def _as_minibatch(strategy: Any, batch: Any) -> Iterator[None]:
         strategy.mbatch = before
 
 
-def sample_of(strategy: Any) -> Forward:
-    """Runs the strategy's model on one sample of its present mini-batch, if it is a plain one."""
-    if _only_host_reads(strategy, strategy.mbatch):
-        forward: Forward = strategy.forward
-        return forward
-    return one_sample(strategy.model, strategy.mbatch[0], tasks_of(strategy))
-
-
-def least_width(strategy: Any, point: FeaturePoint | None) -> int:
-    """Columns that an answer to the present mini-batch needs: the model's own and one a label.
-
-    Args:
-        strategy: whose model has just been run.
-        point: where its features are; what a model returns is no scores where these are features.
-    """
-    labels = int(strategy.mb_y.max()) + 1
-    if point is not None and point.after:
-        return labels
-    place = None if point is None else point.scores
-    return max(width_of(strategy.mb_output, len(strategy.mb_y), place), labels)
-
-
 def batches_of(dataset: Any, size: int, num_workers: int = 0) -> Iterator[Any]:
     """Mini-batches of ``dataset`` in order, under its evaluation transforms; nothing is drawn."""
     dataset = dataset.eval()
@@ -194,42 +170,3 @@ def classes_of(dataset: Any) -> Tensor:
     Not by ``dataset.targets.uniques``, for which Avalanche visits every sample.
     """
     return labels_of(dataset).unique()
-
-
-def _flat(x: Any, labels: Tensor) -> Tensor:
-    """All numbers ``(B, K)`` of the inputs; NaN, which equals nothing, where there are none."""
-    found = [part.reshape(len(labels), -1).float() for part in tensors_in(x)]
-    if not found:
-        return torch.full((len(labels), 1), torch.nan, device=labels.device)
-    return found[0] if len(found) == 1 else torch.cat(found, 1)
-
-
-class Signature:
-    """What tells samples from other samples: label and one projection of each input.
-
-    Args:
-        samples: number of them.
-    """
-
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
-        self._seen = 0
-        self._direction: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def add(self, x: Any, labels: Tensor) -> None:
-        """Take in inputs ``(B, ...)``, or what holds several such, and labels ``(B,)``."""
-        flat = _flat(x, labels)
-        if self._direction is None or len(self._direction) != flat.shape[1]:
-            places = torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device)
-            self._direction = torch.sin(places)
-        if self._values is None:
-            self._values = flat.new_zeros((2, self._samples))
-        end = self._seen + len(labels)
-        self._values[0, self._seen : end] = labels
-        self._values[1, self._seen : end] = flat @ self._direction
-        self._seen = end
-
-    def value(self) -> Tensor:
-        """``(2, N)`` of all samples, on the CPU."""
-        return torch.zeros(2, 0) if self._values is None else self._values.cpu()

@@ -1,4 +1,4 @@
-"""Joins mini-batches of features to pieces of thousands of samples.
+"""Chunks of thousands of feature vectors, joined of mini-batches.
 
 An update of a memory costs little more for thousands of samples than for one.
 """
@@ -9,18 +9,18 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-Piece = tuple[Tensor, Tensor, Tensor | None]
+FeatureChunk = tuple[Tensor, Tensor, Tensor | None]
 """Features ``(B, D)``, labels ``(B,)`` and task labels ``(B,)`` or None."""
 
 MOST_SAMPLES = 8192
-"""Samples of a piece, unless its features would exceed :data:`MOST_ELEMENTS`."""
+"""Samples of a chunk, unless its features would exceed :data:`MOST_ELEMENTS`."""
 
 MOST_ELEMENTS = 1 << 21
-"""Elements of the features of a piece: 8 MiB in float32."""
+"""Elements of the features of a chunk: 8 MiB in float32."""
 
 
-class PieceBuffer:
-    """Holds copies of mini-batches in memory that is allocated once.
+class FeatureBuffer:
+    """Holds copies of mini-batches of features in memory that is allocated once.
 
     To keep the mini-batches themselves would be slower: small tensors that outlive a training step
     lie between the large ones of the next, which the C library's allocator then returns to the
@@ -35,12 +35,12 @@ class PieceBuffer:
     def __len__(self) -> int:
         return self._filled
 
-    def fits(self, batch: Piece) -> bool:
-        """Whether ``batch`` can be added before the piece is taken."""
+    def fits(self, batch: FeatureChunk) -> bool:
+        """Whether ``batch`` can be added before the chunk is taken."""
         room = self._columns and self._filled + len(batch[0]) <= len(self._columns[0])
         return bool(room) and _kind(batch) == self._kind
 
-    def add(self, batch: Piece) -> None:
+    def add(self, batch: FeatureChunk) -> None:
         """Append a mini-batch; if it does not fit, the buffer must be empty."""
         if not self.fits(batch):
             self._make_room(batch)
@@ -50,7 +50,7 @@ class PieceBuffer:
             held[self._filled : end] = new
         self._filled = end
 
-    def _make_room(self, batch: Piece) -> None:
+    def _make_room(self, batch: FeatureChunk) -> None:
         if self._filled:
             raise ValueError(f"{self._filled} samples wait, and the batch does not fit: take()")
         size, width = batch[0].shape
@@ -59,26 +59,26 @@ class PieceBuffer:
         self._columns = [column.new_empty((rows, *column.shape[1:])) for column in given]
         self._kind = _kind(batch)
 
-    def take(self) -> Piece:
+    def take(self) -> FeatureChunk:
         """All that was added, in order; the next :meth:`add` overwrites it."""
         features, labels, *tasks = (column[: self._filled] for column in self._columns)
         self._filled = 0
         return features, labels, tasks[0] if tasks else None
 
 
-def _kind(batch: Piece) -> list[object]:
-    """What batches of one piece have in common."""
+def _kind(batch: FeatureChunk) -> list[object]:
+    """What batches of one chunk have in common."""
     features, labels, tasks = batch
     return [features.shape[1], features.dtype, features.device, labels.dtype, tasks is None]
 
 
-def in_pieces(batches: Iterable[Piece]) -> Iterator[Piece]:
-    """Join successive batches.
+def in_chunks(batches: Iterable[FeatureChunk]) -> Iterator[FeatureChunk]:
+    """Join successive mini-batches of features to chunks.
 
     Yields:
-        Pieces in order. The next one overwrites the one before.
+        Chunks in order. The next one overwrites the one before.
     """
-    buffer = PieceBuffer()
+    buffer = FeatureBuffer()
     for batch in batches:
         if buffer and not buffer.fits(batch):
             yield buffer.take()

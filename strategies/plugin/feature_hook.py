@@ -15,7 +15,7 @@ from protocl.strategies.plugin.model_output import Place, main_output
 
 
 class FeaturePoint(NamedTuple):
-    """Where the features of a model are.
+    """The layer of a model at which its features are read.
 
     Attributes:
         path: of the layer in the model; ``""`` for the model itself.
@@ -46,11 +46,11 @@ def refuse_compiled(model: nn.Module) -> None:
 
 
 class Enough(Exception):  # noqa: N818 - an answer, not a fault
-    """The features were read, and nobody wants what the model makes of them."""
+    """Ends a forward pass whose features were read and whose outputs nobody wants."""
 
 
-class FeatureTap:
-    """Keeps what enters ``layer`` from :meth:`open` to :meth:`close`.
+class FeatureHook:
+    """Keeps the features that enter a layer, from :meth:`open` to :meth:`close`.
 
     The hook is on the layer only in between: copies of the model (the teachers of LwF and iCaRL)
     would carry it along and overwrite what the student wrote.
@@ -78,13 +78,13 @@ class FeatureTap:
         if point.after:
             self._drop()
             self._ends = self.features_only and layer is not model
-            self._handles.append(layer.register_forward_hook(self._keep_output))
+            self._handles.append(layer.register_forward_hook(self._read_output))
         else:
             self.open(layer, last=point.last)
         self._handles.append(model.register_forward_hook(self._end_call))
 
     def open(self, layer: nn.Module, last: bool = False) -> None:
-        """Start to listen; what an interrupted pass left behind is dropped.
+        """Start to listen to a layer; what an interrupted pass left behind is dropped.
 
         Args:
             layer: the layer.
@@ -92,12 +92,12 @@ class FeatureTap:
         """
         self._drop()
         self._last = last
-        self._handles.append(layer.register_forward_pre_hook(self._keep, with_kwargs=True))
+        self._handles.append(layer.register_forward_pre_hook(self._read_input, with_kwargs=True))
         if self.features_only and type(layer) is nn.Linear and not _is_watched(layer):
-            layer.forward = partial(_zeros_like_output, layer.out_features)  # type: ignore[method-assign]
+            vars(layer)["forward"] = partial(_zeros_like_output, layer.out_features)
             self._skipped = layer
 
-    def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _read_input(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._last:
             self._seen.clear()
         features = args[0] if args else next(iter(kwargs.values()))
@@ -107,7 +107,7 @@ class FeatureTap:
         features = _rows(features)
         self._seen.append(features if type(layer) is nn.Linear else features.clone())
 
-    def _keep_output(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _read_output(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         features = main_output(output)
         if features is None:
             raise TypeError(
@@ -124,7 +124,7 @@ class FeatureTap:
             self._seen = []
 
     def close(self, answer: Any = None) -> list[Tensor]:
-        """Stop to listen.
+        """Stop to listen, and give what was read.
 
         Args:
             answer: what the strategy took for the model's output. It tells which call counts if

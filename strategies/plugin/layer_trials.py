@@ -1,4 +1,4 @@
-"""What comes out of a model when the output of one of its layers is replaced by known numbers."""
+"""Trials of layers: known numbers take the place of an output, and may come out of the model."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def place_of_answer(
     given = torch.stack([sign * numbers for sign in signs])
     tolerance = torch.finfo(call.returned.dtype).eps ** 0.4
     for place in got[0]:
-        outputs = [found.get(place) for found in got]
-        if all(_fits(output, spread, numbers) for output in outputs):
-            rows = [output[0].flatten()[: len(numbers)].double() for output in outputs]  # type: ignore[index]
+        outputs = [found[place] for found in got if place in found]
+        if len(outputs) == len(got) and all(_fits(output, spread, numbers) for output in outputs):
+            rows = [output[0].flatten()[: len(numbers)].double() for output in outputs]
             if _agree(given, torch.stack(rows), tolerance, exactly):
                 return place
     return None
@@ -98,11 +98,9 @@ def is_pointwise(layer: nn.Module) -> bool:
     return layer.groups == 1 and all(size == 1 for size in layer.kernel_size)
 
 
-def _fits(output: Tensor | None, samples: Tensor, numbers: Tensor) -> bool:
+def _fits(output: Tensor, samples: Tensor, numbers: Tensor) -> bool:
     """Whether there is room for so many numbers of each sample."""
-    if output is None or len(output) != len(samples):
-        return False
-    return output[0].numel() >= len(numbers)
+    return len(output) == len(samples) and output[0].numel() >= len(numbers)
 
 
 def _agree(given: Tensor, got: Tensor, tolerance: float, exactly: bool) -> bool:

@@ -1,4 +1,4 @@
-"""The tensor that counts in what a model returns."""
+"""The class scores, or the features, among what a model returns."""
 
 from __future__ import annotations
 

@@ -29,34 +29,23 @@ Avalanche 0.6.0 has faults that no plugin can mend. What to do about them:
 from __future__ import annotations
 
 import warnings
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
-import torch
 from avalanche.core import SupervisedPlugin
-from torch import Tensor, nn
+from torch import Tensor
 
 from protocl.errors import NotFittedError
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
-from protocl.strategies.plugin.classifier_layer import FeatureFinder
-from protocl.strategies.plugin.extraction import (
-    Signature,
-    classes_of,
-    features_of,
-    least_width,
-    sample_of,
-)
-from protocl.strategies.plugin.feature_buffer import Piece, in_pieces
-from protocl.strategies.plugin.feature_hook import (
-    FeatureTap,
-    joined,
-    refuse_compiled,
-    undisturbed,
-)
+from protocl.strategies.plugin.class_statistics import class_statistics, memory_from, memory_state
+from protocl.strategies.plugin.extra_pass import ExtraPass
+from protocl.strategies.plugin.extraction import classes_of, features_of
+from protocl.strategies.plugin.feature_buffer import FeatureChunk
+from protocl.strategies.plugin.feature_hook import refuse_compiled, undisturbed
+from protocl.strategies.plugin.feature_reader import FeatureReader
 from protocl.strategies.plugin.still_backbone import StillBackbone
 from protocl.strategies.plugin.task_classes import TaskClasses, refuse_empty, tasks_of
 from protocl.strategies.plugin.training_pass import TrainingPass, was_cut
@@ -91,6 +80,7 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         step: quantisation step of ``exact``.
 
     Attributes:
+        reader: reads the features of mini-batches.
         still: holds the buffers of a frozen backbone; None to let them move.
         memory: the statistics, or None until the first features were seen. With
             ``collect="training"`` up to 8,192 samples wait to be added until the next evaluation
@@ -130,35 +120,29 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self.exact = exact
         self.step = step
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
-        self._tap = FeatureTap()
-        self._find = FeatureFinder(layer)
-        # Two, because an evaluation can come in the middle of an epoch.
-        self._collects = False
-        self._answers = False
+        self.reader = FeatureReader(layer)
         self.still: StillBackbone | None = StillBackbone()
-        self._pass = TrainingPass()
-        self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
-        self._model: weakref.ref[nn.Module] | None = None
+        self._collects = False
+        self._training_pass = TrainingPass()
+        self._extra_pass = ExtraPass()
 
     # -- learning ---------------------------------------------------------------------------
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        refuse_compiled(strategy.model)
-        known = self._model is None or self._model() is strategy.model
-        if self.memory is not None and not known:
+        if self.reader.meet(strategy.model) and self.memory is not None:
             warnings.warn(
                 "this PrototypePlugin holds statistics of another model, to which those of this "
                 "one are added; attach a new plugin, or set plugin.memory = None, to begin anew",
                 stacklevel=2,
             )
-        self._model = weakref.ref(strategy.model)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         refuse_empty(strategy.experience)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if self.collect == "training":  # at once, so that unknown classes are refused at once
-            self._pass = TrainingPass(classes_of(strategy.experience.dataset).to(strategy.device))
+            classes = classes_of(strategy.experience.dataset).to(strategy.device)
+            self._training_pass = TrainingPass(classes)
         if self.still is not None:
             self.still.begin(strategy.model)
 
@@ -167,37 +151,30 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         self._collects = last and self.collect == "training"
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        point = self._find(strategy.model, sample_of(strategy))
+        point = self.reader.find(strategy)
         if self.still is not None:
             self.still.before_forward(strategy.model, point)
         if self._collects:
-            self._tap.open_at(strategy.model, point)
+            self.reader.hook.open_at(strategy.model, point)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        seen = self._tap.close(strategy.mb_output)
+        features = self.reader.close(strategy)
         if self.still is not None:
             self.still.after_forward(strategy.model)
-        if not seen:
+        if features is None:
             return
-        labels, tasks = strategy.mb_y, tasks_of(strategy)
-        features = joined(seen, tasks)
-        if len(features) != len(labels):
-            raise RuntimeError(
-                f"{len(features)} features but {len(labels)} labels in a training mini-batch: "
-                "another plugin changed the batch; use PrototypePlugin(collect='extra_pass')"
-            )
-        batch = features, labels, tasks
-        if not self._pass.waiting.fits(batch):
-            self._flush(strategy)
-        self._pass.add(batch)
+        batch = features, strategy.mb_y, tasks_of(strategy)
+        if not self._training_pass.fits(batch):
+            self._add_waiting()
+        self._training_pass.add(batch)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         if self._collects:
-            self._flush(strategy)
+            self._add_waiting()
             size, cut = len(strategy.experience.dataset), was_cut(strategy)
-            if cut or self._pass.counted != size:
-                self.memory = self._pass.taken_back(self.memory, size, cut)
-                self._pass = TrainingPass()
+            if cut or self._training_pass.counted != size:
+                self.memory = self._training_pass.taken_back(self.memory, size, cut)
+                self._training_pass = TrainingPass()
         self._collects = False
         if self.still is not None:
             self.still.end_epoch(strategy.model)
@@ -206,11 +183,17 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         if self.still is not None:
             self.still.end(strategy.model)
         # Early stopping ends an experience before the epoch that collects.
-        if self._pass.samples:
-            self._flush(strategy)
-            self._pass = TrainingPass()  # its memory is not needed until the next experience
-        else:
-            self._extra_pass(strategy, num_workers)
+        if self._training_pass.samples:
+            self._add_waiting()
+            self._training_pass = TrainingPass()  # its memory is not needed until the next one
+            return
+        workers = num_workers if self.num_workers is None else self.num_workers
+        with undisturbed(strategy.model):
+            part = self._statistics(self._extra_pass.chunks(strategy, self.layer, workers))
+        moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
+        moves = moves or (self.still is not None and self.still.moved)
+        if part is not None:
+            self.memory = self._extra_pass.added(self.memory, part, moves)
 
     def refresh(self, strategy: Any, datasets: Iterable[Any]) -> None:
         """Compute the whole memory anew, with the model as it is now.
@@ -220,59 +203,16 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             datasets: Avalanche datasets with samples of every class to be kept, such as
                 ``[replay.storage_policy.buffer]``; classes without samples are forgotten.
         """
-        fresh: PrototypeMemory | None = None
-        for dataset in datasets:
-            for _, features, labels, tasks in features_of(strategy, dataset, self.layer):
-                fresh = fresh or self._new_memory(features)
-                fresh.update(features, self.tasks.note(labels, tasks))
-        self.memory, self._last = fresh, None
+        passes = (features_of(strategy, dataset, self.layer) for dataset in datasets)
+        self.memory = self._statistics(batch[1:] for one in passes for batch in one)
+        self._extra_pass.forget()
 
-    def _flush(self, strategy: Any) -> None:
-        """Update the memory with what waits, leaving out replayed samples of other classes."""
-        if not self._pass.waiting:
-            return
-        features, labels, tasks = self._pass.waiting.take()
-        mine = torch.isin(labels, self._pass.classes)
-        if not mine.all():  # selecting copies
-            features, labels = features[mine], labels[mine]
-            tasks = None if tasks is None else tasks[mine]
-        piece = self._new_memory(features).update(features, self.tasks.note(labels, tasks))
-        self.memory = self._pass.give(self.memory, piece)
+    def _add_waiting(self) -> None:
+        part = self._statistics(self._training_pass.take())
+        self.memory = self._training_pass.give(self.memory, part)
 
-    def _extra_pass(self, strategy: Any, num_workers: int) -> None:
-        """Add the statistics of the current experience, or replace those it added just before."""
-        workers = num_workers if self.num_workers is None else self.num_workers
-        part: PrototypeMemory | None = None
-        dataset = strategy.experience.dataset
-        signature = Signature(len(dataset))
-
-        def signed() -> Iterator[Piece]:
-            passed = features_of(strategy, dataset, self.layer, workers, held=True)
-            for x, features, labels, tasks in passed:
-                signature.add(x, labels)
-                yield features, labels, tasks
-
-        with undisturbed(strategy.model):
-            for features, labels, tasks in in_pieces(signed()):
-                part = part or self._new_memory(features)
-                part.update(features, self.tasks.note(labels, tasks))
-        if part is None:
-            return
-        moves = any(parameter.requires_grad for parameter in strategy.model.parameters())
-        moves = moves or (self.still is not None and self.still.moved)
-        samples = signature.value()
-        if self.memory is not None and self._last is not None:
-            before, contribution, revision = self._last
-            if revision == self.memory.revision and torch.equal(before, samples):
-                if contribution is None:
-                    return  # the backbone is frozen, so the statistics are those already there
-                self.memory -= contribution
-        if self.memory is not None:
-            self.memory += part
-        else:
-            # Without a copy: statistics can be gigabytes. Only a moving backbone needs its own.
-            self.memory = part.copy() if moves else part
-        self._last = (samples, part if moves else None, self.memory.revision)
+    def _statistics(self, chunks: Iterable[FeatureChunk]) -> PrototypeMemory | None:
+        return class_statistics(chunks, self._new_memory, self.tasks.note)
 
     def _new_memory(self, features: Tensor) -> PrototypeMemory:
         memory = self.head.new_memory(
@@ -288,28 +228,20 @@ class PrototypePlugin(SupervisedPlugin[Any]):
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         refuse_compiled(strategy.model)
-        self._flush(strategy)  # an evaluation in the middle of training
+        self._add_waiting()  # an evaluation in the middle of training
         if self.memory is not None:
             self.memory.to(strategy.device)
             self.head.to(strategy.device)
 
-    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._answers = self.memory is not None and len(self.memory) > 0
-
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._answers:
-            self._tap.open_at(strategy.model, self._find(strategy.model, sample_of(strategy)))
+        if self.memory is not None and len(self.memory) > 0:
+            self.reader.open(strategy)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        seen = self._tap.close(strategy.mb_output)
-        if not seen:
-            return
-        tasks = tasks_of(strategy)
-        width = least_width(strategy, self._find.point)
-        strategy.mb_output = self.logits(joined(seen, tasks), tasks, width)
-
-    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._answers = False
+        features = self.reader.close(strategy)
+        if features is not None:
+            width = self.reader.width(strategy)
+            strategy.mb_output = self.logits(features, tasks_of(strategy), width)
 
     def logits(self, features: Tensor, tasks: Tensor | None = None, width: int = 0) -> Tensor:
         """Logits ``(N, width or more)`` with one column for each class id.
@@ -329,28 +261,16 @@ class PrototypePlugin(SupervisedPlugin[Any]):
 
     # -- state ------------------------------------------------------------------------------
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_model": None}  # neither copied nor pickled
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only, so that ``torch.load`` needs no pickled code.
 
         What the last experience contributed is not part of it: after loading, training on that
         same experience again adds to what it contributed before.
         """
-        return {
-            "feature_dim": None if self.memory is None else self.memory.feature_dim,
-            "memory": None if self.memory is None else self.memory.state_dict(),
-            "tasks": {task: sorted(classes) for task, classes in self.tasks.seen.items()},
-        }
+        return {**memory_state(self.memory), "tasks": self.tasks.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
-        self._last = None
-        self.tasks.seen = {task: set(classes) for task, classes in state["tasks"].items()}
-        if state["memory"] is None:
-            self.memory = None
-            return
-        if self.memory is None:
-            self.memory = self._new_memory(torch.empty(0, state["feature_dim"]))
-        self.memory.load_state_dict(state["memory"])
+        self._extra_pass.forget()
+        self.tasks.load_state_dict(state["tasks"])
+        self.memory = memory_from(state, self._new_memory, self.memory)

@@ -31,14 +31,14 @@ class StillBackbone:
         self._checked = False
 
     def begin(self, model: nn.Module) -> None:
-        """Before an experience; hosts may run the model before their first forward pass."""
+        """Remember all buffers before an experience; hosts may run the model on their own then."""
         self.moved, self._before, self._checked = False, None, False
         may_be_frozen = not all(weight.requires_grad for weight in model.parameters())
         buffers = model.named_buffers() if may_be_frozen else ()
         self._start = {name: value.clone() for name, value in buffers}
 
     def before_forward(self, model: nn.Module, point: FeaturePoint) -> None:
-        """Before a forward pass in training."""
+        """Put layers that moved in evaluation mode, before each forward pass in training."""
         if self._before is None:
             frozen = _is_frozen(model, point)
             kept = (name for name in self._start if not _in_classifier(name, point))
@@ -57,7 +57,7 @@ class StillBackbone:
                 model.get_buffer(name).copy_(self._before[name])
 
     def after_forward(self, model: nn.Module) -> None:
-        """After it: whatever moved in the first pass is put back and held from now on."""
+        """Put back whatever moved in the first forward pass, and hold it from now on."""
         if self._checked or not self._before:
             return
         self._checked = True
@@ -79,7 +79,7 @@ class StillBackbone:
             model.get_submodule(path).training = True
 
     def end(self, model: nn.Module) -> None:
-        """After an experience."""
+        """Warn of buffers that moved in an experience even so."""
         moved = _moved(model, self._before or {})
         self.moved = bool(moved)
         if moved:

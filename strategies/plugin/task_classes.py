@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,12 +31,12 @@ def tasks_of(strategy: Any) -> Tensor | None:
 
 
 def repeated(tasks: Tensor | None, samples: int) -> Tensor | None:
-    """Task labels of so many ``samples``, which are several views of each of the mini-batch."""
+    """Task labels of so many ``samples``, which are views of those of a mini-batch in turn."""
     return None if tasks is None else tasks.repeat(samples // len(tasks))
 
 
 class TaskClasses:
-    """Turns task labels into constraints on the answer.
+    """Remembers the classes of each task, and lets only those of a sample's task win.
 
     Args:
         mask: let only the classes of a sample's task win.
@@ -50,6 +50,14 @@ class TaskClasses:
         self.mask = mask
         self.per_task = per_task
         self.seen: dict[int, set[int]] = {}
+
+    def state_dict(self) -> dict[int, list[int]]:
+        """The classes seen under each task label, as numbers in lists."""
+        return {task: sorted(classes) for task, classes in self.seen.items()}
+
+    def load_state_dict(self, state: Mapping[int, Iterable[int]]) -> None:
+        """Continue from what :meth:`state_dict` gave."""
+        self.seen = {task: set(classes) for task, classes in state.items()}
 
     def note(self, labels: Tensor, tasks: Tensor | None) -> Tensor:
         """Remember which classes came under which task.

@@ -1,19 +1,20 @@
-"""What an epoch of training contributes to a memory, as long as it may have to be taken back."""
+"""Features that come by in a training epoch, and what they added to a memory."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
-from protocl.strategies.plugin.feature_buffer import Piece, PieceBuffer
+from protocl.strategies.plugin.feature_buffer import FeatureBuffer, FeatureChunk
 
 
 class TrainingPass:
-    """Features of one epoch as they come by.
+    """Collects the features of one training epoch, and can take back what they added.
 
     Attributes:
         waiting: what was seen and not yet added to a memory.
@@ -23,7 +24,7 @@ class TrainingPass:
     """
 
     def __init__(self, classes: Tensor | None = None) -> None:
-        self.waiting = PieceBuffer()
+        self.waiting = FeatureBuffer()
         self.classes = torch.zeros(0, dtype=torch.int64) if classes is None else classes
         self.part: PrototypeMemory | None = None
         self.samples = 0
@@ -33,15 +34,44 @@ class TrainingPass:
         """Samples that were added, which are those of the experience's classes."""
         return 0 if self.part is None else self.part.total
 
-    def add(self, batch: Piece) -> None:
-        """Take in a mini-batch, for which there must be room."""
-        self.samples += len(batch[0])
+    def fits(self, batch: FeatureChunk) -> bool:
+        """Whether there is room for a mini-batch."""
+        return self.waiting.fits(batch)
+
+    def add(self, batch: FeatureChunk) -> None:
+        """Take in a mini-batch, for which there must be room.
+
+        Raises:
+            RuntimeError: it has not as many features as labels.
+        """
+        features, labels, _ = batch
+        if len(features) != len(labels):
+            raise RuntimeError(
+                f"{len(features)} features but {len(labels)} labels in a training mini-batch: "
+                "another plugin changed the batch; use PrototypePlugin(collect='extra_pass')"
+            )
+        self.samples += len(features)
         self.waiting.add(batch)
 
-    def give(self, memory: PrototypeMemory | None, piece: PrototypeMemory) -> PrototypeMemory:
-        """Add the statistics of a piece to ``memory``, which is new if None."""
-        self.part = piece if self.part is None else self.part.merge(piece)
-        return piece.copy() if memory is None else memory.merge(piece)
+    def take(self) -> Iterator[FeatureChunk]:
+        """What waits, if anything, without replayed samples of other experiences' classes."""
+        if not self.waiting:
+            return
+        features, labels, tasks = self.waiting.take()
+        mine = torch.isin(labels, self.classes)
+        if not mine.all():  # selecting copies
+            features, labels = features[mine], labels[mine]
+            tasks = None if tasks is None else tasks[mine]
+        yield features, labels, tasks
+
+    def give(
+        self, memory: PrototypeMemory | None, part: PrototypeMemory | None
+    ) -> PrototypeMemory | None:
+        """Add the statistics of a chunk, if there are any, to ``memory``, which is new if None."""
+        if part is None:
+            return memory
+        self.part = part if self.part is None else self.part.merge(part)
+        return part.copy() if memory is None else memory.merge(part)
 
     def taken_back(
         self, memory: PrototypeMemory | None, size: int, cut: bool

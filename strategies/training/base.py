@@ -9,27 +9,26 @@ put back before another plugin can see it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import FeatureDistillationPlugin
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
-from protocl.strategies.plugin.classifier_layer import FeatureFinder
-from protocl.strategies.plugin.extraction import features_of, labels_of, least_width, sample_of
-from protocl.strategies.plugin.feature_hook import FeatureTap, joined, refuse_compiled
+from protocl.strategies.plugin.class_statistics import class_statistics
+from protocl.strategies.plugin.extraction import features_of, labels_of
+from protocl.strategies.plugin.feature_hook import refuse_compiled
+from protocl.strategies.plugin.feature_reader import FeatureReader
 from protocl.strategies.plugin.model_output import scores_of
 from protocl.strategies.plugin.task_classes import (
     TaskClasses,
     has_task_labels,
     refuse_empty,
-    repeated,
     tasks_of,
 )
+from protocl.strategies.training.shown_views import ShownViews, refuse_readers
 from protocl.strategies.training.views import Views
 
 
@@ -41,6 +40,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         views: makes several inputs of each sample; None for the sample itself.
         host_loss: weight of the host's own loss, which trains the model's classifier.
         mask_tasks, per_task: as in :class:`.PrototypePlugin`.
+        num_workers: processes that load data when statistics are computed.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         host_loss: float = 0.0,
         mask_tasks: bool = True,
         per_task: bool = False,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
         if host_loss < 0:
@@ -59,11 +60,9 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         self.views = views
         self.host_loss = host_loss
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
-        self._find = FeatureFinder(layer)
-        # Two, because an evaluation can come in the middle of an epoch.
-        self._training_tap = FeatureTap(differentiable=True)
-        self._answering_tap = FeatureTap()
-        self._single: tuple[Tensor, Tensor | None] | None = None
+        self.num_workers = num_workers
+        self._reader = FeatureReader(layer, differentiable=True)
+        self._shown = ShownViews(type(self).__name__)
         self._features: Tensor | None = None
         self._inputs: Tensor | None = None
 
@@ -101,10 +100,12 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
             level: what is kept.
             num_workers: processes that load data which is not in memory.
         """
-        memory: PrototypeMemory | None = None
-        for _, features, labels, tasks in features_of(strategy, dataset, self.layer, num_workers):
-            memory = memory or PrototypeMemory(features.shape[1], level).to(strategy.device)
-            memory.update(features, self.tasks.ids(labels, tasks))
+        passed = features_of(strategy, dataset, self.layer, num_workers)
+        memory = class_statistics(
+            (batch[1:] for batch in passed),
+            lambda features: PrototypeMemory(features.shape[1], level).to(strategy.device),
+            self.tasks.ids,
+        )
         assert memory is not None
         return memory
 
@@ -113,7 +114,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         refuse_compiled(strategy.model)
         if self.views is not None:
-            _refuse_readers(self, strategy.plugins)
+            refuse_readers(type(self).__name__, strategy.plugins)
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         refuse_empty(strategy.experience)
@@ -125,44 +126,15 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         if self.views is not None:
-            self._make_views(strategy, self.views)
-        point = self._find(strategy.model, sample_of(strategy))
-        self._training_tap.open_at(strategy.model, point)
+            self._shown.put(strategy, self.views)
+        self._reader.open(strategy)
 
     def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        seen = self._training_tap.close(strategy.mb_output)
-        self._features = joined(seen, tasks_of(strategy))
+        self._features = self._reader.read(strategy)
         self._inputs = strategy.mb_x
-        point = self._find.point
+        point = self._reader.point
         strategy.mb_output = scores_of(strategy.mb_output, None if point is None else point.scores)
-        if self._single is not None:
-            self._undo_views(strategy, *self._single)
-            self._single = None
-
-    def _make_views(self, strategy: Any, views: Views) -> None:
-        """Put all views in the place of the inputs, and keep what was there."""
-        batch, tasks = strategy.mbatch, tasks_of(strategy)
-        if isinstance(batch, Mapping):
-            raise TypeError(
-                f"{type(self).__name__} makes views of each input, which a mini-batch that is a "
-                "dictionary does not allow: let the data set give (inputs, labels), or no views"
-            )
-        self._single = (batch[0], tasks)
-        batch[0] = views(batch[0])
-        if tasks is not None:
-            batch[-1] = repeated(tasks, len(batch[0]))
-
-    def _undo_views(self, strategy: Any, inputs: Tensor, tasks: Tensor | None) -> None:
-        batch = strategy.mbatch
-        if len(inputs) != len(batch[1]):
-            raise RuntimeError(
-                f"{type(strategy).__name__} added samples to a mini-batch whose views were made "
-                "already: use a strategy that adds them when the batch is loaded, such as Replay"
-            )
-        batch[0] = inputs
-        if tasks is not None:
-            batch[-1] = tasks
-        strategy.mb_output = strategy.mb_output[: len(inputs)]
+        self._shown.take_back(strategy)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         assert self._features is not None
@@ -180,34 +152,24 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
         refuse_compiled(strategy.model)
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        point = self._find(strategy.model, sample_of(strategy))
-        self._answering_tap.open_at(strategy.model, point)
+        self._reader.open(strategy)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        tasks = tasks_of(strategy)
-        seen = self._answering_tap.close(strategy.mb_output)
-        answer = self.class_logits(joined(seen, tasks))
-        if answer is None:
-            return
-        width = least_width(strategy, self._find.point)
-        logits, ids = answer
-        strategy.mb_output = self.tasks.dense(logits, ids, tasks, width, float("-inf"))
+        answer = self.class_logits(self._reader.read(strategy))
+        if answer is not None:
+            logits, ids = answer
+            width, tasks = self._reader.width(strategy), tasks_of(strategy)
+            strategy.mb_output = self.tasks.dense(logits, ids, tasks, width, float("-inf"))
 
+    # -- state ------------------------------------------------------------------------------
 
-def _refuse_readers(own: FeatureLossPlugin, plugins: Iterable[Any]) -> None:
-    """Plugins that read features which the model keeps in itself would read those of all views.
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept between experiences, here what is known of tasks: no pickled code."""
+        return {"tasks": self.tasks.state_dict()}
 
-    Raises:
-        ValueError: there is one.
-    """
-    for plugin in plugins:
-        if isinstance(plugin, FeatureDistillationPlugin):
-            raise ValueError(
-                f"{type(own).__name__} gives the model several views of each sample, so "
-                f"{type(plugin).__name__}, which reads model.features, would compare the features "
-                "of all views with those of the samples: leave that plugin out, or use a method "
-                "without views, such as ProtoCL"
-            )
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
+        self.tasks.load_state_dict(state["tasks"])
 
 
 def _labels_of(dataset: Any) -> tuple[Tensor, Tensor | None]:

@@ -125,7 +125,7 @@ class Relations(NamedTuple):
 
     Attributes:
         prototypes: ``(K, D)`` current copies of the old prototypes.
-        old_features: ``(N, D)`` under the old model.
+        old_features: ``(N, D)`` under the teacher.
         old_prototypes: ``(K, D)`` as they were.
         experiences: ``(K,)`` experience in which each was made.
     """

@@ -9,10 +9,10 @@ from avalanche.models import avalanche_forward
 from torch import Tensor, nn
 
 from protocl.strategies.plugin.classifier_layer import FeatureFinder, one_sample
-from protocl.strategies.plugin.feature_hook import FeatureTap, joined
+from protocl.strategies.plugin.feature_hook import FeatureHook, joined
 
 
-class OldModel:
+class Teacher:
     """A frozen copy of a model, in evaluation mode, of which only the features are read.
 
     Taken at the start of an experience, it is the model that the experience before left behind:
@@ -53,12 +53,12 @@ def read_features(
         tasks: task labels ``(N,)``, if there are any.
         find: tells where its features are; found anew if None.
     """
-    tap, find = FeatureTap(differentiable=True), find or FeatureFinder()
-    tap.open_at(model, find(model, one_sample(model, x, tasks)))
+    hook, find = FeatureHook(differentiable=True), find or FeatureFinder()
+    hook.open_at(model, find(model, one_sample(model, x, tasks)))
     try:
         avalanche_forward(model, x, tasks)
     finally:
-        seen = tap.close()
+        seen = hook.close()
     return joined(seen, tasks)
 
 

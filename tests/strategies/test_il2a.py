@@ -85,10 +85,8 @@ def ready(benchmark: Any, **settings: Any) -> IL2APlugin:
     plugin = IL2APlugin(distillation_weight=0.0, **settings)
     strategy = build_strategy("naive", [plugin])
     train_on(strategy, benchmark.train_stream[:2])
-    plugin.old_rows = torch.tensor([0, 1])
-    plugin._rows_here = torch.tensor([2, 3])
-    plugin.table = plugin.prototypes()
-    plugin.grow(16)
+    plugin.old_rows, plugin.new_rows = torch.tensor([0, 1]), torch.tensor([2, 3])
+    plugin.auxiliary = plugin.begin_steps(16)
     return plugin
 
 
@@ -103,7 +101,7 @@ def test_the_loss_of_a_later_experience_is_the_sum_of_its_terms(benchmark: Any) 
     torch.manual_seed(5)
     drawn = plugin.old_rows[torch.randint(2, (3,))]
 
-    weight, bias = plugin.parameters.weight, plugin.parameters.bias
+    weight, bias = plugin.classifier.rows.weight, plugin.classifier.rows.bias
     everything = torch.cat([weight, plugin.auxiliary.weight])
     logits = features @ everything.T + torch.cat([bias, plugin.auxiliary.bias])
     # Of the six mixtures only the first two are of two classes; theirs is the only mixed class.
@@ -112,7 +110,7 @@ def test_the_loss_of_a_later_experience_is_the_sum_of_its_terms(benchmark: Any) 
 
     memory = plugin.memory
     for n, row in enumerate(drawn.tolist()):
-        place = int((memory.classes == plugin.rows.ids[row]).nonzero())
+        place = int((memory.classes == plugin.kept.rows.ids[row]).nonzero())
         spread = (memory.scatter()[place] / (memory.counts[place] - 1)).float()
         difference = weight - weight[row]
         variances = (difference @ spread @ difference.T).diagonal()
@@ -126,8 +124,15 @@ def test_replayed_classes_are_mixed_into_none_of_the_present_ones(benchmark: Any
     plugin = ready(benchmark, mixes=1, augmentation_weight=0.0)
     plugin.mixed.partners = torch.tensor([[1, 0]])
     features, rows = torch.rand(4, 16), torch.tensor([2, 0])  # row 0 came from a buffer
-    alone = plugin.loss_of_logits(
-        torch.cat([plugin.logits(features), plugin.logits(features, plugin.auxiliary)], 1)[:2], rows
+    alone = plugin.classifier.loss_of_logits(
+        torch.cat(
+            [
+                plugin.classifier.logits(features),
+                plugin.classifier.logits(features, plugin.auxiliary),
+            ],
+            1,
+        )[:2],
+        rows,
     )
     torch.testing.assert_close(plugin.class_loss(features, rows), alone)
 
@@ -137,7 +142,7 @@ def test_mixed_classes_last_one_experience(benchmark: Any) -> None:
     strategy = build_strategy("naive", [plugin])
     train_on(strategy, benchmark.train_stream)
     assert plugin.auxiliary is None
-    assert len(plugin.parameters.weight) == 6
+    assert len(plugin.classifier.rows.weight) == 6
     assert plugin.memory.level == "full"
     assert plugin.mixed.partners.numel() == 0
 

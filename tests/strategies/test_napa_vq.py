@@ -55,7 +55,7 @@ def test_rows_and_frozen_vectors_over_uneven_experiences(uneven_benchmark: Any) 
         before = plugin.parameters.codes.detach().clone()
         kept = None if plugin.memory is None else plugin.memory.copy()
         train_on(strategy, [experience])
-        assert plugin.rows.ids.tolist() == expected
+        assert plugin.kept.rows.ids.tolist() == expected
         codes, edges = plugin.parameters.codes.detach(), plugin.parameters.edges
         assert codes.shape == (4 * len(expected), 16)
         assert edges.shape == (4 * len(expected), 4 * len(expected))
@@ -94,10 +94,10 @@ def test_a_class_that_comes_back_keeps_its_row_and_trains_again(benchmark: Any) 
     strategy = build_strategy("naive", [plugin, InMemory()])
     first, second = benchmark.train_stream[0], benchmark.train_stream[1]
     train_on(strategy, [first, second])
-    ids, codes = plugin.rows.ids, plugin.parameters.codes.detach().clone()
+    ids, codes = plugin.kept.rows.ids, plugin.parameters.codes.detach().clone()
     means = plugin.prototypes()
     train_on(strategy, [first])
-    assert torch.equal(plugin.rows.ids, ids)
+    assert torch.equal(plugin.kept.rows.ids, ids)
     moved = (plugin.parameters.codes.detach() != codes).any(1)
     again = torch.isin(ids, torch.tensor(sorted(first.classes_in_this_experience)))
     assert moved.view(-1, 4).any(1).tolist() == again.tolist()
@@ -166,7 +166,7 @@ def test_predictions_of_the_authors_code() -> None:
     for answer, expected in (("cosine", case["pred"]), ("distance", case["pred_raw_euclid_rot0"])):
         plugin = NAPAVQPlugin(answer=answer)
         plugin.parameters.append(codes)
-        plugin.rows.add(torch.arange(3))
+        plugin.kept.rows.add(torch.arange(3))
         assert plugin.answer(z).argmax(1).tolist() == expected
 
 

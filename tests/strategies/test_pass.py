@@ -98,15 +98,15 @@ def test_the_loss_of_a_later_experience_is_the_sum_of_its_terms(benchmark: Any) 
     generator = torch.Generator().manual_seed(0)
     features = torch.rand(12, 16, generator=generator)
     rows = torch.tensor([2, 3, 2])
-    plugin.old_rows, plugin.table = torch.tensor([0, 1]), plugin.prototypes()
+    plugin.old_rows, plugin.table = torch.tensor([0, 1]), plugin.kept.prototypes()
     torch.manual_seed(5)
     loss = plugin.class_loss(features, rows)
     torch.manual_seed(5)
     drawn = plugin.old_rows[torch.randint(2, (3,))]
-    made = plugin.table[drawn] + plugin.parameters.radius * torch.randn(3, 16)
+    made = plugin.table[drawn] + plugin.classifier.rows.radius * torch.randn(3, 16)
 
     def cross_entropy(x: Tensor, labels: Tensor) -> Tensor:
-        logits = x @ plugin.parameters.weight.T + plugin.parameters.bias
+        logits = x @ plugin.classifier.rows.weight.T + plugin.classifier.rows.bias
         return nn.functional.cross_entropy(logits / 0.1, labels)
 
     labels = torch.cat([4 * rows + k for k in range(4)])
@@ -120,11 +120,11 @@ def test_radius_is_that_of_the_first_experience_or_of_all(benchmark: Any, radius
     strategy = build_strategy("naive", [plugin, InMemory()])
     train_on(strategy, benchmark.train_stream[:1])
     assert plugin.memory is not None
-    first = plugin.parameters.radius.clone()
+    first = plugin.classifier.rows.radius.clone()
     assert float(first) == pytest.approx(float(mean_variance(plugin.memory)) ** 0.5)
     train_on(strategy, benchmark.train_stream[1:2])
     now = float(mean_variance(plugin.memory)) ** 0.5
-    assert float(plugin.parameters.radius) == pytest.approx(
+    assert float(plugin.classifier.rows.radius) == pytest.approx(
         float(first) if radius == "first" else now
     )
 

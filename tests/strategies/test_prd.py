@@ -238,8 +238,8 @@ class TestTeacher:
 
         class Look:
             def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-                if plugin._old is not None:
-                    buffers.append(weights_of(plugin._old.model))
+                if plugin._teacher is not None:
+                    buffers.append(weights_of(plugin._teacher.model))
 
         strategy = build_strategy("naive", [plugin, Look()])
         train_on(strategy, benchmark.train_stream[:2])
@@ -248,7 +248,7 @@ class TestTeacher:
     def test_stays_as_it_was_in_evaluation_mode(self, benchmark):
         plugin, (first, second) = self.relation_after(benchmark)
         assert_equal_weights(first, second)
-        assert plugin._old is None, "the copy is dropped when the experience ends"
+        assert plugin._teacher is None, "the copy is dropped when the experience ends"
 
     def test_drifts_in_training_mode_as_the_released_code_does(self, benchmark):
         _, (first, second) = self.relation_after(benchmark, teacher_mode="train")

@@ -13,7 +13,8 @@ from torch import nn
 from protocl import PrototypeMemory
 from protocl.heads import BayesianPrototypes, RandomPrior, SharedPrior
 from protocl.strategies import InMemory
-from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin, predictive_distillation
+from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin
+from protocl.strategies.training.predictive_distillation import predictive_distillation
 from tests.strategies.small import (
     assert_continues_bit_for_bit,
     assert_equal_weights,
@@ -208,7 +209,7 @@ class TestDistillation:
             strategy = build_strategy("naive", [plugin])
             train_on(strategy, benchmark.train_stream[:1])
             models.append(weights_of(strategy.model))
-            assert plugin._old is None
+            assert plugin.held.teacher is None
         assert_equal_weights(*models)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.strategies.plugin.classifier_layer import FeatureFinder, find_features, one_sample
-from protocl.strategies.plugin.feature_hook import FeaturePoint, FeatureTap
+from protocl.strategies.plugin.feature_hook import FeatureHook, FeaturePoint
 from protocl.strategies.plugin.model_output import main_output, width_of
 
 X = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
@@ -59,10 +59,10 @@ def found(model: nn.Module, x: Tensor = X) -> FeaturePoint:
 
 
 def features(model: nn.Module, x: Tensor = X) -> Tensor:
-    tap = FeatureTap()
-    tap.open_at(model, found(model, x))
+    hook = FeatureHook()
+    hook.open_at(model, found(model, x))
     model(x)
-    (seen,) = tap.close()
+    (seen,) = hook.close()
     return seen
 
 

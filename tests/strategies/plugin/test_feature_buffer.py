@@ -1,4 +1,4 @@
-"""Mini-batches joined to pieces."""
+"""Mini-batches joined to chunks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocl.strategies.plugin.feature_buffer import PieceBuffer, in_pieces
+from protocl.strategies.plugin.feature_buffer import FeatureBuffer, in_chunks
 
 
 def batches(sizes, tasks):
@@ -22,20 +22,20 @@ def batches(sizes, tasks):
 def test_pieces_hold_every_sample_once_and_in_order(sizes, tasks):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("protocl.strategies.plugin.feature_buffer.MOST_SAMPLES", 7)
-        pieces = [
+        chunks = [
             (features.clone(), labels.clone(), None if seen is None else seen.clone())
-            for features, labels, seen in in_pieces(batches(sizes, tasks))
+            for features, labels, seen in in_chunks(batches(sizes, tasks))
         ]
     everything = torch.arange(sum(sizes))
-    assert torch.equal(torch.cat([labels for _, labels, _ in pieces]), everything)
-    assert torch.equal(torch.cat([features for features, _, _ in pieces])[:, 0].long(), everything)
-    assert max(len(labels) for _, labels, _ in pieces) <= max(7, *sizes)
+    assert torch.equal(torch.cat([labels for _, labels, _ in chunks]), everything)
+    assert torch.equal(torch.cat([features for features, _, _ in chunks])[:, 0].long(), everything)
+    assert max(len(labels) for _, labels, _ in chunks) <= max(7, *sizes)
     if tasks:
-        assert torch.equal(torch.cat([seen for _, _, seen in pieces]), everything % 2)
+        assert torch.equal(torch.cat([seen for _, _, seen in chunks]), everything % 2)
 
 
 def test_another_kind_of_batch_does_not_fit():
-    buffer = PieceBuffer()
+    buffer = FeatureBuffer()
     features, labels = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)
     buffer.add((features, labels, None))
     assert buffer.fits((features, labels, None))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from protocl.strategies.plugin.classifier_layer import find_classifier
 from protocl.strategies.plugin.feature_hook import (
-    FeatureTap,
+    FeatureHook,
     joined,
     refuse_compiled,
     undisturbed,
@@ -66,52 +66,52 @@ class TestFindClassifier:
             find_classifier(build_net(), "clasifier")
 
 
-class TestFeatureTap:
+class TestFeatureHook:
     def test_reads_what_enters_the_layer_and_leaves_no_hook(self) -> None:
-        net, tap, x = build_net().eval(), FeatureTap(), torch.rand(5, 1, 8, 8)
-        tap.open(net.classifier)
+        net, hook, x = build_net().eval(), FeatureHook(), torch.rand(5, 1, 8, 8)
+        hook.open(net.classifier)
         net(x)
-        (seen,) = tap.close()
+        (seen,) = hook.close()
         assert torch.equal(seen, net.features(x))
         assert not net.classifier._forward_pre_hooks
-        assert tap.close() == []
+        assert hook.close() == []
 
     def test_what_an_interrupted_pass_left_is_dropped(self) -> None:
-        net, tap, x = build_net().eval(), FeatureTap(), torch.rand(5, 1, 8, 8)
-        tap.open(net.classifier)
+        net, hook, x = build_net().eval(), FeatureHook(), torch.rand(5, 1, 8, 8)
+        hook.open(net.classifier)
         net(x)
-        tap.open(net.classifier)
+        hook.open(net.classifier)
         net(x[:2])
-        assert [len(part) for part in tap.close()] == [2]
+        assert [len(part) for part in hook.close()] == [2]
         assert not net.classifier._forward_pre_hooks
 
     def test_a_layer_that_works_in_place_does_not_spoil_the_features(self) -> None:
         layer = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2))
-        tap, x = FeatureTap(), torch.tensor([[-1.0, 2.0, -3.0]])
-        tap.open(layer)
+        hook, x = FeatureHook(), torch.tensor([[-1.0, 2.0, -3.0]])
+        hook.open(layer)
         layer(x.clone())
-        assert torch.equal(tap.close()[0], x)
+        assert torch.equal(hook.close()[0], x)
 
     def test_maps_of_features_are_flattened_and_keywords_read(self) -> None:
         class Layer(nn.Module):
             def forward(self, features: Tensor) -> Tensor:
                 return features.sum((1, 2, 3))
 
-        layer, tap = Layer(), FeatureTap()
-        tap.open(layer)
+        layer, hook = Layer(), FeatureHook()
+        hook.open(layer)
         layer(features=torch.rand(2, 3, 4, 4))
-        assert tap.close()[0].shape == (2, 48)
+        assert hook.close()[0].shape == (2, 48)
 
     def test_a_multi_task_model_calls_the_layer_once_a_task(self) -> None:
         model = as_multitask(SimpleMLP(num_classes=3, input_size=4), "classifier")
         model.classifier.classifiers["1"] = model.classifier.classifiers["0"]
         model.classifier.masking = False
-        tasks, x, tap = torch.tensor([1, 0, 1, 0, 0]), torch.rand(5, 4), FeatureTap()
+        tasks, x, hook = torch.tensor([1, 0, 1, 0, 0]), torch.rand(5, 4), FeatureHook()
         model.eval()
         model.max_class_label = 3
-        tap.open(find_classifier(model))
+        hook.open(find_classifier(model))
         model(x, tasks)
-        seen = tap.close()
+        seen = hook.close()
         assert len(seen) == 2
         torch.testing.assert_close(joined(seen, tasks), model.model(x))
 
@@ -166,12 +166,12 @@ class TestFeaturesOnly:
     """Where nobody reads the model's output, its classifier is not computed."""
 
     def run(self, model: nn.Module, layer: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        tap = FeatureTap(features_only=True)
-        tap.open(layer)
+        hook = FeatureHook(features_only=True)
+        hook.open(layer)
         try:
             output = model(x)
         finally:
-            seen = tap.close()
+            seen = hook.close()
         return seen, output
 
     def test_a_linear_layer_is_left_out_and_comes_back(self) -> None:

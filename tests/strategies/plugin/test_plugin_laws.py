@@ -304,7 +304,7 @@ def test_masking_can_be_left_out(task_benchmark: Any) -> None:
     assert logits.isfinite().all()
 
 
-# -- law 10: see test_feature_tap.py (names of layers) ---------------------------------------
+# -- law 10: see test_feature_hook.py (names of layers) ---------------------------------------
 
 
 def test_a_copy_and_a_pickle_of_the_strategy_go_on_alike(benchmark: Any) -> None:
