@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from protocl.config.validation import is_number
+from protocl.config.validation import is_number, require_choice
 from protocl.heads.centred import CentredHead
 from protocl.heads.covariance.directions import squares_behind, warn_of_lost_scatter, whitened_error
 from protocl.heads.covariance.shrinkage import (
@@ -72,8 +72,7 @@ class LinearDiscriminant(CentredHead):
             ("priors", priors, ("uniform", "empirical")),
             ("ddof", ddof, ("n", "n-c")),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name}='{value}': expected one of {', '.join(allowed)}")
+            require_choice(name, value, allowed)
         self.shrinkage = shrinkage
         self.target = target
         self.priors = priors
