@@ -67,12 +67,9 @@ class LinearDiscriminant(CentredHead):
             raise ValueError(
                 f"shrinkage={shrinkage!r}: expected 'auto' or a number between 0 and 1"
             )
-        for name, value, allowed in (
-            ("target", target, ("identity", "scaled")),
-            ("priors", priors, ("uniform", "empirical")),
-            ("ddof", ddof, ("n", "n-c")),
-        ):
-            require_choice(name, value, allowed)
+        require_choice("target", target, ("identity", "scaled"))
+        require_choice("priors", priors, ("uniform", "empirical"))
+        require_choice("ddof", ddof, ("n", "n-c"))
         self.shrinkage = shrinkage
         self.target = target
         self.priors = priors
