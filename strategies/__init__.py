@@ -6,6 +6,8 @@ from protocl.strategies.drift.compensation import DriftCompensation, DriftEstima
 from protocl.strategies.exemplars.sample_memory import SampleMemory
 from protocl.strategies.fecam import FeCAM
 from protocl.strategies.fetril import FeTrIL, FeTrILPlugin
+from protocl.strategies.frozen.base import FrozenBackbone, Sums
+from protocl.strategies.frozen.first_session import Session
 from protocl.strategies.icarl import ICaRL, ICaRLPlugin
 from protocl.strategies.il2a import IL2A, IL2APlugin
 from protocl.strategies.napa_vq import NAPAVQ, NAPAVQPlugin
@@ -30,6 +32,7 @@ __all__ = [
     "FeCAM",
     "FeTrIL",
     "FeTrILPlugin",
+    "FrozenBackbone",
     "ICaRL",
     "ICaRLPlugin",
     "IL2APlugin",
@@ -43,5 +46,7 @@ __all__ = [
     "PrototypePlugin",
     "RanPAC",
     "SampleMemory",
+    "Session",
     "SimpleCIL",
+    "Sums",
 ]

@@ -9,12 +9,14 @@ two networks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from protocl.config import Setup, StrategyInfo
-from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
-from protocl.strategies.simplecil import SimpleCIL
+from protocl.config import StrategyInfo
+from protocl.strategies.frozen.first_session import Session
+from protocl.strategies.simplecil import SimpleCIL, SimpleCILConfig
+
+SESSION = Session("adapter", classifier="cosine", two_branches=True)
 
 
 class APER(SimpleCIL):
@@ -24,26 +26,22 @@ class APER(SimpleCIL):
     zero: ``plugins=[EpochSchedule(cosine=True)]``.
 
     Args:
-        adapt, adapt_classifier, two_branches: as for :class:`.FrozenBackbone`.
-        **settings: its others but ``head``.
+        session: what the first experience makes of the backbone.
+        **settings: those of :class:`.FrozenBackbone` but ``head``.
     """
 
-    def __init__(
-        self,
-        *,
-        adapt: str | None = "adapter",
-        adapt_classifier: Literal["linear", "cosine"] = "cosine",
-        two_branches: bool = True,
-        **settings: Any,
-    ) -> None:
-        super().__init__(
-            adapt=adapt, adapt_classifier=adapt_classifier, two_branches=two_branches, **settings
-        )
+    def __init__(self, *, session: Session = SESSION, **settings: Any) -> None:
+        super().__init__(session=session, **settings)
 
 
 @dataclass
-class APERConfig(FrozenBackboneConfig):
-    """Settings of :class:`APER`; those of the authors for ``adapt=adapter`` on CIFAR-100."""
+class APERConfig(SimpleCILConfig):
+    """Settings of :class:`APER`; those of the authors for adapters on CIFAR-100.
+
+    Their others: ``ssf`` and ``vpt_shallow`` as for ``adapter``; ``vpt_deep`` with ``lr=0.05``, 5
+    epochs and batches of 16; ``finetune`` with 5 epochs and batches of 128. ``finetune`` and ``bn``
+    are for convolutional networks too.
+    """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="APER",
@@ -52,17 +50,13 @@ class APERConfig(FrozenBackboneConfig):
         keeps_data=False,
         bytes_per_class="32 D + 16",
     )
+    recipe = APER
 
     name: str = "aper"
     first_experience_epochs: int = 20
-    adapt: str | None = "adapter"
-    adapt_classifier: str = "cosine"
-    two_branches: bool = True
+    session: Session = field(default_factory=lambda: SESSION)
     cosine_schedule: bool = True
     train_mb_size: int = 48
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-
-    def build(self, setup: Setup) -> FrozenBackbone:
-        return self._build(APER, setup)

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from avalanche.training import EWC, Cumulative, ICaRL, LwF, Naive, Replay
 from avalanche.training.plugins import ReplayPlugin
 from torch import nn
 
 from protocl.config import Setup, StrategyInfo
+from protocl.config.sections import HeadChoice
+from protocl.config.validation import AT_LEAST_0, NOT_NEGATIVE, POSITIVE, ranged
 from protocl.errors import ConfigError
-from protocl.registry import HEADS
 from protocl.strategies.avalanche.epoch_schedule import ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
-from protocl.strategies.drift.compensation import DriftCompensation, carried, unused_of_drift
-from protocl.strategies.exemplars.sample_memory import SampleMemory
+from protocl.strategies.drift.compensation import DriftCompensation, DriftEstimator
+from protocl.strategies.exemplars.sample_memory import SampleMemory, Selection
 from protocl.strategies.plugin.model_output import ScoresCrossEntropy
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 
@@ -36,6 +37,9 @@ class BaselineConfig(ScheduledConfig):
         freeze_backbone: train only a classifier over the features of the backbone as given.
     """
 
+    train_epochs: int = 10
+    lr: float = 0.05
+    momentum: float = 0.9
     freeze_backbone: bool = False
 
     @property
@@ -68,46 +72,51 @@ class BaselineConfig(ScheduledConfig):
 
 
 @dataclass
+class Answer(HeadChoice):
+    """What answers: ``classifier``, the model's own, or a registered head."""
+
+    name: str = "classifier"
+
+    @classmethod
+    def named(cls, name: str, **defaults: Any) -> type[HeadChoice]:
+        """The settings of the head that is registered under ``name``; ``classifier`` has none."""
+        return Answer if name == "classifier" else super().named(name, **defaults)
+
+
+@dataclass
 class AnsweredBaselineConfig(BaselineConfig):
     """Settings of baselines whose prototypes can answer instead of their classifier.
 
     Attributes:
-        answer: ``"classifier"``, or a registered head on the class statistics of each experience
-            (``nearest_mean``, ``lda``, ...).
+        answer: ``classifier``, or a registered head on the class statistics of each experience
+            (``nearest_mean``, ``lda``, ...) and its arguments.
         drift: how the statistics of old classes are carried over when the backbone has moved:
             none, sdc, ldc or adc.
-        drift_sigma: of sdc, in units of the features.
     """
 
-    answer: str = "classifier"
-    drift: str = "none"
-    drift_sigma: float = 0.3
+    answer: Answer = field(default_factory=Answer)
+    drift: DriftEstimator = field(default_factory=DriftEstimator)
 
     @property
     def old_prototypes(self) -> str:
-        if self.answer == "classifier":
+        if self.answer.name == "classifier":
             return "none"
-        return carried(self.drift) if self.trains_backbone else "exact"
+        return self.drift.old_prototypes if self.trains_backbone else "exact"
 
     @property
     def unused(self) -> dict[str, str]:
-        return super().unused | unused_of_drift(self.drift)
+        return super().unused | self.drift.unused
 
     def prototype_plugins(self) -> list[Any]:
-        if self.answer == "classifier":
-            if self.drift != "none":
+        if self.answer.name == "classifier":
+            if self.drift.method != "none":
                 raise ConfigError(
-                    f"strategy.drift={self.drift}: there are no prototypes to carry over; add "
-                    "strategy.answer=nearest_mean or another head"
+                    f"strategy.drift={self.drift.method}: there are no prototypes to carry over; "
+                    "add strategy.answer=nearest_mean or another head"
                 )
             return []
-        prototypes = PrototypePlugin(HEADS.get(self.answer)())
-        compensation = DriftCompensation(
-            prototypes,
-            self.drift,  # type: ignore[arg-type]
-            sigma=self.drift_sigma,
-        )
-        return [compensation, prototypes]
+        prototypes = PrototypePlugin(self.answer.build())
+        return [DriftCompensation(prototypes, self.drift), prototypes]
 
 
 @dataclass
@@ -134,7 +143,7 @@ class ReplayConfig(AnsweredBaselineConfig):
 
     Attributes:
         mem_size: samples in the buffer.
-        selection: which; ``"random"`` is Avalanche's own buffer, for ``"medoids"`` see
+        selection: which; ``random`` is Avalanche's own buffer, for ``medoids`` see
             :class:`.SampleMemory`.
     """
 
@@ -147,13 +156,13 @@ class ReplayConfig(AnsweredBaselineConfig):
     )
 
     name: str = "replay"
-    mem_size: int = 200
-    selection: str = "random"
+    mem_size: int = ranged(200, AT_LEAST_0)
+    selection: Selection = "random"
 
     def build(self, setup: Setup) -> Replay | Naive:
         if self.selection == "random":
             return self._build(Replay, setup, mem_size=self.mem_size)
-        samples = SampleMemory(self.mem_size, self.selection)  # type: ignore[arg-type]
+        samples = SampleMemory(self.mem_size, self.selection)
         strategy: Naive = self._build(Naive, setup)
         strategy.plugins.append(ReplayPlugin(self.mem_size, storage_policy=samples))
         return strategy
@@ -177,8 +186,8 @@ class LwFConfig(AnsweredBaselineConfig):
     )
 
     name: str = "lwf"
-    alpha: float = 1.0
-    temperature: float = 2.0
+    alpha: float = ranged(1.0, NOT_NEGATIVE)
+    temperature: float = ranged(2.0, POSITIVE)
 
     def build(self, setup: Setup) -> LwF:
         return self._build(LwF, setup, alpha=self.alpha, temperature=self.temperature)
@@ -190,7 +199,7 @@ class EWCConfig(AnsweredBaselineConfig):
 
     Attributes:
         ewc_lambda: weight of the penalty.
-        mode: ``"separate"`` for one penalty for each experience, ``"online"`` for a decaying one.
+        mode: ``separate`` for one penalty for each experience, ``online`` for a decaying one.
         decay_factor: of the online penalty.
     """
 
@@ -203,13 +212,11 @@ class EWCConfig(AnsweredBaselineConfig):
     )
 
     name: str = "ewc"
-    ewc_lambda: float = 1.0
-    mode: str = "separate"
+    ewc_lambda: float = ranged(100.0, NOT_NEGATIVE)
+    mode: Literal["separate", "online"] = "separate"
     decay_factor: float | None = None
 
     def build(self, setup: Setup) -> EWC:
-        if self.mode not in ("separate", "online"):
-            raise ValueError(f"mode='{self.mode}': expected 'separate' or 'online'")
         if (self.mode == "online") != (self.decay_factor is not None):
             raise ValueError(
                 f"mode='{self.mode}' with decay_factor={self.decay_factor}: the online penalty "
@@ -241,7 +248,7 @@ class AvalancheICaRLConfig(BaselineConfig):
     )
 
     name: str = "icarl"
-    mem_size: int = 200
+    mem_size: int = ranged(200, AT_LEAST_0)
 
     def build(self, setup: Setup) -> ICaRL:
         return self._build_around(

@@ -10,53 +10,30 @@ no samples. For 512 features that is 4 MiB a class (with the rounding errors kep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from protocl.config import Setup, StrategyInfo
+from protocl.config import StrategyInfo
+from protocl.config.sections import Part, part
 from protocl.heads import Mahalanobis
-from protocl.heads.mahalanobis import Covariance
-from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
+from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
-class FeCAM(FrozenBackbone):
+class FeCAM(Recipe):
     """Mahalanobis distance per class.
 
     Args:
-        shrinkage: multiples of the mean variance and of the mean covariance that are added to each
-            covariance; None for no shrinkage.
-        shrink_passes: how many times that is done.
-        tukey: power of Tukey's transform, which needs features >= 0; None for none.
-        covariance, rank: what is kept of the covariances, as for
-            :class:`~protocl.heads.Mahalanobis`; ``"shared"`` for many classes.
-        **settings: those of :class:`FrozenBackbone` but ``head``.
+        **settings: those of :class:`~protocl.heads.Mahalanobis`, such as ``shrinkage`` and
+            ``tukey``, and of :class:`.FrozenBackbone` but ``head``.
     """
 
-    def __init__(
-        self,
-        *,
-        shrinkage: tuple[float, float] | None = (1.0, 1.0),
-        shrink_passes: int = 2,
-        tukey: float | None = 0.5,
-        covariance: Covariance = "class",
-        rank: int = 16,
-        **settings: Any,
-    ) -> None:
-        head = Mahalanobis(
-            shrinkage, shrink_passes=shrink_passes, tukey=tukey, covariance=covariance, rank=rank
-        )
-        super().__init__(head=head, **settings)
+    make_head = Mahalanobis
 
 
 @dataclass
-class FeCAMConfig(FrozenBackboneConfig):
-    """Settings of :class:`FeCAM`, which explains them.
+class FeCAMConfig(RecipeConfig):
+    """Settings of :class:`FeCAM`; ``head`` has those of its head.
 
-    Attributes:
-        variance_shrinkage: first number of ``shrinkage``.
-        covariance_shrinkage: second number of ``shrinkage``.
-        covariance: ``class``, ``low_rank`` or ``shared``; with ``shared`` one matrix is stored for
-            all classes.
-        rank: directions a class of ``low_rank``.
+    Tukey's transform needs features that are not negative; ``head.tukey=null`` for others.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -66,22 +43,7 @@ class FeCAMConfig(FrozenBackboneConfig):
         keeps_data=False,
         bytes_per_class="16 D^2 + 32 D + 16",
     )
+    recipe = FeCAM
 
     name: str = "fecam"
-    variance_shrinkage: float = 1.0
-    covariance_shrinkage: float = 1.0
-    shrink_passes: int = 2
-    tukey: float | None = 0.5
-    covariance: str = "class"
-    rank: int = 16
-
-    def build(self, setup: Setup) -> FrozenBackbone:
-        return self._build(
-            FeCAM,
-            setup,
-            shrinkage=(self.variance_shrinkage, self.covariance_shrinkage),
-            shrink_passes=self.shrink_passes,
-            tukey=self.tukey,
-            covariance=self.covariance,
-            rank=self.rank,
-        )
+    head: Part = part(FeCAM.make_head)

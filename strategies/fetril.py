@@ -16,21 +16,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
-from protocl.config.auto import auto_or_number
-from protocl.errors import ConfigError, NotFittedError
-from protocl.heads import LinearDiscriminant, Ridge
+from protocl.config.sections import HeadChoice, head
+from protocl.config.validation import POSITIVE, ranged
+from protocl.errors import NotFittedError
+from protocl.heads import LinearDiscriminant
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
 from protocl.memory.from_statistics import memory_with
-from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
+from protocl.strategies.frozen.base import FrozenBackbone
+from protocl.strategies.frozen.recipe import FrozenBackboneConfig
 from protocl.strategies.plugin.extraction import features_of
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 
@@ -260,14 +262,24 @@ class FeTrIL(FrozenBackbone):
 
 
 @dataclass
+class LinearHead(HeadChoice):
+    """A head whose logits are linear in the features.
+
+    Attributes:
+        name: ``lda`` or ``ridge``.
+    """
+
+    name: Literal["lda", "ridge"] = "lda"
+
+
+@dataclass
 class FeTrILConfig(FrozenBackboneConfig):
     """Settings of :class:`FeTrIL`.
 
     Attributes:
-        classifier: ``lda`` (the default), ``ridge``, or the authors' ``svm``.
-        regularization: of ridge: a number or ``auto``.
-        shrinkage: of lda: a number in [0, 1] or ``auto``.
-        svm_c: inverse strength of the regularisation of svm.
+        head: the linear head, and its arguments.
+        svm_c: fit the authors' support vector machine instead, with this inverse strength of its
+            regularisation.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -279,29 +291,17 @@ class FeTrILConfig(FrozenBackboneConfig):
     )
 
     name: str = "fetril"
-    classifier: str = "lda"
-    regularization: float | str = "auto"
-    shrinkage: float | str = "auto"
-    svm_c: float = 1.0
+    first_experience_epochs: int = 10
+    lr: float = 0.05
+    momentum: float = 0.9
+    head: LinearHead = head("lda", LinearHead, shrinkage="auto")
+    svm_c: float | None = ranged(None, POSITIVE)
 
     @property
     def unused(self) -> dict[str, str]:
-        own = {"lda": "shrinkage", "ridge": "regularization", "svm": "svm_c"}
-        return super().unused | {
-            setting: f"it is for classifier={classifier}"
-            for classifier, setting in own.items()
-            if classifier != self.classifier
-        }
+        unused = super().unused
+        return unused if self.svm_c is None else unused | {"head": "svm_c takes its place"}
 
     def build(self, setup: Setup) -> FrozenBackbone:
-        if self.classifier not in ("ridge", "lda", "svm"):
-            raise ConfigError(f"strategy.classifier={self.classifier}: expected ridge, lda or svm")
-        shrinkage = auto_or_number("strategy.shrinkage", self.shrinkage)
-        strength = auto_or_number("strategy.regularization", self.regularization)
-        head = (
-            LinearDiscriminant(shrinkage, dtype=torch.float64)
-            if self.classifier == "lda"
-            else Ridge(regularization=strength, dtype=torch.float64)
-        )
-        svm_c = self.svm_c if self.classifier == "svm" else None
-        return self._build(FeTrIL, setup, head=head, svm_c=svm_c)
+        linear = self.head.build(dtype=torch.float64)
+        return self._build(setup, FeTrIL, head=linear, svm_c=self.svm_c)

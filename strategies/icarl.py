@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
+from protocl.config.validation import AT_LEAST_0, ranged
 from protocl.heads import NearestMean
 from protocl.memory.precision import in_full_precision
 from protocl.strategies.baselines import BaselineConfig
@@ -154,7 +155,7 @@ class ICaRLNMEConfig(BaselineConfig):
     )
 
     name: str = "icarl_nme"
-    mem_size: int = 200
+    mem_size: int = ranged(200, AT_LEAST_0)
 
     @property
     def old_prototypes(self) -> str:

@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from protocl.config import Setup, StrategyInfo
+from protocl.config import StrategyInfo
+from protocl.config.sections import Part, part
 from protocl.memory import PrototypeMemory
 from protocl.memory.precision import in_full_precision
 from protocl.strategies.drift.compensation import DriftEstimator
@@ -224,7 +225,7 @@ class IL2A(ExemplarFree):
 
 @dataclass
 class IL2AConfig(ExemplarFreeConfig):
-    """Settings of IL2A; :class:`IL2APlugin` explains them."""
+    """Settings of IL2A; the authors' for CIFAR-100: ``train_epochs=101 milestones=[44,89]``."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="IL2A",
@@ -235,20 +236,4 @@ class IL2AConfig(ExemplarFreeConfig):
     )
 
     name: str = "il2a"
-    temperature: float = 0.1
-    augmentation_weight: float = 10.0
-    ratio: float = 2.5
-    mixes: int = 4
-    concentration: float = 20.0
-
-    def build(self, setup: Setup) -> ExemplarFree:
-        method = IL2APlugin(
-            temperature=self.temperature,
-            augmentation_weight=self.augmentation_weight,
-            distillation_weight=self.distillation_weight,
-            ratio=self.ratio,
-            mixes=self.mixes,
-            concentration=self.concentration,
-            drift=self.estimator(),
-        )
-        return self._build(method, setup)
+    plugin: Part = part(IL2APlugin)

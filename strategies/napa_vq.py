@@ -19,7 +19,7 @@ Where this differs from the authors' code (``NAPAVQPlugin.released()`` undoes th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -27,6 +27,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
+from protocl.config.sections import Part, part
+from protocl.config.validation import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SHARE,
+    SHARES,
+    ranged,
+    require_declared,
+)
 from protocl.memory import PrototypeMemory
 from protocl.strategies.drift.compensation import DriftEstimator
 from protocl.strategies.exemplar_free.coding_vectors import CodeOptimizer, CodingVectors
@@ -58,7 +69,7 @@ class NAPAVQLoss:
     Attributes:
         k: nearest coding vectors that a feature joins in the graph, the winner included. With no
             more than ``k`` vectors every winner is joined to all, and the graph says nothing.
-        eps: factor by which an edge ages with each miss, in (0, 1].
+        eps: factor by which an edge ages with each miss.
         e_min: strength below which an edge is removed; None for ``eps ** 10``.
         temperature: of the softmax over negative distances.
         neighbourhood_weight: of the neighbourhood loss, of images and of mixtures alike.
@@ -68,26 +79,18 @@ class NAPAVQLoss:
         stable: see :func:`.neighbourhood_loss`.
     """
 
-    k: int = 15
-    eps: float = 0.9
-    e_min: float | None = None
-    temperature: float = 0.1
-    neighbourhood_weight: float = 1.0
-    augmentation_weight: float = 10.0
-    scale: float = 0.001
-    mix: tuple[float, float] = (0.5, 1.0)
+    k: int = ranged(15, AT_LEAST_1)
+    eps: float = ranged(0.9, POSITIVE_SHARE)
+    e_min: float | None = ranged(None, SHARE)
+    temperature: float = ranged(0.1, POSITIVE)
+    neighbourhood_weight: float = ranged(1.0, NOT_NEGATIVE)
+    augmentation_weight: float = ranged(10.0, NOT_NEGATIVE)
+    scale: float = ranged(0.001, POSITIVE)
+    mix: tuple[float, float] = ranged((0.5, 1.0), SHARES)
     stable: bool = True
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k={self.k}: expected at least 1, the winner itself")
-        if not 0 < self.eps <= 1:
-            raise ValueError(f"eps={self.eps}: expected a factor in (0, 1]")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: expected a number > 0")
-        low, high = self.mix
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"mix={self.mix}: expected two shares, 0 <= least <= largest <= 1")
+        require_declared(self)
 
     def __call__(self, features: Tensor, labels: Tensor, vectors: CodingVectors) -> NAPAVQTerms:
         """Cross-entropy and neighbourhood loss of a batch, which also updates the graph.
@@ -294,10 +297,11 @@ class NAPAVQ(ExemplarFree):
 
 @dataclass
 class NAPAVQConfig(ExemplarFreeConfig):
-    """Settings of NAPA-VQ; :class:`NAPAVQLoss` and :class:`NAPAVQPlugin` explain most of them.
+    """Settings of NAPA-VQ; ``strategy=napa_vq_released`` has the authors' for CIFAR-100.
 
     Attributes:
-        mix_least, mix_largest: the two shares of ``NAPAVQLoss.mix``.
+        loss: weights and constants of the losses and of the graph.
+        plugin: arguments of :class:`NAPAVQPlugin`.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -309,42 +313,9 @@ class NAPAVQConfig(ExemplarFreeConfig):
     )
 
     name: str = "napa_vq"
-    k: int = 15
-    eps: float = 0.9
-    e_min: float | None = None
-    temperature: float = 0.1
-    neighbourhood_weight: float = 1.0
-    augmentation_weight: float = 10.0
-    scale: float = 0.001
-    mix_least: float = 0.5
-    mix_largest: float = 1.0
-    stable: bool = True
-    code_lr: float = 5.0
-    later_code_lr: float = 0.5
-    code_lr_epochs: int = 20
-    code_init: str = "means"
-    answer: str = "cosine"
+    later_lr_factor: float = 0.1
+    loss: NAPAVQLoss = field(default_factory=NAPAVQLoss)
+    plugin: Part = part(NAPAVQPlugin, code_lr_epochs=2)
 
     def build(self, setup: Setup) -> ExemplarFree:
-        loss = NAPAVQLoss(
-            k=self.k,
-            eps=self.eps,
-            e_min=self.e_min,
-            temperature=self.temperature,
-            neighbourhood_weight=self.neighbourhood_weight,
-            augmentation_weight=self.augmentation_weight,
-            scale=self.scale,
-            mix=(self.mix_least, self.mix_largest),
-            stable=self.stable,
-        )
-        method = NAPAVQPlugin(
-            loss,
-            distillation_weight=self.distillation_weight,
-            code_lr=self.code_lr,
-            later_code_lr=self.later_code_lr,
-            code_lr_epochs=self.code_lr_epochs,
-            code_init=self.code_init,  # type: ignore[arg-type]
-            answer=self.answer,  # type: ignore[arg-type]
-            drift=self.estimator(),
-        )
-        return self._build(method, setup)
+        return self._build(self.plugin.build(loss=self.loss, drift=self.drift), setup)

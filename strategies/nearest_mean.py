@@ -11,40 +11,28 @@ again for the rounding errors; no samples.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 from protocl import heads
-from protocl.config import Setup, StrategyInfo
-from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
+from protocl.config import StrategyInfo
+from protocl.config.sections import Part, part
+from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
-class NearestMean(FrozenBackbone):
+class NearestMean(Recipe):
     """Nearest class mean.
 
     Args:
-        metric: ``"euclidean"`` or ``"cosine"``.
-        normalize_input: divide each feature vector by its norm.
-        normalize_mean: divide each class mean by its norm.
-        **settings: those of :class:`FrozenBackbone` but ``head``.
+        **settings: those of :class:`protocl.heads.NearestMean`, such as ``metric``, and of
+            :class:`.FrozenBackbone` but ``head``.
     """
 
-    def __init__(
-        self,
-        *,
-        metric: Literal["euclidean", "cosine"] = "euclidean",
-        normalize_input: bool = False,
-        normalize_mean: bool = False,
-        **settings: Any,
-    ) -> None:
-        head = heads.NearestMean(
-            metric, normalize_input=normalize_input, normalize_mean=normalize_mean
-        )
-        super().__init__(head=head, **settings)
+    make_head = heads.NearestMean
 
 
 @dataclass
-class NearestMeanConfig(FrozenBackboneConfig):
-    """Settings of :class:`NearestMean`, which explains them."""
+class NearestMeanConfig(RecipeConfig):
+    """Settings of :class:`NearestMean`; ``head`` has those of its head."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="Nearest mean",
@@ -53,17 +41,7 @@ class NearestMeanConfig(FrozenBackboneConfig):
         keeps_data=False,
         bytes_per_class="16 D + 16",
     )
+    recipe = NearestMean
 
     name: str = "nearest_mean"
-    metric: str = "euclidean"
-    normalize_input: bool = False
-    normalize_mean: bool = False
-
-    def build(self, setup: Setup) -> FrozenBackbone:
-        return self._build(
-            NearestMean,
-            setup,
-            metric=self.metric,
-            normalize_input=self.normalize_input,
-            normalize_mean=self.normalize_mean,
-        )
+    head: Part = part(NearestMean.make_head)

@@ -21,7 +21,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from protocl.config import Setup, StrategyInfo
+from protocl.config import StrategyInfo
+from protocl.config.sections import Part, part
 from protocl.memory import PrototypeMemory
 from protocl.strategies.drift.compensation import DriftEstimator
 from protocl.strategies.exemplar_free.kept_classes import KeptClasses
@@ -178,7 +179,7 @@ class PASS(ExemplarFree):
 
 @dataclass
 class PASSConfig(ExemplarFreeConfig):
-    """Settings of PASS; :class:`PASSPlugin` explains them."""
+    """Settings of PASS; the authors' for CIFAR-100: ``train_epochs=101 milestones=[44,89]``."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="PASS",
@@ -189,16 +190,4 @@ class PASSConfig(ExemplarFreeConfig):
     )
 
     name: str = "pass"
-    temperature: float = 0.1
-    augmentation_weight: float = 10.0
-    radius: str = "first"
-
-    def build(self, setup: Setup) -> ExemplarFree:
-        method = PASSPlugin(
-            temperature=self.temperature,
-            augmentation_weight=self.augmentation_weight,
-            distillation_weight=self.distillation_weight,
-            radius=self.radius,  # type: ignore[arg-type]
-            drift=self.estimator(),
-        )
-        return self._build(method, setup)
+    plugin: Part = part(PASSPlugin)

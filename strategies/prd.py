@@ -15,13 +15,14 @@ prototypes may have a learning rate of their own; only classes that were seen ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn, optim
 
 from protocl.config import Setup, StrategyInfo
+from protocl.config.sections import Part, part
 from protocl.memory import PrototypeMemory
 from protocl.strategies.avalanche.companion_optimizer import PlainCompanion
 from protocl.strategies.avalanche.epoch_schedule import EpochSchedule, ScheduledConfig
@@ -252,12 +253,14 @@ class PRD(ReadyMade):
 
 @dataclass
 class PRDConfig(ScheduledConfig):
-    """Settings of :class:`PRD`; :class:`PRDLoss` and :class:`PRDPlugin` explain most of them.
+    """Settings of :class:`PRD`; ``strategy=prd_released`` has the authors' for CIFAR-100.
 
     Attributes:
+        loss: weights, temperatures and forms of the three losses.
+        plugin: arguments of :class:`PRDPlugin`.
+        projector: widths of its projector.
         views: ``auto`` (``augmented`` for colour images, else ``copies``), ``augmented`` (on the
             device), ``crop_flip``, ``dataset`` (made by its transform) or ``copies``.
-        projector_hidden, projector_outputs: widths of the projector.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -269,45 +272,24 @@ class PRDConfig(ScheduledConfig):
     )
 
     name: str = "prd"
-    temperature: float = 0.1
-    base_temperature: float | None = 0.07
-    prototype_weight: float = 2.0
-    relation_weight: float = 4.0
-    relation: str = "paper"
-    relation_temperature: float = 1.0
-    relation_direction: str = "teacher_student"
-    relation_reduction: str = "sum"
-    teacher_mode: str = "eval"
-    prototype_lr: float | None = None
-    prototype_init: str = "random"
-    views: str = "auto"
-    projector_hidden: int = 512
-    projector_outputs: int = 128
+    train_epochs: int = 10
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    loss: PRDLoss = field(default_factory=PRDLoss)
+    plugin: Part = part(PRDPlugin, "layer", "host_loss", "mask_tasks", "per_task")
+    projector: Part = part(build_projector, "inputs")
+    views: Literal["auto", "augmented", "crop_flip", "dataset", "copies"] = "auto"
 
     @property
     def old_prototypes(self) -> str:
         return "trained"
 
     def build(self, setup: Setup) -> PRD:
-        loss = PRDLoss(
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            prototype_weight=self.prototype_weight,
-            relation_weight=self.relation_weight,
-            relation=self.relation,  # type: ignore[arg-type]
-            relation_temperature=self.relation_temperature,
-            relation_direction=self.relation_direction,  # type: ignore[arg-type]
-            relation_reduction=self.relation_reduction,  # type: ignore[arg-type]
-        )
-        plugin = PRDPlugin(
-            loss,
+        plugin = self.plugin.build(
+            loss=self.loss,
             views=named_views(self.views),
-            projector=build_projector(
-                setup.feature_dim, self.projector_hidden, self.projector_outputs
-            ),
-            teacher_mode=self.teacher_mode,  # type: ignore[arg-type]
-            prototype_lr=self.prototype_lr,
-            prototype_init=self.prototype_init,  # type: ignore[arg-type]
+            projector=self.projector.build(inputs=setup.feature_dim),
         )
         return PRD(
             model=setup.model,

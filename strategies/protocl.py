@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 
 from protocl.config import Setup, StrategyInfo
+from protocl.config.sections import Part, part
+from protocl.config.validation import require_choice
 from protocl.heads.bayesian.head import BayesianPrototypes
 from protocl.heads.bayesian.posterior import ConjugatePosterior
 from protocl.heads.bayesian.priors import (
-    DEFAULT_CONCENTRATION,
     Covariance,
     Prior,
     RandomPrior,
@@ -116,14 +117,11 @@ class ProtoCLPlugin(FeatureLossPlugin):
         per_task: bool = False,
     ) -> None:
         super().__init__(layer=layer, host_loss=host_loss, mask_tasks=mask_tasks, per_task=per_task)
-        if objective not in ("conditional", "joint"):
-            raise ValueError(f"objective='{objective}': expected 'conditional' or 'joint'")
-        if refit not in ("none", "memory"):
-            raise ValueError(f"refit='{refit}': expected 'none' or 'memory'")
+        require_choice("objective", objective, ("conditional", "joint"))
+        require_choice("refit", refit, ("none", "memory"))
+        require_choice("answer", answer, get_args(Answer))
         if not 0 < discount <= 1:
             raise ValueError(f"discount={discount}: expected a number above 0, at most 1")
-        if answer not in get_args(Answer):
-            raise ValueError(f"answer='{answer}': expected {', '.join(get_args(Answer))}")
         if answer != "posterior" and refit != "memory":
             raise ValueError(f"answer='{answer}' is made of refitted statistics: add refit=memory")
         self.prior: Prior = RandomPrior() if prior is None else prior
@@ -253,10 +251,11 @@ class ProtoCL(ReadyMade):
 
 @dataclass
 class ProtoCLConfig(ScheduledConfig):
-    """Settings of :class:`ProtoCL`; :class:`ProtoCLPlugin` explains them.
+    """Settings of :class:`ProtoCL`; those of the paper on Fashion-MNIST.
 
     Attributes:
-        concentration: of the prior over classes.
+        plugin: arguments of :class:`ProtoCLPlugin`.
+        prior: the belief about a class before its first sample.
         all_classes: let every class of the stream take part from the start, as the paper does.
     """
 
@@ -269,45 +268,33 @@ class ProtoCLConfig(ScheduledConfig):
     )
 
     name: str = "protocl"
-    noise: float = DEFAULT_NOISE
-    covariance: str = "iso"
-    concentration: float = DEFAULT_CONCENTRATION
-    mem_size: int = 1000
-    selection: str = "random"
-    objective: str = "conditional"
-    refit: str = "none"
-    discount: float = 1.0
-    distillation: float = 0.0
-    temperature: float = 2.0
-    answer: str = "posterior"
+    train_epochs: int = 50
+    train_mb_size: int = 128
+    optimizer: Literal["sgd", "adam"] = "adam"
+    lr: float = 1e-4
+    weight_decay: float = 1e-2
+    plugin: Part = part(
+        ProtoCLPlugin, "all_classes", "layer", "host_loss", "mask_tasks", "per_task"
+    )
+    prior: Part = part(RandomPrior, "seed")
     all_classes: bool = False
 
     @property
     def unused(self) -> dict[str, str]:
-        unused = super().unused
-        if not self.distillation:
-            unused["temperature"] = "it is that of distillation, which is 0"
-        if not self.mem_size:
-            unused["selection"] = "no samples are stored with mem_size=0"
+        unused, plugin = super().unused, self.plugin.arguments
+        if not plugin["distillation"]:
+            unused["plugin.temperature"] = "it is that of distillation, which is 0"
+        if not plugin["mem_size"]:
+            unused["plugin.selection"] = "no samples are stored with mem_size=0"
         return unused
 
     @property
     def old_prototypes(self) -> str:
-        return "refreshed" if self.refit == "memory" else "trained"
+        return "refreshed" if self.plugin.arguments["refit"] == "memory" else "trained"
 
     def build(self, setup: Setup) -> ProtoCL:
-        plugin = ProtoCLPlugin(
-            RandomPrior(setup.seed, self.concentration),
-            self.noise,
-            covariance=self.covariance,  # type: ignore[arg-type]
-            mem_size=self.mem_size,
-            selection=self.selection,  # type: ignore[arg-type]
-            objective=self.objective,  # type: ignore[arg-type]
-            refit=self.refit,  # type: ignore[arg-type]
-            discount=self.discount,
-            distillation=self.distillation,
-            temperature=self.temperature,
-            answer=self.answer,  # type: ignore[arg-type]
+        plugin = self.plugin.build(
+            prior=self.prior.build(seed=setup.seed),
             all_classes=range(setup.n_classes) if self.all_classes else (),
         )
         return ProtoCL(

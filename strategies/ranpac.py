@@ -10,39 +10,30 @@ no samples. M = 2000 takes 64 MiB, the paper's M = 10000 takes 1.6 GiB.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import ClassVar
 
 from protocl.config import Setup, StrategyInfo
-from protocl.config.auto import auto_or_number
+from protocl.config.sections import Part, part
 from protocl.heads import Ridge
-from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
+from protocl.strategies.frozen.base import FrozenBackbone
+from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
-class RanPAC(FrozenBackbone):
+class RanPAC(Recipe):
     """Ridge regression on random features.
 
     Args:
-        projection: number of random features; None regresses on the features themselves.
-        seed: seed of the projection. Memories merge only if theirs agree.
-        regularization: weight of the penalty, or ``"auto"`` to choose it from the sums.
-        **settings: those of :class:`FrozenBackbone` but ``head``.
+        **settings: those of :class:`~protocl.heads.Ridge`, such as ``projection`` (2000 by
+            default), and of :class:`.FrozenBackbone` but ``head``.
     """
 
-    def __init__(
-        self,
-        *,
-        projection: int | None = 2000,
-        seed: int = 0,
-        regularization: float | Literal["auto"] = "auto",
-        **settings: Any,
-    ) -> None:
-        head = Ridge(projection, seed=seed, regularization=regularization)
-        super().__init__(head=head, **settings)
+    make_head = staticmethod(partial(Ridge, projection=2000))
 
 
 @dataclass
-class RanPACConfig(FrozenBackboneConfig):
-    """Settings of :class:`RanPAC`, which explains them; the projection's seed is the run's."""
+class RanPACConfig(RecipeConfig):
+    """Settings of :class:`RanPAC`; ``head`` has those of its head, whose seed is the run's."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="RanPAC",
@@ -51,16 +42,10 @@ class RanPACConfig(FrozenBackboneConfig):
         keeps_data=False,
         bytes_per_class="16 M + 16",
     )
+    recipe = RanPAC
 
     name: str = "ranpac"
-    projection: int | None = 2000
-    regularization: float | str = "auto"
+    head: Part = part(RanPAC.make_head, "seed")
 
     def build(self, setup: Setup) -> FrozenBackbone:
-        return self._build(
-            RanPAC,
-            setup,
-            projection=self.projection,
-            seed=setup.seed,
-            regularization=auto_or_number("strategy.regularization", self.regularization),
-        )
+        return self._build(setup, RanPAC, seed=setup.seed, **self.head.arguments)

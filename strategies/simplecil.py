@@ -11,26 +11,27 @@ Stored between experiences: count and mean of each class; no samples.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 from protocl import heads
-from protocl.config import Setup, StrategyInfo
-from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
+from protocl.config import StrategyInfo
+from protocl.config.sections import Part, part
+from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
-class SimpleCIL(FrozenBackbone):
+class SimpleCIL(Recipe):
     """Nearest class mean by cosine, as published.
 
     Args:
-        **settings: those of :class:`FrozenBackbone` but ``head``.
+        **settings: those of :class:`.FrozenBackbone` but ``head``.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(head=heads.NearestMean("cosine"), **settings)
+    make_head = staticmethod(partial(heads.NearestMean, "cosine"))
 
 
 @dataclass
-class SimpleCILConfig(FrozenBackboneConfig):
+class SimpleCILConfig(RecipeConfig):
     """Settings of :class:`SimpleCIL`."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -40,8 +41,7 @@ class SimpleCILConfig(FrozenBackboneConfig):
         keeps_data=False,
         bytes_per_class="16 D + 16",
     )
+    recipe = SimpleCIL
 
     name: str = "simplecil"
-
-    def build(self, setup: Setup) -> FrozenBackbone:
-        return self._build(SimpleCIL, setup)
+    head: Part = part(SimpleCIL.make_head)

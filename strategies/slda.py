@@ -10,36 +10,28 @@ Stored between experiences: count and mean of each class and one ``(D, D)`` matr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
-from protocl.config import Setup, StrategyInfo
-from protocl.config.auto import auto_or_number
+from protocl.config import StrategyInfo
+from protocl.config.sections import Part, part
 from protocl.heads import LinearDiscriminant
-from protocl.strategies.frozen.base import FrozenBackbone, FrozenBackboneConfig
+from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
-class SLDA(FrozenBackbone):
+class SLDA(Recipe):
     """Linear discriminant analysis.
 
     Args:
-        shrinkage: weight of the identity in the covariance, in [0, 1], or ``"auto"``.
-        priors: ``"uniform"``, or ``"empirical"`` for the classes' frequencies.
-        **settings: those of :class:`FrozenBackbone` but ``head``.
+        **settings: those of :class:`~protocl.heads.LinearDiscriminant`, such as ``shrinkage``, and
+            of :class:`.FrozenBackbone` but ``head``.
     """
 
-    def __init__(
-        self,
-        *,
-        shrinkage: float | Literal["auto"] = 1e-4,
-        priors: Literal["uniform", "empirical"] = "uniform",
-        **settings: Any,
-    ) -> None:
-        super().__init__(head=LinearDiscriminant(shrinkage, priors=priors), **settings)
+    make_head = LinearDiscriminant
 
 
 @dataclass
-class SLDAConfig(FrozenBackboneConfig):
-    """Settings of :class:`SLDA`, which explains them."""
+class SLDAConfig(RecipeConfig):
+    """Settings of :class:`SLDA`; ``head`` has those of its head."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="SLDA",
@@ -48,11 +40,7 @@ class SLDAConfig(FrozenBackboneConfig):
         keeps_data=False,
         bytes_per_class="16 D + 16",
     )
+    recipe = SLDA
 
     name: str = "slda"
-    shrinkage: float | str = 1e-4
-    priors: str = "uniform"
-
-    def build(self, setup: Setup) -> FrozenBackbone:
-        shrinkage = auto_or_number("strategy.shrinkage", self.shrinkage)
-        return self._build(SLDA, setup, shrinkage=shrinkage, priors=self.priors)
+    head: Part = part(SLDA.make_head)

@@ -204,7 +204,7 @@ def test_a_strategy_is_found_by_its_name(name: str) -> None:
         assert (
             name.startswith("avalanche_")
             or STRATEGIES.get(name).__module__.endswith("baselines")
-            or name == "icarl_nme"
+            or name in ("icarl_nme", "frozen")
         )
     if name in RECIPES:
         assert (ROOT / "protocl" / "heads" / f"{RECIPES[name]}.py").is_file()

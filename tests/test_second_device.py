@@ -93,24 +93,30 @@ def test_exemplars(choose: Any) -> None:
 
 
 SMALL = {
-    "aper": ["adapt=finetune", "first_experience_epochs=1"],
-    "il2a": ["ratio=0.1"],
-    "ranpac": ["projection=50"],
+    "aper": ["session.adapt=finetune", "first_experience_epochs=1"],
+    "il2a": ["plugin.ratio=0.1"],
+    "ranpac": ["head.projection=50"],
     "icarl_nme": ["mem_size=30"],
-    "protocl": ["mem_size=30"],
+    "protocl": ["plugin.mem_size=30"],
     "replay": ["mem_size=30"],
 }
 FURTHER = [
-    ("aper", ["adapt=bn", "first_experience_epochs=1"]),
+    ("aper", ["session.adapt=bn", "first_experience_epochs=1"]),
     ("fecam", ["first_experience_epochs=1"]),
-    ("fetril", ["classifier=svm"]),
+    ("fetril", ["svm_c=1"]),
     ("naive", ["answer=lda", "drift=sdc"]),
     ("naive", ["answer=nearest_mean", "drift=ldc"]),
     ("naive", ["answer=nearest_mean", "drift=adc"]),
-    ("napa_vq", ["answer=distance", "drift=ldc"]),
-    ("prd", ["relation=released", "views=crop_flip"]),
-    ("protocl", ["mem_size=30", "selection=medoids", "refit=memory", "answer=full"]),
-    ("protocl", ["mem_size=30", "distillation=1", "covariance=full"]),
+    ("napa_vq", ["plugin.answer=distance", "drift=ldc"]),
+    ("prd", ["loss.relation=released", "views=crop_flip"]),
+    (
+        "protocl",
+        [
+            f"plugin.{s}"
+            for s in ("mem_size=30", "selection=medoids", "refit=memory", "answer=full")
+        ],
+    ),
+    ("protocl", [f"plugin.{s}" for s in ("mem_size=30", "distillation=1", "covariance=full")]),
     ("replay", ["mem_size=30", "selection=medoids"]),
 ]
 AVALANCHES = {

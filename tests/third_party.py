@@ -1,4 +1,4 @@
-"""A package of somebody else's, as pip would install it: a strategy and an adaptation."""
+"""A package of somebody else's, as pip would install it: a strategy, a head and an adaptation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from protocl.backbones.adaptation import Adaptation
 from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.heads import NearestMean
 
 
 @dataclass
@@ -42,6 +43,18 @@ class AcmeReplay(StrategyConfig):
             plugins=[Bomb(self.fail_in_experience), *setup.plugins],
             evaluator=setup.evaluator,
         )
+
+
+class SharpMean(NearestMean):
+    """Nearest mean with scores of any scale."""
+
+    def __init__(
+        self, sharpness: float = 2.0, *, weights: "Tensor | None" = None, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        if not sharpness > 0:
+            raise ValueError(f"sharpness={sharpness}: expected a number > 0")
+        self.sharpness = sharpness
 
 
 class NormTuning(Adaptation):
@@ -77,6 +90,8 @@ def install(folder: Path) -> None:
         "[protocl.strategies]\n"
         "acme_replay = acme_continual:AcmeReplay\n"
         "acme_broken = acme_continual:Missing\n"
+        "[protocl.heads]\n"
+        "acme_sharp = acme_continual:SharpMean\n"
         "[protocl.adaptations]\n"
         "acme_norms = acme_continual:NormTuning\n"
         "acme_broken = acme_continual:Missing\n"

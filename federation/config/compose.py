@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from protocl.config.compose import (
-    Settings,
-    build,
-    group_names,
-    settle,
-)
-from protocl.config.validation import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, SHARE, require
+from protocl.config.arguments import Settings
+from protocl.config.compose import build
+from protocl.config.presets import group_names, settle
 from protocl.errors import ConfigError
 from protocl.federation.config.schema import (
     METHODS,
@@ -36,17 +32,13 @@ def load(arguments: Sequence[str]) -> list[FederateConfig]:
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
-    sections = {*_GROUPS, "federation", "partition"}
-    return [compose(settings) for settings in settle(arguments, "federation", sections, _full)]
+    return [compose(settings) for settings in settle(arguments, "federation", _full)]
 
 
 def compose(settings: Settings) -> FederateConfig:
     """The configuration of one run, every key and value checked against the schema."""
-    settings = dict(settings)
-    if settings.get("partition") is not None:
-        settings["partition.name"] = settings.pop("partition")
-    config = build(FederateConfig, settings, _GROUPS, {"method": _method_schema}, _DEFAULTS)
-    _validate(config)
+    config = build(FederateConfig, settings, _GROUPS, _DEFAULTS)
+    _validate(config.federation)
     return config
 
 
@@ -58,7 +50,7 @@ def require_deployable(method: MethodConfig) -> None:
     """
     if method.deployable:
         return
-    able = [name for name in METHODS.names() if _method_schema(name).deployable]
+    able = [name for name in METHODS.names() if MethodConfig.named(name).deployable]
     raise ConfigError(
         f"method={method.name} runs in simulation only; a deployment can have {', '.join(able)}"
     )
@@ -73,23 +65,7 @@ def _full(key: str) -> str:
     return f"federation.{key}" if key in _SHORT else key
 
 
-def _method_schema(name: str) -> type[MethodConfig]:
-    schema = METHODS.get(name)
-    if not (isinstance(schema, type) and issubclass(schema, MethodConfig)):
-        raise ConfigError(
-            f"federated method '{name}' is registered as {schema!r}; expected a subclass of "
-            "protocl.federation.config.MethodConfig"
-        )
-    return schema
-
-
-def _validate(config: FederateConfig) -> None:
-    federation = config.federation
-    require(
-        federation, "",
-        clients=AT_LEAST_1, rounds=AT_LEAST_1, min_clients=AT_LEAST_1, deadline=POSITIVE,
-        participation=POSITIVE_SHARE, evaluate=SHARE, lost=SHARE, late=SHARE,
-    )  # fmt: skip
+def _validate(federation: FederationConfig) -> None:
     if federation.min_clients > federation.clients:
         raise ConfigError(
             f"min_clients={federation.min_clients}: no round could begin with "
@@ -99,7 +75,5 @@ def _validate(config: FederateConfig) -> None:
         raise ConfigError(
             f"remember=false: clients need their state for rounds={federation.rounds}"
         )
-    if federation.engine not in ("in_process", "ray"):
-        raise ConfigError(f"engine={federation.engine}: expected in_process or ray")
     if federation.engine == "ray" and (federation.lost or federation.late):
         raise ConfigError("lost and late are simulated with engine=in_process only")

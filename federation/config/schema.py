@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from omegaconf import MISSING
 
 from protocl.backbones import BackboneConfig
+from protocl.config.sections import registered
+from protocl.config.validation import (
+    AT_LEAST_1,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SEED,
+    SHARE,
+    ranged,
+)
 from protocl.data import BenchmarkConfig
 from protocl.federation.client.partition import PartitionConfig
 from protocl.registry import Registry
@@ -138,6 +147,11 @@ class MethodConfig:
 
     name: str = MISSING
 
+    @classmethod
+    def named(cls, name: str) -> type[MethodConfig]:
+        """The settings of the method that is registered under ``name``."""
+        return registered(METHODS, name, MethodConfig)
+
     @property
     def title(self) -> str:
         """The method's name, and what of its settings tells it from others of that name."""
@@ -160,7 +174,7 @@ class FederationConfig:
     Attributes:
         clients: number of clients.
         rounds: number of rounds.
-        participation: share of the clients asked in each round, in (0, 1].
+        participation: share of the clients asked in each round.
         min_clients: clients that must be online before a round begins.
         evaluate: share of the clients that classify test data of their own classes after each
             round, in [0, 1]; the server's own evaluation does not need them.
@@ -172,15 +186,15 @@ class FederationConfig:
             is one round.
     """
 
-    clients: int = 10
-    rounds: int = 5
-    participation: float = 1.0
-    min_clients: int = 1
-    evaluate: float = 0.0
-    deadline: float = 3600.0
-    engine: str = "in_process"
-    lost: float = 0.0
-    late: float = 0.0
+    clients: int = ranged(10, AT_LEAST_1)
+    rounds: int = ranged(5, AT_LEAST_1)
+    participation: float = ranged(1.0, POSITIVE_SHARE)
+    min_clients: int = ranged(1, AT_LEAST_1)
+    evaluate: float = ranged(0.0, SHARE)
+    deadline: float = ranged(3600.0, POSITIVE)
+    engine: Literal["in_process", "ray"] = "in_process"
+    lost: float = ranged(0.0, SHARE)
+    late: float = ranged(0.0, SHARE)
     remember: bool = True
 
 
@@ -206,7 +220,7 @@ class FederateConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
-    seed: int = 0
+    seed: int = ranged(0, SEED)
     device: str = "auto"
     output: str = "runs"
     cache: str = "~/.cache/protocl/features"

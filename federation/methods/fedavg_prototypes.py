@@ -7,7 +7,7 @@ a feature map that no one had beforehand.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from protocl.backbones.base import fingerprint
 from protocl.backbones.features import extract
@@ -15,6 +15,7 @@ from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.methods.network import GradientConfig, set_weights, weights_of
 from protocl.federation.methods.prototypes import HeadConfig
+from protocl.federation.wire.codec import Precision
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, Context, Message
@@ -40,11 +41,11 @@ class FedAvgPrototypesConfig(GradientConfig, HeadConfig):
     )
 
     name: str = "fedavg_prototypes"
-    train: str = "projection"
+    train: Literal["head", "projection", "backbone"] = "projection"
     training_rounds: int = 3
     exact: bool = True
     step: float = 2.0**-16
-    precision: str = "exact"
+    precision: Precision = "exact"
 
     def build(self, setup: FederationSetup) -> FedAvgPrototypesMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""
@@ -91,7 +92,7 @@ class FedAvgPrototypesMethod:
             states=setup.states,
             backbone=ReceivedBackbone(without_weights(self.network.backbone)),
             head=config.build_head(),
-            precision=config.precision,  # type: ignore[arg-type]
+            precision=config.precision,
         )
         self.client_app = ClientApp()
         self.client_app.train()(self._train)

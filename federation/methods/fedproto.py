@@ -8,9 +8,9 @@ data of its own classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from protocl.config.validation import NOT_NEGATIVE, require
+from protocl.config.validation import NOT_NEGATIVE, ranged
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.methods.network import GradientConfig
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from protocl.metrics.confusion import Confusion
 
-AGGREGATIONS = ("uniform", "count")
-ANSWERS = ("prototypes", "classifier")
-
 
 @dataclass
 class FedProtoConfig(GradientConfig):
@@ -33,7 +30,7 @@ class FedProtoConfig(GradientConfig):
         aggregation: of a class's prototypes over its owners: ``uniform``, as in the released code;
             ``count``, weighted by samples. (The paper's formula divides the weighted mean by the
             number of owners once more, which would shrink it.)
-        weight: of the squared distance to the prototypes, lambda in the paper, >= 0.
+        weight: of the squared distance to the prototypes, lambda in the paper.
         answer: ``prototypes``, the nearest prototype among the client's classes; ``classifier``,
             the client's own linear layer.
     """
@@ -44,19 +41,13 @@ class FedProtoConfig(GradientConfig):
     personal: ClassVar[bool] = True
 
     name: str = "fedproto"
-    train: str = "projection"
-    aggregation: str = "uniform"
-    weight: float = 1.0
-    answer: str = "prototypes"
+    train: Literal["head", "projection", "backbone"] = "projection"
+    aggregation: Literal["uniform", "count"] = "uniform"
+    weight: float = ranged(1.0, NOT_NEGATIVE)
+    answer: Literal["prototypes", "classifier"] = "prototypes"
 
     def build(self, setup: FederationSetup) -> FedProtoMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""
-        for key, known in (("aggregation", AGGREGATIONS), ("answer", ANSWERS)):
-            if getattr(self, key) not in known:
-                raise ConfigError(
-                    f"method.{key}={getattr(self, key)}: expected one of {', '.join(known)}"
-                )
-        require(self, "method.", weight=NOT_NEGATIVE)
         if self.train == "head":
             raise ConfigError("method.train=head has nothing to draw to prototypes; use projection")
         return FedProtoMethod(self, setup)

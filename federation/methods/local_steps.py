@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protocl.config.validation import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, require
+from protocl.config.validation import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    ranged,
+    require_declared,
+)
+from protocl.errors import as_config_error
 
 
 @dataclass
@@ -23,23 +31,20 @@ class LocalSteps:
         weight_decay: its L2 penalty.
     """
 
-    local_epochs: int = 1
-    batch_size: int = 64
-    lr: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    local_epochs: int = ranged(1, AT_LEAST_1)
+    batch_size: int = ranged(64, AT_LEAST_1)
+    lr: float = ranged(0.1, POSITIVE)
+    momentum: float = ranged(0.0, BELOW_1)
+    weight_decay: float = ranged(0.0, NOT_NEGATIVE)
 
     def check(self) -> None:
-        """Refuse what cannot be meant.
+        """Refuse what the fields do not allow, also where no command line has filled them.
 
         Raises:
-            ConfigError: a number is out of range.
+            ConfigError: there is such a value.
         """
-        require(
-            self, "method.",
-            local_epochs=AT_LEAST_1, batch_size=AT_LEAST_1,
-            lr=POSITIVE, momentum=BELOW_1, weight_decay=NOT_NEGATIVE,
-        )  # fmt: skip
+        with as_config_error("method."):
+            require_declared(self)
 
 
 def descend(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.backbones.base import Classifier
-from protocl.config.validation import AT_LEAST_1, require
+from protocl.config.validation import AT_LEAST_1, ranged
 from protocl.data.arrays import as_images
 from protocl.errors import ConfigError, DataError
 from protocl.federation.config import FederationSetup, MethodConfig
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from flwr.app import Context
 
     from protocl.federation.client.client import Loader
-
-TRAINED = ("head", "projection", "backbone")
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
 """From embeddings ``(B, D)`` and labels ``(B,)`` to what is added to the cross-entropy."""
@@ -36,11 +34,11 @@ class GradientConfig(LocalSteps, MethodConfig):
         train: what learns: ``head``, a linear layer on the frozen features; ``projection``, a layer
             of ``width`` rectified units before it as well; ``backbone``, backbone and head, from
             the samples.
-        width: units of the projection, > 0.
+        width: units of the projection.
     """
 
-    train: str = "head"
-    width: int = 64
+    train: Literal["head", "projection", "backbone"] = "head"
+    width: int = ranged(64, AT_LEAST_1)
 
     @property
     def needs_samples(self) -> bool:
@@ -54,7 +52,6 @@ class GradientConfig(LocalSteps, MethodConfig):
             ConfigError: a setting is out of range, or a backbone without weights is to be trained.
         """
         self.check()
-        require(self, "method.", width=AT_LEAST_1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed)
             embed, width = self._build_embedding(setup)
@@ -69,8 +66,6 @@ class GradientConfig(LocalSteps, MethodConfig):
             return nn.Identity(), setup.feature_dim
         if self.train == "projection":
             return nn.Sequential(nn.Linear(setup.feature_dim, self.width), nn.ReLU()), self.width
-        if self.train != "backbone":
-            raise ConfigError(f"method.train={self.train}: expected one of {', '.join(TRAINED)}")
         if not any(True for _ in setup.backbone.parameters()):
             raise ConfigError(
                 "method.train=backbone: this backbone has no weights; use method.train=projection, "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from protocl.config.validation import NOT_NEGATIVE, require
+from protocl.config.validation import NOT_NEGATIVE, ranged
 from protocl.errors import ConfigError, as_config_error
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.methods.prototypes import HeadConfig
@@ -47,8 +47,8 @@ class ProtectedPrototypesConfig(HeadConfig):
     name: str = "protected"
     step: float = 2.0**-16
     secure: bool = True
-    colluders: int = 0
-    noise: str = "none"
+    colluders: int = ranged(0, NOT_NEGATIVE)
+    noise: Literal["none", "local", "distributed", "central"] = "none"
     clip: float = 1.0
     epsilon: float = 8.0
     delta: float = 1e-5
@@ -78,15 +78,11 @@ class ProtectedPrototypesConfig(HeadConfig):
             ConfigError: a value is out of range.
         """
         from protocl.federation.privacy.mechanism import GaussianMechanism
-        from protocl.federation.privacy.release import PLACEMENTS, PrivateRelease
+        from protocl.federation.privacy.release import PrivateRelease
         from protocl.federation.secure.keys import Agreement
 
         if self.noise == "none":
             return None
-        if self.noise not in PLACEMENTS:
-            raise ConfigError(
-                f"method.noise={self.noise}: expected none, {', '.join(sorted(PLACEMENTS))}"
-            )
         with as_config_error("method."):
             mechanism = GaussianMechanism.for_budget(self.clip, self.epsilon, self.delta)
         contributors = Agreement.threshold(asked) if self.noise == "distributed" else 1
@@ -95,7 +91,6 @@ class ProtectedPrototypesConfig(HeadConfig):
 
 def _require_colluders(config: ProtectedPrototypesConfig, setup: FederationSetup) -> None:
     """Refuse a number of colluders for which no round could ever have enough clients."""
-    require(config, "method.", colluders=NOT_NEGATIVE)
     clients, needed = setup.federation.clients, config.colluders + 2
     if config.secure and setup.keep is None and clients < needed:  # a simulation has no more
         raise ConfigError(

@@ -9,6 +9,7 @@ from protocl.backbones.features import extract
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodConfig, MethodInfo
 from protocl.federation.methods.head_settings import HeadSettings
+from protocl.federation.wire.codec import Precision
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -44,7 +45,7 @@ class PrototypesConfig(HeadConfig):
     name: str = "prototypes"
     exact: bool = True
     step: float = 2.0**-16
-    precision: str = "exact"
+    precision: Precision = "exact"
     keep_contributions: bool = True
     distribute: bool = False
 
@@ -55,12 +56,6 @@ class PrototypesConfig(HeadConfig):
 
     def build(self, setup: FederationSetup) -> PrototypesMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""
-        from protocl.federation.wire.codec import ERROR_BOUNDS
-
-        if self.precision not in ERROR_BOUNDS:
-            raise ConfigError(
-                f"method.precision={self.precision}: expected one of {', '.join(ERROR_BOUNDS)}"
-            )
         return PrototypesMethod(self, setup)
 
     def build_screen(self) -> Screen | None:
@@ -102,7 +97,7 @@ class PrototypesMethod:
             states=setup.states,
             backbone=ReceivedBackbone(without_weights(self.backbone)) if self.backbone else None,
             head=config.build_head(),
-            precision=config.precision,  # type: ignore[arg-type]
+            precision=config.precision,
         )
         self.client_app = self.client.app()
         self.initial: ArrayRecord = ArrayRecord()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from protocl.errors import ConfigError, as_config_error
 from protocl.federation.config import FederationSetup, MethodInfo
@@ -28,7 +28,7 @@ class RobustPrototypesConfig(PrototypesConfig):
     )
 
     name: str = "robust"
-    centre: str = "geometric_median"
+    centre: Literal["mean", "trimmed_mean", "geometric_median", "exact"] = "geometric_median"
     trim: float = 0.3
     max_norm: float = 0.0
     max_count: float = 0.0
@@ -59,7 +59,7 @@ class RobustPrototypesConfig(PrototypesConfig):
             return None
         with as_config_error("method."):
             return RobustMerge(
-                self.centre,  # type: ignore[arg-type]
+                self.centre,
                 trim=self.trim,
                 max_norm=self.max_norm,
                 max_count=self.max_count,

@@ -12,7 +12,7 @@ from protocl.cli.arguments import Commands, add_settings_command, print_settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from protocl.federation.reconnaissance.config import LearnerConfig, ReconnaissanceConfig
+    from protocl.federation.reconnaissance.config import ReconnaissanceConfig
 
 _HELP = """\
 Federated reconnaissance: clients learn classes on missions, merge, and are asked about all.
@@ -76,29 +76,17 @@ def load(arguments: Sequence[str]) -> list[ReconnaissanceConfig]:
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
-    from protocl.config.compose import build, settle
+    from protocl.config.compose import build
+    from protocl.config.presets import settle
     from protocl.federation.reconnaissance.config import METHODS, ReconnaissanceConfig
     from protocl.registry import BACKBONES, BENCHMARKS
 
     groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
     defaults = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
     return [
-        build(ReconnaissanceConfig, settings, groups, {"method": _schema}, defaults)
-        for settings in settle(arguments, "reconnaissance", {*groups, "scenario"})
+        build(ReconnaissanceConfig, settings, groups, defaults)
+        for settings in settle(arguments, "reconnaissance")
     ]
-
-
-def _schema(name: str) -> type[LearnerConfig]:
-    from protocl.errors import ConfigError
-    from protocl.federation.reconnaissance.config import METHODS, LearnerConfig
-
-    schema = METHODS.get(name)
-    if not (isinstance(schema, type) and issubclass(schema, LearnerConfig)):
-        raise ConfigError(
-            f"method '{name}' is registered as {schema!r}; expected a subclass of "
-            "protocl.federation.reconnaissance.LearnerConfig"
-        )
-    return schema
 
 
 def _run(config: ReconnaissanceConfig, console: Console) -> Path:

@@ -11,6 +11,8 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from protocl.backbones import BackboneConfig
+from protocl.config.sections import registered
+from protocl.config.validation import SEED, ranged
 from protocl.data import BenchmarkConfig
 from protocl.federation.config import MethodInfo
 from protocl.federation.reconnaissance.scenario import SERVER
@@ -102,6 +104,11 @@ class LearnerConfig:
 
     name: str = MISSING
 
+    @classmethod
+    def named(cls, name: str) -> type[LearnerConfig]:
+        """The settings of the method that is registered under ``name``."""
+        return registered(METHODS, name, LearnerConfig)
+
     @property
     def title(self) -> str:
         """The method's name, and what of its settings tells it from others of that name."""
@@ -175,7 +182,7 @@ class ReconnaissanceConfig:
     scenario: ScenarioConfig = field(default_factory=ScenarioConfig)
     alone: bool = True
     unknown: bool = False
-    seed: int = 0
+    seed: int = ranged(0, SEED)
     device: str = "auto"
     output: str = "runs"
     cache: str = "~/.cache/protocl/features"

@@ -227,7 +227,7 @@ class FederatedRun:
                 self.method.client_app,
                 clients=federation.clients,
                 rounds=rounds,
-                engine=federation.engine,  # type: ignore[arg-type]
+                engine=federation.engine,
                 initial=self.method.initial,
                 after_round=lambda number, arrays: self._after_round(number + done, arrays, number),
                 timeout=federation.deadline,

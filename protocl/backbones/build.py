@@ -23,7 +23,8 @@ class BackboneConfig:
             the library timm.
         checkpoint: local file of weights (``.safetensors``, or a ``state_dict`` saved by
             ``torch.save``) loaded into it.
-        adapted: ``strategy.adapt`` of the run that wrote ``checkpoint``, where it inserted weights.
+        adapted: ``strategy.session.adapt`` of the run that wrote ``checkpoint``, where it inserted
+            weights.
         pretrained: start from the published weights; None for the backbone's own choice: those of
             ``efficientnet_lite0`` are installed with it and taken, those of timm only if asked for.
         width: channels of the first stage, for backbones that come in several.
@@ -82,7 +83,7 @@ def _insert_adaptation(backbone: Backbone, config: BackboneConfig) -> None:
     if config.checkpoint is None:
         raise ConfigError(
             f"backbone.adapted={config.adapted} says what is in a file of weights: give "
-            "backbone.checkpoint=FILE, or adapt in the run with strategy.adapt"
+            "backbone.checkpoint=FILE, or adapt in the run with strategy.session.adapt"
         )
     adapt(backbone, config.adapted)
     backbone.requires_grad_(True)

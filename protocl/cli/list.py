@@ -13,14 +13,14 @@ from rich.text import Text
 
 from protocl.cli.tables import plain_table
 from protocl.config import StrategyConfig
-from protocl.config.compose import group_names
+from protocl.config.presets import group_names
 from protocl.errors import ConfigError
 from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, STRATEGIES, Registry
 
 _ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")  # cross-references of reStructuredText
 _SENTENCE_END = re.compile(r"(?<=\.)\s")
 
-_TITLES = {"adaptations": "strategy.adapt=NAME", "heads": "heads (protocl.heads)"}
+_TITLES = {"adaptations": "strategy.session.adapt=NAME", "heads": "heads (protocl.heads)"}
 """Kinds that are no group of configuration files."""
 
 _GROUPS: dict[str, tuple[str, Registry | None]] = {

@@ -47,7 +47,7 @@ Train and evaluate a strategy on a class-incremental benchmark.
 
 Settings are KEY=VALUE. Three groups pick a file of values and a registered part:
   benchmark=NAME  strategy=NAME  backbone=NAME     (names: protocl list)
-Keys inside them:  strategy.lr=0.01  benchmark.protocol=B50-Inc10
+Keys inside them:  strategy.lr=0.01  strategy.head.shrinkage=auto  benchmark.protocol=B50-Inc10
 Other keys:        seed=1  name=NAME  device=auto|cpu|cuda  output=runs  jobs=2  resume=true
 A whole preset:    experiment=NAME, or experiment=FILE.yaml, such as a run's own config.yaml
 A comma makes a sweep; brackets protect lists: benchmark.class_order=[3,1,2,0]
@@ -57,7 +57,7 @@ _RUN_EXAMPLES = """\
 examples:
   protocl run strategy=nearest_mean
   protocl run benchmark=digits strategy=replay strategy.mem_size=100,200 seed=1,2,3 jobs=2
-  protocl run strategy=slda strategy.shrinkage=0.1 --show    all keys with their values
+  protocl run strategy=slda strategy.head.shrinkage=0.1 --show    all keys with their values
   protocl run experiment=demo resume=true                    continue after an interruption
   protocl run experiment=runs/digits-slda/20260131-120000-1/config.yaml
 
@@ -175,7 +175,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from protocl.config.compose import labels, load, parse
+    from protocl.config.arguments import labels
+    from protocl.config.compose import load
+    from protocl.config.presets import parse
 
     configs = load(args.settings)
     if args.show:

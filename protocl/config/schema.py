@@ -7,13 +7,24 @@ types here decide which keys exist and what fits in them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from omegaconf import MISSING
 from torch import nn
 
 from protocl.backbones import BackboneConfig
+from protocl.config.sections import registered
+from protocl.config.validation import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    ranged,
+)
 from protocl.data import BenchmarkConfig
+from protocl.registry import STRATEGIES
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +93,18 @@ class StrategyConfig:
     """Settings that all strategies share. A strategy adds its own in a subclass.
 
     Registered under the entry-point group ``protocl.strategies``, a subclass is usable as
-    ``strategy=NAME`` and its fields as ``strategy.FIELD=VALUE``.
+    ``strategy=NAME`` and its fields as ``strategy.FIELD=VALUE``. A field declares all that its
+    values must be: its type (``Literal["mean", "sum"]``, ``float | Literal["auto"]``) and, as
+    ``rate: float = ranged(0.1, POSITIVE)``, its range (:mod:`protocl.config.validation`). What a
+    part of the method has for settings is stated there and not again:
+
+    * ``loss: MyLoss = field(default_factory=MyLoss)`` makes the fields of a dataclass settings,
+      ``strategy.loss.FIELD``; its ``__post_init__`` may call :func:`.require_declared`;
+    * ``plugin: Part = part(MyPlugin, strength=2.0)`` (:mod:`protocl.config.sections`) those
+      arguments of a constructor that a configuration can give, ``strategy.plugin.ARGUMENT``, here
+      with another default for one of them; :meth:`build` calls ``self.plugin.build(...)``;
+    * ``head: HeadChoice = head("lda")`` a registered head with its arguments, ``strategy.head=NAME
+      strategy.head.ARGUMENT=VALUE``.
 
     Attributes:
         name: the registered name.
@@ -90,21 +112,26 @@ class StrategyConfig:
         train_mb_size: samples in a training mini-batch.
         eval_mb_size: samples in an evaluation mini-batch.
         optimizer: ``"sgd"`` or ``"adam"``.
-        lr: learning rate, > 0.
-        momentum: momentum of SGD, in [0, 1).
-        weight_decay: L2 penalty of the optimizer, >= 0.
+        lr: learning rate.
+        momentum: momentum of SGD.
+        weight_decay: L2 penalty of the optimizer.
     """
 
     info: ClassVar[StrategyInfo]
 
     name: str = MISSING
-    train_epochs: int = 1
-    train_mb_size: int = 64
-    eval_mb_size: int = 256
-    optimizer: str = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    train_epochs: int = ranged(1, AT_LEAST_0)
+    train_mb_size: int = ranged(64, AT_LEAST_1)
+    eval_mb_size: int = ranged(256, AT_LEAST_1)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = ranged(0.1, POSITIVE)
+    momentum: float = ranged(0.0, BELOW_1)
+    weight_decay: float = ranged(0.0, NOT_NEGATIVE)
+
+    @classmethod
+    def named(cls, name: str) -> type[StrategyConfig]:
+        """The settings of the strategy that is registered under ``name``."""
+        return registered(STRATEGIES, name, StrategyConfig)
 
     @property
     def trains_backbone(self) -> bool:
@@ -129,7 +156,8 @@ class StrategyConfig:
     def unused(self) -> dict[str, str]:
         """Settings that change nothing beside the present values of the others, with the reason.
 
-        Whoever sets one of them is told; a strategy adds its own.
+        Whoever sets one of them is told; a strategy adds its own. The name of a section stands for
+        all in it, ``"section.setting"`` for one of them.
         """
         return {"momentum": "optimizer=adam has none to set"} if self.optimizer == "adam" else {}
 
@@ -157,7 +185,7 @@ class ExperimentConfig:
         backbone: the feature extractor.
         strategy: the learner.
         seed: seed of python's, numpy's and torch's generators, of the class order and of the
-            initial weights; >= 0.
+            initial weights.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         output: folder that receives ``<name>/<time>-<seed>/``.
         cache: folder of the features that frozen backbones computed.
@@ -169,9 +197,9 @@ class ExperimentConfig:
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
-    seed: int = 0
+    seed: int = ranged(0, SEED)
     device: str = "auto"
     output: str = "runs"
     cache: str = "~/.cache/protocl/features"
     resume: bool = False
-    jobs: int = 1
+    jobs: int = ranged(1, AT_LEAST_1)

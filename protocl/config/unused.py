@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
-from protocl.config.schema import ExperimentConfig
+from protocl.config.schema import ExperimentConfig, StrategyConfig
 from protocl.errors import ConfigError
 
 _GROUP = "strategy."
@@ -37,21 +38,37 @@ def refuse_unused(
     for key in given:
         name = key.removeprefix(_GROUP)
         concerned = [i for i, run in enumerate(runs) if key.startswith(_GROUP) and key in run]
-        if not concerned or any(name not in configs[i].strategy.unused for i in concerned):
+        if not concerned or any(why_unused(configs[i].strategy, name) is None for i in concerned):
             continue
         for i in concerned:
             rest = {k: value for k, value in runs[i].items() if k != key}
-            value = getattr(configs[i].strategy, name)
-            if key in typed or getattr(compose(rest).strategy, name) != value:
-                raise ConfigError(_refusal(key, value, configs[i]))
+            value_of = attrgetter(name)
+            if key in typed or value_of(compose(rest).strategy) != value_of(configs[i].strategy):
+                raise ConfigError(_refusal(key, runs[i][key], configs[i].strategy))
 
 
-def _refusal(key: str, value: Any, config: ExperimentConfig) -> str:
-    strategy = config.strategy
+def why_unused(strategy: StrategyConfig, name: str) -> str | None:
+    """Why a setting, or the section that it is in, has no effect; None where it has one."""
     unused = strategy.unused
-    used = [field.name for field in dataclasses.fields(strategy) if field.name not in unused]
+    words = name.split(".")
+    sections = [".".join(words[: depth + 1]) for depth in range(len(words))]
+    return next((unused[section] for section in sections if section in unused), None)
+
+
+def settings_of(settings: Any, prefix: str = "") -> Iterator[str]:
+    """The names of all settings of a dataclass, those in its sections with a dot."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            yield from settings_of(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _refusal(key: str, value: Any, strategy: StrategyConfig) -> str:
+    used = [name for name in settings_of(strategy) if why_unused(strategy, name) is None]
     return (
         f"{key}={value} has no effect: strategy '{strategy.name}' does not use it, for "
-        f"{unused[key.removeprefix(_GROUP)]}; leave it out. In effect are strategy."
+        f"{why_unused(strategy, key.removeprefix(_GROUP))}; leave it out. In effect are strategy."
         f"{', '.join(name for name in used if name != 'name')}"
     )

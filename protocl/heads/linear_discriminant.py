@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from protocl.config.validation import is_number
+from protocl.config.validation import is_number, require_choice
 from protocl.heads.centred import CentredHead
 from protocl.heads.covariance.directions import squares_behind, warn_of_lost_scatter, whitened_error
 from protocl.heads.covariance.shrinkage import (
@@ -67,13 +67,9 @@ class LinearDiscriminant(CentredHead):
             raise ValueError(
                 f"shrinkage={shrinkage!r}: expected 'auto' or a number between 0 and 1"
             )
-        for name, value, allowed in (
-            ("target", target, ("identity", "scaled")),
-            ("priors", priors, ("uniform", "empirical")),
-            ("ddof", ddof, ("n", "n-c")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}='{value}': expected one of {', '.join(allowed)}")
+        require_choice("target", target, ("identity", "scaled"))
+        require_choice("priors", priors, ("uniform", "empirical"))
+        require_choice("ddof", ddof, ("n", "n-c"))
         self.shrinkage = shrinkage
         self.target = target
         self.priors = priors

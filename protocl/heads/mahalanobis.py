@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from protocl.config.validation import is_number
+from protocl.config.validation import is_number, require_choice
 from protocl.heads.centred import CentredHead
 from protocl.heads.covariance.directions import squares_behind
 from protocl.heads.covariance.forms import ClassFactors, CovarianceForm, LowRank, SharedFactor
@@ -84,8 +84,7 @@ class Mahalanobis(CentredHead):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(dtype=dtype)
-        if mean_of not in ("raw", "transformed"):
-            raise ValueError(f"mean_of='{mean_of}': expected 'raw' or 'transformed'")
+        require_choice("mean_of", mean_of, ("raw", "transformed"))
         if shrinkage is not None and not _two_weights(shrinkage):
             raise ValueError(
                 f"shrinkage={shrinkage!r}: expected two numbers >= 0, such as (1.0, 1.0), or None"

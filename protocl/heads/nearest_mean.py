@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from protocl.config.validation import require_choice
 from protocl.errors import PrecisionWarning
 from protocl.heads.centred import CentredHead
 from protocl.heads.distances import write_negative_distances
@@ -60,8 +61,7 @@ class NearestMean(CentredHead):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(dtype=dtype)
-        if metric not in ("euclidean", "cosine"):
-            raise ValueError(f"metric='{metric}': expected 'euclidean' or 'cosine'")
+        require_choice("metric", metric, ("euclidean", "cosine"))
         self.metric = metric
         self.normalize_input = normalize_input
         self.normalize_mean = normalize_mean

@@ -60,15 +60,16 @@ def load(arguments: Sequence[str]) -> list[PretrainConfig]:
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
-    from protocl.config.compose import build, settle
+    from protocl.config.compose import build
+    from protocl.config.presets import settle
     from protocl.pretraining.config import OBJECTIVES, PretrainConfig
     from protocl.registry import BACKBONES, BENCHMARKS
 
     groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "objective": OBJECTIVES}
     defaults = {"benchmark": "digits", "backbone": "conv4", "objective": "cosine"}
     return [
-        build(PretrainConfig, settings, groups, {"objective": OBJECTIVES.get}, defaults)
-        for settings in settle(arguments, "pretraining", {*groups, "distortion"})
+        build(PretrainConfig, settings, groups, defaults)
+        for settings in settle(arguments, "pretraining")
     ]
 
 

@@ -11,6 +11,8 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from protocl.backbones import BackboneConfig
+from protocl.config.sections import registered
+from protocl.config.validation import SEED, ranged
 from protocl.data import BenchmarkConfig
 from protocl.registry import Registry
 
@@ -48,6 +50,11 @@ class ObjectiveConfig:
     """
 
     name: str = MISSING
+
+    @classmethod
+    def named(cls, name: str) -> type[ObjectiveConfig]:
+        """The settings of the objective that is registered under ``name``."""
+        return registered(OBJECTIVES, name, ObjectiveConfig)
 
     def build(self, feature_dim: int, n_classes: int) -> torch.nn.Module:
         """The :class:`Objective`, a module, for features of that width."""
@@ -110,7 +117,7 @@ class PretrainConfig:
     lr: float = 3e-3
     warmup: float = 0.15
     weight_decay: float = 1e-2
-    seed: int = 0
+    seed: int = ranged(0, SEED)
     device: str = "auto"
     output: str = "runs"
     resume: bool = False

@@ -10,6 +10,8 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 
 from protocl.config import StrategyConfig
+from protocl.config.sections import default_of
+from protocl.config.validation import AT_LEAST_0, ranged
 
 
 def milestone_factor(epoch: int, milestones: Sequence[int], factor: float = 0.1) -> float:
@@ -98,9 +100,11 @@ class ScheduledConfig(StrategyConfig):
         milestones: epochs of an experience (from 0) after which ``lr`` falls to a tenth.
     """
 
-    first_experience_epochs: int | None = None
-    milestones: list[int] | None = None
+    first_experience_epochs: int | None = ranged(
+        default_of(EpochSchedule, "first_experience_epochs"), AT_LEAST_0
+    )
+    milestones: tuple[int, ...] = default_of(EpochSchedule, "milestones")
 
     def schedule(self) -> EpochSchedule:
         """What the settings ask for."""
-        return EpochSchedule(self.first_experience_epochs, self.milestones or ())
+        return EpochSchedule(self.first_experience_epochs, self.milestones)

@@ -17,6 +17,7 @@ from avalanche.training.plugins import CurrentDataFeCAMUpdate, CurrentDataNCMUpd
 from torch import nn
 
 from protocl.config import Setup, StrategyConfig, StrategyInfo
+from protocl.config.validation import SHARE, ranged
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 
@@ -56,7 +57,7 @@ class AvalancheHeadConfig(StrategyConfig):
 
 @dataclass
 class AvalancheNCMConfig(AvalancheHeadConfig):
-    """Avalanche's nearest class mean.
+    """Avalanche's nearest class mean, for comparison with ``nearest_mean``.
 
     Attributes:
         normalize: compare unit features with unit means.
@@ -79,7 +80,9 @@ class AvalancheNCMConfig(AvalancheHeadConfig):
 
 @dataclass
 class AvalancheSLDAConfig(AvalancheHeadConfig):
-    """Avalanche's streaming linear discriminant analysis.
+    """Avalanche's streaming linear discriminant analysis, for comparison with ``slda``.
+
+    It inverts its covariance for every training mini-batch, hence the large ones.
 
     Attributes:
         shrinkage: weight of the identity in the covariance.
@@ -94,7 +97,8 @@ class AvalancheSLDAConfig(AvalancheHeadConfig):
     )
 
     name: str = "avalanche_slda"
-    shrinkage: float = 1e-4
+    train_mb_size: int = 1000
+    shrinkage: float = ranged(1e-4, SHARE)
 
     def build(self, setup: Setup) -> StreamingLDA:
         return StreamingLDA(
@@ -113,9 +117,9 @@ class AvalancheSLDAConfig(AvalancheHeadConfig):
 
 @dataclass
 class AvalancheFeCAMConfig(AvalancheHeadConfig):
-    """Avalanche's Mahalanobis distance per class.
+    """Avalanche's Mahalanobis distance per class, for comparison with ``fecam``.
 
-    It inverts every covariance for every mini-batch of an evaluation, so give it large ones:
+    It inverts every covariance for every mini-batch of an evaluation, hence the large ones:
     ``eval_mb_size`` samples cost as much as one.
     """
 
@@ -128,6 +132,7 @@ class AvalancheFeCAMConfig(AvalancheHeadConfig):
     )
 
     name: str = "avalanche_fecam"
+    eval_mb_size: int = 5000
 
     def build(self, setup: Setup) -> Naive:
         return self._naive(setup, FeCAMClassifier(), CurrentDataFeCAMUpdate())

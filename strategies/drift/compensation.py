@@ -10,12 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from protocl.config.validation import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    ranged,
+    require_declared,
+)
 from protocl.data.augmentation.input_range import input_range
 from protocl.memory import PrototypeMemory
 from protocl.strategies.drift.estimators import (
@@ -40,14 +47,9 @@ _CLASSES_AT_ONCE = 4
 """Old classes whose samples ADC perturbs in one batch; bounds its memory."""
 
 
-def unused_of_drift(method: str) -> dict[str, str]:
-    """Settings without effect when prototypes are carried over by ``method``, with the reason."""
-    return {} if method == "sdc" else {"drift_sigma": "it is for drift=sdc"}
-
-
-def carried(method: str) -> str:
-    """``StrategyConfig.old_prototypes`` of a strategy with this drift compensation."""
-    return "left" if method == "none" else f"compensated ({method})"
+_METHOD_OF = {
+    "sigma": "sdc", "ridge": "ldc", "neighbours": "adc", "step": "adc", "steps": "adc",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,25 @@ class DriftEstimator:
     """
 
     method: DriftMethod = "none"
-    sigma: float = 0.3
-    ridge: float = 1e-6
-    neighbours: int = 100
-    step: float = 25.0
-    steps: int = 3
+    sigma: float = ranged(0.3, POSITIVE)
+    ridge: float = ranged(1e-6, NOT_NEGATIVE)
+    neighbours: int = ranged(100, AT_LEAST_1)
+    step: float = ranged(25.0, POSITIVE)
+    steps: int = ranged(3, AT_LEAST_1)
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(DriftMethod):
-            raise ValueError(f"drift='{self.method}': expected {', '.join(get_args(DriftMethod))}")
-        if not self.sigma > 0:
-            raise ValueError(f"sigma={self.sigma}: expected a number > 0")
-        if self.neighbours < 1:
-            raise ValueError(f"neighbours={self.neighbours}: expected at least 1")
+        require_declared(self)
+
+    @property
+    def unused(self) -> dict[str, str]:
+        """Settings that are for another method, with the reason."""
+        others = {name: method for name, method in _METHOD_OF.items() if method != self.method}
+        return {f"drift.{name}": f"it is for drift={method}" for name, method in others.items()}
+
+    @property
+    def old_prototypes(self) -> str:
+        """What becomes of old prototypes: see :class:`protocl.config.StrategyConfig`."""
+        return "left" if self.method == "none" else f"compensated ({self.method})"
 
     def carried(
         self, strategy: Any, memory: PrototypeMemory, teacher: Teacher, layer: str | None = None
@@ -156,11 +164,13 @@ class DriftCompensation(SupervisedPlugin[Any]):
     Args:
         prototypes: the plugin whose memory is corrected. It must come later in the list of
             plugins, and take its features in an extra pass.
-        method: ``"none"``, ``"sdc"``, ``"ldc"`` or ``"adc"``.
-        **settings: the others of :class:`DriftEstimator`.
+        method: ``"none"``, ``"sdc"``, ``"ldc"`` or ``"adc"``, or an estimator.
+        **settings: the others of :class:`DriftEstimator`, with the name of a method.
     """
 
-    def __init__(self, prototypes: PrototypePlugin, method: DriftMethod, **settings: Any) -> None:
+    def __init__(
+        self, prototypes: PrototypePlugin, method: DriftMethod | DriftEstimator, **settings: Any
+    ) -> None:
         super().__init__()
         if prototypes.collect != "extra_pass":
             raise ValueError(
@@ -168,7 +178,9 @@ class DriftCompensation(SupervisedPlugin[Any]):
                 "new classes after training; use PrototypePlugin(collect='extra_pass')"
             )
         self.prototypes = prototypes
-        self.estimator = DriftEstimator(method, **settings)
+        if not isinstance(method, DriftEstimator):
+            method = DriftEstimator(method, **settings)
+        self.estimator = method
         self._teacher: Teacher | None = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from protocl.config import Setup
+from protocl.config.sections import Part, default_of
+from protocl.config.validation import POSITIVE, ranged
 from protocl.memory import PrototypeMemory
 from protocl.strategies.avalanche.epoch_schedule import EpochSchedule, ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.avalanche.restarts import Restarts
-from protocl.strategies.drift.compensation import DriftEstimator, carried, unused_of_drift
+from protocl.strategies.drift.compensation import DriftEstimator
 from protocl.strategies.training.ready_made import ReadyMade
 
 
@@ -58,28 +60,30 @@ class ExemplarFreeConfig(ScheduledConfig):
     """Settings of strategies that train the backbone without exemplars.
 
     Attributes:
-        distillation_weight: of the features of the model before the experience.
         later_lr_factor: later experiences begin at this multiple of ``lr``.
+        plugin: arguments of the method's plugin.
         drift: how prototypes of old classes are carried over: none, sdc, ldc or adc.
-        drift_sigma: of sdc, in units of the features.
     """
 
-    distillation_weight: float = 10.0
-    later_lr_factor: float = 0.1
-    drift: str = "none"
-    drift_sigma: float = 0.3
+    train_epochs: int = 10
+    optimizer: Literal["sgd", "adam"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 2e-4
+    milestones: tuple[int, ...] = (6,)
+    later_lr_factor: float = ranged(default_of(ExemplarFree, "later_lr_factor"), POSITIVE)
+    plugin: Part = field(default_factory=Part)
+    drift: DriftEstimator = field(default_factory=DriftEstimator)
 
     @property
     def old_prototypes(self) -> str:
-        return carried(self.drift)
+        return self.drift.old_prototypes
 
     @property
     def unused(self) -> dict[str, str]:
-        return super().unused | unused_of_drift(self.drift)
+        return super().unused | self.drift.unused
 
-    def estimator(self) -> DriftEstimator:
-        """What ``drift`` names."""
-        return DriftEstimator(self.drift, sigma=self.drift_sigma)  # type: ignore[arg-type]
+    def build(self, setup: Setup) -> ExemplarFree:
+        return self._build(self.plugin.build(drift=self.drift), setup)
 
     def _build(self, method: ExemplarFreePlugin, setup: Setup) -> ExemplarFree:
         return ExemplarFree(

@@ -8,6 +8,7 @@ import torch
 from avalanche.benchmarks.utils import concat_datasets
 from avalanche.training.storage_policy import ExemplarsBuffer
 
+from protocl.config.validation import require_choice
 from protocl.strategies.exemplars.medoids import medoids
 from protocl.strategies.plugin.extraction import batches_of, labels_of
 
@@ -33,10 +34,7 @@ class SampleMemory(ExemplarsBuffer):
     def __init__(self, max_size: int, selection: Selection = "random") -> None:
         if max_size < 0:
             raise ValueError(f"mem_size={max_size}: expected a number of samples, at least 0")
-        if selection not in get_args(Selection):
-            raise ValueError(
-                f"selection='{selection}': expected {' or '.join(get_args(Selection))}"
-            )
+        require_choice("selection", selection, get_args(Selection))
         super().__init__(max_size)
         self.selection = selection
         self.parts: list[Any] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -17,7 +18,37 @@ from torch import Tensor, nn
 from protocl.backbones import Classifier
 from protocl.backbones.adaptation import adapt, find_adaptation
 from protocl.backbones.branches import two_branches
+from protocl.config.validation import require_declared
 from protocl.strategies.plugin.classifier_layer import find_classifier
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the first experience makes of a backbone.
+
+    Attributes:
+        adapt: what is trained, as :func:`protocl.backbones.adaptation.adapt` names it; None for all
+            weights (``finetune``) where there are epochs. ``none`` uses the backbone as given.
+        classifier: what it is trained under: a ``linear`` layer, or a ``cosine`` layer with a
+            learned scale.
+        two_branches: afterwards give the features of the backbone as it was beside those of the
+            adapted one; needs a :class:`~protocl.backbones.Classifier`.
+        normalize_branches: divide the features of each of both by their norm.
+    """
+
+    adapt: str | None = None
+    classifier: Literal["linear", "cosine"] = "linear"
+    two_branches: bool = False
+    normalize_branches: bool = False
+
+    def __post_init__(self) -> None:
+        require_declared(self)
+
+    def adaptation(self, epochs: int) -> str:
+        """The name of the adaptation in a session of so many epochs."""
+        if self.adapt is None:
+            return "finetune" if epochs > 0 else "none"
+        return self.adapt
 
 
 class SessionCosine(CosineLinear):
@@ -54,42 +85,35 @@ class FirstSession:
         model: is changed in place. In a :class:`~protocl.backbones.Classifier` the backbone is
             adapted, in any other model all but its classification layer, which is trained too.
         adaptation: see :func:`protocl.backbones.adaptation.adapt`.
+        session: what else the first experience makes of the backbone.
         layer: name of the classification layer; found by itself if it has a common name.
-        classifier: ``"cosine"`` puts a :class:`SessionCosine` in its place.
-        keep_pretrained: afterwards give the features of the backbone as it was beside those of the
-            adapted one.
-        normalize_branches: divide the features of each of both by their norm.
 
     Raises:
         ConfigError: the adaptation is unknown or does not apply to the model.
-        ValueError: ``keep_pretrained`` with a model that is no ``Classifier``, or a classification
-            layer that is not linear where another one should take its place.
+        ValueError: two branches of a model that is no ``Classifier``, or a classification layer
+            that is not linear where another one should take its place.
     """
 
     def __init__(
         self,
         model: nn.Module,
         adaptation: str,
+        session: Session,
         *,
         layer: str | None = None,
-        classifier: Literal["linear", "cosine"] = "linear",
-        keep_pretrained: bool = False,
-        normalize_branches: bool = False,
     ) -> None:
-        if classifier not in ("linear", "cosine"):
-            raise ValueError(f"adapt_classifier='{classifier}': expected 'linear' or 'cosine'")
         body = model.backbone if isinstance(model, Classifier) else model
-        if keep_pretrained and body is model:
+        if session.two_branches and body is model:
             raise ValueError(
                 f"two_branches=True with a {type(model).__name__}: give the model as "
                 "protocl.backbones.Classifier(backbone, torch.nn.Linear(...))"
             )
         last = find_classifier(model, layer)
         self._adaptation = find_adaptation(body, adaptation)
-        self._width = _linear(last).in_features if keep_pretrained else 0
-        self._cosine = SessionCosine(_linear(last)) if classifier == "cosine" else None
-        self._normalize = normalize_branches
-        self._pretrained = copy.deepcopy(body).eval() if keep_pretrained else None
+        self._width = _linear(last).in_features if session.two_branches else 0
+        self._cosine = SessionCosine(_linear(last)) if session.classifier == "cosine" else None
+        self._normalize = session.normalize_branches
+        self._pretrained = copy.deepcopy(body).eval() if session.two_branches else None
         trained = [parameter for parameter in last.parameters() if parameter.requires_grad]
         adapt(body, adaptation)
         for parameter in trained:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from protocl.config.validation import NOT_NEGATIVE, POSITIVE, ranged, require_declared
 from protocl.memory.precision import in_full_precision
 from protocl.strategies.training.contrastive import (
     cosine_similarities,
@@ -154,28 +155,17 @@ class PRDLoss:
     continual learning", ICML; weights from the authors' README.
     """
 
-    temperature: float = 0.1
-    base_temperature: float | None = 0.07
-    prototype_weight: float = 2.0
-    relation_weight: float = 4.0
+    temperature: float = ranged(0.1, POSITIVE)
+    base_temperature: float | None = ranged(0.07, POSITIVE)
+    prototype_weight: float = ranged(2.0, NOT_NEGATIVE)
+    relation_weight: float = ranged(4.0, NOT_NEGATIVE)
     relation: Literal["paper", "released"] = "paper"
-    relation_temperature: float = 1.0
+    relation_temperature: float = ranged(1.0, POSITIVE)
     relation_direction: Literal["teacher_student", "student_teacher"] = "teacher_student"
     relation_reduction: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "relation_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number > 0")
-        for name, allowed in (
-            ("relation", ("paper", "released")),
-            ("relation_direction", ("teacher_student", "student_teacher")),
-            ("relation_reduction", ("sum", "mean")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}='{getattr(self, name)}': expected {' or '.join(map(repr, allowed))}"
-                )
+        require_declared(self)
 
     def __call__(
         self,

@@ -134,10 +134,10 @@ def test_head_laws_catch_violations(head, check):
 
 
 SMALL = {
-    "aper": ["adapt=finetune", "first_experience_epochs=2"],
-    "ranpac": ["projection=50"],
-    "il2a": ["ratio=0.1", "augmentation_weight=0.5"],
-    "protocl": ["mem_size=30", "lr=1e-3"],
+    "aper": ["session.adapt=finetune", "first_experience_epochs=2"],
+    "ranpac": ["head.projection=50"],
+    "il2a": ["plugin.ratio=0.1", "plugin.augmentation_weight=0.5"],
+    "protocl": ["plugin.mem_size=30", "lr=1e-3"],
     "replay": ["mem_size=30"],
     "icarl": ["mem_size=30"],
     "icarl_nme": ["mem_size=30"],

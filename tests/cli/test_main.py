@@ -156,7 +156,10 @@ def test_processes_side_by_side_give_the_numbers_of_one(capsys: pytest.CaptureFi
         ("strategies", ["acme_replay", "Acme 2026", "exemplars", "acme_broken", "cannot be imp"]),
         ("benchmarks", ["digits"]),
         ("backbones", ["conv4", "identity"]),
-        ("adaptations", ["strategy.adapt=NAME", "vpt_deep", "Five prompt tokens before each"]),
+        (
+            "adaptations",
+            ["strategy.session.adapt=NAME", "vpt_deep", "Five prompt tokens before each"],
+        ),
         ("heads", ["nearest_mean"]),
         ("experiments", ["demo", "Five strategies", "ten classes at a time, three class orders"]),
         ("federations", ["digits_robust", "up to a third of them may lie."]),

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from protocl.config.compose import compose, expand, from_yaml, load, parse, split_commas, to_yaml
+from protocl.config.arguments import expand, split_commas
+from protocl.config.compose import compose, from_yaml, load, to_yaml
+from protocl.config.presets import parse
 from protocl.errors import ConfigError
 from tests import third_party
 
@@ -64,6 +66,22 @@ def test_values_take_the_type_of_their_key(text: str, key: str, value: object):
         (["strategy.window=[1,2,3]"], "strategy.window=[1, 2, 3]: expected tuple[float, float]"),
         (["strategy.layers=3"], "strategy.layers=3: expected list[int] | None"),
         (["strategy.mixture=true"], "strategy.mixture=True: expected float | str"),
+        (["strategy=napa_vq", "strategy.temperature=1"], "did you mean strategy.loss.temperature?"),
+        (["strategy=pass", "strategy.drift_sigma=1"], "did you mean strategy.drift.sigma?"),
+        (["strategy=napa_vq", "strategy.loss.k=0"], "strategy.loss.k=0: expected at least 1"),
+        (["strategy=napa_vq", "strategy.loss.mix=[1,0]"], "expected two shares, 0 <= least"),
+        (["strategy=napa_vq", "strategy.loss=3"], "expected settings of its own: strategy.loss.k,"),
+        (["strategy=prd", "strategy.loss.relation=both"], "=both: expected paper or released"),
+        (["strategy=prd", "strategy.loss=paper"], "strategy.loss=paper: expected settings of its"),
+        (["strategy=slda", "strategy.head.shrinkage=2"], "strategy.head.shrinkage=2.0: expected '"),
+        (["strategy=slda", "strategy.head.shrinkage=no"], "expected a number or auto"),
+        (
+            ["strategy=napa_vq", "strategy.plugin.code_lr_epochs=0"],
+            "strategy.plugin.code_lr_epochs=0:",
+        ),
+        (["strategy=pass", "strategy.drift=up"], "method=up: expected none, sdc, ldc or adc"),
+        (["strategy=naive", "strategy.answer=trees"], "unknown head 'trees'"),
+        (["strategy=fetril", "strategy.head=bayesian"], "expected lda or ridge"),
         (["seed=-1"], "expected 0 <= seed"),
         (["jobs=0"], "jobs=0: expected at least 1"),
         (["strategy.train_epochs=-1"], "strategy.train_epochs=-1: expected at least 0"),

@@ -10,7 +10,9 @@ from torch import nn
 
 from protocl.backbones import BackboneConfig, Classifier, build_backbone
 from protocl.config import Setup, StrategyConfig
-from protocl.config.compose import group_names, load, to_yaml
+from protocl.config.compose import load, to_yaml
+from protocl.config.presets import group_names
+from protocl.config.unused import settings_of
 from protocl.errors import ConfigError
 from protocl.registry import STRATEGIES
 
@@ -31,7 +33,7 @@ def settings_read(config: StrategyConfig) -> set[str]:
 
     backbone = build_backbone(BackboneConfig(name="mlp", width=8), (1, 4, 4), 0)
     model = Classifier(backbone, nn.Linear(backbone.feature_dim, 3))
-    watched = Watched(**dataclasses.asdict(config))
+    watched = Watched(**vars(config))
     read.clear()
     watched.build(
         Setup(model, backbone.feature_dim, 3, torch.device("cpu"), 0, [], EvaluationPlugin())
@@ -44,12 +46,12 @@ def settings_read(config: StrategyConfig) -> set[str]:
 def test_what_is_never_read_is_declared_unused(name: str, epochs: int | None) -> None:
     config = STRATEGIES.get(name)(name=name)
     if name == "aper":
-        config.adapt = "finetune"  # a perceptron has no place for adapters
+        config.session = dataclasses.replace(config.session, adapt="finetune")  # has no adapters
     if epochs is not None and hasattr(config, "first_experience_epochs"):
         config.first_experience_epochs = epochs
     fields = {field.name for field in dataclasses.fields(config)}
     assert fields - settings_read(config) - NEVER_UNUSED <= set(config.unused)
-    assert set(config.unused) <= fields
+    assert set(config.unused) <= fields | set(settings_of(config))
 
 
 @pytest.mark.parametrize(
@@ -59,17 +61,20 @@ def test_what_is_never_read_is_declared_unused(name: str, epochs: int | None) ->
         ("strategy=slda strategy.lr=0.5", r"lr=0\.5 has no effect: strategy 'slda' .*shrinkage"),
         ("strategy=ranpac strategy.train_epochs=5", "its epochs are first_experience_epochs"),
         ("strategy=fetril strategy.train_epochs=5", "its epochs are first_experience_epochs"),
-        ("strategy=nearest_mean strategy.step=0.5", "only with exact=true"),
-        ("strategy=slda strategy.adapt=none strategy.first_experience_epochs=3", "trains nothing"),
+        ("strategy=nearest_mean strategy.sums.step=0.5", "only with sums.exact=true"),
+        (
+            "strategy=slda strategy.session.adapt=none strategy.first_experience_epochs=3",
+            "trains nothing",
+        ),
         ("strategy=simplecil strategy.milestones=[3]", "nothing is trained"),
-        ("strategy=fetril strategy.svm_c=2", "it is for classifier=svm"),
-        ("strategy=fetril strategy.classifier=svm strategy.shrinkage=0.5", "for classifier=lda"),
+        ("strategy=fetril strategy.svm_c=2 strategy.head.shrinkage=0.5", "svm_c takes its place"),
+        ("strategy=fetril strategy.svm_c=2 strategy.head=ridge", "svm_c takes its place"),
         ("strategy=avalanche_ncm strategy.lr=0.5", "no gradient step"),
         ("strategy=avalanche_slda strategy.train_epochs=3", "no gradient step"),
         ("strategy=naive strategy.optimizer=adam strategy.momentum=0.5", "optimizer=adam"),
-        ("strategy=naive strategy.answer=lda strategy.drift_sigma=0.5", "for drift=sdc"),
-        ("strategy=pass strategy.drift=ldc strategy.drift_sigma=0.5", "for drift=sdc"),
-        ("strategy=protocl strategy.temperature=3", "distillation, which is 0"),
+        ("strategy=naive strategy.answer=lda strategy.drift.sigma=0.5", "for drift=sdc"),
+        ("strategy=pass strategy.drift=ldc strategy.drift.sigma=0.5", "for drift=sdc"),
+        ("strategy=protocl strategy.plugin.temperature=3", "distillation, which is 0"),
         ("strategy=slda,ranpac strategy.lr=0.5", r"lr=0\.5 has no effect"),
     ],
 )
@@ -83,8 +88,8 @@ def test_a_setting_without_effect_is_refused(settings: str, message: str) -> Non
     [
         "strategy=slda strategy.first_experience_epochs=2 strategy.lr=0.5",
         "strategy=slda,naive strategy.lr=0.5",
-        "strategy=slda strategy.adapt=none,finetune strategy.first_experience_epochs=2",
-        "strategy=naive strategy.drift=none,sdc strategy.answer=lda strategy.drift_sigma=0.5",
+        "strategy=slda strategy.session.adapt=none,finetune strategy.first_experience_epochs=2",
+        "strategy=naive strategy.drift=none,sdc strategy.answer=lda strategy.drift.sigma=0.5",
     ],
 )
 def test_a_setting_that_one_of_the_runs_uses_is_none_of_them(settings: str) -> None:
@@ -110,6 +115,8 @@ def test_both_spellings_of_a_pick_read_the_same_values(name: str, tmp_path: Path
     assert len(presets) == 3
     for configs in [*presets, load([f"strategy.name={name}"])]:
         assert configs == load([f"strategy={name}"])
+    if name in STRATEGIES.names():
+        assert presets[0][0].strategy == STRATEGIES.get(name)()
 
 
 @pytest.mark.parametrize(
@@ -126,9 +133,9 @@ def test_both_spellings_of_other_groups_too(group: str, name: str) -> None:
 def test_coding_vectors_start_at_the_means_by_default() -> None:
     from protocl.strategies import NAPAVQPlugin
 
-    assert NAPAVQPlugin().code_init == STRATEGIES.get("napa_vq")().code_init == "means"
+    assert NAPAVQPlugin().code_init == STRATEGIES.get("napa_vq")().plugin.code_init == "means"
     assert NAPAVQPlugin.released().code_init == "random"
-    assert load(["strategy=napa_vq_released"])[0].strategy.code_init == "random"  # type: ignore[attr-defined]
+    assert load(["strategy=napa_vq_released"])[0].strategy.plugin.code_init == "random"  # type: ignore[attr-defined]
 
 
 def test_images_of_ones_own_get_a_trained_network_by_default() -> None:

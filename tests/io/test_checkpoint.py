@@ -256,7 +256,7 @@ KILLED = [
 KILLED_OFTEN = [
     ["strategy=nearest_mean", "backbone=conv4", "backbone.width=4"],
     ["strategy=fecam", "strategy.first_experience_epochs=2", *CONV],
-    ["strategy=ranpac", "strategy.projection=100"],
+    ["strategy=ranpac", "strategy.head.projection=100"],
     *(
         [f"strategy={name}", *CONV]
         for name in ("naive", "lwf", "ewc", "cumulative", "joint", "replay")

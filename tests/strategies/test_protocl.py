@@ -298,9 +298,9 @@ class TestState:
         ({"refit": "all"}, "refit='all': expected 'none' or 'memory'"),
         ({"discount": 0.0}, "discount=0.0: expected a number above 0, at most 1"),
         ({"distillation": -1.0}, "distillation=-1.0, temperature=2.0: expected a weight of"),
-        ({"answer": "lda"}, "answer='lda': expected posterior, iso, diag, full"),
+        ({"answer": "lda"}, "answer='lda': expected 'posterior', 'iso', 'diag' or 'full'"),
         ({"answer": "iso"}, "answer='iso' is made of refitted statistics: add refit=memory"),
-        ({"selection": "best"}, "selection='best': expected random or medoids"),
+        ({"selection": "best"}, "selection='best': expected 'random' or 'medoids'"),
         ({"mem_size": -1}, "mem_size=-1: expected a number of samples, at least 0"),
     ],
 )

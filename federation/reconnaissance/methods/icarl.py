@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from protocl.config.validation import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, require
-from protocl.errors import ConfigError
+from protocl.config.validation import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, ranged
 from protocl.federation.config import MethodInfo
 from protocl.federation.reconnaissance.config import LearnerSetup
 from protocl.federation.reconnaissance.methods.layer import Layer, Objective
@@ -27,8 +26,6 @@ from protocl.federation.reconnaissance.methods.linear import (
 )
 from protocl.heads import NearestMean
 from protocl.memory import PrototypeMemory
-
-ANSWERS = ("layer", "exemplar_means")
 
 
 @dataclass
@@ -47,25 +44,18 @@ class ICaRLLearnerConfig(FedAvgLearnerConfig):
     keeps_data: ClassVar[bool] = True
 
     name: str = "icarl"
-    exemplars: int = 4000
+    exemplars: int = ranged(4000, AT_LEAST_1)
     local_epochs: int = 30
     lr: float = 0.01
     weight_decay: float = 1e-3
-    pool_epochs: int = 50
-    temperature: float = 2.0
-    distillation: float = 1.0
-    answer: str = "layer"
+    pool_epochs: int = ranged(50, AT_LEAST_1)
+    temperature: float = ranged(2.0, POSITIVE)
+    distillation: float = ranged(1.0, NOT_NEGATIVE)
+    answer: Literal["layer", "exemplar_means"] = "layer"
 
     def build(self, setup: LearnerSetup) -> ICaRLLearner:
         """See :class:`protocl.federation.reconnaissance.config.LearnerConfig`."""
         self.check()
-        if self.answer not in ANSWERS:
-            raise ConfigError(f"method.answer={self.answer}: expected one of {', '.join(ANSWERS)}")
-        require(
-            self, "method.",
-            exemplars=AT_LEAST_1, pool_epochs=AT_LEAST_1, temperature=POSITIVE,
-            distillation=NOT_NEGATIVE,
-        )  # fmt: skip
         return ICaRLLearner(self, setup)
 
 

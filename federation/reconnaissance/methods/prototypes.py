@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
-from protocl.errors import ConfigError
 from protocl.federation.config import MethodInfo
 from protocl.federation.methods.head_settings import HeadSettings
 from protocl.federation.reconnaissance.config import Learner, LearnerConfig, LearnerSetup
 from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.federation.server.state import MergedMemory
-from protocl.federation.wire.codec import ERROR_BOUNDS, Precision
+from protocl.federation.wire.codec import Precision
 from protocl.federation.wire.messages import Contribution, Kind, decode, encode
 from protocl.heads.bayesian.head import BayesianPrototypes
 from protocl.heads.nearest_mean import NearestMean
@@ -43,19 +42,15 @@ class PrototypesLearnerConfig(HeadSettings, LearnerConfig):
     name: str = "prototypes"
     exact: bool = True
     step: float = 2.0**-16
-    precision: str = "exact"
+    precision: Precision = "exact"
 
     def build(self, setup: LearnerSetup) -> PrototypeLearner:
         """See :class:`protocl.federation.reconnaissance.config.LearnerConfig`."""
-        if self.precision not in ERROR_BOUNDS:
-            raise ConfigError(
-                f"method.precision={self.precision}: expected one of {', '.join(ERROR_BOUNDS)}"
-            )
         head = self.build_head()
         empty = head.new_memory(
             setup.feature_dim, exact=self.exact, step=self.step, fingerprint=setup.fingerprint
         )
-        return PrototypeLearner(head, empty, setup.clients, cast(Precision, self.precision))
+        return PrototypeLearner(head, empty, setup.clients, self.precision)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from protocl.config.validation import require_choice
 from protocl.heads.base import Head
 from protocl.heads.bayesian.conjugate import (
     Predictive,
@@ -68,8 +69,7 @@ class BayesianPrototypes(Head):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(dtype=dtype)
-        if covariance not in _LEVELS:
-            raise ValueError(f"covariance='{covariance}': expected 'iso', 'diag' or 'full'")
+        require_choice("covariance", covariance, get_args(Covariance))
         if prior != "auto" and not isinstance(prior, Prior):
             raise ValueError(
                 f"prior={prior!r}: expected 'auto' or a Prior; the variance of samples is noise=..."

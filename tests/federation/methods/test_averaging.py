@@ -125,12 +125,16 @@ def test_fedavg_then_nearest_mean_exchanges_prototypes_of_the_trained_network(tm
     assert result["federation"]["contributions"] == {"merged": 10}
 
 
+def test_what_is_trained_is_a_choice(tmp_path):
+    with pytest.raises(ConfigError, match=r"train=all: expected head, projection or backbone"):
+        federate(tmp_path, "method=fedavg", "method.train=all")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["rounds=3"], "expected at least 1, and fewer than rounds=3"),
         (["method.train=head"], "no feature map"),
-        (["method.train=all"], "head, projection, backbone"),
         (["resume=true"], None),
     ],
 )

@@ -102,8 +102,8 @@ def test_nobody_who_ever_answers_has_no_accuracy(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["method.aggregation=median"], "uniform, count"),
-        (["method.answer=knn"], "prototypes, classifier"),
+        (["method.aggregation=median"], "uniform or count"),
+        (["method.answer=knn"], "prototypes or classifier"),
         (["method.weight=-1"], ">= 0"),
         (["method.train=head"], "use projection"),
         (["method.train=backbone"], "no weights"),

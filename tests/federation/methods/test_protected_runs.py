@@ -93,7 +93,7 @@ def test_robust_run_without_liars_keeps_every_client(tmp_path: Path) -> None:
         (["method=robust", "method.head=lda"], "needs second moments"),
         (["method=robust", "method.keep_contributions=false"], "side by side"),
         (["method=robust", "method.trim=0.6"], r"method\.trim=0\.6"),
-        (["method=robust", "method.centre=mode"], "method.centre='mode'"),
+        (["method=robust", "method.centre=mode"], "method.centre=mode"),
         (["method=robust", "method.screen=3"], "minimum=3"),
         (["method=protected", "method.noise=some"], "method.noise=some"),
         (["method=protected", "method.noise=local", "method.epsilon=-1"], "epsilon=-1"),

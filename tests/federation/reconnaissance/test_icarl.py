@@ -102,7 +102,7 @@ def test_exemplar_means_are_those_of_a_memory_of_the_exemplars():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"answer": "votes"}, "method.answer=votes: expected one of layer, exemplar_means"),
+        ({"answer": "votes"}, "method.answer='votes': expected 'layer' or 'exemplar_means'"),
         ({"exemplars": 0}, "method.exemplars=0"),
         ({"pool_epochs": 0}, "method.pool_epochs=0"),
         ({"temperature": -1.0}, "method.temperature=-1.0"),

@@ -135,7 +135,7 @@ def test_replay_of_medoids_continues_bit_for_bit(benchmark: Any, tmp_path: Path)
     ("arguments", "message"),
     [
         ((-1,), "mem_size=-1: expected a number of samples, at least 0"),
-        ((10, "best"), "selection='best': expected random or medoids"),
+        ((10, "best"), "selection='best': expected 'random' or 'medoids'"),
     ],
 )
 def test_refusals(arguments: tuple[Any, ...], message: str) -> None:

@@ -17,6 +17,7 @@ from protocl.errors import ConfigError
 from protocl.runner.adapted_cache import AdaptedBackbones
 from protocl.runner.experiment import Progress, run_experiment
 from protocl.runner.folders import open_run, read_result
+from protocl.strategies import Session
 
 pytest.importorskip("timm")
 
@@ -69,7 +70,7 @@ def test_one_command_sweeps_adaptations_and_heads(
     backbone: tuple[str, ...], heads: str, adaptations: str, tmp_path: Path
 ) -> None:
     threads = torch.get_num_threads()
-    sweep = [f"strategy={heads}", f"strategy.adapt={adaptations}"]
+    sweep = [f"strategy={heads}", f"strategy.session.adapt={adaptations}"]
     where = [f"output={tmp_path}", f"cache={tmp_path / 'cache'}"]
     assert main(["run", *SMALL, *backbone, *TRAINING, *sweep, *where]) == 0
     torch.set_num_threads(threads)
@@ -83,11 +84,7 @@ def test_one_command_sweeps_adaptations_and_heads(
 
 def test_aper_has_the_settings_of_its_authors(tmp_path: Path) -> None:
     config: Any = configure(tmp_path, *VIT, "strategy=aper").strategy
-    assert (config.adapt, config.adapt_classifier, config.two_branches) == (
-        "adapter",
-        "cosine",
-        True,
-    )
+    assert config.session == Session("adapter", classifier="cosine", two_branches=True)
     assert (config.first_experience_epochs, config.train_mb_size) == (20, 48)
     assert (config.optimizer, config.lr, config.momentum) == ("sgd", 0.01, 0.9)
     assert (config.weight_decay, config.cosine_schedule) == (5e-4, True)
@@ -114,8 +111,8 @@ class InterruptedRunError(Exception):
     "settings",
     [
         (*VIT, "strategy=aper"),
-        (*VIT, "strategy=slda", "strategy.adapt=ssf"),
-        (*CONV, "strategy=fecam", "strategy.adapt=bn"),
+        (*VIT, "strategy=slda", "strategy.session.adapt=ssf"),
+        (*CONV, "strategy=fecam", "strategy.session.adapt=bn"),
     ],
 )
 @pytest.mark.parametrize("experience", [0, 1])
@@ -142,7 +139,10 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
 
 
 def test_images_are_encoded_once_as_soon_as_the_backbone_stays(tmp_path: Path) -> None:
-    for settings, place in ((("strategy.adapt=none",), 1), (("strategy.adapt=ssf", *TRAINING), 2)):
+    for settings, place in (
+        (("strategy.session.adapt=none",), 1),
+        (("strategy.session.adapt=ssf", *TRAINING), 2),
+    ):
         result, _ = run(tmp_path, *VIT, "strategy=slda", *settings)
         phases = [phase["phase"] for phase in result["phases"]]
         assert phases.count("features") == 1
@@ -154,7 +154,7 @@ def files_of(cache: Path) -> list[Path]:
 
 
 def test_an_adaptation_and_its_features_serve_every_head(tmp_path: Path) -> None:
-    settings = (*VIT, "strategy.adapt=ssf", *TRAINING)
+    settings = (*VIT, "strategy.session.adapt=ssf", *TRAINING)
     first, _ = run(tmp_path, *settings, "strategy=slda")
     files = files_of(tmp_path / "cache")
     seen: list[Progress] = []
@@ -167,7 +167,7 @@ def test_an_adaptation_and_its_features_serve_every_head(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("strategy", ["ranpac", "fetril", "aper", "fecam_vit"])
 def test_what_is_found_gives_the_numbers_of_what_is_trained(strategy: str, tmp_path: Path) -> None:
-    settings = (*VIT, f"strategy={strategy}", "strategy.adapt=adapter", *TRAINING)
+    settings = (*VIT, f"strategy={strategy}", "strategy.session.adapt=adapter", *TRAINING)
     trained, _ = run(tmp_path, *settings)
     found, _ = run(tmp_path, *settings)
     for part in ("metrics", "confusion", "backbone"):
@@ -177,7 +177,7 @@ def test_what_is_found_gives_the_numbers_of_what_is_trained(strategy: str, tmp_p
 def test_a_damaged_adaptation_is_trained_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = (*VIT, "strategy=slda", "strategy.adapt=ssf", *TRAINING)
+    settings = (*VIT, "strategy=slda", "strategy.session.adapt=ssf", *TRAINING)
     trained, _ = run(tmp_path, *settings)
     (file,) = (tmp_path / "cache" / "adapted").glob("*.ckpt")
     file.write_bytes(file.read_bytes()[:-1])
@@ -187,11 +187,12 @@ def test_a_damaged_adaptation_is_trained_anew(
 
 
 @pytest.mark.parametrize(
-    "change", ["seed=9", "strategy.lr=0.04", "strategy.adapt=adapter", "benchmark.n_experiences=4"]
+    "change",
+    ["seed=9", "strategy.lr=0.04", "strategy.session.adapt=adapter", "benchmark.n_experiences=4"],
 )
 def test_another_adaptation_is_not_found(change: str, tmp_path: Path) -> None:
     cache, cpu = AdaptedBackbones(tmp_path), torch.device("cpu")
-    settings = (*VIT, "strategy=slda", "strategy.adapt=ssf", *TRAINING)
+    settings = (*VIT, "strategy=slda", "strategy.session.adapt=ssf", *TRAINING)
     path = cache.path(configure(tmp_path, *settings), "backbone", "data", cpu)
     assert cache.path(configure(tmp_path, *settings), "backbone", "data", cpu) == path
     assert cache.path(configure(tmp_path, *settings, change), "backbone", "data", cpu) != path
@@ -205,7 +206,9 @@ def test_another_adaptation_is_not_found(change: str, tmp_path: Path) -> None:
 def test_one_adaptation_serves_all_heads(
     backbone: tuple[str, ...], adapt: str, tmp_path: Path
 ) -> None:
-    first, folder = run(tmp_path, *backbone, "strategy=slda", f"strategy.adapt={adapt}", *TRAINING)
+    first, folder = run(
+        tmp_path, *backbone, "strategy=slda", f"strategy.session.adapt={adapt}", *TRAINING
+    )
     again = (*backbone, f"backbone.checkpoint={folder / 'backbone.safetensors'}",
              f"backbone.adapted={adapt}")  # fmt: skip
     frozen, other = run(tmp_path, *again, "strategy=slda", "name=frozen")
@@ -220,13 +223,25 @@ def test_one_adaptation_serves_all_heads(
     ("settings", "message"),
     [
         ((*VIT, "backbone.adapted=ssf", "strategy=slda"), "ssf says what is in a file of weights"),
-        ((*VIT, "strategy=slda", "strategy.adapt=ssf"), "expected 0 or more, and at least 1"),
-        ((*CONV, "strategy=slda", "strategy.adapt=finetune"), "at least 1 with adapt=finetune"),
+        (
+            (*VIT, "strategy=slda", "strategy.session.adapt=ssf"),
+            "expected 0 or more, and at least 1",
+        ),
+        (
+            (*CONV, "strategy=slda", "strategy.session.adapt=finetune"),
+            "at least 1 with adapt=finetune",
+        ),
         ((*CONV, "strategy=aper"), r"adapt=adapter .*backbone conv4.*choose from bn, finetune"),
-        ((*VIT, "strategy=aper", "strategy.adapt=bn"), "choose from adapter, finetune, none, ssf"),
-        ((*VIT, "strategy=aper", "strategy.adapt=lora"), "unknown adaptation 'lora'"),
-        ((*VIT, "strategy=aper", "strategy.adapt_classifier=cos"), "expected 'linear' or 'cosine'"),
-        ((*VIT, "strategy=aper", "strategy.adopt=ssf"), "strategy.adapt"),
+        (
+            (*VIT, "strategy=aper", "strategy.session.adapt=bn"),
+            "choose from adapter, finetune, none, ssf",
+        ),
+        ((*VIT, "strategy=aper", "strategy.session.adapt=lora"), "unknown adaptation 'lora'"),
+        (
+            (*VIT, "strategy=aper", "strategy.session.classifier=cos"),
+            "session.classifier=cos: expected linear or cosine",
+        ),
+        ((*VIT, "strategy=aper", "strategy.session.adopt=ssf"), "strategy.session.adapt"),
     ],
 )
 def test_mistakes_are_named(settings: tuple[str, ...], message: str, tmp_path: Path) -> None:

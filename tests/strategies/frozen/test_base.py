@@ -20,7 +20,7 @@ from protocl.data import TensorData
 from protocl.errors import ConfigError
 from protocl.registry import STRATEGIES
 from protocl.strategies import SLDA, FeCAM, InMemory, NearestMean, PrototypePlugin, RanPAC
-from protocl.strategies.frozen.base import FrozenBackbone
+from protocl.strategies.frozen.base import FrozenBackbone, Sums
 from tests.strategies.small import (
     assert_equal_weights,
     build_net,
@@ -186,7 +186,7 @@ def configured(name: str, *settings: str) -> Any:
     return config.strategy
 
 
-FEW = {"ranpac": ["strategy.projection=100"]}
+FEW = {"ranpac": ["strategy.head.projection=100"]}
 
 TRAINED = {"aper", "il2a", "napa_vq", "pass", "prd", "protocl"}
 """Need a backbone with weights to train: configured and run in test files of their own."""
@@ -223,14 +223,16 @@ def test_settings_reach_the_head(train_data: TensorData) -> None:
     def head(name: str, *settings: str) -> Any:
         return configured(name, *settings).build(setup_of(train_data)).head
 
-    cosine = head("nearest_mean", "strategy.metric=cosine", "strategy.normalize_input=true")
+    cosine = head(
+        "nearest_mean", "strategy.head.metric=cosine", "strategy.head.normalize_input=true"
+    )
     assert (cosine.metric, cosine.normalize_input) == ("cosine", True)
-    assert head("slda", "strategy.shrinkage=auto").shrinkage == "auto"
-    assert head("slda", "strategy.shrinkage=0.25").shrinkage == 0.25
-    assert head("ranpac", "strategy.projection=null").projection is None
+    assert head("slda", "strategy.head.shrinkage=auto").shrinkage == "auto"
+    assert head("slda", "strategy.head.shrinkage=0.25").shrinkage == 0.25
+    assert head("ranpac", "strategy.head.projection=null").projection is None
     assert head("ranpac").seed == 5
-    assert head("ranpac", "strategy.regularization=3").regularization == 3
-    fecam = head("fecam", "strategy.variance_shrinkage=2", "strategy.tukey=null")
+    assert head("ranpac", "strategy.head.regularization=3").regularization == 3
+    fecam = head("fecam", "strategy.head.shrinkage=[2,1]", "strategy.head.tukey=null")
     assert (fecam.shrinkage, fecam.tukey) == ((2.0, 1.0), None)
 
 
@@ -246,7 +248,10 @@ def test_a_backbone_that_is_trained_has_no_fingerprint_yet(train_data: TensorDat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["strategy.shrinkage=some"], "strategy.shrinkage=some: expected a number or auto"),
+        (
+            ["strategy.head.shrinkage=some"],
+            "strategy.head.shrinkage=some: expected a number or auto",
+        ),
         (["strategy.first_experience_epochs=-2"], "first_experience_epochs=-2"),
         (
             ["strategy.first_experience_epochs=1", "strategy.optimizer=lbfgs"],
@@ -271,7 +276,7 @@ def test_in_fixed_point_every_cut_of_the_stream_gives_the_same_bits(
         benchmark.train_stream,
         split_online_stream(benchmark.train_stream, experience_size=37),
     ):
-        strategy = build(name, net, exact=True, step=2.0**-8, eval_mb_size=240)
+        strategy = build(name, net, sums=Sums(exact=True, step=2.0**-8), eval_mb_size=240)
         train_on(strategy, stream)
         memories.append(strategy.memory)
     assert memories[0].exact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from protocl.backbones.branches import Branches
 from protocl.data import TensorData
 from protocl.errors import ConfigError
 from protocl.strategies import APER, SLDA, NearestMean, RanPAC, SimpleCIL
+from protocl.strategies.aper import SESSION
 from protocl.strategies.avalanche.epoch_schedule import EpochSchedule
 from protocl.strategies.frozen.base import FrozenBackbone
-from protocl.strategies.frozen.first_session import SessionCosine
+from protocl.strategies.frozen.first_session import Session, SessionCosine
 from tests.golden.ptm import golden, inputs, scores
 from tests.strategies.small import (
     CLASSES,
@@ -46,9 +48,11 @@ def classifier(backbone: str) -> Classifier:
 
 
 def adapted(kind: Any, model: nn.Module, adapt: str, **settings: Any) -> FrozenBackbone:
+    usual = SESSION if kind is APER else Session()
+    own = {name: settings.pop(name) for name in vars(usual) if name in settings}
     defaults: dict[str, Any] = {
         "model": model,
-        "adapt": adapt,
+        "session": replace(usual, adapt=adapt, **own),
         "first_experience_epochs": 2,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
         "train_mb_size": 20,
@@ -222,7 +226,7 @@ def test_the_cosine_layer_knows_only_the_classes_of_the_session() -> None:
 
 
 def test_the_cosine_layer_is_trained_on_the_first_classes(benchmark: Any) -> None:
-    strategy = adapted(SimpleCIL, classifier("vit"), "adapter", adapt_classifier="cosine")
+    strategy = adapted(SimpleCIL, classifier("vit"), "adapter", classifier="cosine")
     trained: Any = strategy.model.classifier
     start = trained.weight.detach().clone()
     train_on(strategy, benchmark.train_stream)
@@ -304,7 +308,7 @@ def test_simplecil_gives_the_numbers_of_the_original_code_and_is_not_nmc() -> No
         ({"adapt": "ssf"}, ConfigError, r"adapt=ssf .*apply to a Net: choose from bn, finetune"),
         ({"adapt": "full"}, ConfigError, "unknown adaptation 'full': .*choose from adapter, bn"),
         ({"two_branches": True}, ValueError, r"two_branches=True with a Net: .*Classifier\("),
-        ({"adapt_classifier": "cos"}, ValueError, "adapt_classifier='cos': expected 'linear' or"),
+        ({"classifier": "cos"}, ValueError, "classifier='cos': expected 'linear' or"),
     ],
 )
 def test_impossible_settings_are_errors(
@@ -317,4 +321,4 @@ def test_impossible_settings_are_errors(
 def test_only_a_linear_layer_gives_way_to_a_cosine_layer() -> None:
     model = Classifier(nn.Flatten(), nn.Sequential(nn.Linear(64, 6)))
     with pytest.raises(ValueError, match=r"layer is a Sequential: expected a torch\.nn\.Linear"):
-        adapted(NearestMean, model, "finetune", adapt_classifier="cosine")
+        adapted(NearestMean, model, "finetune", classifier="cosine")

@@ -26,12 +26,12 @@ SMALL = [
 @pytest.mark.parametrize(
     "settings",
     [
-        ["strategy=prd", "strategy.prototype_lr=1.0", "strategy.views=copies"],
+        ["strategy=prd", "strategy.plugin.prototype_lr=1.0", "strategy.views=copies"],
         ["strategy=prd_released", "strategy.first_experience_epochs=4", "strategy.views=copies"],
-        ["strategy=protocl", "strategy.mem_size=50", "strategy.all_classes=true"],
-        ["strategy=protocl", "strategy.refit=memory", "strategy.covariance=diag"],
-        ["strategy=protocl", "strategy.covariance=full"],
-        ["strategy=protocl_tuned", "strategy.mem_size=50", "strategy.milestones=[1]"],
+        ["strategy=protocl", "strategy.plugin.mem_size=50", "strategy.all_classes=true"],
+        ["strategy=protocl", "strategy.plugin.refit=memory", "strategy.plugin.covariance=diag"],
+        ["strategy=protocl", "strategy.plugin.covariance=full"],
+        ["strategy=protocl_tuned", "strategy.plugin.mem_size=50", "strategy.milestones=[1]"],
     ],
 )
 def test_a_run_from_the_command_lines_settings(settings: list[str], tmp_path: Path) -> None:
@@ -66,10 +66,9 @@ def test_experiences_without_training(strategy: str, skipped: str, tmp_path: Pat
     ("settings", "message"),
     [
         (
-            ["strategy=prd", "strategy.projector_hidden=-1"],
+            ["strategy=prd", "strategy.projector.hidden=-1"],
             "widths -1 and 128: expected at least 1",
         ),
-        (["strategy=ewc", "strategy.mode=both"], "mode='both': expected 'separate' or 'online'"),
         (["strategy=ewc", "strategy.decay_factor=0.9"], "mode='separate' with decay_factor=0.9"),
         (["strategy=ewc", "strategy.mode=online"], "mode='online' with decay_factor=None"),
     ],
@@ -80,6 +79,11 @@ def test_settings_that_do_not_fit_are_refused(
     (config,) = load([*SMALL, *settings, f"output={tmp_path}", "device=cpu"])
     with pytest.raises(ConfigError, match=message):
         run_experiment(config, tmp_path)
+
+
+def test_a_choice_that_is_none_is_refused_before_the_run() -> None:
+    with pytest.raises(ConfigError, match=r"strategy\.mode=both: expected separate or online"):
+        load(["strategy=ewc", "strategy.mode=both"])
 
 
 def test_what_is_kept_is_stated() -> None:

@@ -1,0 +1,82 @@
+"""``key=value`` arguments as typed; a comma outside brackets and quotes makes a sweep."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from protocl.errors import ConfigError
+
+Settings = dict[str, Any]
+"""Keys as typed on the command line (``strategy``, ``strategy.lr``), each with one value."""
+
+_NOT_SWEPT = {"experiment", "jobs", "resume", "output", "cache"}
+
+
+def typed_values(arguments: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each key.
+
+    Raises:
+        ConfigError: an argument is not of the form ``key=value``, or its value is not readable.
+    """
+    typed: dict[str, list[Any]] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"'{argument}' is not of the form key=value, such as seed=1")
+        typed[key] = [_value(key, part) for part in split_commas(text)]
+        if key in _NOT_SWEPT and len(typed[key]) > 1:
+            raise ConfigError(f"{argument}: '{key}' takes one value; it cannot be swept")
+    return typed
+
+
+def expand(values: Mapping[str, Sequence[Any]]) -> list[Settings]:
+    """Every combination of the values of all keys; the first key varies slowest."""
+    return [
+        dict(zip(values, combination, strict=True))
+        for combination in itertools.product(*values.values())
+    ]
+
+
+def labels(values: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What sets the runs of :func:`expand` apart, as typed: ``"strategy=slda seed=1"``.
+
+    Empty where there is only one run.
+    """
+    swept = [key for key, choices in values.items() if len(choices) > 1]
+    return [" ".join(f"{key}={run[key]}" for key in swept) for run in expand(values)]
+
+
+def split_commas(text: str) -> list[str]:
+    """Split at commas that stand outside brackets, braces and quotes.
+
+    >>> split_commas("1,2,[3,4],'a,b'")
+    ['1', '2', '[3,4]', "'a,b'"]
+    """
+    parts = [""]
+    depth, quote = 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        node = OmegaConf.from_dotlist([f"value={text}"])
+        return cast(Settings, OmegaConf.to_container(node))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key}={text}: the value is not readable: {error}") from error

@@ -1,0 +1,144 @@
+"""Values put under their keys, at any depth, and checked against the schema there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any, get_args
+
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from protocl.config.sections import Part
+from protocl.config.validation import hints_of, in_words, members_of, require_declared
+from protocl.errors import ConfigError
+
+
+def assign(config: DictConfig, values: Mapping[str, Any]) -> None:
+    """Put ``values`` into ``config``, in which every section is a dataclass.
+
+    A word in the place of a section is its first setting: ``drift=sdc`` is ``drift.method=sdc``. A
+    section whose class has ``named`` gives way to that of the name it is given.
+
+    Raises:
+        ConfigError: an unknown key, or a value that does not fit its key.
+    """
+    leaves = [leaf for key, value in values.items() for leaf in _leaves(config, key, value)]
+    # A name comes first, for it decides which other settings there are.
+    leaves.sort(key=lambda leaf: (leaf[0].count("."), not leaf[0].endswith(".name")))
+    for key, value in leaves:
+        _assign(config, key, value)
+
+
+def checked(config: DictConfig) -> Any:
+    """The dataclass that ``config`` describes, every value in its range.
+
+    Raises:
+        ConfigError: it names the key of the value that is not.
+    """
+    for key, section in _sections(config):
+        _instance(section, key)
+    return _instance(config, "")
+
+
+def _instance(section: DictConfig, key: str) -> Any:
+    try:
+        made = OmegaConf.to_object(section)
+        require_declared(made)
+        if isinstance(made, Part):
+            made.check()
+    except OmegaConfBaseException as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"the configuration does not resolve: {first}") from error
+    except ValueError as error:
+        name = str(error).partition("=")[0]
+        dot = "." if name.isidentifier() else ": "
+        raise ConfigError(f"{key}{dot}{error}" if key else str(error)) from error
+    return made
+
+
+def _leaves(config: DictConfig, key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    schema = _schema(config, key)
+    if schema is None:
+        yield key, value
+    elif isinstance(value, dict):
+        for inner, given in value.items():
+            yield from _leaves(config, f"{key}.{inner}", given)
+    else:
+        first, hint = next(iter(hints_of(schema).items()))
+        if not _takes_words(hint):
+            known = ", ".join(f"{key}.{name}" for name in hints_of(schema))
+            raise ConfigError(f"{key}={value}: expected settings of its own: {known}")
+        yield f"{key}.{first}", value
+
+
+def _takes_words(hint: Any) -> bool:
+    return any(
+        isinstance(choice, str) or choice is str
+        for member in members_of(hint)
+        for choice in get_args(member) or (member,)
+    )
+
+
+def _assign(config: DictConfig, key: str, value: Any) -> None:
+    parent, _, name = key.rpartition(".")
+    section = _section(config, parent)
+    schema = None if section is None else OmegaConf.get_type(section)
+    hint = Any if schema is dict else hints_of(schema).get(name) if is_dataclass(schema) else None
+    if section is None or hint is None:
+        raise ConfigError(_unknown_key(key, config))
+    kinds = members_of(hint)
+    if type(value) is int and float in kinds and int not in kinds:
+        value = float(value)  # OmegaConf takes 1 for float, and refuses it for float | str
+    before = OmegaConf.select(section, name) if name == "name" else value
+    try:
+        with read_write(section):  # a frozen dataclass is a read-only section
+            OmegaConf.update(config, key, value)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}={value}: expected {in_words(hint)}") from error
+    named = getattr(schema, "named", None)
+    if named is not None and value != before:
+        OmegaConf.update(config, parent, OmegaConf.structured(named(value)), merge=False)
+
+
+def _schema(config: DictConfig, key: str) -> type | None:
+    """The dataclass of the section at ``key``, or None where there is no section."""
+    parent, _, name = key.rpartition(".")
+    section = _section(config, parent)
+    kind = None if section is None or name not in section else OmegaConf.get_type(section, name)
+    return kind if is_dataclass(kind) else None
+
+
+def _section(config: DictConfig, key: str) -> DictConfig | None:
+    node = OmegaConf.select(config, key) if key else config
+    return node if isinstance(node, DictConfig) else None
+
+
+def _sections(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """All sections with their keys, inner ones first."""
+    for name in hints_of(OmegaConf.get_type(config)):  # type: ignore[arg-type]
+        if _schema(config, name) is not None:
+            section = OmegaConf.select(config, name)
+            yield from _sections(section, f"{prefix}{name}.")
+            yield prefix + name, section
+
+
+def _known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in hints_of(OmegaConf.get_type(config)):  # type: ignore[arg-type]
+        if _schema(config, name) is None:
+            yield prefix + name
+        else:
+            yield from _known_keys(OmegaConf.select(config, name), f"{prefix}{name}.")
+
+
+def _unknown_key(key: str, config: DictConfig) -> str:
+    known = list(_known_keys(config))
+    last = key.rpartition(".")[2]
+    near = [name for name in known if name.rpartition(".")[2] == last]
+    near += difflib.get_close_matches(key, known, n=1)
+    closest = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in known], n=1)
+    near += [name for name in known if name.rpartition(".")[2] in closest]
+    if near:
+        return f"unknown key {key}: did you mean {near[0]}?"
+    return f"unknown key {key}: choose from {', '.join(known)}"

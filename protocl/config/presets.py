@@ -1,0 +1,146 @@
+"""Files of settings: named recipes of a part (``configs/strategy/NAME.yaml``) and whole presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from protocl.config.arguments import Settings, expand, typed_values
+from protocl.errors import ConfigError
+from protocl.registry import BACKBONES, BENCHMARKS, STRATEGIES, Registry, unknown_name
+
+GROUPS: dict[str, Registry] = {
+    "benchmark": BENCHMARKS,
+    "backbone": BACKBONES,
+    "strategy": STRATEGIES,
+}
+
+
+def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each key: those of the preset, overruled by those of ``arguments``.
+
+    Picking a part that the preset does not pick drops what the preset says about its keys.
+    """
+    typed = typed_values(arguments)
+    preset = typed.pop("experiment", None)
+    if preset is None:
+        return typed
+    return {**_standing(_read_preset(str(preset[0])), typed), **typed}
+
+
+def settle(
+    arguments: Sequence[str], preset: str, full: Callable[[str], str] = str
+) -> list[Settings]:
+    """Keys and values of all runs that ``arguments`` ask for; a comma makes a sweep.
+
+    Args:
+        arguments: ``key=value`` texts.
+        preset: the key that names a preset: a file of the group of that name, or the user's own.
+        full: the whole name of a key that may be typed short.
+
+    Raises:
+        ConfigError: an argument or the preset is not readable, or the preset does not exist.
+    """
+    typed = {full(key): values for key, values in parse(arguments).items()}
+    picked = typed.pop(preset, None)
+    if picked is not None:
+        if len(picked) > 1:
+            raise ConfigError(f"'{preset}' takes one value; it cannot be swept")
+        content = flatten(_read_group(preset, str(picked[0])))
+        given = {full(key): [value] for key, value in content.items()}
+        typed = {**_standing(given, typed), **typed}
+    return expand(typed)
+
+
+def _read_preset(name: str) -> dict[str, list[Any]]:
+    """A preset as keys with their values; ``sweep:`` holds the keys with more than one."""
+    content = _read_group("experiment", name)
+    sweep = content.pop("sweep", None) or {}
+    values = {key: [value] for key, value in flatten(content).items()}
+    for key, choices in sweep.items():
+        if not isinstance(choices, list) or not choices:
+            raise ConfigError(f"{name}: sweep.{key} is {choices!r}; expected a list of values")
+        values[key] = choices
+    return values
+
+
+def _standing(
+    preset: Mapping[str, list[Any]], typed: Mapping[str, list[Any]]
+) -> dict[str, list[Any]]:
+    """What of a preset is left beside what was typed."""
+
+    def repicked(section: str) -> bool:
+        """Whether a part was picked that is not the preset's."""
+        picks = preset.get(section) or preset.get(f"{section}.name") or []
+        asked = typed.get(section) or typed.get(f"{section}.name") or []
+        return not all(pick in picks for pick in asked)
+
+    def stands(key: str) -> bool:
+        words = key.split(".")
+        parts = [".".join(words[: depth + 1]) for depth in range(len(words))]
+        options_of = [part.removesuffix("_options") for part in parts if part.endswith("_options")]
+        if key in typed or (words[-1] == "name" and key.removesuffix(".name") in typed):
+            return False
+        return not any(map(repicked, [*parts[:-1], *options_of]))
+
+    return {key: values for key, values in preset.items() if stands(key)}
+
+
+def group_names(group: str, registry: Registry | None = None) -> list[str]:
+    """Every name that ``group=NAME`` accepts: shipped YAML files and registered parts."""
+    registry = registry or GROUPS.get(group)
+    folder = files("protocl.configs") / group
+    shipped = {
+        entry.name.removesuffix(".yaml")
+        for entry in (folder.iterdir() if folder.is_dir() else ())
+        if entry.name.endswith(".yaml")
+    }
+    registered = registry.names() if registry else []
+    return sorted(shipped.union(registered))
+
+
+def group_file(group: str, name: str) -> Traversable | None:
+    """The YAML file of ``group=name``: a path of the user's, or a file that protocl ships."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"{group}={name}: there is no such file")
+        return path
+    shipped = files("protocl.configs") / group / f"{name}.yaml"
+    return shipped if shipped.is_file() else None
+
+
+def _read_group(group: str, name: str) -> Settings:
+    source = group_file(group, name)
+    if source is None:
+        raise unknown_name(group, name, group_names(group))
+    return read_mapping(source.read_bytes(), str(source))
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Settings:
+    """``{"strategy": {"loss": {"k": 1}}}`` as ``{"strategy.loss.k": 1}``."""
+    flat: Settings = {}
+    for key, value in content.items():
+        if value and isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_mapping(text: bytes, source: str) -> Settings:
+    """The ``key: value`` lines of a YAML text; ``source`` names it in errors."""
+    try:
+        mapping = OmegaConf.to_container(OmegaConf.create(text.decode()))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} is not readable as YAML: {error}") from error
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"{source} holds {type(mapping).__name__}; expected 'key: value' lines")
+    return {str(key): value for key, value in mapping.items()}
