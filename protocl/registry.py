@@ -11,11 +11,13 @@ protocl's own parts are declared in the same way, so there is one path for both.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from protocl.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
@@ -69,6 +71,20 @@ class Registry:
                 f"{self.kind} '{name}' is registered as {entries[name].value}, "
                 f"which cannot be imported: {error}"
             ) from error
+
+    def subclass_of(self, base: type[T]) -> Callable[[str], type[T]]:
+        """A function from a name to its part, which refuses what is no subclass of ``base``."""
+
+        def find(name: str) -> type[T]:
+            part = self.get(name)
+            if isinstance(part, type) and issubclass(part, base):
+                return part
+            raise ConfigError(
+                f"{self.kind} '{name}' is registered as {part!r}; expected a subclass of "
+                f"{base.__module__}.{base.__name__}"
+            )
+
+        return find
 
 
 STRATEGIES = Registry("protocl.strategies", "strategy")

@@ -8,7 +8,6 @@ from dataclasses import fields
 from protocl.config.compose import (
     Settings,
     build,
-    group_names,
     settle,
 )
 from protocl.config.validation import AT_LEAST_1, POSITIVE, POSITIVE_SHARE, SHARE, require
@@ -23,6 +22,7 @@ from protocl.registry import BACKBONES, BENCHMARKS
 
 _GROUPS = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
 _DEFAULTS = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
+_schema_of = METHODS.subclass_of(MethodConfig)
 _SHORT = {field.name for field in fields(FederationConfig)}
 
 
@@ -36,8 +36,12 @@ def load(arguments: Sequence[str]) -> list[FederateConfig]:
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
-    sections = {*_GROUPS, "federation", "partition"}
-    return [compose(settings) for settings in settle(arguments, "federation", sections, _full)]
+    return [compose(settings) for settings in settle_short(arguments)]
+
+
+def settle_short(arguments: Sequence[str]) -> list[Settings]:
+    """Keys and values of all runs; those of ``federation.`` may be typed without it."""
+    return settle(arguments, "federation", {*_GROUPS, "federation", "partition"}, _full)
 
 
 def compose(settings: Settings) -> FederateConfig:
@@ -45,7 +49,7 @@ def compose(settings: Settings) -> FederateConfig:
     settings = dict(settings)
     if settings.get("partition") is not None:
         settings["partition.name"] = settings.pop("partition")
-    config = build(FederateConfig, settings, _GROUPS, {"method": _method_schema}, _DEFAULTS)
+    config = build(FederateConfig, settings, _GROUPS, {"method": _schema_of}, _DEFAULTS)
     _validate(config)
     return config
 
@@ -58,29 +62,14 @@ def require_deployable(method: MethodConfig) -> None:
     """
     if method.deployable:
         return
-    able = [name for name in METHODS.names() if _method_schema(name).deployable]
+    able = [name for name in METHODS.names() if _schema_of(name).deployable]
     raise ConfigError(
         f"method={method.name} runs in simulation only; a deployment can have {', '.join(able)}"
     )
 
 
-def presets() -> list[str]:
-    """Names that ``federation=NAME`` accepts."""
-    return group_names("federation")
-
-
 def _full(key: str) -> str:
     return f"federation.{key}" if key in _SHORT else key
-
-
-def _method_schema(name: str) -> type[MethodConfig]:
-    schema = METHODS.get(name)
-    if not (isinstance(schema, type) and issubclass(schema, MethodConfig)):
-        raise ConfigError(
-            f"federated method '{name}' is registered as {schema!r}; expected a subclass of "
-            "protocl.federation.config.MethodConfig"
-        )
-    return schema
 
 
 def _validate(config: FederateConfig) -> None:
@@ -101,5 +90,9 @@ def _validate(config: FederateConfig) -> None:
         )
     if federation.engine not in ("in_process", "ray"):
         raise ConfigError(f"engine={federation.engine}: expected in_process or ray")
+    if federation.engine == "ray" and config.jobs > 1:
+        raise ConfigError(
+            f"jobs={config.jobs}: engine=ray has every core at work in each run; leave jobs out"
+        )
     if federation.engine == "ray" and (federation.lost or federation.late):
         raise ConfigError("lost and late are simulated with engine=in_process only")

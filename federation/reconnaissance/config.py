@@ -165,7 +165,7 @@ class ReconnaissanceConfig:
         scenario: who sees what when, and who meets whom.
         alone: also run the same method without any meeting, for the gain from merging.
         unknown: also ask after each merge which queries are of classes that nobody taught yet.
-        seed, device, output, cache, resume: as for ``protocl run``.
+        seed, device, output, cache, resume, jobs: as for ``protocl run``.
     """
 
     name: str = "reconnaissance-${benchmark.name}-${method.name}"
@@ -180,3 +180,4 @@ class ReconnaissanceConfig:
     output: str = "runs"
     cache: str = "~/.cache/protocl/features"
     resume: bool = False
+    jobs: int = 1

@@ -122,15 +122,6 @@ def expand(values: Mapping[str, Sequence[Any]]) -> list[Settings]:
     ]
 
 
-def labels(values: Mapping[str, Sequence[Any]]) -> list[str]:
-    """What sets the runs of :func:`expand` apart, as typed: ``"strategy=slda seed=1"``.
-
-    Empty where there is only one run.
-    """
-    swept = [key for key, choices in values.items() if len(choices) > 1]
-    return [" ".join(f"{key}={run[key]}" for key in swept) for run in expand(values)]
-
-
 def split_commas(text: str) -> list[str]:
     """Split at commas that stand outside brackets, braces and quotes.
 
@@ -155,7 +146,8 @@ def split_commas(text: str) -> list[str]:
 
 def compose(settings: Settings) -> ExperimentConfig:
     """The configuration of one run, every key and value checked against the schema."""
-    composed = build(ExperimentConfig, settings, GROUPS, {"strategy": _strategy_schema}, DEFAULTS)
+    parts = {"strategy": STRATEGIES.subclass_of(StrategyConfig)}
+    composed = build(ExperimentConfig, settings, GROUPS, parts, DEFAULTS)
     _validate(composed)
     return composed
 
@@ -217,11 +209,6 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
-def from_yaml(text: str) -> ExperimentConfig:
-    """The configuration that :func:`to_yaml` wrote."""
-    return compose(flatten(read_mapping(text.encode(), "the configuration")))
-
-
 def group_names(group: str, registry: Registry | None = None) -> list[str]:
     """Every name that ``group=NAME`` accepts: shipped YAML files and registered parts."""
     registry = registry or GROUPS.get(group)
@@ -265,16 +252,6 @@ def _pick(
 def _schema_of(config: DictConfig, group: str) -> type:
     schema = OmegaConf.get_type(config, group)
     assert schema is not None
-    return schema
-
-
-def _strategy_schema(name: str) -> type[StrategyConfig]:
-    schema = STRATEGIES.get(name)
-    if not (isinstance(schema, type) and issubclass(schema, StrategyConfig)):
-        raise ConfigError(
-            f"strategy '{name}' is registered as {schema!r}; expected a subclass of "
-            "protocl.config.StrategyConfig"
-        )
     return schema
 
 
@@ -410,7 +387,7 @@ def _closest(last: str, known: Sequence[str]) -> str | None:
 
 
 def _require_seed_and_name(config: Any) -> None:
-    require(config, "", seed=SEED)
+    require(config, "", seed=SEED, jobs=AT_LEAST_1)
     parts = Path(config.name).parts
     if not parts or Path(config.name).is_absolute() or ".." in parts:
         raise ConfigError(
@@ -419,7 +396,6 @@ def _require_seed_and_name(config: Any) -> None:
 
 
 def _validate(config: ExperimentConfig) -> None:
-    require(config, "", jobs=AT_LEAST_1)
     # Each strategy checks its own settings when it is built.
     require(
         config.strategy, "strategy.",

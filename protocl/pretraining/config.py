@@ -95,7 +95,7 @@ class PretrainConfig:
         lr: highest learning rate of AdamW's one-cycle schedule.
         warmup: share of the steps in which it rises.
         weight_decay: decoupled, of the backbone's weights.
-        seed, device, output, resume: as for ``protocl run``.
+        seed, device, output, resume, jobs: as for ``protocl run``.
     """
 
     name: str = "pretrain-${benchmark.name}-${objective.name}"
@@ -114,3 +114,4 @@ class PretrainConfig:
     device: str = "auto"
     output: str = "runs"
     resume: bool = False
+    jobs: int = 1
