@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from protocl import PrototypeMemory
 from protocl.backbones import BackboneConfig, Classifier, build_backbone
-from protocl.federation.reconnaissance import command, run
+from protocl.federation.reconnaissance import run
 from protocl.registry import HEADS, STRATEGIES
+from protocl.runner import context
 from protocl.runner.folders import create_run
 from protocl.strategies.exemplars.herding import herd
 from protocl.strategies.exemplars.medoids import medoids
@@ -162,8 +163,8 @@ def test_reconnaissance(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     def accuracies_on(device: torch.device) -> list[float]:
         settings = [f"method={method}", "backbone=conv4", "backbone.width=4"]
         folders = [f"output={tmp_path}", f"cache={tmp_path / device.type}"]
-        (config,) = command.load(["reconnaissance=digits", *settings, *folders])
-        monkeypatch.setattr(run, "resolve_device", lambda name: device)
+        (config,) = run.RECONNAISSANCE.load(["reconnaissance=digits", *settings, *folders])
+        monkeypatch.setattr(context, "resolve_device", lambda name: device)
         result = run.run_reconnaissance(config, create_run(config))
         return list(result["metrics"]["stream_accuracy"])
 

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from protocl.cli.arguments import Commands, add_settings_command, print_settings, run_each
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from protocl.federation.config import FederateConfig
+from protocl.cli.arguments import Commands, add_settings_command
 
 _HELP = """\
 Federate: clients exchange statistics of their classes instead of gradients or samples.
@@ -24,7 +18,7 @@ Who holds what:      partition=classes|dirichlet|iid|file|flwr  partition.alpha=
                      partition.classes_per_client=2 partition.growth=none|samples|classes|stream
 What is exchanged:   method.head=lda  method.precision=float16  method.exact=true
                      method.distribute=true (the backbone too)
-Other keys:          seed=1,2,3  name=NAME  output=runs  resume=true  engine=in_process|ray
+Other keys:          seed=1,2,3  name=NAME  output=runs  jobs=2  resume=true  engine=in_process|ray
                      verify=true (compare with all samples in one place)
 A comma makes a sweep.
 """
@@ -60,52 +54,10 @@ def federate(args: argparse.Namespace) -> int:
     """Run what ``args.settings`` asks for; the exit code."""
     if args.settings[0] == "deploy":
         return _deploy(args.settings[1:])
-    from rich.console import Console
+    from protocl.cli.sweep import run_command
+    from protocl.federation.runner.run import FEDERATION
 
-    from protocl.federation.config.compose import load
-
-    configs = load(args.settings)
-    if args.show:
-        return print_settings(configs)
-    from protocl.report import compare
-
-    notes = Console(stderr=True)
-    folders = run_each(configs, lambda config: _run(config, notes), debug=args.debug)
-    if folders:
-        compare(folders, folders[0].parent if len(configs) > 1 else None, console=Console())
-    return int(len(folders) < len(configs))
-
-
-def _run(config: FederateConfig, console: Console) -> Path:
-    from protocl.federation.runner.centralized import OnePlace
-    from protocl.federation.runner.run import RoundReport, run_federation
-    from protocl.federation.wire.compat import quiet, without_round_reports
-    from protocl.runner.folders import run_folder
-
-    quiet()
-
-    def show(report: RoundReport) -> None:
-        accuracy = "unknown" if report.accuracy is None else f"{report.accuracy:.4f}"
-        console.print(
-            f"  round {report.round}/{config.federation.rounds}: accuracy {accuracy} "
-            f"on {report.evaluated} samples of {report.classes} classes, "
-            f"{_size(report.bytes_up)} up, {_size(report.bytes_down)} down, {report.seconds:.2f} s"
-        )
-
-    with without_round_reports(), run_folder(config) as folder:
-        console.print(f"{config.name} seed={config.seed} -> {folder}")
-        result = run_federation(config, folder, on_round=show)
-    if (compared := result["federation"].get("one_place")) is not None:
-        console.print(f"  {OnePlace(**compared)}")
-    return folder
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+    return run_command(FEDERATION, args)
 
 
 def _deploy(words: list[str]) -> int:

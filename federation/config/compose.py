@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from protocl.config.arguments import Settings
 from protocl.config.compose import build
-from protocl.config.presets import group_names, settle
+from protocl.config.presets import settle
 from protocl.errors import ConfigError
 from protocl.federation.config.schema import (
     METHODS,
@@ -32,13 +32,18 @@ def load(arguments: Sequence[str]) -> list[FederateConfig]:
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
-    return [compose(settings) for settings in settle(arguments, "federation", _full)]
+    return [compose(settings) for settings in settle_short(arguments)]
+
+
+def settle_short(arguments: Sequence[str]) -> list[Settings]:
+    """Keys and values of all runs; those of ``federation.`` may be typed without it."""
+    return settle(arguments, "federation", _full)
 
 
 def compose(settings: Settings) -> FederateConfig:
     """The configuration of one run, every key and value checked against the schema."""
     config = build(FederateConfig, settings, _GROUPS, _DEFAULTS)
-    _validate(config.federation)
+    _validate(config)
     return config
 
 
@@ -56,16 +61,12 @@ def require_deployable(method: MethodConfig) -> None:
     )
 
 
-def presets() -> list[str]:
-    """Names that ``federation=NAME`` accepts."""
-    return group_names("federation")
-
-
 def _full(key: str) -> str:
     return f"federation.{key}" if key in _SHORT else key
 
 
-def _validate(federation: FederationConfig) -> None:
+def _validate(config: FederateConfig) -> None:
+    federation = config.federation
     if federation.min_clients > federation.clients:
         raise ConfigError(
             f"min_clients={federation.min_clients}: no round could begin with "
@@ -74,6 +75,10 @@ def _validate(federation: FederationConfig) -> None:
     if federation.rounds > 1 and not federation.remember:
         raise ConfigError(
             f"remember=false: clients need their state for rounds={federation.rounds}"
+        )
+    if federation.engine == "ray" and config.jobs > 1:
+        raise ConfigError(
+            f"jobs={config.jobs}: engine=ray has every core at work in each run; leave jobs out"
         )
     if federation.engine == "ray" and (federation.lost or federation.late):
         raise ConfigError("lost and late are simulated with engine=in_process only")

@@ -209,8 +209,7 @@ class FederateConfig:
         method: what is exchanged and learnt.
         federation: clients and rounds.
         partition: who holds which samples, and from when on.
-        seed, device, output, cache: as for ``protocl run``.
-        resume: continue the newest unfinished run of the same configuration.
+        seed, device, output, cache, resume, jobs: as for ``protocl run``.
         verify: compare the merged memory with that of all samples in one place at the end.
     """
 
@@ -225,4 +224,5 @@ class FederateConfig:
     output: str = "runs"
     cache: str = "~/.cache/protocl/features"
     resume: bool = False
+    jobs: int = ranged(1, AT_LEAST_1)
     verify: bool = False

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protocl.backbones import BackboneConfig
 from protocl.config.sections import registered
-from protocl.config.validation import SEED, ranged
+from protocl.config.validation import AT_LEAST_1, SEED, ranged
 from protocl.data import BenchmarkConfig
 from protocl.federation.config import MethodInfo
 from protocl.federation.reconnaissance.scenario import SERVER
@@ -172,7 +172,7 @@ class ReconnaissanceConfig:
         scenario: who sees what when, and who meets whom.
         alone: also run the same method without any meeting, for the gain from merging.
         unknown: also ask after each merge which queries are of classes that nobody taught yet.
-        seed, device, output, cache, resume: as for ``protocl run``.
+        seed, device, output, cache, resume, jobs: as for ``protocl run``.
     """
 
     name: str = "reconnaissance-${benchmark.name}-${method.name}"
@@ -187,3 +187,4 @@ class ReconnaissanceConfig:
     output: str = "runs"
     cache: str = "~/.cache/protocl/features"
     resume: bool = False
+    jobs: int = ranged(1, AT_LEAST_1)

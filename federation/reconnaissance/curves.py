@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from protocl.federation.reconnaissance.measures import BeforeMerge, mean
 from protocl.io.atomic import atomic_path
-from protocl.runner.folders import RESULT_FILE
+from protocl.report.result import RESULT_FILE
 
 COLUMNS = 3
 QUANTITIES = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 
 import torch
+from rich.filesize import decimal
 from torch import Tensor
 
 from protocl.metrics.confusion import Confusion
@@ -76,6 +77,14 @@ class StepReport:
     merge_seconds: float
     state_bytes: float
     unknown: Mapping[str, float] = dataclass_field(default_factory=dict)
+
+    def __str__(self) -> str:
+        alone = "" if self.alone is None else f", alone {self.alone:.4f}"
+        unknown = "".join(f", {name} AUROC {area:.3f}" for name, area in self.unknown.items())
+        return (
+            f"accuracy {self.accuracy:.4f} on {self.classes} classes{alone}{unknown}, "
+            f"{decimal(self.bytes_up)} up, {decimal(self.bytes_down)} down"
+        )
 
 
 def accuracy_on(classes: set[int], answers: Tensor, labels: Tensor) -> float | None:

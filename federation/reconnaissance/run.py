@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from protocl.backbones import build_backbone, fingerprint
-from protocl.backbones.features import encode_once
-from protocl.data import load_data
+from protocl.config.arguments import Settings
+from protocl.config.compose import build
 from protocl.data.streams import class_order
 from protocl.errors import ConfigError, DataError, as_config_error
-from protocl.federation.reconnaissance.config import Learner, LearnerSetup, ReconnaissanceConfig
+from protocl.federation.reconnaissance.config import (
+    METHODS,
+    Learner,
+    LearnerSetup,
+    ReconnaissanceConfig,
+)
 from protocl.federation.reconnaissance.drawing import draw_scenario
 from protocl.federation.reconnaissance.measures import (
     BeforeMerge,
@@ -29,38 +33,51 @@ from protocl.federation.reconnaissance.measures import (
 from protocl.federation.reconnaissance.methods.prototypes import PrototypeLearner
 from protocl.federation.reconnaissance.result import build_result
 from protocl.federation.reconnaissance.scenario import SERVER, Mission, Scenario, Step
-from protocl.io.atomic import atomic_write
-from protocl.io.profile import PhaseLog
 from protocl.metrics.history import Evaluation, History
-from protocl.runner.experiment import resolve_device
-from protocl.runner.folders import RESULT_FILE, exclusive, is_complete, read_result
+from protocl.registry import BACKBONES, BENCHMARKS
+from protocl.runner.context import RunContext
+from protocl.runner.kind import Kind
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch.utils.tensorboard import SummaryWriter
 
 SCENARIO_FILE = "scenario.json"
+KEPT = (
+    "learner", "hermits", "known", "stages", "reports", "history", "own", "setup_bytes",
+)  # fmt: skip
+"""What steps change of a run, and checkpoints hold."""
 
-OnStep = Callable[[StepReport], None]
+
+class ReconnaissanceKind(Kind[ReconnaissanceConfig]):
+    """A method in a scenario; a checkpoint is written after every step."""
+
+    name = "reconnaissance"
+
+    def compose(self, settings: Settings) -> ReconnaissanceConfig:
+        """See :class:`protocl.runner.kind.Kind`."""
+        groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
+        defaults = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
+        return build(ReconnaissanceConfig, settings, groups, defaults)
+
+    def execute(self, run: RunContext[ReconnaissanceConfig]) -> dict[str, Any]:
+        """See :class:`protocl.runner.kind.Kind`."""
+        from protocl.federation.wire.compat import quiet
+
+        quiet()
+        return Reconnaissance(run).finish()
+
+    def show(self, folders: Sequence[Path], output: Path | None, console: Console) -> None:
+        """Print the table of finished runs, and draw curves over their steps."""
+        from protocl.federation.reconnaissance.curves import write_curves
+
+        super().show(folders, output, console)
+        for file in write_curves(folders, output or folders[0]):
+            console.print(f"wrote {file}", soft_wrap=True)
 
 
-def run_reconnaissance(
-    config: ReconnaissanceConfig, run_dir: Path, *, on_step: OnStep | None = None
-) -> dict[str, Any]:
-    """Run a method in a scenario.
-
-    Args:
-        config: what to run.
-        run_dir: existing folder of the run (:func:`protocl.runner.folders.open_run`).
-        on_step: told of every step.
-
-    Returns:
-        The content of ``result.json``.
-
-    Raises:
-        ProtoclError: the configuration, the data or the scenario does not allow the run.
-    """
-    with exclusive(run_dir):
-        finished = read_result(run_dir)
-        if finished is not None and is_complete(finished):
-            return finished
-        return Reconnaissance(config, run_dir).finish(on_step or (lambda report: None))
+RECONNAISSANCE = ReconnaissanceKind()
+run_reconnaissance = RECONNAISSANCE.carry_out
 
 
 class Reconnaissance:
@@ -74,14 +91,12 @@ class Reconnaissance:
         history: evaluations after each stage, the last before the next stage begins.
     """
 
-    def __init__(self, config: ReconnaissanceConfig, run_dir: Path) -> None:
-        self.config = config
-        self.run_dir = run_dir
-        self.phases = PhaseLog()
+    def __init__(self, run: RunContext[ReconnaissanceConfig]) -> None:
+        self.run, self.config = run, run.config
         self._load()
         self.clients = range(self.scenario.clients)
         self.learner = self._build()
-        with_hermits = config.alone and config.method.learns_alone
+        with_hermits = self.config.alone and self.config.method.learns_alone
         self.hermits = self._build() if with_hermits else None
         self.known: set[int] = set()
         self.stages: list[set[int]] = []
@@ -90,39 +105,49 @@ class Reconnaissance:
         self.own: dict[int, set[int]] = {client: set() for client in self.clients}
         self.setup_bytes = 0
 
-    def finish(self, on_step: OnStep) -> dict[str, Any]:
-        """Run all steps and write the results."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.scenario.save(self.run_dir / SCENARIO_FILE)
-        with SummaryWriter(str(self.run_dir)) as events, self.phases.phase("train"):
+    def finish(self) -> dict[str, Any]:
+        """Run the steps that remain and write what was learned."""
+        self.scenario.save(self.run.folder / SCENARIO_FILE)
+        if (state := self.run.take_up()) is not None:
+            vars(self).update({name: state[name] for name in KEPT})
+        else:
             self._teach_base()
-            for step in self.scenario.steps:
-                report = self._step(step)
-                self.reports.append(report)
-                for name in ("accuracy", "own", "bytes_up", "bytes_down"):
-                    events.add_scalar(f"step/{name}", getattr(report, name), report.step)
-                on_step(report)
+        with self.run.events(len(self.reports)) as events:
+            for step in self.scenario.steps[len(self.reports) :]:
+                self._take(step, events)
         if isinstance(self.learner, PrototypeLearner):
-            self.learner.memory(self._judges()[0]).save(self.run_dir / "memory.safetensors")
-        result = build_result(self)
-        atomic_write(self.run_dir / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
-        return result
+            memory = self.learner.memory(self._judges()[0])
+            memory.save(self.run.folder / "memory.safetensors")
+        return build_result(self)
+
+    def _take(self, step: Step, events: SummaryWriter) -> None:
+        """One step, and all that is written of it."""
+        done = len(self.reports)
+        self._tell(done)
+        with self.run.phases.phase("train", done):
+            report = self._step(step)
+        self.reports.append(report)
+        for name in ("accuracy", "own", "bytes_up", "bytes_down"):
+            events.add_scalar(f"step/{name}", getattr(report, name), report.step)
+        if self.history.evaluations:
+            self.run.write(build_result(self), complete=False)
+        self.run.save(done + 1, {name: getattr(self, name) for name in KEPT})
+        self._tell(done + 1, report)
+
+    def _tell(self, done: int, report: StepReport | None = None) -> None:
+        self.run.tell("train", done, total=len(self.scenario.steps), unit="step", report=report)
 
     # -- before -----------------------------------------------------------------------------
 
     def _load(self) -> None:
         config = self.config
-        with self.phases.phase("data"):
-            data = load_data(config.benchmark)
+        data = self.run.load_data()
         backbone = build_backbone(config.backbone, data.input_shape, config.seed)
         self.fingerprint = fingerprint(backbone)
-        with self.phases.phase("features"):
-            device = resolve_device(config.device)
-            encoded = encode_once(data, backbone, config.cache, device)
+        encoded = self.run.encode(data, backbone)
         self.x = torch.cat([encoded.x_train, encoded.x_test]).float()
         self.y = torch.cat([data.y_train, data.y_test])
-        self.data_hash, self.class_names = data.content_hash, data.class_names
+        self.class_names = data.class_names
         order = class_order(config.benchmark, data.y_train, config.seed)
         n_base = config.benchmark.base_classes or 0
         self.base = set(order[:n_base])
@@ -132,7 +157,7 @@ class Reconnaissance:
             )
         else:
             self.scenario = Scenario.load(Path(config.scenario.file).expanduser())
-            if self.scenario.data_hash != self.data_hash:
+            if self.scenario.data_hash != data.content_hash:
                 raise DataError(
                     f"scenario.file={config.scenario.file}: it was drawn from other data; "
                     "give the same benchmark settings"

@@ -1,4 +1,4 @@
-"""The content of a federated run's ``result.json``, in the form that ``protocl compare`` reads."""
+"""What ``result.json`` says of a federation."""
 
 from __future__ import annotations
 
@@ -6,29 +6,19 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from protocl.io import provenance
-
 if TYPE_CHECKING:
     from protocl.federation.runner.run import FederatedRun
 
-FORMAT = 1
 
-
-def build_result(run: FederatedRun, *, complete: bool) -> dict[str, Any]:
-    """All that is known after at least one evaluation, in the form of JSON."""
+def build_result(run: FederatedRun) -> dict[str, Any]:
+    """What ``result.json`` says of a federation after at least one evaluation."""
     config, memory = run.config, run.method.memory
     return {
-        "format": FORMAT,
-        "name": config.name,
-        "seed": config.seed,
-        "status": "complete" if complete else "running",
         "benchmark": {
             "name": config.benchmark.name,
             "n_experiences": len(run.stages),
             "classes_per_experience": [[int(c) for c in stage] for stage in run.stages],
-            "data_hash": run.data_hash,
+            "data_hash": run.run.data_hash,
             "n_train": len(run.data.y_train),
             "n_test": len(run.data.y_test),
             "class_names": run.data.class_names,
@@ -45,13 +35,8 @@ def build_result(run: FederatedRun, *, complete: bool) -> dict[str, Any]:
             "fingerprint": run.fingerprint,
             "feature_dim": run.backbone.feature_dim,
         },
-        "metrics": run.history.summary(),
-        "confusion": run.history.confusion_table(),
-        "federation": _describe_federation(run),
-        "phases": run.phases.entries,
-        "versions": provenance.versions(),
-        "git": provenance.git_state(),
-        "machine": provenance.machine(config.device, torch.get_num_threads()),
+        **run.history.measures(),
+        run.run.kind: _describe_federation(run),
     }
 
 

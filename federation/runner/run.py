@@ -3,96 +3,67 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from protocl.backbones import build_backbone, fingerprint
-from protocl.backbones.features import encode_once
-from protocl.data import load_data
+from protocl.config.arguments import Settings
 from protocl.data.streams import class_order, experience_sizes, hold_out
-from protocl.errors import AllFailedError, as_config_error
+from protocl.errors import as_config_error
 from protocl.federation.client.benchmark_clients import BenchmarkClients
 from protocl.federation.client.partition import stage_starts
 from protocl.federation.client.state import NoStates, StatesInProcess, StatesOnDisk, StateStore
 from protocl.federation.config import FederateConfig, FederationSetup
+from protocl.federation.config.compose import compose, settle_short
 from protocl.federation.runner.centralized import (
     OnePlace,
     compare_with_one_place,
     require_comparable,
 )
+from protocl.federation.runner.evaluation import Evaluator, RoundReport
 from protocl.federation.runner.result import build_result
+from protocl.federation.wire.compat import quiet, without_round_reports
 from protocl.federation.wire.traffic import Traffic
 from protocl.io.atomic import atomic_write
-from protocl.io.profile import PhaseLog
-from protocl.metrics.confusion import Confusion
 from protocl.metrics.history import Evaluation, History
-from protocl.runner.experiment import resolve_device
-from protocl.runner.folders import RESULT_FILE, exclusive, is_complete, read_result
+from protocl.runner.context import RunContext
+from protocl.runner.kind import Kind
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, MetricRecord
     from flwr.serverapp import Grid
 
-    from protocl.data.arrays import ArrayData
-
-logger = logging.getLogger(__name__)
-
 PROGRESS_FILE = "progress.json"
 
 
-@dataclass(frozen=True)
-class RoundReport:
-    """What one round brought.
+class FederationKind(Kind[FederateConfig]):
+    """A federation of simulated clients; methods that can be continued keep a checkpoint a round.
 
-    Attributes:
-        round: its number, from 1.
-        accuracy: on the test data of all classes that have arrived; None where clients measure it
-            and none of them answered.
-        classes: number of these classes.
-        seconds: wall time of the round without the evaluation.
-        bytes_up, bytes_down: measured on the serialised messages.
-        evaluated: samples that the accuracy is of.
+    The last ones stay after the run: a client can still be forgotten.
     """
 
-    round: int
-    accuracy: float | None
-    classes: int
-    seconds: float
-    bytes_up: int
-    bytes_down: int
-    evaluated: int = 0
+    name = "federation"
+    keeps_checkpoints = True
+
+    def settle(self, arguments: Sequence[str]) -> list[Settings]:
+        """See :class:`protocl.runner.kind.Kind`; keys of rounds may be typed short."""
+        return settle_short(arguments)
+
+    def compose(self, settings: Settings) -> FederateConfig:
+        """See :class:`protocl.runner.kind.Kind`."""
+        return compose(settings)
+
+    def execute(self, run: RunContext[FederateConfig]) -> dict[str, Any]:
+        """See :class:`protocl.runner.kind.Kind`."""
+        quiet()
+        with without_round_reports():
+            return FederatedRun(run).finish()
 
 
-OnRound = Callable[[RoundReport], None]
-
-
-def run_federation(
-    config: FederateConfig, run_dir: Path, *, on_round: OnRound | None = None
-) -> dict[str, Any]:
-    """Run one federation in simulation, or the rest of one that was interrupted.
-
-    Args:
-        config: what to run.
-        run_dir: existing folder of the run (:func:`protocl.runner.folders.open_run`).
-        on_round: told of every round.
-
-    Returns:
-        The content of ``result.json``.
-
-    Raises:
-        ProtoclError: the configuration, the data or a checkpoint does not allow the run.
-    """
-    with exclusive(run_dir):
-        finished = read_result(run_dir)
-        if finished is not None and is_complete(finished):
-            return finished
-        return FederatedRun(config, run_dir, on_round or (lambda report: None)).finish()
+FEDERATION = FederationKind()
+run_federation = FEDERATION.carry_out
 
 
 class FederatedRun:
@@ -107,64 +78,55 @@ class FederatedRun:
         one_place: the comparison that ``verify=true`` asks for.
     """
 
-    def __init__(self, config: FederateConfig, run_dir: Path, on_round: OnRound) -> None:
-        self.config = config
-        self.run_dir = run_dir
-        self.on_round = on_round
-        self.phases = PhaseLog()
+    def __init__(self, run: RunContext[FederateConfig]) -> None:
+        self.run, self.config = run, run.config
         self.reports: list[RoundReport] = []
         self.one_place: OnePlace | None = None
         self.history = History()
-        if config.verify:
-            require_comparable(config.method)
+        if self.config.verify:
+            require_comparable(self.config.method)
         self._load()
-        rounds = config.federation.rounds
+        rounds = self.config.federation.rounds
         starts = stage_starts(len(self.stages), rounds)
         self._stage_ends = [*(start - 1 for start in starts[1:]), rounds]
         self._prepare_method()
+        self._evaluator = Evaluator(
+            self.method, self.config.method.personal, self.data, self.n_classes, self.stages
+        )
         self._began = time.perf_counter()
 
     def finish(self) -> dict[str, Any]:
-        """Run the rounds that remain and write the results."""
-        from torch.utils.tensorboard import SummaryWriter
-
+        """Run the rounds that remain and write memory and books."""
         rounds = self.config.federation.rounds
-        done = self.method.resume() if self.config.resume and self._has_checkpoint() else 0
+        has_checkpoint = bool(self.run.checkpoints.files())
+        done = self.method.resume() if self.config.resume and has_checkpoint else 0
         if done:
             self._recall(done)
-        with SummaryWriter(str(self.run_dir)) as self.events:
+        with self.run.events(done) as self.events:
             if done < rounds:
                 self._simulate(rounds - done, done)
-            return self._conclude()
+        self._conclude()
+        return build_result(self)
 
     # -- before -----------------------------------------------------------------------------
 
     def _load(self) -> None:
         """Data, features, and the classes of each stage."""
         config = self.config
-        with self.phases.phase("data"):
-            data = load_data(config.benchmark)
-            self.data_hash, self.n_classes = data.content_hash, data.n_classes
-            if config.benchmark.validation:
-                data = hold_out(
-                    data, config.benchmark.validation, config.seed, config.benchmark.class_order
-                )
+        data = self.run.load_data()
+        self.n_classes = data.n_classes
+        if config.benchmark.validation:
+            data = hold_out(
+                data, config.benchmark.validation, config.seed, config.benchmark.class_order
+            )
         self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
         self.fingerprint = fingerprint(self.backbone)
-        with self.phases.phase("features"):
-            self.data = self._encode(data)
+        self.data = data if config.method.needs_samples else self.run.encode(data, self.backbone)
         order = class_order(config.benchmark, data.y_train, config.seed)
         sizes = [len(order)]
         if config.partition.growth == "stream":
             sizes = experience_sizes(config.benchmark, len(order))
         self.stages = [list(part) for part in _cut(order, sizes)]
-
-    def _encode(self, data: ArrayData) -> ArrayData:
-        config = self.config
-        if config.method.needs_samples:
-            return data
-        device = resolve_device(config.device)
-        return encode_once(data, self.backbone, config.cache, device)
 
     def _prepare_method(self) -> None:
         config, federation = self.config, self.config.federation
@@ -178,7 +140,7 @@ class FederatedRun:
             tests=federation.evaluate > 0 or config.method.personal,
         )
         if federation.engine == "ray":
-            clients.spill(self.run_dir / "features.pt")
+            clients.spill(self.run.folder / "features.pt")
         self.clients = clients
         setup = FederationSetup(
             load=clients,
@@ -189,7 +151,7 @@ class FederatedRun:
             seed=config.seed,
             federation=federation,
             states=self._states(),
-            checkpoints=self.run_dir / "checkpoint",
+            checkpoints=self.run.checkpoints.path,
         )
         with as_config_error(f"method={config.method.name}: "):
             self.method = config.method.build(setup)
@@ -201,14 +163,12 @@ class FederatedRun:
             return NoStates()
         # Ray's workers share no memory, so the states of their clients are files.
         on_ray = self.config.federation.engine == "ray"
-        return StatesOnDisk(self.run_dir / "clients") if on_ray else StatesInProcess()
-
-    def _has_checkpoint(self) -> bool:
-        return (self.run_dir / "checkpoint").is_dir()
+        return StatesOnDisk(self.run.folder / "clients") if on_ray else StatesInProcess()
 
     def _recall(self, done: int) -> None:
         """Take up the evaluations of the rounds done."""
-        kept = json.loads((self.run_dir / PROGRESS_FILE).read_text(encoding="utf-8"))
+        kept = json.loads((self.run.folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+        self.run.accept(kept.get("origin"))
         self.reports = [RoundReport(**r) for r in kept["rounds"] if r["round"] <= done]
         ended = sum(end <= done for end in self._stage_ends)
         self.history = History(History.from_dict(kept["history"]).evaluations[:ended])
@@ -220,7 +180,8 @@ class FederatedRun:
 
         federation = self.config.federation
         grid = None if federation.engine == "ray" else self._grid()
-        with self.phases.phase("train"):
+        with self.run.phases.phase("train"):
+            self._tell(done)
             self._began = time.perf_counter()
             simulate(
                 self.method.strategy,
@@ -251,7 +212,7 @@ class FederatedRun:
             self._began = time.perf_counter()
             return None
         stage = next(t for t, end in enumerate(self._stage_ends) if number <= end)
-        confusions = self._evaluate(arrays, stage)
+        confusions = self._evaluator.answers(arrays, stage)
         right = sum(confusion.correct for confusion in confusions.values())
         total = sum(confusion.total for confusion in confusions.values())
         accuracy = right / total if total else None
@@ -262,56 +223,11 @@ class FederatedRun:
         self.reports.append(report)
         self._log(report)
         if number == self._stage_ends[stage]:
-            self.history.append(Evaluation(self._answered(confusions)))
+            self.history.append(Evaluation(self._evaluator.completed(confusions)))
         self._write_progress()
-        self.on_round(report)
+        self._tell(number, report)
         self._began = time.perf_counter()
         return None
-
-    def _evaluate(self, arrays: ArrayRecord, stage: int) -> dict[int, Confusion]:
-        """Confusion on the test data of each stage up to ``stage``."""
-        stages = enumerate(self.stages[: stage + 1])
-        return {t: self._confusion(arrays, classes) for t, classes in stages}
-
-    def _confusion(self, arrays: ArrayRecord, classes: list[int]) -> Confusion:
-        """On the test data of ``classes``; no answer is a wrong one."""
-        rows = torch.isin(self.data.y_test, torch.tensor(classes))
-        x, y = self.data.x_test[rows], self.data.y_test[rows]
-        memory = self.method.memory
-        if self.config.method.personal:
-            newest: Confusion = self._personal[-1]
-            return newest.among(classes)
-        if memory is None or len(memory):
-            return Confusion.from_predictions(y, self.method.classify(arrays, x))
-        return Confusion.from_predictions(y, (y + 1) % self.n_classes)
-
-    @property
-    def _personal(self) -> list[Confusion]:
-        """What clients measured in each round, the newest last."""
-        evaluations: dict[int, Confusion] = self.method.personal_evaluations  # type: ignore[attr-defined]
-        return list(evaluations.values())
-
-    def _answered(self, confusions: dict[int, Confusion]) -> dict[int, Confusion]:
-        """With the newest answers there are, where all who hold some classes were lost just now.
-
-        Raises:
-            AllFailedError: nobody ever answered for some classes.
-        """
-        answered = dict(confusions)
-        for stage, confusion in confusions.items():
-            if not confusion.total:
-                answered[stage] = self._newest_of(self.stages[stage])
-        return answered
-
-    def _newest_of(self, classes: list[int]) -> Confusion:
-        for confusion in reversed(self._personal):
-            if (own := confusion.among(classes)).total:
-                logger.warning("classes %s: nobody answered just now; older answers count", classes)
-                return own
-        raise AllFailedError(
-            f"no client that holds classes {classes} ever answered an evaluation, so their "
-            "accuracy is not known; lower lost, or raise rounds"
-        )
 
     def _log(self, report: RoundReport) -> None:
         for name in ("accuracy", "evaluated", "bytes_up", "bytes_down", "seconds"):
@@ -323,35 +239,30 @@ class FederatedRun:
 
     # -- after ------------------------------------------------------------------------------
 
-    def _conclude(self) -> dict[str, Any]:
-        """Write memory, books and plots, last of all the complete result."""
-        from protocl.report import plot_run
-
+    def _conclude(self) -> None:
         if self.method.memory is not None:
-            self.method.memory.save(self.run_dir / "memory.safetensors")
+            self.method.memory.save(self.run.folder / "memory.safetensors")
         merged = getattr(self.method.strategy, "merged", None)
         if merged is not None:
-            merged.ledger.save(self.run_dir / "ledger.jsonl")
-        self.traffic.save(self.run_dir / "traffic.csv")
+            merged.ledger.save(self.run.folder / "ledger.jsonl")
+        self.traffic.save(self.run.folder / "traffic.csv")
         if self.config.verify:
             self.one_place = compare_with_one_place(self)
-        result = build_result(self, complete=True)
-        plot_run(result, self.run_dir / "plots")
-        return self._write(complete=True)
+        self.run.tell("report", report=self.one_place)
 
     def _write_progress(self) -> None:
         progress = {
+            "origin": self.run.origin(),
             "rounds": [asdict(report) for report in self.reports],
             "history": self.history.to_dict(),
         }
-        atomic_write(self.run_dir / PROGRESS_FILE, json.dumps(progress))
+        atomic_write(self.run.folder / PROGRESS_FILE, json.dumps(progress))
         if self.history.evaluations:
-            self._write(complete=False)
+            self.run.write(build_result(self), complete=False)
 
-    def _write(self, *, complete: bool) -> dict[str, Any]:
-        result = build_result(self, complete=complete)
-        atomic_write(self.run_dir / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
-        return result
+    def _tell(self, done: int, report: RoundReport | None = None) -> None:
+        rounds = self.config.federation.rounds
+        self.run.tell("train", done, total=rounds, unit="round", report=report)
 
 
 def _cut(order: list[int], sizes: list[int]) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,10 @@ from typing import Any
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from protocl.errors import DataError
 from protocl.federation.wire.relayed_grids import MeteredGrid
 from protocl.federation.wire.traffic import Traffic
 from protocl.io.checkpoint import CheckpointFolder
 from protocl.memory import PrototypeMemory
-
-logger = logging.getLogger(__name__)
 
 
 class LastingStrategy(Strategy):
@@ -65,7 +61,7 @@ class LastingStrategy(Strategy):
         Raises:
             ConfigError, ValueError, FingerprintError: it belongs to a federation of another kind.
         """
-        state = self._checkpoints and self._checkpoints.load_newest({}, on_damage=_warn)
+        state = self._checkpoints and self._checkpoints.load_newest({})
         if not state:
             return False
         self._take_up(state)
@@ -97,7 +93,3 @@ class LastingStrategy(Strategy):
             return
         state = {"round": finished, "traffic": self.traffic.rows, **self._state()}
         self._checkpoints.save(self.round, state, {})
-
-
-def _warn(error: DataError) -> None:
-    logger.warning("%s; continuing from the one before it", error)

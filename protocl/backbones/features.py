@@ -8,16 +8,18 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from protocl.backbones.base import Backbone, fingerprint
 from protocl.data.arrays import ArrayData, as_images, tensor_hash
 from protocl.io.atomic import atomic_path, discard_partial, locked
-from protocl.io.progress import ProgressBar
+from protocl.io.progress import progress_bar
 from protocl.memory.limits.capacity import require_bytes
 
 logger = logging.getLogger(__name__)
@@ -51,10 +53,10 @@ def extract(
     """
     with (
         frozen(backbone, device) as target,
-        ProgressBar("encoding", len(x), enabled=progress) as bar,
+        progress_bar("encoding", len(x), enabled=progress) as bar,
     ):
         size = batch_size or default_batch_size(backbone, x, target)
-        return _encode(backbone, x, size, target, bar.advance)
+        return _encode(backbone, x, size, target, bar.update)
 
 
 def default_batch_size(backbone: nn.Module, x: Tensor, device: torch.device) -> int:
@@ -140,6 +142,8 @@ def encode_once(
     backbone: nn.Module,
     cache: str | os.PathLike[str],
     device: torch.device | str | None = None,
+    *,
+    progress: bool = True,
 ) -> ArrayData:
     """Replace the samples of a data set by features ``(N, D)`` of a frozen backbone, once ever.
 
@@ -148,13 +152,14 @@ def encode_once(
         backbone: makes features of them.
         cache: folder of a :class:`FeatureCache`.
         device: where to compute.
+        progress: as for :func:`extract`.
 
     Raises:
         CapacityError: samples that are taken as they are would not fit in memory.
     """
     require_fit(data, backbone)
     if not takes_raw(backbone):
-        return FeatureCache(cache).encode(data, backbone, device=device)
+        return FeatureCache(cache).encode(data, backbone, device=device, progress=progress)
     n, size = len(data.x_train) + len(data.x_test), math.prod(data.input_shape)
     require_bytes(
         4 * n * size, torch.device("cpu"), f"{n:,} samples of {size:,} numbers as features", dict
@@ -196,7 +201,7 @@ class FeatureCache:
         key = fingerprint(backbone)
         with (
             frozen(backbone, device) as target,
-            ProgressBar(f"encoding {data.name}", samples, enabled=progress) as bar,
+            progress_bar(f"encoding {data.name}", samples, enabled=progress) as bar,
         ):
 
             def features(x: Tensor) -> Tensor:
@@ -205,7 +210,7 @@ class FeatureCache:
             def shard(x: Tensor) -> Tensor:
                 size = batch_size or default_batch_size(backbone, x, target)
                 return self._shard(
-                    key, x, lambda: _encode(backbone, x, size, target, bar.advance), bar
+                    key, x, lambda: _encode(backbone, x, size, target, bar.update), bar
                 )
 
             return data.with_samples(features(data.x_train), features(data.x_test))
@@ -214,9 +219,7 @@ class FeatureCache:
         """The folder in which the features of these samples under this backbone are kept."""
         return self.root / backbone_fingerprint[:32] / f"{samples_hash[:32]}.safetensors"
 
-    def _shard(
-        self, key: str, x: Tensor, compute: Callable[[], Tensor], bar: ProgressBar
-    ) -> Tensor:
+    def _shard(self, key: str, x: Tensor, compute: Callable[[], Tensor], bar: tqdm[Any]) -> Tensor:
         """Features of one shard, read or else computed and written."""
         path = self.path(key, tensor_hash(x))
         # Held while computing, so that a second process waits for the result instead of
@@ -228,7 +231,7 @@ class FeatureCache:
                 features = compute()
                 _write(path, features)
             else:
-                bar.advance(len(x))
+                bar.update(len(x))
         return features
 
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
-
-from protocl.errors import ProtoclError
+from collections.abc import Callable
+from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-Config = TypeVar("Config", bound=Any)
 
 
 def add_settings_command(
@@ -48,37 +43,3 @@ def add_settings_command(
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help=settings)
     parser.add_argument("--show", action="store_true", help="print the configuration; do not run")
     parser.set_defaults(command=run)
-
-
-def run_each(
-    configs: Sequence[Config], run: Callable[[Config], Path], *, debug: bool = False
-) -> list[Path]:
-    """Carry out all runs; one that fails does not stop the others.
-
-    Args:
-        configs: one entry a run.
-        run: carries one out, and returns its folder.
-        debug: let the first failure out as it was raised; so is that of a single run.
-
-    Returns:
-        The folders of those that did not fail.
-    """
-    if len(configs) == 1 or debug:
-        return [run(config) for config in configs]
-    folders = []
-    for config in configs:
-        try:
-            folders.append(run(config))
-        except Exception as error:  # the other runs go on
-            known = isinstance(error, ProtoclError)
-            what = str(error) if known else f"{type(error).__name__}: {error} (where: add --debug)"
-            print(f"failed  {config.name} seed={config.seed}: {what}", file=sys.stderr)  # noqa: T201
-    return folders
-
-
-def print_settings(configs: Iterable[Any]) -> int:
-    """Print configurations as YAML documents; the exit code."""
-    from protocl.config.compose import to_yaml
-
-    sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
-    return 0

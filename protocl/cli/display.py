@@ -1,4 +1,4 @@
-"""What ``protocl run`` shows on standard error while it works."""
+"""What a sweep shows on standard error while it works."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from protocl.runner.experiment import Progress as RunProgress
+from protocl.runner.progress import Progress as RunProgress
 from protocl.runner.sweep import Outcome
 
 _STEPS = 1000  # resolution of a run's bar
@@ -62,15 +62,18 @@ class SweepDisplay:
             )
 
     def progressed(self, index: int, progress: RunProgress) -> None:
-        """Move the run's bar."""
+        """Move the run's bar; print what it has to say."""
         with self._lock:
             if progress.phase == "features":
                 self._progress.stop()  # the feature pass draws a bar of its own
             elif not self._progress.live.is_started:
                 self._progress.start()
-            self._progress.update(
-                self._tasks[index], completed=_STEPS * _share(progress), status=_status(progress)
-            )
+            completed, status = _STEPS * progress.share, str(progress)
+            self._progress.update(self._tasks[index], completed=completed, status=status)
+            if progress.line is not None:
+                label = f"{self._labels[index]}, " if len(self._labels) > 1 else ""
+                text = Text(f"  {label}{progress.line}")
+                self._progress.console.print(text, soft_wrap=True)
 
     def ended(self, index: int, outcome: Outcome) -> None:
         """Replace the run's bar by a line."""
@@ -81,29 +84,6 @@ class SweepDisplay:
             done = int(self._progress.tasks[0].completed) + 1
             self._progress.update(self._all, completed=done, status=f"{done}/{len(self._labels)}")
             self._progress.console.print(_ending(self._labels[index], outcome), soft_wrap=True)
-
-
-def _share(progress: RunProgress) -> float:
-    """Share of the run that is done, in [0, 1], by experiences and epochs."""
-    if progress.experience is None or not progress.n_experiences:
-        return 0.0
-    within = 0.0
-    if progress.phase == "eval":
-        within = 0.9
-    elif progress.epoch is not None and progress.n_epochs:
-        within = 0.9 * progress.epoch / progress.n_epochs
-    return min(1.0, (progress.experience + within) / progress.n_experiences)
-
-
-def _status(progress: RunProgress) -> str:
-    if progress.experience is None or progress.n_experiences is None:
-        return progress.phase
-    if progress.experience >= progress.n_experiences:
-        return progress.phase
-    status = f"experience {progress.experience + 1}/{progress.n_experiences} {progress.phase}"
-    if progress.epoch is not None:
-        status += f" epoch {progress.epoch + 1}/{progress.n_epochs}"
-    return status
 
 
 def _ending(label: str, outcome: Outcome) -> Text:

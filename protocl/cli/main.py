@@ -11,20 +11,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from protocl import __version__
-from protocl.cli.arguments import Commands, add_settings_command, print_settings
+from protocl.cli.arguments import Commands, add_settings_command
 from protocl.errors import ProtoclError
 from protocl.registry import COMMANDS
 from protocl.runner.host_warnings import hidden_host_notices
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from protocl.runner.sweep import Outcome
 
 AddCommand = Callable[[Commands, argparse.ArgumentParser], None]
 
@@ -173,48 +166,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    from protocl.cli.sweep import run_command
+    from protocl.runner.experiment import EXPERIMENT
 
-    from protocl.config.arguments import labels
-    from protocl.config.compose import load
-    from protocl.config.presets import parse
-
-    configs = load(args.settings)
-    if args.show:
-        return print_settings(configs)
-    from protocl.cli.display import SweepDisplay
-    from protocl.runner.sweep import run_sweep
-
-    names = [
-        label or f"{config.name} seed={config.seed}"
-        for label, config in zip(labels(parse(args.settings)), configs, strict=True)
-    ]
-    with SweepDisplay(names, Console(stderr=True)) as display:
-        outcomes = run_sweep(configs, display, jobs=configs[0].jobs, debug=args.debug)
-    good = [outcome for outcome in outcomes if outcome.failure is None]
-    if good:
-        _report(good, Console())
-    if len(outcomes) == 1:
-        return outcomes[0].exit_code
-    return int(len(good) < len(outcomes))
-
-
-def _report(outcomes: Sequence[Outcome], console: Console) -> None:
-    """Print the table of the runs; write it with plots where there are several."""
-    from protocl.report import compare
-
-    folders = [outcome.folder for outcome in outcomes]
-    several = len(folders) > 1
-    compare(folders, _report_folder(outcomes) if several else None, console=console)
-
-
-def _report_folder(outcomes: Sequence[Outcome]) -> Path:
-    """The folder common to all runs of a sweep, or a new one if that is the whole output."""
-    common = Path(os.path.commonpath([outcome.folder.parent for outcome in outcomes]))
-    output = Path(outcomes[0].config.output).expanduser()
-    if common != output:
-        return common
-    return output / f"comparison-{datetime.now():%Y%m%d-%H%M%S}"
+    return run_command(EXPERIMENT, args)
 
 
 def _list(args: argparse.Namespace) -> int:

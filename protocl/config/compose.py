@@ -109,11 +109,6 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
 
 
-def from_yaml(text: str) -> ExperimentConfig:
-    """The configuration that :func:`to_yaml` wrote."""
-    return compose(flatten(read_mapping(text.encode(), "the configuration")))
-
-
 def _pick(
     group: str, registry: Registry, settings: Settings, default: str | None
 ) -> dict[str, Any]:

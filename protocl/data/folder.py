@@ -15,7 +15,7 @@ from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, refuse
 from protocl.data.pictures import read_picture
 from protocl.errors import ConfigError, DataError
-from protocl.io.progress import ProgressBar
+from protocl.io.progress import progress_bar
 from protocl.memory.limits.capacity import require_bytes
 
 _BRIGHT = 32
@@ -135,7 +135,7 @@ def _left_behind(name: str) -> bool:
 
 def _read(found: _Files, config: BenchmarkConfig) -> Tensor:
     images: Tensor | None = None
-    with ProgressBar(f"reading {found.root}", len(found)) as bar:
+    with progress_bar(f"reading {found.root}", len(found)) as bar:
         for row, file in enumerate(file for files in found.files for file in files):
             image = _pixels(file, config.image_size)
             if images is None:
@@ -146,7 +146,7 @@ def _read(found: _Files, config: BenchmarkConfig) -> Tensor:
                     f"{images.shape[3]}x{images.shape[2]}; give benchmark.image_size"
                 )
             images[row] = image
-            bar.advance()
+            bar.update()
     assert images is not None  # a folder without images was refused
     _warn_of_darkness(found.root, int(images.max()))
     return images

@@ -16,7 +16,7 @@ from protocl.data.config import BenchmarkConfig
 from protocl.data.npz import chosen_split, load_npz, split_each_class, to_samples
 from protocl.data.pictures import read_picture
 from protocl.data.torchvision_sets import is_archive, open_set, root_of
-from protocl.io.progress import ProgressBar
+from protocl.io.progress import progress_bar
 
 IMAGE_SIZE = 28
 
@@ -63,12 +63,12 @@ def _read_tree(folder: Path, config: BenchmarkConfig) -> ArrayData:
         (c, file) for c, path in enumerate(characters) for file in sorted(path.glob("*.png"))
     ]
     images = np.empty((len(drawings), side, side), dtype=np.uint8)
-    with ProgressBar(f"reading {config.name}", len(drawings)) as bar:
+    with progress_bar(f"reading {config.name}", len(drawings)) as bar:
         for row, (_, file) in enumerate(drawings):
             grey = read_picture(file).convert("L")
             small = grey.resize((side, side), Image.Resampling.LANCZOS)
             images[row] = 255 - np.asarray(small)
-            bar.advance()
+            bar.update()
     labels = torch.tensor([character for character, _ in drawings], dtype=torch.int64)
     names = [f"{path.parent.name}/{path.name}" for path in characters]
     return split_each_class(to_samples(images, str(folder)), labels, names, config)

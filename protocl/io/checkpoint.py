@@ -16,8 +16,10 @@ submodules and dill then tries to save the optimizer's class by value. The way o
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,9 +29,14 @@ import dill
 import torch
 from torch.serialization import default_restore_location
 
-from protocl.errors import DataError
+from protocl.errors import ConfigError, DataError
 from protocl.io.atomic import atomic_path
+from protocl.io.provenance import installed_version
 
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+_MARK = b"protocl-checkpoint-%d" % FORMAT
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _KEPT = 2  # the newest, and one before it in case the newest is damaged
 
@@ -62,6 +69,7 @@ def save(path: Path, state: object, shared: Mapping[str, object] | None = None) 
         # Straight to the file: a copy in memory would double what a large memory takes.
         with classes_by_reference():
             torch.save(state, file, pickle_module=_writing_module(shared or {}))
+        file.write(_MARK)
         file.write(_digest(file, file.tell()))
 
 
@@ -81,6 +89,7 @@ def load(
 
     Raises:
         DataError: the file is truncated or changed, or needs a shared object that is missing.
+        ConfigError: an earlier protocl wrote it.
     """
     _verify(path)
     target = None if device is None else torch.device(device)
@@ -106,19 +115,29 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 
 
 def _verify(path: Path) -> None:
-    """Compare a file with the checksum at its end."""
+    """Compare a file with the checksum at its end, and its format with ours."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        if size > _DIGEST_BYTES and _digest(file, size - _DIGEST_BYTES) == file.read():
-            return
-    raise DataError(
-        f"{path} is damaged: its {size} bytes do not match their checksum; "
-        "delete it to continue from the checkpoint before it"
+        if size <= _DIGEST_BYTES or _digest(file, size - _DIGEST_BYTES) != file.read():
+            raise DataError(
+                f"{path} is damaged: its {size} bytes do not match their checksum; "
+                "delete it to continue from the checkpoint before it"
+            )
+        file.seek(-_DIGEST_BYTES - len(_MARK), os.SEEK_END)
+        if file.read(len(_MARK)) != _MARK:
+            raise outdated(path)
+
+
+def outdated(path: Path) -> ConfigError:
+    """The error for what another protocl left to be continued."""
+    return ConfigError(
+        f"{path} is not of format {FORMAT}, the one that protocl {installed_version('protocl')} "
+        "continues; start anew without resume=true, or finish with the protocl that began it"
     )
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, one file an experience; the last two are kept.
+    """The checkpoints of one run, one file an experience, round, step or epoch; two are kept.
 
     Args:
         path: the folder; it is created with the first checkpoint.
@@ -141,29 +160,17 @@ class CheckpointFolder:
         self,
         shared: Mapping[str, object],
         device: torch.device | str | None = None,
-        on_damage: Callable[[DataError], None] | None = None,
     ) -> Any | None:
-        """The newest state that is whole, or None where there is none.
+        """The newest state that is whole, or None; damaged files are passed over with a warning.
 
-        Args:
-            shared: as for :func:`load`.
-            device: as for :func:`load`.
-            on_damage: called with the error of each damaged file that was passed over.
+        Arguments are those of :func:`load`.
         """
         for file in self.files():
             try:
                 return load(file, shared, device)
             except DataError as error:
-                if on_damage is not None:
-                    on_damage(error)
+                logger.warning("%s; continuing from the one before it", error)
         return None
-
-    def clear(self) -> None:
-        """Delete all checkpoints, once the run's result is written."""
-        for file in self.files():
-            file.unlink()
-        if self.path.is_dir():
-            self.path.rmdir()
 
 
 def _save_class(pickler: Any, cls: type) -> None:
@@ -225,6 +232,9 @@ def _reading_module(
         def find_class(self, module: str, name: str) -> Any:
             if module == __name__ and name in replaced:
                 return replaced[name]
-            return super().find_class(module, name)
+            try:
+                return super().find_class(module, name)
+            except (ImportError, AttributeError) as error:
+                raise outdated(path) from error
 
     return SimpleNamespace(__name__="protocl.io.checkpoint", Unpickler=Unpickler)

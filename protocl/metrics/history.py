@@ -115,6 +115,10 @@ class History:
         classes, matrix = self.confusion.dense()
         return {"classes": classes.tolist(), "counts": matrix.tolist()}
 
+    def measures(self) -> dict[str, Any]:
+        """``metrics`` and ``confusion`` of a ``result.json``."""
+        return {"metrics": self.summary(), "confusion": self.confusion_table()}
+
     def to_dict(self) -> dict[str, Any]:
         """A form that JSON can hold, for checkpoints; :meth:`from_dict` reads it back."""
         return {"evaluations": [evaluation.to_dict() for evaluation in self.evaluations]}

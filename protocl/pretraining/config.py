@@ -12,7 +12,15 @@ from torch import Tensor
 
 from protocl.backbones import BackboneConfig
 from protocl.config.sections import registered
-from protocl.config.validation import SEED, ranged
+from protocl.config.validation import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    ranged,
+)
 from protocl.data import BenchmarkConfig
 from protocl.registry import Registry
 
@@ -74,12 +82,12 @@ class DistortionConfig:
         flip: probability of a horizontal flip.
     """
 
-    degrees: float = 12.0
-    shear: float = 0.2
-    scale: float = 0.12
-    shift: float = 0.12
-    elastic: float = 0.0
-    flip: float = 0.0
+    degrees: float = ranged(12.0, NOT_NEGATIVE)
+    shear: float = ranged(0.2, NOT_NEGATIVE)
+    scale: float = ranged(0.12, BELOW_1)
+    shift: float = ranged(0.12, NOT_NEGATIVE)
+    elastic: float = ranged(0.0, NOT_NEGATIVE)
+    flip: float = ranged(0.0, SHARE)
 
 
 @dataclass
@@ -102,7 +110,7 @@ class PretrainConfig:
         lr: highest learning rate of AdamW's one-cycle schedule.
         warmup: share of the steps in which it rises.
         weight_decay: decoupled, of the backbone's weights.
-        seed, device, output, resume: as for ``protocl run``.
+        seed, device, output, resume, jobs: as for ``protocl run``.
     """
 
     name: str = "pretrain-${benchmark.name}-${objective.name}"
@@ -113,11 +121,12 @@ class PretrainConfig:
     rotations: bool = True
     whole: bool = False
     holdout: int = 0
-    epochs: int = 10
-    lr: float = 3e-3
-    warmup: float = 0.15
-    weight_decay: float = 1e-2
+    epochs: int = ranged(10, AT_LEAST_1)
+    lr: float = ranged(3e-3, POSITIVE)
+    warmup: float = ranged(0.15, SHARE)
+    weight_decay: float = ranged(1e-2, NOT_NEGATIVE)
     seed: int = ranged(0, SEED)
     device: str = "auto"
     output: str = "runs"
     resume: bool = False
+    jobs: int = ranged(1, AT_LEAST_1)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,25 +13,22 @@ import torch
 from torch import Tensor
 
 from protocl.backbones import build_backbone, fingerprint, save_weights
-from protocl.config.validation import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, SHARE, require
-from protocl.data import load_data
+from protocl.config.arguments import Settings
+from protocl.config.compose import build
 from protocl.data.arrays import as_images
 from protocl.data.augmentation.distortion import Distortion
 from protocl.errors import DivergedError
-from protocl.io import checkpoint, provenance
-from protocl.io.atomic import atomic_write
 from protocl.pretraining.base_classes import BaseClasses, base_classes, nearest_mean_accuracy
-from protocl.pretraining.config import Objective, PretrainConfig
-from protocl.runner.experiment import resolve_device
-from protocl.runner.folders import RESULT_FILE, exclusive, is_complete, read_result
+from protocl.pretraining.config import OBJECTIVES, Objective, PretrainConfig
+from protocl.registry import BACKBONES, BENCHMARKS
+from protocl.runner.context import RunContext
+from protocl.runner.kind import Kind
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch.utils.tensorboard import SummaryWriter
 
-logger = logging.getLogger(__name__)
-
 BACKBONE_FILE = "backbone.safetensors"
-CHECKPOINT_FILE = "training.ckpt"
 ORIENTATIONS = 4
 
 
@@ -53,51 +48,51 @@ class EpochReport:
     accuracy: float | None
     seconds: float
 
+    def __str__(self) -> str:
+        held_out = "" if self.accuracy is None else f", held out {self.accuracy:.4f}"
+        return f"loss {self.loss:.4f}{held_out}, {self.seconds:.1f} s"
 
-OnEpoch = Callable[[EpochReport], None]
 
+class PretrainingKind(Kind[PretrainConfig]):
+    """Training of an embedding; a checkpoint is written after every epoch.
 
-def pretrain(
-    config: PretrainConfig, run_dir: Path, *, on_epoch: OnEpoch | None = None
-) -> dict[str, Any]:
-    """Train an embedding, or continue an interrupted training after its last whole epoch.
-
-    Writes ``backbone.safetensors``, which ``backbone.checkpoint=`` takes everywhere else,
-    ``result.json`` and TensorBoard events. Each epoch draws from generators seeded by run and
-    epoch, so that a resumed training sees what an uninterrupted one would.
-
-    Args:
-        config: what to train, on what.
-        run_dir: existing folder of the run (:func:`protocl.runner.folders.open_run`).
-        on_epoch: told of every epoch.
-
-    Returns:
-        The content of ``result.json``.
-
-    Raises:
-        ProtoclError: the configuration, the data or the checkpoint does not allow it.
+    It writes ``backbone.safetensors``, which ``backbone.checkpoint=`` takes everywhere else. Each
+    epoch draws from generators seeded by run and epoch, so that a resumed training sees what an
+    uninterrupted one would.
     """
-    with exclusive(run_dir):
-        finished = read_result(run_dir)
-        if finished is not None and is_complete(finished):
-            return finished
-        return Pretraining(config, run_dir).finish(on_epoch or (lambda report: None))
+
+    name = "pretraining"
+
+    def compose(self, settings: Settings) -> PretrainConfig:
+        """See :class:`protocl.runner.kind.Kind`."""
+        groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "objective": OBJECTIVES}
+        defaults = {"benchmark": "digits", "backbone": "conv4", "objective": "cosine"}
+        return build(PretrainConfig, settings, groups, defaults)
+
+    def execute(self, run: RunContext[PretrainConfig]) -> dict[str, Any]:
+        """See :class:`protocl.runner.kind.Kind`."""
+        return Pretraining(run).finish()
+
+    def show(self, folders: Sequence[Path], output: Path | None, console: Console) -> None:
+        """Nothing: there are no answers to compare."""
+
+
+PRETRAINING = PretrainingKind()
+pretrain = PRETRAINING.carry_out
 
 
 class Pretraining:
     """The state of one training.
 
     Args:
-        config: what to train, on what.
-        run_dir: where its files are.
+        run: its surroundings.
     """
 
-    def __init__(self, config: PretrainConfig, run_dir: Path) -> None:
-        _check(config)
-        self.config = config
-        self.run_dir = run_dir
-        self.device = resolve_device(config.device)
-        data = load_data(config.benchmark)
+    def __init__(self, run: RunContext[PretrainConfig]) -> None:
+        config = run.config
+        self.run, self.config, self.device = run, config, run.device
+        data = run.load_data()
+        self.class_names = data.class_names
         self.classes: BaseClasses = base_classes(data, config)
         self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
         self.backbone.to(self.device)
@@ -119,25 +114,29 @@ class Pretraining:
         self.reports: list[EpochReport] = []
         self._prepare_optimizer()
 
-    def finish(self, on_epoch: OnEpoch) -> dict[str, Any]:
-        """Train the epochs that remain and write the results."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        file = self.run_dir / CHECKPOINT_FILE
-        if file.is_file():
-            self._restore(checkpoint.load(file, device=self.device))
-        with SummaryWriter(str(self.run_dir)) as events:
+    def finish(self) -> dict[str, Any]:
+        """Train the epochs that remain and write the weights."""
+        state = self.run.take_up()
+        if state is not None:
+            self._restore(state)
+        with self.run.events(len(self.reports)) as events:
             while len(self.reports) < self.config.epochs:
-                report = self._epoch(len(self.reports) + 1)
+                done = len(self.reports)
+                self._tell(done)
+                with self.run.phases.phase("train", done):
+                    report = self._epoch(done + 1)
                 self.reports.append(report)
                 self._log(events, report)
-                checkpoint.save(file, self._state())
-                on_epoch(report)
-        save_weights(self.backbone, self.run_dir / BACKBONE_FILE)
-        result = self._result()
-        atomic_write(self.run_dir / RESULT_FILE, json.dumps(result, indent=1))
-        file.unlink()
-        return result
+                self.run.write(self._result(), complete=False)
+                self.run.save(done + 1, self._state())
+                self._tell(done + 1, report)
+        file = self.run.folder / BACKBONE_FILE
+        save_weights(self.backbone, file)
+        self.run.tell("report", report=f"wrote {file}")
+        return self._result()
+
+    def _tell(self, done: int, report: EpochReport | None = None) -> None:
+        self.run.tell("train", done, total=self.config.epochs, unit="epoch", report=report)
 
     # -- an epoch ---------------------------------------------------------------------------
 
@@ -215,37 +214,28 @@ class Pretraining:
             events.add_scalar("pretraining/held_out_accuracy", report.accuracy, report.epoch)
 
     def _result(self) -> dict[str, Any]:
-        config = self.config
+        config, classes = self.config, self.classes
         return {
-            "kind": "pretraining",
-            "status": "complete",
-            "name": config.name,
-            "seed": config.seed,
-            "base_classes": self.classes.ids,
-            "held_out_classes": self.classes.held_out_ids,
+            "benchmark": {
+                "name": config.benchmark.name,
+                "n_experiences": 1,
+                "classes_per_experience": [classes.ids],
+                "data_hash": self.run.data_hash,
+                "n_train": len(classes.images),
+                "class_names": self.class_names,
+            },
             "backbone": {
                 "name": config.backbone.name,
                 "fingerprint": fingerprint(self.backbone),
                 "feature_dim": self.backbone.feature_dim,
                 "parameters": sum(p.numel() for p in self.backbone.parameters()),
             },
-            "epochs": [asdict(report) for report in self.reports],
-            "versions": provenance.versions(),
-            "git": provenance.git_state(),
-            "machine": provenance.machine(config.device, torch.get_num_threads()),
+            self.run.kind: {
+                "base_classes": classes.ids,
+                "held_out_classes": classes.held_out_ids,
+                "epochs": [asdict(report) for report in self.reports],
+            },
         }
-
-
-def _check(config: PretrainConfig) -> None:
-    require(
-        config, "",
-        epochs=AT_LEAST_1, lr=POSITIVE, warmup=SHARE, weight_decay=NOT_NEGATIVE,
-    )  # fmt: skip
-    require(
-        config.distortion, "distortion.",
-        degrees=NOT_NEGATIVE, shear=NOT_NEGATIVE, scale=BELOW_1, shift=NOT_NEGATIVE,
-        elastic=NOT_NEGATIVE, flip=SHARE,
-    )  # fmt: skip
 
 
 def turned(images: Tensor, turns: Tensor) -> Tensor:

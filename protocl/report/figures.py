@@ -207,7 +207,7 @@ def confusion_matrix(run: Run, *, width: float = 4.0, most_cells: int = 120) -> 
 
 def _learning_order(run: Run) -> tuple[list[int], list[int]]:
     """Class ids of the confusion in learning order, and where each experience ends."""
-    known = set(run.confusion_classes)
+    known = set(run.confusion.classes)
     order: list[int] = []
     boundaries = []
     for classes in run.experiences:
@@ -219,9 +219,9 @@ def _learning_order(run: Run) -> tuple[list[int], list[int]]:
 
 
 def _counts_in_order(run: Run, order: Sequence[int]) -> np.ndarray:
-    position = {class_id: i for i, class_id in enumerate(run.confusion_classes)}
+    position = {class_id: i for i, class_id in enumerate(run.confusion.classes)}
     index = [position[class_id] for class_id in order]
-    return np.array(run.confusion, dtype=float)[np.ix_(index, index)]
+    return np.array(run.confusion.counts, dtype=float)[np.ix_(index, index)]
 
 
 def _pooled_share(counts: np.ndarray, pooled: int) -> np.ndarray:

@@ -13,7 +13,8 @@ from typing import Any
 
 from protocl import metrics
 from protocl.metrics import MeanAndSpread
-from protocl.report.runs import CONFIG_FILE, Run, Skipped
+from protocl.report.result import CONFIG_FILE, KINDS
+from protocl.report.runs import Run, Skipped
 
 # Where data lie on a machine says nothing about what was learnt.
 _LOCATION_KEYS = frozenset({"benchmark.root", "benchmark.path", "benchmark.download"})
@@ -88,12 +89,12 @@ class Group:
             return "\n".join(Group([run]).command() for run in self.runs)
         seeds = ",".join(str(seed) for seed in self.seeds)
         if not self.first.config:
-            parts = [self.first.benchmark, self.first.strategy, self.first.backbone]
+            run = self.first
+            parts = [run.benchmark.name, run.strategy.name, run.backbone.name]
             return "protocl run benchmark={} strategy={} backbone={} seed={}".format(*parts, seeds)
         file = shlex.quote(str(self.first.path / CONFIG_FILE))
-        if "federation" in self.first.config:
-            return f"protocl federate federation={file} seed={seeds}"
-        return f"protocl run experiment={file} seed={seeds}"
+        kind = self.first.kind
+        return f"protocl {KINDS[kind]} {kind}={file} seed={seeds}"
 
 
 @dataclass
@@ -162,7 +163,7 @@ def _average_accuracy(group: Group) -> float:
 def _settings(run: Run) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section in _SECTIONS:
-        fallback = {"name": getattr(run, section)}
+        fallback = {"name": getattr(run, section).name}
         flat.update(_flatten(run.config.get(section) or fallback, section))
     for section in _FEDERATED_SECTIONS:
         flat.update(_flatten(run.config.get(section, {}), section))
@@ -224,7 +225,7 @@ def _group(members: list[Run], repeated: list[Skipped]) -> Group:
             repeated.append(Skipped(older.path, reason))
         newest[run.seed] = run
     group = Group([newest[seed] for seed in sorted(newest)])
-    if len({run.data_hash for run in group.runs}) > 1:
+    if len({run.benchmark.data_hash for run in group.runs}) > 1:
         group.notes.append("the seeds of this group saw different data (benchmark.data_hash)")
     if any(not run.config for run in group.runs):
         group.notes.append("config.yaml is missing: grouped by names alone")
@@ -240,16 +241,16 @@ def _stream_label(run: Run) -> str:
         split = f"B{sizes[0]}-Inc{sizes[1]}"
     else:
         split = f"{len(sizes)} unequal experiences"
-    return f"{run.benchmark} {split}"
+    return f"{run.benchmark.name} {split}"
 
 
 def _set_labels(groups: Sequence[Group]) -> None:
     """The strategy's title; then the backbone, then the settings that tell equal ones apart."""
-    several_backbones = len({group.first.backbone for group in groups}) > 1
+    several_backbones = len({group.first.backbone.name for group in groups}) > 1
     for group in groups:
         group.label = group.first.title
         if several_backbones:
-            group.label += f" · {group.first.backbone}"
+            group.label += f" · {group.first.backbone.name}"
     for label, count in Counter(group.label for group in groups).items():
         same = [group for group in groups if group.label == label]
         if count > 1:

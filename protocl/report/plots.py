@@ -39,7 +39,7 @@ def write_plots(run: Run, out_dir: Path) -> list[Path]:
         drawn["rounds.png"] = figures.round_curves([round_curve(Group([run], run.title))])
     written = []
     for name, figure in drawn.items():
-        figures.set_title(figure, f"{run.title} on {run.benchmark}, seed {run.seed}")
+        figures.set_title(figure, f"{run.title} on {run.benchmark.name}, seed {run.seed}")
         atomic_write(out_dir / name, png(figure))
         written.append(out_dir / name)
     return written

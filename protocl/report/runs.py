@@ -14,13 +14,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from protocl import metrics
 from protocl.errors import DataError
-from protocl.report.fields import Fields
-
-FORMAT = 1
-RESULT_FILE = "result.json"
-CONFIG_FILE = "config.yaml"
+from protocl.report.result import CONFIG_FILE, RESULT_FILE, Answers, Result, Round
 
 
 @dataclass(frozen=True)
@@ -31,82 +26,16 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Time and memory of one step of a run.
-
-    Attributes:
-        phase: ``"data"``, ``"features"``, ``"train"`` or ``"eval"``.
-        experience: which experience the step belongs to, None for steps of the whole run.
-        seconds: wall time.
-        peak_mib: highest memory use, in MiB.
-    """
-
-    phase: str
-    experience: int | None
-    seconds: float
-    peak_mib: float
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of a federation.
-
-    Attributes:
-        accuracy: after the round, in [0, 1].
-        bytes_up, bytes_down: of all messages of the round.
-    """
-
-    accuracy: float
-    bytes_up: int
-    bytes_down: int
-
-
-@dataclass(frozen=True)
-class Run:
+class Run(Answers):
     """One run's ``result.json``, checked, with the ``config.yaml`` beside it.
 
     Attributes:
         path: run directory.
-        complete: whether every experience of the benchmark was learnt and evaluated.
-        experiences: ``T`` lists of class ids, in the order in which they were learnt.
-        accuracy_matrix: lower-triangular rows, see :mod:`protocl.metrics.class_incremental`.
-        stream_accuracy: accuracy on all classes seen, after each experience, in [0, 1].
-        calibration_error: expected calibration error after the last experience, if measured.
-        confusion_classes: ``(C,)`` class ids of the rows and columns of ``confusion``.
-        confusion: ``(C, C)`` counts, rows are true classes, columns predicted ones.
         config: the resolved configuration; empty where ``config.yaml`` is missing.
-        rounds: of a federation; empty for other runs.
     """
 
     path: Path
-    name: str
-    seed: int
-    complete: bool
-    benchmark: str
-    data_hash: str
-    experiences: list[list[int]]
-    class_names: list[str]
-    n_train: int | None
-    n_test: int | None
-    strategy: str
-    title: str
-    keeps_data: bool
-    stored: str
-    state_bytes: int | None
-    backbone: str
-    fingerprint: str
-    accuracy_matrix: list[list[float]]
-    stream_accuracy: list[float]
-    calibration_error: float | None
-    confusion_classes: list[int]
-    confusion: list[list[int]]
-    phases: list[Phase]
-    versions: dict[str, str]
-    git: dict[str, Any]
-    machine: dict[str, Any]
     config: dict[str, Any]
-    rounds: list[Round]
 
     @classmethod
     def from_result(cls, result: Any, path: Path, config: dict[str, Any] | None = None) -> Run:
@@ -115,50 +44,34 @@ class Run:
         Raises:
             DataError: a field is missing, of the wrong type, or contradicts another one.
         """
-        whole = Fields(result)
-        if whole.optional("kind", str) == "pretraining":
+        if Result.read(result).kind == "pretraining":
             raise DataError("the training of an embedding, which has no answers to compare")
-        if whole.get("format", int) != FORMAT:
-            raise DataError(
-                f"format is {whole.get('format', int)}, but this version of protocl reads "
-                f"{FORMAT}; run the experiment again or compare with the version that wrote it"
-            )
-        benchmark, strategy = whole.inside("benchmark"), whole.inside("strategy")
-        backbone, confusion = whole.inside("backbone"), whole.inside("confusion")
-        measured = whole.inside("metrics")
-        run = cls(
-            path=path,
-            name=whole.get("name", str),
-            seed=whole.get("seed", int),
-            complete=whole.get("status", str) == "complete",
-            benchmark=benchmark.get("name", str),
-            data_hash=benchmark.get("data_hash", str),
-            experiences=benchmark.rows_of("classes_per_experience", int),
-            class_names=benchmark.list_of("class_names", str),
-            n_train=benchmark.optional("n_train", int),
-            n_test=benchmark.optional("n_test", int),
-            strategy=strategy.get("name", str),
-            title=strategy.optional("title", str) or strategy.get("name", str),
-            keeps_data=strategy.get("keeps_data", bool),
-            stored=strategy.optional("stored", str) or "",
-            state_bytes=strategy.optional("state_bytes", int),
-            backbone=backbone.get("name", str),
-            fingerprint=backbone.optional("fingerprint", str) or "",
-            accuracy_matrix=measured.rows_of("accuracy_matrix", float),
-            stream_accuracy=measured.list_of("stream_accuracy", float),
-            calibration_error=measured.optional("expected_calibration_error", float),
-            confusion_classes=confusion.list_of("classes", int),
-            confusion=confusion.rows_of("counts", int),
-            phases=[_phase(entry, i) for i, entry in enumerate(whole.get("phases", list))],
-            versions=whole.optional("versions", dict) or {},
-            git=whole.optional("git", dict) or {},
-            machine=whole.optional("machine", dict) or {},
-            config=config or {},
-            rounds=_rounds(whole),
-        )
-        _check_shapes(run)
-        _check_metrics(run, measured)
-        return run
+        return cls.read(result, path=path, config=config or {})
+
+    @property
+    def title(self) -> str:
+        """What the strategy is called in a report."""
+        return self.strategy.title or self.strategy.name
+
+    @property
+    def experiences(self) -> list[list[int]]:
+        """``T`` lists of class ids, in the order in which they were learnt."""
+        return self.benchmark.classes_per_experience
+
+    @property
+    def accuracy_matrix(self) -> list[list[float]]:
+        """Lower-triangular rows, see :mod:`protocl.metrics.class_incremental`."""
+        return self.metrics.accuracy_matrix
+
+    @property
+    def stream_accuracy(self) -> list[float]:
+        """Accuracy on all classes seen, after each experience, in [0, 1]."""
+        return self.metrics.stream_accuracy
+
+    @property
+    def rounds(self) -> list[Round]:
+        """Those of a federation; empty for other runs."""
+        return [] if self.federation is None else self.federation.rounds
 
     @property
     def classes_seen(self) -> list[int]:
@@ -168,8 +81,8 @@ class Run:
 
     def class_name(self, class_id: int) -> str:
         """What the data set calls a class; its id where it has no name."""
-        named = 0 <= class_id < len(self.class_names)
-        return self.class_names[class_id] if named else str(class_id)
+        names = self.benchmark.class_names
+        return names[class_id] if 0 <= class_id < len(names) else str(class_id)
 
     def exchanged(self, direction: Literal["up", "down"]) -> float | None:
         """Bytes from or to all clients over all rounds; None without a federation."""
@@ -270,65 +183,3 @@ def _load_config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{CONFIG_FILE} is damaged: expected 'key: value' lines")
     return {str(key): value for key, value in config.items()}
-
-
-def _phase(entry: Any, index: int) -> Phase:
-    fields = Fields(entry, f"phases[{index}]")
-    return Phase(
-        phase=fields.get("phase", str),
-        experience=fields.optional("experience", int),
-        seconds=fields.get("seconds", float),
-        peak_mib=fields.optional("peak_mib", float) or 0.0,
-    )
-
-
-def _rounds(whole: Fields) -> list[Round]:
-    if whole.optional("federation", dict) is None:
-        return []
-    entries = whole.inside("federation").list_of("rounds", dict)
-    fields = [Fields(entry, f"federation.rounds[{i}]") for i, entry in enumerate(entries)]
-    return [
-        # Not a number where nobody answered, which leaves a gap in the plot.
-        Round(_or_nan(one, "accuracy"), one.get("bytes_up", int), one.get("bytes_down", int))
-        for one in fields
-    ]
-
-
-def _or_nan(fields: Fields, key: str) -> float:
-    value = fields.optional(key, float)
-    return math.nan if value is None else value
-
-
-def _check_shapes(run: Run) -> None:
-    done, total = len(run.stream_accuracy), len(run.experiences)
-    if len(run.accuracy_matrix) != done or done > total or (run.complete and done < total):
-        raise DataError(
-            f"metrics cover {len(run.accuracy_matrix)} rows of accuracy_matrix and {done} of "
-            f"stream_accuracy, but the benchmark has {total} experiences"
-        )
-    width = len(run.confusion_classes)
-    if len(run.confusion) != width or any(len(row) != width for row in run.confusion):
-        raise DataError(f"confusion.counts should be {width} x {width}, as confusion.classes")
-
-
-def _check_metrics(run: Run, stored: Fields) -> None:
-    """The numbers stored must be those that the accuracy matrix gives."""
-    if not run.stream_accuracy:
-        return
-    try:
-        expected = {
-            "average_incremental_accuracy": metrics.average_incremental_accuracy(
-                run.stream_accuracy
-            ),
-            "last_accuracy": metrics.last_accuracy(run.stream_accuracy),
-            "forgetting": metrics.forgetting(run.accuracy_matrix),
-            "backward_transfer": metrics.backward_transfer(run.accuracy_matrix),
-        }
-    except ValueError as error:
-        raise DataError(f"metrics are damaged: {error}") from error
-    for name, value in expected.items():
-        if not math.isclose(stored.get(name, float), value, abs_tol=1e-9):
-            raise DataError(
-                f"metrics.{name} is {stored.get(name, float)}, but the accuracies beside it "
-                f"give {value}: the file was changed after the run"
-            )

@@ -86,7 +86,8 @@ class Row:
 
 
 def _state_bytes(run: Run) -> float | None:
-    return None if run.state_bytes is None else float(run.state_bytes)
+    size = run.strategy.state_bytes
+    return None if size is None else float(size)
 
 
 COLUMNS = (
@@ -137,7 +138,7 @@ COLUMNS = (
         "Calibration error (%)",
         "expected distance between confidence (softmax of the logits) and accuracy; 15 bins",
         -1,
-        lambda run: run.calibration_error,
+        lambda run: run.metrics.expected_calibration_error,
     ),
     Column(
         "state_bytes",
@@ -295,7 +296,8 @@ def _markdown_line(cells: Sequence[str]) -> str:
 
 
 def _csv_row(benchmark: Benchmark, group: Group) -> list[str]:
-    row = [benchmark.label, group.first.strategy, group.first.backbone, group.label]
+    run = group.first
+    row = [benchmark.label, run.strategy.name, run.backbone.name, group.label]
     row += [str(len(group.runs)), " ".join(str(seed) for seed in group.seeds)]
     for column in COLUMNS:
         value = group.spread(column.measure)

@@ -59,6 +59,7 @@ class AdaptedBackbones:
             "seed": config.seed,
             "device": device.type,
             "threads": torch.get_num_threads(),
+            "format": checkpoint.FORMAT,
             "versions": provenance.versions(),
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -18,11 +18,10 @@ from filelock import FileLock, Timeout
 from protocl.config.compose import to_yaml
 from protocl.errors import ConfigError
 from protocl.io.atomic import atomic_write, discard_partial
+from protocl.report.result import CONFIG_FILE, RESULT_FILE
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
-RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
 _LOCK_FILE = ".lock"
 # Keys that say how a run is carried out, not what it computes.
@@ -53,17 +52,6 @@ def open_run(config: RunConfig) -> Path:
             return found
         _say_what_differs(config)
     return create_run(config)
-
-
-@contextmanager
-def run_folder(config: RunConfig) -> Iterator[Path]:
-    """:func:`open_run` for a ``with`` block; a refused setting leaves no folder behind."""
-    folder = open_run(config)
-    try:
-        yield folder
-    except ConfigError:
-        discard_if_empty(folder)
-        raise
 
 
 def create_run(config: RunConfig) -> Path:

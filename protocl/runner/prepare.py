@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from protocl.backbones import Backbone, BackboneConfig, Classifier, build_backbone, fingerprint
-from protocl.backbones.features import FeatureCache, require_fit, takes_raw
+from protocl.backbones.features import require_fit, takes_raw
 from protocl.config import ExperimentConfig
-from protocl.data import ArrayData, build_benchmark, load_data
+from protocl.data import ArrayData, build_benchmark
 from protocl.errors import ConfigError
-from protocl.io.profile import PhaseLog
+from protocl.runner.context import RunContext
 
 
 @dataclass
@@ -57,88 +56,51 @@ class Prepared:
                 shared[f"{part}_data_{number}"] = leaf
         return {prefix + name: value for name, value in shared.items()}
 
-    def encoded(
-        self,
-        config: ExperimentConfig,
-        backbone: Backbone,
-        phases: PhaseLog,
-        feature_progress: bool,
-    ) -> Prepared:
+    def encoded(self, run: RunContext[ExperimentConfig], backbone: Backbone) -> Prepared:
         """The same stream over the features of ``backbone``, which stays as it is from now on.
 
-        The model is left as it was; arguments are those of :func:`prepare`.
+        The model is left as it was.
         """
-        device = next(self.model.parameters()).device
-        data = _encoded(self.data, config, backbone, device, phases, feature_progress)
+        data = run.encode(self.data, backbone)
         return replace(
             self,
             data=data,
-            benchmark=build_benchmark(config.benchmark, data, config.seed),
+            benchmark=build_benchmark(run.config.benchmark, data, run.config.seed),
             feature_dim=backbone.feature_dim,
             fingerprint=fingerprint(backbone),
         )
 
 
-def prepare(
-    config: ExperimentConfig,
-    device: torch.device,
-    phases: PhaseLog,
-    on_phase: Callable[[str], None],
-    feature_progress: bool,
-) -> Prepared:
+def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
     """Load the data, encode it once if the backbone stays frozen, and build stream and model.
 
     The initial weights come from the global random state, which the caller has seeded.
-
-    Args:
-        config: what to run.
-        device: where the model is placed.
-        phases: receives the entries ``"data"`` and ``"features"``.
-        on_phase: called with the name of each phase as it starts.
-        feature_progress: show a progress bar while features are computed.
     """
+    config = run.config
     if config.benchmark.augmentation != "none" and not config.strategy.trains_backbone:
         raise ConfigError(
             f"benchmark.augmentation={config.benchmark.augmentation}: strategy "
             f"'{config.strategy.name}' leaves its backbone frozen and sees each image once, as it "
             "is; leave the augmentation out, or train on the first experience"
         )
-    on_phase("data")
-    with phases.phase("data"):
-        data = load_data(config.benchmark)
-        data_hash = data.content_hash
+    data = run.load_data()
     backbone = build_backbone(config.backbone, data.input_shape, config.seed)
     identity = fingerprint(backbone)
     require_fit(data, backbone)
     if not config.strategy.trains_backbone and not takes_raw(backbone):
-        on_phase("features")
-        data = _encoded(data, config, backbone, device, phases, feature_progress)
+        data = run.encode(data, backbone)
         backbone = build_backbone(BackboneConfig(name="identity"), data.input_shape, config.seed)
     classifier = nn.Linear(backbone.feature_dim, data.n_classes)
     return Prepared(
         data=data,
         benchmark=build_benchmark(config.benchmark, data, config.seed),
-        model=Classifier(backbone, classifier).to(device),
+        model=Classifier(backbone, classifier).to(run.device),
         feature_dim=backbone.feature_dim,
         n_classes=data.n_classes,
         class_names=data.class_names,
-        data_hash=data_hash,
+        data_hash=run.data_hash,
         fingerprint=identity,
     )
-
-
-def _encoded(
-    data: ArrayData,
-    config: ExperimentConfig,
-    backbone: Backbone,
-    device: torch.device,
-    phases: PhaseLog,
-    feature_progress: bool,
-) -> ArrayData:
-    """The data set with features in place of images, noted as the phase ``"features"``."""
-    with phases.phase("features"):
-        cache = FeatureCache(config.cache)
-        return cache.encode(data, backbone, device=device, progress=feature_progress)
 
 
 def _leaves(node: Any) -> Iterator[Any]:

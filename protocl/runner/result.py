@@ -1,49 +1,30 @@
-"""The content of ``result.json``."""
+"""What ``result.json`` says of an experiment."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from protocl.backbones import Backbone, fingerprint
 from protocl.config import ExperimentConfig
-from protocl.io import provenance
-from protocl.io.profile import PhaseLog
 from protocl.memory import PrototypeMemory
 from protocl.metrics.history import History
 from protocl.runner.prepare import Prepared
 
-FORMAT = 1
-
 
 def build_result(
-    config: ExperimentConfig,
-    prepared: Prepared,
-    strategy: Any,
-    history: History,
-    phases: PhaseLog,
-    *,
-    complete: bool,
+    config: ExperimentConfig, prepared: Prepared, strategy: Any, history: History
 ) -> dict[str, Any]:
-    """All that is known about a run after at least one evaluation, in the form of JSON.
+    """What ``result.json`` says of an experiment after at least one evaluation.
 
     Args:
         config: what is run.
         prepared: stream and model.
         strategy: the Avalanche strategy in its present state.
         history: the evaluations so far.
-        phases: times and memory so far.
-        complete: whether nothing of the run remains to be done.
     """
     info = config.strategy.info
     memory = memory_of(strategy)
-    device = str(strategy.device)
     return {
-        "format": FORMAT,
-        "name": config.name,
-        "seed": config.seed,
-        "status": "complete" if complete else "running",
         "benchmark": _describe_benchmark(config, prepared),
         "strategy": {
             "name": config.strategy.name,
@@ -54,12 +35,7 @@ def build_result(
             "state_bytes": None if memory is None else memory.nbytes,
         },
         "backbone": _describe_backbone(config, prepared, strategy),
-        "metrics": history.summary(),
-        "confusion": history.confusion_table(),
-        "phases": phases.entries,
-        "versions": provenance.versions(),
-        "git": provenance.git_state(),
-        "machine": provenance.machine(device, torch.get_num_threads()),
+        **history.measures(),
     }
 
 

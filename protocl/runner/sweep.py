@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,19 +13,24 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
-from protocl.config import ExperimentConfig
 from protocl.config.compose import to_yaml
-from protocl.errors import ProtoclError
-from protocl.io.atomic import atomic_write
 from protocl.io.provenance import available_cores
-from protocl.runner.experiment import Progress, run_experiment
-from protocl.runner.folders import LOG_FILE, discard_if_empty, is_complete, open_run, read_result
+from protocl.runner.folders import (
+    LOG_FILE,
+    RunConfig,
+    discard_if_empty,
+    is_complete,
+    open_run,
+    read_result,
+)
 from protocl.runner.host_warnings import hidden_host_notices
+from protocl.runner.kind import Kind
+from protocl.runner.progress import Progress
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_CarryOut = Callable[[int, ExperimentConfig, Path], "Outcome"]
+_CarryOut = Callable[[int, RunConfig, Path], "Outcome"]
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,16 @@ class Outcome:
     Attributes:
         config: what was run.
         folder: where it wrote; gone if it failed before it had a result or a log.
-        skipped: whether a finished run of this configuration was found and left as it is.
         failure: what went wrong, or None.
         exit_code: 0, or that of the failure.
+        skipped: whether a finished run of this configuration was found and left as it is.
     """
 
-    config: ExperimentConfig
+    config: RunConfig
     folder: Path
-    skipped: bool = False
     failure: str | None = None
     exit_code: int = 0
+    skipped: bool = False
 
 
 class Observer(Protocol):
@@ -62,7 +66,8 @@ class Observer(Protocol):
 
 
 def run_sweep(
-    configs: Sequence[ExperimentConfig],
+    kind: Kind[Any],
+    configs: Sequence[RunConfig],
     observer: Observer,
     *,
     jobs: int = 1,
@@ -71,6 +76,7 @@ def run_sweep(
     """Carry out all runs; one that fails does not stop the others.
 
     Args:
+        kind: of all runs.
         configs: one entry a run.
         observer: is told what happens.
         jobs: processes that work side by side, each with its share of the cores; 1 for none but
@@ -100,9 +106,9 @@ def run_sweep(
 
     jobs = min(jobs, todo.qsize())
     if jobs <= 1:
-        work(partial(_run_here, observer, debug))
+        work(partial(_run_here, kind, observer, debug))
         return [outcomes[index] for index in range(len(configs))]
-    workers = [_Worker(observer, jobs) for _ in range(jobs)]
+    workers = [_Worker(kind, observer, jobs) for _ in range(jobs)]
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for lane in [pool.submit(work, worker.run) for worker in workers]:
@@ -123,48 +129,41 @@ def _drain(todo: SimpleQueue[int]) -> Iterator[int]:
 
 
 def _run_here(
-    observer: Observer, debug: bool, index: int, config: ExperimentConfig, folder: Path
+    kind: Kind[Any], observer: Observer, debug: bool, index: int, config: RunConfig, folder: Path
 ) -> Outcome:
-    try:
-        with hidden_host_notices():
-            report = partial(observer.progressed, index)
-            run_experiment(config, folder, on_progress=report, feature_progress=True)
-    except ProtoclError as error:
+    report = partial(observer.progressed, index)
+    with hidden_host_notices():
         if debug:
-            raise
-        return Outcome(config, folder, failure=str(error), exit_code=error.exit_code)
-    except Exception as error:  # the other runs go on; the log has the traceback
-        if debug:
-            raise
-        atomic_write(folder / LOG_FILE, traceback.format_exc())
-        failure = f"{type(error).__name__}: {error} (see {folder / LOG_FILE})"
-        return Outcome(config, folder, failure=failure, exit_code=1)
-    return Outcome(config, folder)
+            kind.carry_out(config, folder, report, bars=True)
+            return Outcome(config, folder)
+        return Outcome(config, folder, *kind.attempt(config, folder, report, bars=True))
 
 
 class _Worker:
     """A process for runs (:mod:`protocl.runner.worker`), started when needed and again if it dies.
 
     Args:
+        kind: of the runs.
         observer: is told of progress.
         jobs: processes that share the cores.
     """
 
-    def __init__(self, observer: Observer, jobs: int) -> None:
+    def __init__(self, kind: Kind[Any], observer: Observer, jobs: int) -> None:
+        self._kind = f"{type(kind).__module__}:{type(kind).__qualname__}"
         self._observer = observer
         self._environment = {**os.environ, **_thread_limits(jobs)}
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
         self._lock = Lock()
 
-    def run(self, index: int, config: ExperimentConfig, folder: Path) -> Outcome:
+    def run(self, index: int, config: RunConfig, folder: Path) -> Outcome:
         """Carry out one run and wait for its end."""
         process = self._alive()
         if process is None:
             return Outcome(config, folder, failure="not started", exit_code=1)
         assert process.stdin is not None
         assert process.stdout is not None
-        order = {"config": to_yaml(config), "folder": str(folder)}
+        order = {"kind": self._kind, "config": to_yaml(config), "folder": str(folder)}
         try:
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
@@ -174,12 +173,8 @@ class _Worker:
             answer = json.loads(line)
             if "progress" in answer:
                 self._observer.progressed(index, Progress(**answer["progress"]))
-            elif "failed" in answer:
-                return Outcome(
-                    config, folder, failure=answer["failed"], exit_code=answer["exit_code"]
-                )
             else:
-                return Outcome(config, folder)
+                return Outcome(config, folder, answer["failure"], answer["exit_code"])
         return self._died(process, config, folder)
 
     def close(self) -> None:
@@ -195,22 +190,17 @@ class _Worker:
         with self._lock:
             if self._closed:
                 return None
-            return self._started()
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "protocl.runner.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=self._environment,
+                )
+            return self._process
 
-    def _started(self) -> subprocess.Popen[str]:
-        if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "protocl.runner.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=self._environment,
-            )
-        return self._process
-
-    def _died(
-        self, process: subprocess.Popen[str], config: ExperimentConfig, folder: Path
-    ) -> Outcome:
+    def _died(self, process: subprocess.Popen[str], config: RunConfig, folder: Path) -> Outcome:
         code = process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         failure = (

@@ -1,8 +1,9 @@
 """A process that carries out runs for a sweep: ``python -m protocl.runner.worker``.
 
-One JSON object a line. Standard input: ``{"config": YAML text, "folder": path}`` for each run.
-Standard output: ``{"progress": {...}}`` any number of times, then ``{"done": true}`` or
-``{"failed": message, "exit_code": number}``. What the run itself prints goes to ``log.txt`` in its
+One JSON object a line. Standard input for each run:
+``{"kind": "module:class", "config": YAML text, "folder": path}``. Standard output:
+``{"progress": {...}}`` any number of times, then ``{"failure": message or null, "exit_code":
+number}``. What the run itself prints goes to ``log.txt`` in its
 folder. The process ends when its input ends, so it does not outlive the sweep.
 """
 
@@ -14,16 +15,15 @@ import queue
 import signal
 import sys
 import threading
-import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import IO, Any
 
-from protocl.config.compose import from_yaml
-from protocl.errors import ProtoclError
-from protocl.runner.experiment import Progress, run_experiment
 from protocl.runner.folders import LOG_FILE
 from protocl.runner.host_warnings import hidden_host_notices
+from protocl.runner.kind import Kind
+from protocl.runner.progress import Progress
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         folder = Path(order["folder"])
         with hidden_host_notices():
             _redirect_output(folder / LOG_FILE)
-            answer = _carry_out(order["config"], folder, answers)
+            answer = _carry_out(order, folder, answers)
         if (folder / LOG_FILE).stat().st_size == 0:
             (folder / LOG_FILE).unlink()
         _say(answers, answer)
@@ -49,21 +49,14 @@ def _read_orders(source: IO[str], orders: queue.SimpleQueue[dict[str, Any]]) -> 
     os._exit(0)  # a run may be under way in the main thread: nobody waits for it any more
 
 
-def _carry_out(config: str, folder: Path, answers: IO[str]) -> dict[str, Any]:
+def _carry_out(order: dict[str, str], folder: Path, answers: IO[str]) -> dict[str, Any]:
     def report(progress: Progress) -> None:
-        _say(answers, {"progress": asdict(progress)})
+        text = None if progress.report is None else str(progress.report)
+        _say(answers, {"progress": asdict(replace(progress, report=text))})
 
-    try:
-        run_experiment(from_yaml(config), folder, on_progress=report)
-    except ProtoclError as error:
-        return {"failed": str(error), "exit_code": error.exit_code}
-    except Exception as error:  # the other runs of the sweep go on; the log has the traceback
-        traceback.print_exc()
-        return {
-            "failed": f"{type(error).__name__}: {error} (see {folder / LOG_FILE})",
-            "exit_code": 1,
-        }
-    return {"done": True}
+    kind: Kind[Any] = resolve_name(order["kind"])()
+    failure, code = kind.attempt(kind.from_yaml(order["config"]), folder, report)
+    return {"failure": failure, "exit_code": code}
 
 
 def _say(answers: IO[str], message: dict[str, Any]) -> None:

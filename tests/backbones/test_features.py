@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from protocl.backbones import BackboneConfig, build_backbone
 from protocl.backbones.features import FeatureCache, default_batch_size, extract
 from protocl.data import ArrayData, BenchmarkConfig, load_data
-from protocl.io.progress import ProgressBar
+from protocl.io.progress import progress_bar
 from tests.io.test_atomic import die_while_writing
 
 
@@ -271,14 +271,14 @@ def test_two_processes_compute_once_between_them(tmp_path: Path) -> None:
 def test_progress_shows_only_after_a_while(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter([0.0, 0.0, 1.0, 1.9])
-    monkeypatch.setattr("protocl.io.progress.time.monotonic", lambda: next(clock, 2.5))
-    with ProgressBar("encoding", 3) as bar:
-        bar.advance()
-        bar.advance()
-        assert not bar.visible
-        bar.advance()
-        assert bar.visible
-    assert not bar.visible
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress_bar("encoding", 3) as bar:
+        bar.update()
+        assert capsys.readouterr().err == ""
+        bar.start_t -= 2.5
+        bar.update()
+        assert "encoding" in capsys.readouterr().err
+    with progress_bar("encoding", 3, enabled=False) as bar:
+        bar.start_t = 0.0
+        bar.update()
     assert capsys.readouterr().out == ""
-    assert bar.completed == 3

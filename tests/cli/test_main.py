@@ -232,7 +232,7 @@ def test_interruption_ends_with_130(
     def interrupt(*arguments: Any, **settings: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("protocl.runner.sweep.run_experiment", interrupt)
+    monkeypatch.setattr("protocl.runner.kind.Kind.carry_out", interrupt)
     assert main(["run", "strategy=acme_replay"]) == 130
     assert capsys.readouterr().err.endswith(
         "protocl: interrupted; the same command with resume=true goes on\n"

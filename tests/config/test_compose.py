@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from protocl.config.arguments import expand, split_commas
-from protocl.config.compose import compose, from_yaml, load, to_yaml
+from protocl.config.compose import compose, load, to_yaml
 from protocl.config.presets import parse
 from protocl.errors import ConfigError
+from protocl.runner.experiment import EXPERIMENT
 from tests import third_party
 
 
@@ -216,7 +217,7 @@ def test_a_group_file_of_the_users_own(tmp_path: Path):
 
 def test_the_saved_configuration_is_the_same_configuration(tmp_path: Path):
     config = one("strategy.window=[0.5,1]", "benchmark.class_order=[3,1,0,2]", "seed=5")
-    assert from_yaml(to_yaml(config)) == config
+    assert EXPERIMENT.from_yaml(to_yaml(config)) == config
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config))
     assert load([f"experiment={file}"]) == [config]

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from protocl.config.compose import from_yaml, load, to_yaml
+from protocl.config.compose import load, to_yaml
 from protocl.errors import ConfigError
 from protocl.heads import LinearDiscriminant, Ridge
+from protocl.runner.experiment import EXPERIMENT
 from protocl.strategies import SLDA, RanPAC
 from tests import third_party
 
@@ -42,7 +43,7 @@ def test_a_recipe_has_its_own_default_for_a_setting_of_its_head() -> None:
 def test_another_head_brings_its_own_settings() -> None:
     config = load(["strategy=fetril", "strategy.head=ridge", "strategy.head.regularization=3"])[0]
     assert config.strategy.head.arguments["regularization"] == 3.0  # type: ignore[attr-defined]
-    assert from_yaml(to_yaml(config)) == config
+    assert EXPERIMENT.from_yaml(to_yaml(config)) == config
     assert head_of("strategy=fetril", "strategy.head=lda").shrinkage == "auto"
     with pytest.raises(ConfigError, match=r"unknown key strategy\.head\.shrinkage"):
         load(["strategy=fetril", "strategy.head=ridge", "strategy.head.shrinkage=0.5"])

@@ -24,10 +24,12 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
 from protocl.data import ArrayData, BenchmarkConfig, build_benchmark, load_data
-from protocl.errors import DataError
+from protocl.errors import ConfigError, DataError
 from protocl.io import checkpoint
 from protocl.io.checkpoint import CheckpointFolder, classes_by_reference
 from tests import third_party
+
+EARLIER = Path(__file__).parents[1] / "golden" / "results_v1" / "experiment-00001.ckpt"
 
 
 class TestFile:
@@ -71,7 +73,16 @@ class TestFile:
         with pytest.raises(DataError, match="is damaged"):
             checkpoint.load(file)
 
-    def test_the_last_two_are_kept_and_a_damaged_one_is_passed_over(self, tmp_path: Path):
+    def test_one_of_an_earlier_protocl_is_refused_in_a_sentence(self, tmp_path: Path):
+        (tmp_path / "experience-00001.ckpt").write_bytes(EARLIER.read_bytes())
+        with pytest.raises(
+            ConfigError, match=r"not of format 2, .* protocl 0.* start anew without"
+        ):
+            CheckpointFolder(tmp_path).load_newest({})
+
+    def test_the_last_two_are_kept_and_a_damaged_one_is_passed_over(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
         folder = CheckpointFolder(tmp_path / "checkpoint")
         assert folder.load_newest({}) is None
         for t in range(12):
@@ -81,11 +92,8 @@ class TestFile:
             "experience-00010.ckpt",
         ]
         folder.files()[0].write_bytes(b"cut")
-        damaged: list[DataError] = []
-        assert folder.load_newest({}, on_damage=damaged.append) == {"t": 10}
-        assert "experience-00011.ckpt" in str(damaged[0])
-        folder.clear()
-        assert not (tmp_path / "checkpoint").exists()
+        assert folder.load_newest({}) == {"t": 10}
+        assert "experience-00011.ckpt is damaged" in caplog.text
 
 
 def digits_stream() -> Any:

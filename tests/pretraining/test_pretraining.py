@@ -10,20 +10,22 @@ from protocl.backbones import BackboneConfig, build_backbone, fingerprint
 from protocl.cli.main import main
 from protocl.data.augmentation.distortion import Distortion
 from protocl.errors import ConfigError, DataError, DivergedError
-from protocl.io import checkpoint
-from protocl.pretraining import run as module
-from protocl.pretraining.command import load
 from protocl.pretraining.cosine import CosineConfig
 from protocl.pretraining.episodes import EpisodesConfig
-from protocl.pretraining.run import Pretraining, pretrain, turned
+from protocl.pretraining.run import PRETRAINING, Pretraining, pretrain, turned
+from protocl.runner.context import RunContext
 from protocl.runner.folders import open_run
 
 SMALL = ["benchmark=digits", "benchmark.train_per_class=20", "backbone=conv4", "backbone.width=8"]
 
 
 def config_of(tmp_path, *words: str):
-    (config,) = load([*SMALL, f"output={tmp_path}", *words])
+    (config,) = PRETRAINING.load([*SMALL, f"output={tmp_path}", *words])
     return config
+
+
+def start(config) -> Pretraining:
+    return Pretraining(RunContext("pretraining", config, open_run(config)))
 
 
 # -- objectives ---------------------------------------------------------------------------------
@@ -125,10 +127,11 @@ def test_training_learns_and_its_weights_load_elsewhere(tmp_path, objective):
     )  # fmt: skip
     folder = open_run(config)
     result = pretrain(config, folder)
-    assert result["epochs"][-1]["loss"] < result["epochs"][0]["loss"]
-    assert result["epochs"][-1]["accuracy"] > 1 / 3 + 0.2
-    assert len(result["base_classes"]) == 7
-    assert not set(result["base_classes"]) & set(result["held_out_classes"])
+    found = result["pretraining"]
+    assert found["epochs"][-1]["loss"] < found["epochs"][0]["loss"]
+    assert found["epochs"][-1]["accuracy"] > 1 / 3 + 0.2
+    assert len(found["base_classes"]) == 7
+    assert not set(found["base_classes"]) & set(found["held_out_classes"])
     backbone = BackboneConfig(
         name="conv4", width=8, checkpoint=str(folder / "backbone.safetensors")
     )
@@ -136,24 +139,21 @@ def test_training_learns_and_its_weights_load_elsewhere(tmp_path, objective):
     assert fingerprint(built) == result["backbone"]["fingerprint"]
 
 
-def test_an_interrupted_training_ends_at_the_same_weights(tmp_path, monkeypatch):
+def test_an_interrupted_training_ends_at_the_same_weights(tmp_path):
     config = config_of(tmp_path, "epochs=3", "holdout=2")
     whole = pretrain(config, open_run(config))
     folder = open_run(config)
-    kept = checkpoint.save
 
-    def save_and_stop(path, state):
-        kept(path, state)
-        if len(state["reports"]) == 2:
+    def stop(progress):
+        if progress.report is not None and progress.report.epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.checkpoint, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(config, folder)
-    monkeypatch.setattr(module.checkpoint, "save", kept)
+        pretrain(config, folder, on_progress=stop)
     resumed = pretrain(config, folder)
     assert resumed["backbone"]["fingerprint"] == whole["backbone"]["fingerprint"]
-    assert [e["loss"] for e in resumed["epochs"]] == [e["loss"] for e in whole["epochs"]]
+    losses = [[e["loss"] for e in r["pretraining"]["epochs"]] for r in (resumed, whole)]
+    assert losses[0] == losses[1]
 
 
 def test_training_leaves_the_random_state_alone(tmp_path):
@@ -166,8 +166,8 @@ def test_training_leaves_the_random_state_alone(tmp_path):
 
 
 def test_whole_adds_the_test_samples_of_the_base_classes(tmp_path):
-    without = Pretraining(config_of(tmp_path, "benchmark.base_classes=4"), tmp_path)
-    whole = Pretraining(config_of(tmp_path, "benchmark.base_classes=4", "whole=true"), tmp_path)
+    without = start(config_of(tmp_path, "benchmark.base_classes=4"))
+    whole = start(config_of(tmp_path, "benchmark.base_classes=4", "whole=true"))
     assert len(without.images) == 80
     assert len(whole.images) > 80
     assert len(whole.labels) == 4 * len(whole.images)
@@ -182,7 +182,7 @@ def test_the_command_says_where_the_weights_are(tmp_path, capsys):
 
 def test_too_many_classes_held_out_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="holdout=10"):
-        Pretraining(config_of(tmp_path, "holdout=10"), tmp_path)
+        start(config_of(tmp_path, "holdout=10"))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_too_many_classes_held_out_are_refused(tmp_path):
 )
 def test_settings_out_of_range_are_refused(tmp_path, word, message):
     with pytest.raises(ConfigError, match=message):
-        Pretraining(config_of(tmp_path, word), tmp_path)
+        start(config_of(tmp_path, word))
 
 
 def test_a_training_that_diverges_writes_no_weights(tmp_path):

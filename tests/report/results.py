@@ -32,7 +32,8 @@ def make_result(
         seen = np.concatenate(experiences[: t + 1])
         history.append(_evaluate(random, experiences[: t + 1], seen, skill))
     result = {
-        "format": 1,
+        "format": 2,
+        "kind": "experiment",
         "name": f"digits-{strategy}",
         "seed": seed,
         "status": "complete",

@@ -223,8 +223,8 @@ def test_pooled_confusion_keeps_every_count(tmp_path: Path) -> None:
     assert share.shape == (24, 24)  # 70 classes in cells of 3, the last one smaller
     assert share.sum(axis=1) == pytest.approx(np.full(24, 100.0))
     order = [class_id for classes in run.experiences for class_id in classes]
-    rows = [run.confusion_classes.index(class_id) for class_id in order[:3]]
-    counts = np.array(run.confusion)[rows]
+    rows = [run.confusion.classes.index(class_id) for class_id in order[:3]]
+    counts = np.array(run.confusion.counts)[rows]
     assert share[0, 0] == pytest.approx(100 * counts[:, rows].sum() / counts.sum())
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from protocl.errors import DataError
-from protocl.report import Run, load_run, load_runs
+from protocl.report import Run, compare, load_run, load_runs
+from protocl.report.result import KINDS, Result, upgraded
 from tests.report.results import make_result, write_run
 
 
@@ -21,7 +22,7 @@ def test_a_written_run_is_read_back(tmp_path: Path) -> None:
     assert run.seed == 3
     assert run.complete
     assert run.accuracy_matrix == result["metrics"]["accuracy_matrix"]
-    assert run.confusion == result["confusion"]["counts"]
+    assert run.confusion.counts == result["confusion"]["counts"]
     assert run.classes_seen == [2, 4, 6]
     assert run.seconds == 3.5
     assert run.peak_mib == 202.0
@@ -53,15 +54,15 @@ def edit(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(format=2), "format is 2, but this version of protocl reads 1"),
-        (lambda r: r.pop("seed"), "seed is missing; expected int"),
-        (lambda r: r.update(seed="1"), "seed should be int, but is '1'"),
-        (lambda r: r.update(seed=True), "seed should be int, but is True"),
-        (lambda r: r.pop("benchmark"), "benchmark should be an object, but is absent"),
+        (lambda r: r.update(format=3), "format is 3, but this version of protocl reads 1 to 2"),
+        (lambda r: r.pop("seed"), "^seed is missing"),
+        (lambda r: r.update(seed="1"), "seed should be a valid integer, but is '1'"),
+        (lambda r: r.update(seed=True), "seed should be a valid integer, but is True"),
+        (lambda r: r.pop("benchmark"), "^benchmark is missing"),
         (lambda r: r["strategy"].pop("keeps_data"), "strategy.keeps_data is missing"),
         (
             lambda r: r["metrics"]["stream_accuracy"].__setitem__(1, None),
-            r"metrics.stream_accuracy.1 is missing",
+            r"metrics.stream_accuracy\[1\] should be a valid number, but is None",
         ),
         (lambda r: r["metrics"]["accuracy_matrix"].pop(), "2 rows of accuracy_matrix and 3"),
         (lambda r: r["metrics"]["accuracy_matrix"][1].pop(), r"row 1 must hold .* got 1"),
@@ -75,6 +76,27 @@ def test_a_damaged_result_is_refused_by_the_name_of_its_field(
 ) -> None:
     with pytest.raises(DataError, match=message):
         Run.from_result(edit(change), Path("run"))
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "results_v1"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_of_format_1_are_read(kind: str) -> None:
+    content = json.loads((GOLDEN / kind / "result.json").read_text())
+    result = Result.read(content)
+    assert result.kind == kind
+    assert (result.name, result.seed, result.complete) == (content["name"], content["seed"], True)
+    if kind == "pretraining":
+        assert result.benchmark.classes_per_experience == [content["base_classes"]]
+        assert upgraded(content)["pretraining"]["epochs"] == content["epochs"]
+    else:
+        assert load_run(GOLDEN / kind).accuracy_matrix == content["metrics"]["accuracy_matrix"]
+
+
+def test_results_of_format_1_are_compared_as_they_were(tmp_path: Path) -> None:
+    compare([GOLDEN], tmp_path, formats=["csv"])
+    assert (tmp_path / "table.csv").read_text() == (GOLDEN / "table.csv").read_text()
 
 
 def test_no_run_is_left_out_silently(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import mmap
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from protocl import PrototypeMemory
 from protocl.config import ExperimentConfig
-from protocl.config.compose import from_yaml, load
+from protocl.config.compose import load
 from protocl.data import load_data
 from protocl.errors import ConfigError, DataError
 from protocl.io import provenance
 from protocl.io.profile import PhaseLog
 from protocl.report import load_run
-from protocl.runner import experiment
-from protocl.runner.experiment import Progress, resolve_device, run_experiment
+from protocl.report.result import RESULT_FILE
+from protocl.runner.context import resolve_device
+from protocl.runner.experiment import EXPERIMENT, run_experiment
 from protocl.runner.folders import (
     create_run,
     discard_if_empty,
@@ -33,8 +33,8 @@ from protocl.runner.folders import (
     find_run,
     open_run,
     read_result,
-    run_folder,
 )
+from protocl.runner.progress import Progress
 from tests import third_party
 from tests.io.test_atomic import die_while_writing
 
@@ -83,7 +83,7 @@ def interrupt_at(phase: str, index: int) -> Any:
     """A progress callback that stops the run when ``phase`` of experience ``index`` begins."""
 
     def callback(progress: Progress) -> None:
-        if progress.phase == phase and progress.experience == index:
+        if progress.phase == phase and progress.done == index:
             raise InterruptedRunError
 
     return callback
@@ -109,7 +109,7 @@ class TestResult:
 
     def test_it_says_what_was_run(self, slda: Any):
         result, folder = slda
-        data = load_data(from_yaml((folder / "config.yaml").read_text()).benchmark)
+        data = load_data(EXPERIMENT.from_yaml((folder / "config.yaml").read_text()).benchmark)
         assert result["status"] == "complete"
         assert result["seed"] == 4
         assert result["benchmark"]["data_hash"] == data.content_hash
@@ -214,7 +214,7 @@ class TestResume:
         seen: list[Progress] = []
         resumed = run_experiment(config, folder, on_progress=seen.append)
         assert "is damaged" in caplog.text
-        assert next(p.experience for p in seen if p.phase == "train") == 2
+        assert next(p.done for p in seen if p.phase == "train") == 2
         quiet, _ = run(tmp_path / "quiet", *self.settings)
         assert numbers(resumed) == numbers(quiet)
 
@@ -290,22 +290,6 @@ class TestResume:
         assert not folder.exists()
 
 
-def test_a_refused_setting_leaves_a_folder_only_where_there_is_something_in_it(tmp_path: Path):
-    config = configure(tmp_path, "strategy=nearest_mean")
-    with pytest.raises(ConfigError, match="refused"), run_folder(config) as empty:
-        raise ConfigError("refused")
-    assert not empty.exists()
-    begun = create_run(config)
-    (begun / "training.ckpt").write_bytes(b"state")
-    resumed = replace(config, resume=True)
-    with pytest.raises(ConfigError, match="refused"), run_folder(resumed) as folder:
-        raise ConfigError("refused")
-    assert folder == begun == find_run(config)
-    with pytest.raises(InterruptedRunError), run_folder(config) as interrupted:
-        raise InterruptedRunError
-    assert interrupted.exists()
-
-
 def test_a_strategys_complaint_becomes_a_configuration_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="strategy=acme_replay: mem_size is 0"):
         run(tmp_path, "strategy=acme_replay", "strategy.mem_size=0")
@@ -335,7 +319,7 @@ def test_a_phase_notices_its_own_peak():
 
 def test_results_are_valid_json(slda: Any):
     _, folder = slda
-    text = (folder / experiment.RESULT_FILE).read_text()
+    text = (folder / RESULT_FILE).read_text()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in result.json"))
 
 

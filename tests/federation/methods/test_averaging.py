@@ -25,6 +25,7 @@ from protocl.federation.methods.averaging import (
 from protocl.federation.methods.fedavg import FedAvgConfig
 from protocl.federation.methods.network import set_weights, weights_of
 from protocl.federation.runner.run import FederatedRun, run_federation
+from protocl.runner.context import RunContext
 from protocl.runner.folders import open_run
 
 
@@ -110,7 +111,7 @@ def test_fedavg_then_nearest_mean_exchanges_prototypes_of_the_trained_network(tm
         tmp_path, "method=fedavg_prototypes", "rounds=4", "evaluate=0.5", "method.train=backbone",
         "backbone=mlp", "partition=iid", "method.local_epochs=2",
     )  # fmt: skip
-    run = FederatedRun(config, folder, lambda report: None)
+    run = FederatedRun(RunContext("federation", config, folder))
     result = run.finish()
     *training, exchange = result["federation"]["rounds"]
     assert exchange["accuracy"] > 0.8

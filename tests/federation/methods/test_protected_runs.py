@@ -14,6 +14,7 @@ from protocl.federation.client.client import ClientData
 from protocl.federation.config.compose import load
 from protocl.federation.runner.run import FederatedRun, run_federation
 from protocl.federation.server.state import same_statistics
+from protocl.runner.context import RunContext
 from protocl.runner.folders import open_run
 
 
@@ -59,7 +60,7 @@ def test_private_run(tmp_path: Path, noise: str) -> None:
 def attacked(config_words: list[str], folder: Path) -> float:
     """Accuracy of a run in which 6 of 20 clients give every class the name of the next."""
     (config,) = load([*config_words, f"output={folder}"])
-    federated = FederatedRun(config, open_run(config), lambda report: None)
+    federated = FederatedRun(RunContext("federation", config, open_run(config)))
     honest = federated.clients.__call__
 
     def lying(context: Any) -> ClientData:

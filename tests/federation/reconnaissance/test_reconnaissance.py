@@ -12,24 +12,29 @@ from protocl.backbones import BackboneConfig, build_backbone, fingerprint
 from protocl.cli.main import main
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError, DataError
-from protocl.federation.reconnaissance.command import load
 from protocl.federation.reconnaissance.pictures import draw_prototypes
-from protocl.federation.reconnaissance.run import Reconnaissance, run_reconnaissance
+from protocl.federation.reconnaissance.run import (
+    RECONNAISSANCE,
+    Reconnaissance,
+    run_reconnaissance,
+)
 from protocl.federation.reconnaissance.scenario import SERVER, Scenario
 from protocl.federation.server.state import same_statistics
 from protocl.registry import HEADS
 from protocl.report import load_run
+from protocl.runner.context import RunContext
 from protocl.runner.folders import open_run
+from protocl.runner.progress import Progress
 
 
 def start(tmp_path, *words: str) -> Reconnaissance:
-    (config,) = load(["reconnaissance=digits", f"output={tmp_path}", *words])
-    return Reconnaissance(config, open_run(config))
+    (config,) = RECONNAISSANCE.load(["reconnaissance=digits", f"output={tmp_path}", *words])
+    return Reconnaissance(RunContext("reconnaissance", config, open_run(config)))
 
 
 def finish(tmp_path, *words: str):
     run = start(tmp_path, *words)
-    return run, run.finish(lambda report: None)
+    return run, run.finish()
 
 
 def in_one_place(run: Reconnaissance, head: str):
@@ -112,7 +117,7 @@ def test_redrawing_changes_sides_but_not_numbers(tmp_path):
 
 def test_a_saved_scenario_gives_the_same_run(tmp_path):
     run, result = finish(tmp_path, "scenario.schedule=overlapping", "seed=3")
-    file = run.run_dir / "scenario.json"
+    file = run.run.folder / "scenario.json"
     assert Scenario.load(file) == run.scenario
     _, again = finish(tmp_path, f"scenario.file={file}", "seed=3")
     assert again["metrics"] == result["metrics"]
@@ -137,7 +142,7 @@ def test_merging_gains_over_learning_alone_and_bytes_are_counted(tmp_path):
     # A mission of one class: 64 sums of at most 4 bytes, two int64, and the description.
     assert 3 * 200 < steps[0]["bytes_up"] < 3 * 1200
     assert steps[0]["bytes_down"] == pytest.approx(2 * steps[0]["bytes_up"], rel=0.2)
-    assert load_run(run.run_dir).stream_accuracy[-1] == pytest.approx(
+    assert load_run(run.run.folder).stream_accuracy[-1] == pytest.approx(
         steps[-1]["accuracy"], abs=1e-6
     )
 
@@ -178,13 +183,13 @@ def test_the_command_writes_curves_over_seeds(tmp_path, capsys):
 
 
 def test_a_finished_run_is_not_repeated(tmp_path):
-    (config,) = load(["reconnaissance=digits", f"output={tmp_path}", "alone=false"])
+    (config,) = RECONNAISSANCE.load(["reconnaissance=digits", f"output={tmp_path}", "alone=false"])
     folder = open_run(config)
     first = run_reconnaissance(config, folder)
-    steps: list[int] = []
-    again = run_reconnaissance(config, folder, on_step=lambda report: steps.append(report.step))
+    seen: list[Progress] = []
+    again = run_reconnaissance(config, folder, on_progress=seen.append)
     assert again == json.loads(json.dumps(first))
-    assert not steps
+    assert not seen
 
 
 @pytest.mark.parametrize(
@@ -224,7 +229,9 @@ def test_prototypes_of_nodes_that_agree_lie_on_each_other(tmp_path):
 def test_another_head_does_not_take_over_the_options_of_the_presets():
     words = ["reconnaissance=omniglot_stream"]
     for head, options in (("nearest_mean", {"metric": "cosine"}), ("lda", {})):
-        (config,) = load([*words, f"method.head={head}"])
+        (config,) = RECONNAISSANCE.load([*words, f"method.head={head}"])
         assert config.method.head_options == options
-    (given,) = load([*words, "method.head=lda", "method.head_options={shrinkage: 0.3}"])
+    (given,) = RECONNAISSANCE.load(
+        [*words, "method.head=lda", "method.head_options={shrinkage: 0.3}"]
+    )
     assert given.method.head_options == {"shrinkage": 0.3}

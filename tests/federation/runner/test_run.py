@@ -14,15 +14,17 @@ from protocl import PrototypeMemory
 from protocl.backbones import BackboneConfig, build_backbone, fingerprint
 from protocl.cli.main import main
 from protocl.config.compose import to_yaml
+from protocl.config.presets import group_names
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError, DataError
-from protocl.federation.config.compose import load, presets
+from protocl.federation.config.compose import load
 from protocl.federation.runner.run import FederatedRun, run_federation
 from protocl.federation.server.state import same_statistics
 from protocl.federation.wire.traffic import Ledger
 from protocl.heads import LinearDiscriminant, NearestMean
 from protocl.registry import HEADS
 from protocl.report import load_run
+from protocl.runner.context import RunContext
 from protocl.runner.folders import create_run, open_run
 
 
@@ -179,12 +181,12 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(tmp_path):
     (config,) = load([*words, "resume=true"])
     folder = create_run(config)
 
-    def stop(report):
-        if report.round == 2:
+    def stop(progress):
+        if progress.report is not None and progress.report.round == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_federation(config, folder, on_round=stop)
+        run_federation(config, folder, on_progress=stop)
     assert open_run(config) == folder
     result = run_federation(config, folder)
     assert result["status"] == "complete"
@@ -197,7 +199,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(tmp_path):
 
 def test_a_client_can_be_forgotten_after_the_run(tmp_path):
     (config,) = load(["federation=digits", f"output={tmp_path}"])
-    run_state = FederatedRun(config, create_run(config), lambda report: None)
+    run_state = FederatedRun(RunContext("federation", config, create_run(config)))
     run_state.finish()
     strategy = run_state.method.strategy
     strategy.forget_client("1004")
@@ -245,7 +247,7 @@ def test_the_command_writes_a_deployment(tmp_path, capsys):
 # -- configurations -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", group_names("federation"))
 def test_every_preset_is_valid_and_survives_its_own_file(name, tmp_path):
     (config,) = load([f"federation={name}"])
     file = tmp_path / "config.yaml"

@@ -15,8 +15,9 @@ from protocl.config import ExperimentConfig
 from protocl.config.compose import load
 from protocl.errors import ConfigError
 from protocl.runner.adapted_cache import AdaptedBackbones
-from protocl.runner.experiment import Progress, run_experiment
+from protocl.runner.experiment import run_experiment
 from protocl.runner.folders import open_run, read_result
+from protocl.runner.progress import Progress
 from protocl.strategies import Session
 
 pytest.importorskip("timm")
@@ -120,7 +121,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
     settings: tuple[str, ...], experience: int, tmp_path: Path
 ) -> None:
     def stop(progress: Progress) -> None:
-        if progress.phase == "eval" and progress.experience == experience:
+        if progress.phase == "eval" and progress.done == experience:
             raise InterruptedRunError
 
     undisturbed, first = run(tmp_path / "a", *settings, *TRAINING)

@@ -1,0 +1,52 @@
+"""From ``KEY=VALUE ...`` to runs of a kind and what is shown of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from protocl.cli.display import SweepDisplay
+from protocl.config.arguments import Settings
+from protocl.config.compose import to_yaml
+from protocl.runner.kind import Kind
+from protocl.runner.sweep import Outcome, run_sweep
+
+
+def run_command(kind: Kind[Any], args: argparse.Namespace) -> int:
+    """Carry out all runs that ``args.settings`` ask for, and show them; the exit code."""
+    configs = kind.load(args.settings)
+    if args.show:
+        sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
+        return 0
+    labels = _labels(kind.settle(args.settings), configs)
+    with SweepDisplay(labels, Console(stderr=True)) as display:
+        outcomes = run_sweep(kind, configs, display, jobs=configs[0].jobs, debug=args.debug)
+    good = [outcome for outcome in outcomes if outcome.failure is None]
+    if good:
+        output = _report_folder(good) if len(good) > 1 else None
+        kind.show([outcome.folder for outcome in good], output, Console())
+    return outcomes[0].exit_code if len(outcomes) == 1 else int(len(good) < len(outcomes))
+
+
+def _labels(runs: Sequence[Settings], configs: Sequence[Any]) -> list[str]:
+    """What sets the runs apart, as typed: ``"strategy=slda seed=1"``."""
+    swept = [key for key in runs[0] if any(run[key] != runs[0][key] for run in runs)]
+    if not swept:
+        return [f"{config.name} seed={config.seed}" for config in configs]
+    return [" ".join(f"{key}={run[key]}" for key in swept) for run in runs]
+
+
+def _report_folder(outcomes: Sequence[Outcome]) -> Path:
+    """The folder common to all runs of a sweep, or a new one if that is the whole output."""
+    common = Path(os.path.commonpath([outcome.folder.parent for outcome in outcomes]))
+    output = Path(outcomes[0].config.output).expanduser()
+    if common != output:
+        return common
+    return output / f"comparison-{datetime.now():%Y%m%d-%H%M%S}"
