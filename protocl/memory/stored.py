@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, NamedTuple, Self, get_args
 
 import torch
@@ -84,8 +85,6 @@ class StoredStatistics(StatisticsKind):
         moment = frozenset({"second", "second_low"})
         self._shared = moment if level == "shared" else frozenset()
         self._symmetric = moment if level in ("shared", "full") else frozenset()
-        self.forms = {name: self._form(name) for name in self._shapes}
-        """How :meth:`parts` gives each sum."""
         self.rounded = False
         """Whether fixed point may have moved a feature; statistics from elsewhere do not tell."""
         for name, value in self._empty().items():
@@ -147,8 +146,13 @@ class StoredStatistics(StatisticsKind):
             return unpack_triangles(part, self.width)
         return part
 
-    def _form(self, name: str) -> SumForm:
-        shape, symmetric = self._shapes[name], name in self._symmetric
+    @cached_property
+    def forms(self) -> dict[str, SumForm]:
+        """How :meth:`parts` gives each sum."""
+        return {name: self._form(name, shape) for name, shape in self._shapes.items()}
+
+    def _form(self, name: str, shape: tuple[int, ...]) -> SumForm:
+        symmetric = name in self._symmetric
         row = (triangle_size(self.width),) if symmetric else shape[1:]
         unit = (self.step**2 if name == "second" else self.step) if self.exact else 1.0
         return SumForm(row, name in self._shared, symmetric, unit)

@@ -24,7 +24,7 @@ def pack_triangles(matrices: Tensor) -> Tensor:
     """Upper triangles ``(..., W (W + 1) / 2)``, row by row, of symmetric ``(..., W, W)``."""
     width = matrices.shape[-1]
     rows, columns = torch.triu_indices(width, width, device=matrices.device)
-    return matrices.flatten(-2)[..., rows * width + columns]
+    return matrices.flatten(-2).index_select(-1, rows * width + columns)
 
 
 def unpack_triangles(triangles: Tensor, width: int) -> Tensor:
