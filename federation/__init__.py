@@ -9,7 +9,7 @@ from protocl.lazy import importer
 if TYPE_CHECKING:
     from protocl.federation.client.client import ClientData, PrototypeClient
     from protocl.federation.runner.simulation import simulate
-    from protocl.federation.server.options import Options
+    from protocl.federation.server.sampling import Options
     from protocl.federation.server.strategy import FederatedPrototypes
     from protocl.federation.wire.grid import InProcessGrid
     from protocl.federation.wire.relayed_grids import QuorumGrid
@@ -28,7 +28,7 @@ _HOMES = {
     "ClientData": "client.client",
     "FederatedPrototypes": "server.strategy",
     "InProcessGrid": "wire.grid",
-    "Options": "server.options",
+    "Options": "server.sampling",
     "PrototypeClient": "client.client",
     "QuorumGrid": "wire.relayed_grids",
     "simulate": "runner.simulation",

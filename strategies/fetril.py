@@ -30,7 +30,7 @@ from protocl.heads import LinearDiscriminant
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
-from protocl.memory.from_statistics import memory_with
+from protocl.memory.from_statistics import require_plain
 from protocl.strategies.frozen.base import FrozenBackbone
 from protocl.strategies.frozen.recipe import FrozenBackboneConfig
 from protocl.strategies.plugin.extraction import features_of
@@ -83,8 +83,9 @@ def pseudo_statistics(old: PrototypeMemory, new: PrototypeMemory) -> PrototypeMe
     second = (uses[:, None, None] * new.second_moment).sum(0)
     second += (counts[:, None] * means).T @ means
     second -= (counts[:, None] * donor_means).T @ donor_means
-    return memory_with(
-        new, "shared", classes=torch.cat([classes, new.classes]),
+    require_plain(new)
+    return PrototypeMemory.from_statistics(
+        new.empty_like("shared"), classes=torch.cat([classes, new.classes]),
         counts=torch.cat([counts, new.counts]),
         sums=torch.cat([counts[:, None] * means, new.sums]), second_moment=second,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from protocl.bench.peak_memory import MIB, PeakMeter
 from protocl.bench.timing import thread_count
 from protocl.federation.client.client import ClientData, PrototypeClient
 from protocl.federation.runner.simulation import simulate
-from protocl.federation.server.options import Options
+from protocl.federation.server.sampling import Options
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.federation.wire.compat import without_round_reports
 from protocl.federation.wire.messages import Contribution

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from protocl.errors import FingerprintError
 from protocl.federation.client.state import ClientState, StatesInProcess, StateStore
-from protocl.federation.server.state import Settled
+from protocl.federation.server.clients import Settled
 from protocl.federation.wire.codec import Precision
 from protocl.federation.wire.messages import Contribution, class_id_of, decode, encode
 from protocl.federation.wire.npy import array_of

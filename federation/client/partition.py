@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocl.config.validation import POSITIVE, SHARE, require
+from protocl.config.validation import POSITIVE, SHARE, ranged
 from protocl.errors import ConfigError, DataError
 from protocl.registry import unknown_name
 
@@ -44,13 +44,13 @@ class PartitionConfig:
 
     name: str = "classes"
     classes_per_client: int = 2
-    overlap: float = 0.0
-    alpha: float = 0.1
+    overlap: float = ranged(0.0, SHARE)
+    alpha: float = ranged(0.1, POSITIVE)
     min_samples: int = 1
     path: str | None = None
     partitioner: str = "DirichletPartitioner"
     options: dict[str, Any] = field(default_factory=dict)
-    growth: str = "none"
+    growth: Literal["none", "samples", "classes", "stream"] = "none"
 
 
 def assign(labels: Tensor, clients: int, config: PartitionConfig, seed: int) -> list[Rows]:
@@ -154,7 +154,6 @@ def _classes(
         raise ConfigError(
             f"partition.classes_per_client={each}: expected 1 to {len(pack)}, the number of classes"
         )
-    require(config, "partition.", overlap=SHARE)
     common = round(config.overlap * each)
     dealt, own = pack[common:], each - common
     if own * clients < len(dealt):
@@ -178,7 +177,6 @@ def _dirichlet(
     labels: Rows, clients: int, config: PartitionConfig, random: np.random.Generator
 ) -> list[Rows]:
     """Hsu et al. 2019, "Measuring the effects of non-identical data distribution"; by class."""
-    require(config, "partition.", alpha=POSITIVE)
     if config.min_samples * clients > len(labels):
         raise ConfigError(
             f"partition.min_samples={config.min_samples}: {clients} clients cannot each have so "

@@ -20,12 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from protocl.errors import DataError
-from protocl.federation.server.state import Settled
+from protocl.federation.server.clients import Settled
 from protocl.federation.wire.messages import Contribution
 from protocl.io.atomic import atomic_path
 from protocl.memory import PrototypeMemory
+from protocl.memory.file import arrays_of, description_of
 
-_FORMAT = "protocl-client-1"
+_FORMATS = ("protocl-client-1", "protocl-client-2")
 _MAX_PENDING = 8
 _MAX_LIVES = 16  # of which a server that was set back knows one, it may be hoped
 
@@ -187,13 +188,13 @@ class StatesOnDisk:
 def _save(path: Path, state: ClientState) -> None:
     memories = {"memory": state.memory} | {f"{c.seq}": c.memory for c in state.pending}
     tensors = {
-        f"{key}/{name}": buffer.contiguous()
+        f"{key}/{name}": array.contiguous()
         for key, memory in memories.items()
-        for name, buffer in memory.named_buffers(recurse=False)
+        for name, array in arrays_of(memory).items()
     }
     header = {
-        "format": _FORMAT,
-        "memory": json.dumps(_describe(state.memory)),
+        "format": _FORMATS[-1],
+        "memory": json.dumps(description_of(state.memory)),
         "state": json.dumps(
             {
                 "counted": state.counted,
@@ -220,36 +221,28 @@ def _load(path: Path, empty: PrototypeMemory) -> ClientState:
         raise DataError(
             f"{path} is damaged: {error}; delete it and the client sends all its data again"
         ) from error
-    if header.get("format") != _FORMAT:
+    if header.get("format") not in _FORMATS:
         raise DataError(f"{path} is not the state of a client (format {header.get('format')!r})")
-    description, values = json.loads(header["memory"]), json.loads(header["state"])
-    memory = _memory(description, tensors, "memory", empty)
-    empty._require_compatible(memory)
+    values = json.loads(header["state"])
+    like = PrototypeMemory.described(json.loads(header["memory"]), feature_map=empty.feature_map)
+    empty.require_compatible(like)
+    memory = _memory(like, tensors, "memory")
     names = {int(key): name for key, name in values["names"].items()}
     state = ClientState(memory, values["counted"], values["epoch"], values["seq"], names=names)
     # Files of before these were kept have none of them.
     state.replaces = tuple(values.get("replaces", ()))
     state.server, state.acknowledged = values.get("server", ""), values.get("acknowledged", 0)
     for seq, kind in values["pending"]:
-        part = _memory(description, tensors, str(seq), empty)
+        part = _memory(like, tensors, str(seq))
         known = {int(c): names[int(c)] for c in part.classes} if names else {}
         state.pending.append(Contribution(part, state.epoch, seq, kind, known, state.replaces))
     return state
 
 
-def _describe(memory: PrototypeMemory) -> dict[str, str]:
-    described = memory.describe()
-    return described if memory.fingerprint is None else described | {
-        "fingerprint": memory.fingerprint
-    }  # fmt: skip
-
-
-def _memory(
-    description: dict[str, str], tensors: dict[str, Tensor], key: str, empty: PrototypeMemory
-) -> PrototypeMemory:
+def _memory(like: PrototypeMemory, tensors: dict[str, Tensor], key: str) -> PrototypeMemory:
     own = {
         name.removeprefix(f"{key}/"): tensor
         for name, tensor in tensors.items()
         if name.startswith(f"{key}/")
     }
-    return PrototypeMemory.from_tensors(description, own, feature_map=empty.feature_map)
+    return PrototypeMemory.from_parts(like, own)

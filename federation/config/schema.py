@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from protocl.federation.client.client import Loader
     from protocl.federation.client.state import StateStore
-    from protocl.federation.server.options import Options
+    from protocl.federation.server.sampling import Options
     from protocl.memory import PrototypeMemory
 
 METHODS = Registry("protocl.federated", "federated method")
@@ -115,7 +115,7 @@ class FederationSetup:
 
     def options(self) -> Options:
         """How our strategies conduct a round."""
-        from protocl.federation.server.options import Options
+        from protocl.federation.server.sampling import Options
 
         return Options(
             participation=self.federation.participation,

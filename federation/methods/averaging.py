@@ -31,8 +31,8 @@ from protocl.federation.methods.network import (
     weights_of,
 )
 from protocl.federation.server.sampling import choose_nodes
-from protocl.federation.wire.boundary import reading
 from protocl.federation.wire.npy import array_of, read_npy
+from protocl.federation.wire.replies import reading
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from protocl.federation.server.options import Options
-from protocl.federation.server.sampling import choose_nodes
-from protocl.federation.wire.boundary import reading
+from protocl.federation.server.sampling import Options, choose_nodes
 from protocl.federation.wire.messages import Contribution, decode, encode
-from protocl.federation.wire.replies import content_of, read_confusion, read_headers
+from protocl.federation.wire.replies import content_of, read_confusion, read_headers, reading
 from protocl.memory import PrototypeMemory
 from protocl.metrics.confusion import Confusion
 

@@ -174,15 +174,11 @@ def clipped_memory(
     mapped = clip_samples(template.feature_map(rounded), mechanism.clip, template.step)
     sums = PrototypeMemory(template.width, template.level, exact=True, step=template.step)
     sums.update(mapped, labels)
-    buffers = dict(sums.named_buffers(recurse=False))
+    parts = sums.parts()
     if template.raw_means:
         raw = PrototypeMemory(template.feature_dim, exact=True, step=template.step)
-        raw.update(clip_samples(rounded, mechanism.clip, template.step), labels)
-        buffers["raw"] = raw.sum
-    header = template.describe()
-    if template.fingerprint is not None:
-        header["fingerprint"] = template.fingerprint
-    return PrototypeMemory.from_tensors(header, buffers, feature_map=template.feature_map)
+        parts["raw"] = raw.update(clip_samples(rounded, mechanism.clip, template.step), labels).sum
+    return PrototypeMemory.from_parts(template, parts)
 
 
 @dataclass

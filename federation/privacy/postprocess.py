@@ -12,6 +12,7 @@ from torch import Tensor
 
 from protocl.memory import PrototypeMemory
 from protocl.memory.feature_maps import Tukey
+from protocl.memory.from_statistics import between_classes
 
 
 @torch.no_grad()
@@ -24,39 +25,28 @@ def make_plausible(memory: PrototypeMemory, clip: float, floor: float = 0.0) -> 
         floor: least variance sum in any direction. Below the noise nothing is known about it, and
             a head that divides by it would amplify the noise of the means.
     """
-    memory = memory.copy()
     if len(memory) == 0:
-        return memory
-    counts = memory.counts.to(torch.float64)[:, None]
+        return memory.copy()
+    counts = memory.counts
     # Tukey's transform takes features of 0 and above; so are its powers, and their means.
     tukey = memory.feature_map if isinstance(memory.feature_map, Tukey) else None
     means = _shortened(memory.means, clip, tukey is not None and tukey.power > 0)
+    second = raw = None
     if memory.level != "mean":
-        between = _outer(means, counts, memory.level)
-        within = _at_least(floor, memory.second_moment - between, memory.level)
-        # A unit of the sums is one step, of the moments one squared step.
-        memory.second = torch.round((within + between) / memory.step**2).to(torch.int64)
-    memory.sum = torch.round(means * counts / memory.step).to(torch.int64)
+        between = between_classes(memory.level, means, counts)
+        second = between + _at_least(floor, memory.second_moment - between, memory.level)
     if memory.raw_means:
-        raw = _shortened(memory.unmapped_means, clip, tukey is not None) * counts
-        memory.raw = torch.round(raw / memory.step).to(torch.int64)
-    memory._touch()
-    return memory
+        raw = _shortened(memory.unmapped_means, clip, tukey is not None) * counts[:, None]
+    return PrototypeMemory.from_statistics(
+        memory, classes=memory.classes, counts=counts, means=means, raw_sums=raw,
+        second_moment=second,
+    )  # fmt: skip
 
 
 def _shortened(means: Tensor, length: float, nonnegative: bool) -> Tensor:
     """Rows of ``length`` at most, and of no negative entries where there can be none."""
     means = means.clamp_min(0.0) if nonnegative else means
     return means * (length / means.norm(dim=1, keepdim=True)).clamp_max(1.0)
-
-
-def _outer(means: Tensor, counts: Tensor, level: str) -> Tensor:
-    """Second moment of samples that all lie on their class means."""
-    if level == "diagonal":
-        return counts * means**2
-    if level == "shared":
-        return (means * counts).T @ means
-    return (counts * means)[:, :, None] * means[:, None, :]
 
 
 def _at_least(floor: float, scatter: Tensor, level: str) -> Tensor:

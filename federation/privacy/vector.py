@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_tensor
@@ -58,10 +58,11 @@ class StatisticsLayout:
         if not self.classes or self.classes[0] < 0:
             raise ValueError(f"classes {list(self.classes)}: expected ids of 0 or greater")
         self._template = template.empty_like().cpu()
-        self.parts: dict[str, slice] = {}
-        for name, shape in {"count": (-1,), **template._shapes}.items():
-            start = self.size
-            self.parts[name] = slice(start, start + self._entries(name, shape))
+        self._forms = self._template.forms
+        self.parts = {"count": slice(0, len(self.classes))}
+        for name, form in self._forms.items():
+            rows = 1 if form.shared else len(self.classes)
+            self.parts[name] = slice(self.size, self.size + rows * math.prod(form.shape))
 
     @property
     def size(self) -> int:
@@ -96,19 +97,19 @@ class StatisticsLayout:
             FingerprintError: it comes from another backbone.
             OverflowError: a count exceeds 2^47.
         """
-        self._template._require_compatible(memory)
+        self._template.require_compatible(memory)
         rows = self._rows(memory)
         if memory.total >= 2**63 // COUNT_SCALE:
             raise OverflowError(f"{memory.total} samples: a vector holds fewer than 2^47")
         vector = np.zeros(self.size, dtype=np.int64)
-        for name, part in self.parts.items():
-            value = memory._buffer(name).cpu()
-            value = value * COUNT_SCALE if name == "count" else self._flat(name, value)
-            if not self._template._is_shared(name):
-                per_class = vector[part].reshape(len(self.classes), -1)
-                per_class[rows] = value.reshape(len(rows), per_class.shape[1]).numpy()
+        stored = memory.parts()
+        vector[self.parts["count"]][rows] = COUNT_SCALE * stored["count"].cpu().numpy()
+        for name, form in self._forms.items():
+            value = stored[name].cpu().numpy()
+            if form.shared:
+                vector[self.parts[name]] = value
             else:
-                vector[part] = value.numpy()
+                self._rows_of(vector, name)[rows] = value
         return vector
 
     def unpack(self, vector: NDArray[np.int64], minimum_count: float = 1.0) -> PrototypeMemory:
@@ -130,18 +131,23 @@ class StatisticsLayout:
             raise ValueError(f"minimum_count={minimum_count}: expected at least half a sample")
         count = vector[self.parts["count"]]
         kept = count >= minimum_count * COUNT_SCALE
-        tensors = {"class_ids": torch.tensor(self.classes)[torch.from_numpy(kept)]}
-        for name, part in self.parts.items():
-            if name == "count":
-                # An integer division that rounds, also beyond 2^53.
-                value = torch.from_numpy((count[kept] + COUNT_SCALE // 2) // COUNT_SCALE)
+        stored = {
+            "class_ids": np.asarray(self.classes)[kept],
+            # An integer division that rounds, also beyond 2^53.
+            "count": (count[kept] + COUNT_SCALE // 2) // COUNT_SCALE,
+        }
+        for name, form in self._forms.items():
+            if form.shared:
+                # Without a class there are no samples, and what is left of the moment is noise.
+                stored[name] = vector[self.parts[name]] * kept.any()
             else:
-                value = self._shaped(name, vector[part], kept)
-            tensors[name] = value
-        header = self._template.describe()
-        if self._template.fingerprint is not None:
-            header["fingerprint"] = self._template.fingerprint
-        return PrototypeMemory.from_tensors(header, tensors, feature_map=self._template.feature_map)
+                stored[name] = self._rows_of(vector, name)[kept]
+        parts = {name: torch.from_numpy(array) for name, array in stored.items()}
+        return PrototypeMemory.from_parts(self._template, parts)
+
+    def _rows_of(self, vector: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+        """A sum as rows of classes, on the bytes of the vector."""
+        return vector[self.parts[name]].reshape(len(self.classes), -1)
 
     def _rows(self, memory: PrototypeMemory) -> NDArray[np.intp]:
         ids = memory.classes.cpu().numpy()
@@ -152,37 +158,6 @@ class StatisticsLayout:
                 "classes; leave their samples out, or agree on a longer list"
             )
         return np.searchsorted(self.classes, ids)
-
-    def _entries(self, name: str, shape: tuple[int, ...]) -> int:
-        sizes = [len(self.classes) if n == -1 else n for n in shape]
-        if self._is_symmetric(name):
-            *sizes, _, width = sizes
-            sizes.append(width * (width + 1) // 2)
-        return int(np.prod(sizes))
-
-    def _is_symmetric(self, name: str) -> bool:
-        return name == "second" and self._template.level in ("shared", "full")
-
-    def _flat(self, name: str, value: Tensor) -> Tensor:
-        if self._is_symmetric(name):
-            return value[..., *torch.triu_indices(*value.shape[-2:])]
-        return value
-
-    def _shaped(self, name: str, part: NDArray[np.int64], kept: NDArray[np.bool_]) -> Tensor:
-        """One sum in the shape that a memory keeps it in, of the kept classes."""
-        if self._template._is_shared(name):
-            # Without a class there are no samples, and what is left of the moment is noise.
-            value = torch.from_numpy(part) if kept.any() else torch.zeros(len(part)).long()
-        else:
-            value = torch.from_numpy(part.reshape(len(self.classes), -1)[kept])
-        if not self._is_symmetric(name):
-            return value.clone()
-        width = self._template.width
-        full = value.new_zeros(*value.shape[:-1], width, width)
-        upper, lower = torch.triu_indices(width, width)
-        full[..., upper, lower] = value
-        full[..., lower, upper] = value
-        return full
 
     def __repr__(self) -> str:
         kind: dict[str, Any] = self._template.describe()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from omegaconf import MISSING
 from torch import Tensor
 
 from protocl.backbones import BackboneConfig
 from protocl.config.sections import registered
-from protocl.config.validation import AT_LEAST_1, SEED, ranged
+from protocl.config.validation import AT_LEAST_1, POSITIVE, SEED, ranged
 from protocl.data import BenchmarkConfig
 from protocl.federation.config import MethodInfo
 from protocl.federation.reconnaissance.scenario import SERVER
@@ -146,15 +146,15 @@ class ScenarioConfig:
     """
 
     file: str | None = None
-    clients: int = 5
-    schedule: str = "disjoint"
-    classes_per_mission: int = 5
-    samples_per_class: int | None = None
+    clients: int = ranged(5, AT_LEAST_1)
+    schedule: Literal["disjoint", "overlapping", "handover", "random"] = "disjoint"
+    classes_per_mission: int = ranged(5, AT_LEAST_1)
+    samples_per_class: int | None = ranged(None, AT_LEAST_1)
     holders: int = 2
-    skew: float | None = None
-    missions: int | None = None
-    merge: str = "star"
-    every: int = 1
+    skew: float | None = ranged(None, POSITIVE)
+    missions: int | None = ranged(None, AT_LEAST_1)
+    merge: Literal["star", "gossip"] = "star"
+    every: int = ranged(1, AT_LEAST_1)
     finish: bool = True
     redraw: bool = False
     base_in_memory: bool = True

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from protocl.config.validation import AT_LEAST_1, POSITIVE, require
 from protocl.data.arrays import ArrayData
 from protocl.errors import ConfigError
 from protocl.federation.reconnaissance.config import ScenarioConfig
@@ -188,17 +187,6 @@ def _shares(
 
 
 def _validate(config: ScenarioConfig, n_field: int) -> None:
-    if config.schedule not in SCHEDULES:
-        raise ConfigError(
-            f"scenario.schedule={config.schedule}: expected one of {', '.join(SCHEDULES)}"
-        )
-    if config.merge not in ("star", "gossip"):
-        raise ConfigError(f"scenario.merge={config.merge}: expected star or gossip")
-    require(
-        config, "scenario.",
-        clients=AT_LEAST_1, classes_per_mission=AT_LEAST_1, samples_per_class=AT_LEAST_1,
-        missions=AT_LEAST_1, every=AT_LEAST_1, skew=POSITIVE,
-    )  # fmt: skip
     if not 1 <= config.holders <= config.clients and config.schedule == "overlapping":
         raise ConfigError(
             f"scenario.holders={config.holders}: expected 1 to {config.clients} clients"

@@ -97,14 +97,9 @@ def _with(
     """The memory with other classes, counts or means."""
     if memory.level != "mean" or memory.exact:
         raise ValueError("attacks are made on memories of level 'mean' in floating point")
-    classes = memory.classes if classes is None else classes
-    counts = memory.counts if counts is None else counts
-    sums = (memory.means if means is None else means) * counts[:, None]
-    order = torch.argsort(classes)
-    tensors = {
-        "class_ids": classes[order],
-        "count": counts[order],
-        "sum": sums[order],
-        "sum_low": torch.zeros_like(sums),
-    }
-    return PrototypeMemory.from_tensors(memory.describe(), tensors, feature_map=memory.feature_map)
+    return PrototypeMemory.from_statistics(
+        memory,
+        classes=memory.classes if classes is None else classes,
+        counts=memory.counts if counts is None else counts,
+        means=memory.means if means is None else means,
+    )

@@ -45,7 +45,7 @@ class ClientMeans:
             raise ValueError("no memories: expected those of one client or more")
         first = memories[0]
         for other in memories[1:]:
-            first._require_compatible(other)
+            first.require_compatible(other)
         classes = torch.unique(torch.cat([memory.classes for memory in memories]))
         counts = torch.zeros(len(memories), len(classes), dtype=torch.float64)
         means = torch.zeros(*counts.shape, first.width, dtype=torch.float64)

@@ -158,17 +158,11 @@ def _memory_of(
 ) -> PrototypeMemory:
     """A memory of level ``mean`` with these statistics; classes without samples are left out."""
     kept = counts > 0
-    tensors = {"class_ids": classes[kept], "count": counts[kept].to(torch.int64)}
-    sums = means[kept] * counts[kept, None]
     empty = PrototypeMemory(
         like.feature_dim, feature_map=like.feature_map, exact=like.exact, step=like.step,
         fingerprint=like.fingerprint,
     )  # fmt: skip
-    if like.exact:
-        tensors["sum"] = torch.round(sums / like.step).to(torch.int64)
-    else:
-        tensors |= {"sum": sums, "sum_low": torch.zeros_like(sums)}
-    header = empty.describe()
-    if like.fingerprint is not None:
-        header["fingerprint"] = like.fingerprint
-    return PrototypeMemory.from_tensors(header, tensors, feature_map=like.feature_map)
+    return PrototypeMemory.from_statistics(
+        empty, classes=classes[kept], counts=counts[kept].to(torch.int64),
+        sums=means[kept] * counts[kept, None],
+    )  # fmt: skip

@@ -27,8 +27,8 @@ from protocl.federation.secure.keys import (
 from protocl.federation.secure.participant import SEALED_BYTES
 from protocl.federation.secure.progress import Span, SummedParts
 from protocl.federation.secure.shamir import SHARE_BYTES
-from protocl.federation.wire.boundary import reading
 from protocl.federation.wire.npy import read_npy
+from protocl.federation.wire.replies import reading
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from protocl.federation.secure.progress import Span, SummedParts
 from protocl.federation.secure.unfinished_sum import UnfinishedSum
 from protocl.federation.server.resumable import LastingStrategy
 from protocl.federation.server.sampling import choose_nodes
-from protocl.federation.wire.boundary import describe
+from protocl.federation.wire.replies import describe
 from protocl.memory import PrototypeMemory
 from protocl.memory.summation import overflows
 

@@ -85,7 +85,7 @@ class Block:
         if not self._form.exact:
             return
         for name in self._reach:
-            values = memory._buffer(name)
+            values = memory.get_buffer(name)
             # Not abs(), under which the least int64 stays negative.
             self._reach[name] = max(int(values.max()), -int(values.min())) if len(values) else 0
 

@@ -7,9 +7,8 @@ may die at any moment: the merged memory stays the exact sum over the contributi
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocl.federation.server.accumulator import Block
+from protocl.federation.server.clients import KnownClients
 from protocl.federation.wire.codec import pack_exactly
 from protocl.federation.wire.messages import Contribution, Received
 from protocl.federation.wire.statistics import Packed, PackedForm
@@ -30,31 +30,15 @@ _WIDEST = np.iinfo(np.int64).max
 _MAX_PARTS = 8
 """Contributions of a client that are kept as they came; more are added up."""
 
-_REBUILT = ("ledger", "identity", "_form", "_block", "_last_ids", "_last_listed")
-
-
-class Settled(NamedTuple):
-    """What a client need not send again.
-
-    Attributes:
-        epoch: of the client; "" where nothing was heard of it.
-        seq: number of the last contribution of that epoch that is settled; 0 for none.
-        samples: how many samples the client has contributed in all.
-    """
-
-    epoch: str
-    seq: int
-    samples: int
+_REBUILT = ("ledger", "known", "identity", "_form", "_block", "_last_ids", "_last_listed")
 
 
 class MergedMemory:
     """Merges contributions and remembers which.
 
-    A client numbers its contributions within a random epoch, which lives as long as its state on
-    disk, and repeats each until the server has settled it: has merged it, that is, or something
-    that stands for it. Hence ``(epoch, seq)`` tells a repeated contribution from a new one even
-    where a restarted node comes back under another node id. A server that was set back has settled
-    less than it told before, and another :attr:`identity`; by that clients notice.
+    Clients repeat what is not settled (:mod:`protocl.federation.server.clients`). A server that
+    was set back has settled less than it told before, and another :attr:`identity`; by that they
+    notice.
 
     Args:
         empty: memory without samples that all contributions must fit.
@@ -64,9 +48,8 @@ class MergedMemory:
 
     Attributes:
         ledger: what was accepted from whom, and what was not.
+        known: which client a node is, and what of it is settled.
         names: class id -> name, where classes are known by name.
-        wants_full: nodes whose next contribution must be their full state.
-        refused: node -> why its last contribution was not merged, and until when that holds.
         identity: random text that is another one after every restore.
     """
 
@@ -76,21 +59,12 @@ class MergedMemory:
         self._block = Block(self._form)
         self.keep_contributions = keep_contributions
         self.ledger = Ledger()
+        self.known = KnownClients()
         self.names: dict[int, str] = {}
-        self.wants_full: set[str] = set()
-        self.refused: dict[str, str] = {}
         self.identity = secrets.token_hex(8)
         self._last_ids: NDArray[np.int64] | None = None
         self._last_listed: tuple[int, ...] = ()
         self._parts: dict[str, list[Packed]] = {}
-        self._contributors: set[str] = set()
-        self._settled: dict[str, int] = {}
-        self._owners: dict[str, str] = {}
-        self._lives: dict[str, tuple[str, ...]] = {}
-        self._heard: dict[str, str] = {}
-        self._homes: dict[str, str] = {}
-        self._samples: dict[str, int] = {}
-        self._forgotten: set[str] = set()
         self._forgotten_classes: set[int] = set()
 
     @property
@@ -124,35 +98,24 @@ class MergedMemory:
         Raises:
             RejectedError: it may not be merged; the merged memory is as it was.
         """
-        node, client = client, self._owner(contribution, client)
-        epoch, seq, full = contribution.epoch, contribution.seq, contribution.kind == "full"
+        known, node, client = self.known, client, self.known.client_of(contribution, client)
+        epoch, seq, kind = contribution.epoch, contribution.seq, contribution.kind
         if not epoch:
             raise RejectedError("format", "epoch='': expected a text of the client's own")
-        if seq <= self._settled.get(epoch, 0):
-            self._heard[node], self._homes[client] = epoch, node
-            self.ledger.add(
-                Entry(round_number, client, "duplicate", bytes=size, epoch=epoch, seq=seq,
-                      kind=contribution.kind)
-            )  # fmt: skip
+        if known.is_settled(epoch, seq):
+            known.hear(node, client, epoch)
+            duplicate = Entry(round_number, client, "duplicate", (), (), size, epoch, seq, kind)
+            self.ledger.add(duplicate)
             return False
-        self._require_sequence(contribution, client, node)
+        known.require_sequence(contribution, client, node, replaceable=self.keep_contributions)
         whole = self._packed(contribution)
         packed = self._without_forgotten(whole)
-        samples = int(whole.counts.sum()) + (0 if full else self._samples[client])
         entry = Entry(
             round_number, client, "merged", self._listed(packed.class_ids),
-            tuple(packed.counts.tolist()), size, epoch, seq, contribution.kind,
+            tuple(packed.counts.tolist()), size, epoch, seq, kind,
         )  # fmt: skip
-        self._merge(packed, client, full)
-        self._samples[client] = samples
-        if full:
-            self._close_epochs(client)
-        self._own(epoch, client)
-        self._settled[epoch] = seq
-        self._heard[node], self._homes[client] = epoch, node
-        self.wants_full.discard(node)
-        self.refused.pop(node, None)
-        self._contributors.add(client)
+        self._merge(packed, client, kind == "full")
+        known.settle(contribution, client, node, int(whole.counts.sum()))
         self.names.update(contribution.names)
         self.ledger.add(entry)
         return True
@@ -164,24 +127,14 @@ class MergedMemory:
         """Note a rejected contribution.
 
         It is not settled, for what is in the way may pass; its sender is told why, and until when
-        it is in the way (:attr:`refused`).
+        it is in the way (:attr:`.KnownClients.refused`).
         """
-        self.refused[client] = f"{error.reason}: {error} ({until(error.reason)})"
-        client = self._owners.get(epoch, client)
+        reason = f"{error.reason}: {error}"
+        client = self.known.refuse(client, epoch, f"{reason} ({until(error.reason)})")
         self.ledger.add(
             Entry(round_number, client, "rejected", bytes=size, epoch=epoch, seq=seq,
-                  reason=f"{error.reason}: {error}")
+                  reason=reason)
         )  # fmt: skip
-
-    def settled(self, epoch: str) -> int:
-        """Number of the last contribution of an epoch that need not be sent again; 0 for none."""
-        return self._settled.get(epoch, 0)
-
-    def settled_of(self, node: str) -> Settled:
-        """What is settled with a node; of the epoch that it was last heard in."""
-        epoch = self._heard.get(node, "")
-        client = self._owners.get(epoch, node)
-        return Settled(epoch, self._settled.get(epoch, 0), self._samples.get(client, 0))
 
     # -- unlearning -------------------------------------------------------------------------
 
@@ -207,7 +160,7 @@ class MergedMemory:
         for part in self._parts.pop(client):
             self.memory.subtract(self._form.memory(part))
         self._block.learn_reach(self._memory)
-        self._forgotten.add(client)
+        self.known.forgotten.add(client)
         self.ledger.forget(client)
 
     def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
@@ -227,10 +180,6 @@ class MergedMemory:
         for class_id in gone:
             self.names.pop(class_id, None)
 
-    def is_forgotten(self, node: str) -> bool:
-        """Whether nothing more is accepted from the client that a node is."""
-        return (self._client_at(node) or node) in self._forgotten
-
     def contribution_of(self, client: str) -> PrototypeMemory:
         """A copy of the sum of what ``client`` contributed; KeyError if there is none."""
         total = self._memory.empty_like()
@@ -241,7 +190,7 @@ class MergedMemory:
     @property
     def clients(self) -> list[str]:
         """Clients that contributed and were not forgotten, sorted."""
-        return sorted(self._contributors - self._forgotten)
+        return sorted(self.known.contributors - self.known.forgotten)
 
     # -- checkpoints ------------------------------------------------------------------------
 
@@ -255,6 +204,7 @@ class MergedMemory:
                 for client, parts in self._parts.items()
             },
             "ledger": list(self.ledger),
+            "known": self.known.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -263,12 +213,14 @@ class MergedMemory:
         Raises:
             ValueError, FingerprintError: it belongs to a federation of other statistics.
         """
-        self._memory._require_compatible(state["_memory"])
+        self._memory.require_compatible(state["_memory"])
         parts = {
             client: list(map(Packed.from_tensors, saved))
             for client, saved in state["_parts"].items()
         }
-        vars(self).update(state | {"ledger": Ledger(state["ledger"]), "_parts": parts})
+        self.known.restore(state["known"])
+        rebuilt = {"ledger": Ledger(state["ledger"]), "_parts": parts, "known": self.known}
+        vars(self).update(state | rebuilt)
         self.identity = secrets.token_hex(8)
         self._block = Block(self._form)
         self._block.learn_reach(self._memory)
@@ -284,58 +236,8 @@ class MergedMemory:
     def _packed(self, contribution: Contribution | Received) -> Packed:
         if isinstance(contribution, Received):
             return contribution.statistics
-        self._memory._require_compatible(contribution.memory)
+        self._memory.require_compatible(contribution.memory)
         return pack_exactly(contribution.memory)
-
-    def _owner(self, contribution: Contribution | Received, node: str) -> str:
-        """The client of this life, or of the newest before it that is known; else a new one.
-
-        A client that lost its state is known by its node, as long as it is not another node since:
-        then who is that node now is somebody else, and takes no name that the other one has.
-        """
-        lives = (contribution.epoch, *reversed(contribution.replaces))
-        known = next((self._owners[life] for life in lives if life in self._owners), None)
-        client = known or self._client_at(node) or node
-        if known is None and self._homes.get(client, node) != node:
-            return f"{node}-{contribution.epoch[:8]}"
-        return client
-
-    def _client_at(self, node: str) -> str | None:
-        """The client that was last heard at a node, unless it was heard elsewhere since."""
-        client = self._owners.get(self._heard.get(node, ""))
-        return client if client is not None and self._homes.get(client) == node else None
-
-    def _require_sequence(
-        self, contribution: Contribution | Received, client: str, node: str
-    ) -> None:
-        if client in self._forgotten:
-            raise RejectedError("forgotten", f"client '{client}' was forgotten")
-        if contribution.kind == "full":
-            if not self.keep_contributions and client in self._contributors:
-                raise RejectedError(
-                    "sequence",
-                    f"client '{client}' sends its full state again, which cannot replace what it "
-                    "contributed: contributions are not kept",
-                )
-            return
-        expected = self._settled.get(contribution.epoch, 0) + 1
-        if expected == 1 or contribution.seq != expected:
-            self.wants_full.add(node)
-            raise RejectedError(
-                "sequence",
-                f"delta {contribution.seq} of client '{client}' does not follow what is settled "
-                f"({expected - 1}); its full state is asked for",
-            )
-
-    def _own(self, epoch: str, client: str) -> None:
-        if epoch not in self._owners:
-            self._owners[epoch] = client
-            self._lives[client] = (*self._lives.get(client, ()), epoch)
-
-    def _close_epochs(self, client: str) -> None:
-        """Settle all that earlier lives of a client could still send; it is replaced now."""
-        for epoch in self._lives.get(client, ()):
-            self._settled[epoch] = sys.maxsize
 
     def _without_forgotten(self, packed: Packed) -> Packed:
         if not self._forgotten_classes:

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from protocl.backbones.base import fingerprint
 from protocl.federation.server.aggregation import Intake, Seconds
-from protocl.federation.server.options import Options
 from protocl.federation.server.resumable import LastingStrategy
-from protocl.federation.server.sampling import choose_nodes
+from protocl.federation.server.sampling import Options, choose_nodes
 from protocl.federation.server.state import MergedMemory
-from protocl.federation.wire.boundary import reading
 from protocl.federation.wire.messages import Contribution, MessageReader, encode
 from protocl.federation.wire.received_backbone import backbone_record
-from protocl.federation.wire.replies import content_of, read_confusion, sender
+from protocl.federation.wire.replies import content_of, read_confusion, reading, sender
 from protocl.memory import PrototypeMemory
 from protocl.metrics.confusion import Confusion
 
@@ -213,22 +211,14 @@ class FederatedPrototypes(LastingStrategy):
         )  # fmt: skip
 
     def _request(self, node: int, number: int, config: ConfigRecord) -> RecordDict:
-        merged = self.merged
-        epoch, settled, samples = merged.settled_of(str(node))
         request = ConfigRecord(
             {
                 **config,
                 **self.empty.describe(),
                 "fingerprint": self.empty.fingerprint or "",
                 "round": number,
-                "server": merged.identity,
-                "epoch": epoch,
-                "settled": settled,
-                "samples": samples,
-                "refused": merged.refused.get(str(node), ""),
-                "forgotten": merged.is_forgotten(str(node)),
-                # Of a client never heard of, which may be known to an earlier server.
-                "full": not epoch or str(node) in merged.wants_full,
+                "server": self.merged.identity,
+                **self.merged.known.terms_for(str(node)),
             }
         )
         content = RecordDict({"config": request})

@@ -31,12 +31,22 @@ both.
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Any
 
-from protocl.federation.wire.statistics import Arrays, Packed, Precision, extremes, narrowest
+import numpy as np
+from numpy.typing import NDArray
+
+from protocl.errors import DataError
+from protocl.federation.wire.statistics import (
+    INTEGER_TYPES,
+    Arrays,
+    Packed,
+    PackedForm,
+    Precision,
+    extremes,
+    narrowest,
+)
 from protocl.memory import PrototypeMemory
 
 ERROR_BOUNDS: dict[str, float] = {
@@ -47,6 +57,11 @@ ERROR_BOUNDS: dict[str, float] = {
 }
 """Largest error of an entry of a mean, as a share of the largest magnitude in its row."""
 
+_INT64 = np.dtype(np.int64)
+
+
+# -- to arrays ----------------------------------------------------------------------------------
+
 
 def pack(memory: PrototypeMemory, precision: Precision = "exact") -> Arrays:
     """The arrays that stand for ``memory``.
@@ -56,15 +71,18 @@ def pack(memory: PrototypeMemory, precision: Precision = "exact") -> Arrays:
     """
     if precision not in ERROR_BOUNDS:
         raise ValueError(f"precision='{precision}': expected one of {', '.join(ERROR_BOUNDS)}")
-    ids, counts = memory.class_ids, memory.count
-    arrays: Arrays = {"classes": torch.stack([ids, counts]).cpu().numpy()}
+    parts = {name: part.cpu().numpy() for name, part in memory.parts().items()}
+    counts = parts["count"]
+    arrays: Arrays = {"classes": np.stack([parts["class_ids"], counts])}
     scales = []
-    for name in memory._shapes:
+    for name, form in memory.forms.items():
+        sums, low = parts[name], parts.get(f"{name}_low")
         if precision == "exact":
-            arrays[name] = _pack_exact(memory, name)
+            arrays[name] = _pack_exact(sums, low)
             continue
-        rows = _triangle(memory._value(name), name, memory) / _weights(memory, name, counts)
-        arrays[name], scale = _round(rows.cpu().numpy(), precision)
+        values = sums * form.unit if low is None else sums + low
+        values = values[None] if form.shared else values
+        arrays[name], scale = _round(values / _weights(counts, form.shared), precision)
         scales.append(scale)
     if precision in ("float16", "int8"):
         arrays["scale"] = np.concatenate(scales)
@@ -80,14 +98,9 @@ def pack_exactly(memory: PrototypeMemory) -> Packed:
     return Packed.measured(ids, counts, own)
 
 
-# -- precisions ---------------------------------------------------------------------------------
-
-
-def _pack_exact(memory: PrototypeMemory, name: str) -> NDArray[np.generic]:
-    high = _triangle(memory._buffer(name), name, memory).cpu().numpy()
-    if memory.exact:
+def _pack_exact(high: NDArray[Any], low: NDArray[np.float64] | None) -> NDArray[Any]:
+    if low is None:
         return high.astype(narrowest(*map(int, extremes(high))))
-    low = _triangle(memory._buffer(f"{name}_low"), name, memory).cpu().numpy()
     return np.stack([high, low]) if low.any() else high[None]
 
 
@@ -110,27 +123,92 @@ def _round(
     return (flat / scale[:, None]).astype(np.float16).reshape(rows.shape), scale
 
 
-# -- shapes -------------------------------------------------------------------------------------
+def _weights(counts: NDArray[np.int64], shared: bool) -> NDArray[np.float64]:
+    """``(rows, 1)`` the counts by which sums are divided to become means."""
+    each = counts.astype(np.float64)[:, None]
+    return each.sum(axis=0, keepdims=True).clip(min=1) if shared else each
 
 
-def _is_pooled(memory: PrototypeMemory, name: str) -> bool:
-    return name == "second" and memory.level == "shared"
+# -- from arrays --------------------------------------------------------------------------------
 
 
-def _is_symmetric(memory: PrototypeMemory, name: str) -> bool:
-    return name == "second" and memory.level in ("shared", "full")
+def unpack(form: PackedForm, arrays: Mapping[str, NDArray[Any]], precision: Precision) -> Packed:
+    """What ``arrays`` say; those of precision ``exact`` are taken as they are.
+
+    Raises:
+        DataError: an array is missing, superfluous or of the wrong shape or type, or a value
+            does not fit fixed point.
+    """
+    expected = {"classes", *form.shapes, *(("scale",) if precision in ("float16", "int8") else ())}
+    if arrays.keys() != expected:
+        raise DataError(f"arrays are {sorted(arrays)}; expected {sorted(expected)}")
+    classes = arrays["classes"]
+    if classes.ndim != 2 or len(classes) != 2 or classes.dtype != _INT64:
+        raise DataError(
+            f"array 'classes' is {classes.shape} {classes.dtype}; expected (2, C) int64"
+        )
+    ids, counts = form.same_ids(classes[0]), classes[1]
+    if precision == "exact":
+        sums = {name: arrays[name] for name in form.shapes}
+        for name, array in sums.items():
+            _check_exact(form, name, array, len(ids))
+        return Packed.measured(ids, counts, sums)
+    return Packed.measured(ids, counts, _restored(form, arrays, counts, precision))
 
 
-def _weights(memory: PrototypeMemory, name: str, counts: Tensor) -> Tensor:
-    """``(rows, 1)`` float64: the counts by which sums are divided to become means."""
-    if _is_pooled(memory, name):
-        return counts.sum().clamp(min=1).to(torch.float64).reshape(1, 1)
-    return counts.to(torch.float64)[:, None]
+def _check_exact(form: PackedForm, name: str, array: NDArray[Any], classes: int) -> None:
+    shape = form.shape(name, classes)
+    if form.exact:
+        if array.shape != shape or array.dtype not in INTEGER_TYPES:
+            raise DataError(
+                f"array '{name}' is {array.shape} {array.dtype}; expected {shape} of integers"
+            )
+        return
+    if array.ndim == 0 or array.shape[1:] != shape or len(array) not in (1, 2):
+        raise DataError(f"array '{name}' is {array.shape}; expected (1 or 2, *{shape})")
+    if array.dtype != np.float64:
+        raise DataError(f"array '{name}' has type {array.dtype}; expected float64")
 
 
-def _triangle(values: Tensor, name: str, memory: PrototypeMemory) -> Tensor:
-    """Symmetric matrices ``(..., W, W)`` as their upper triangles ``(..., W (W + 1) / 2)``."""
-    if not _is_symmetric(memory, name):
-        return values
-    rows, columns = torch.triu_indices(memory.width, memory.width)
-    return values[..., rows, columns]
+def _restored(
+    form: PackedForm,
+    arrays: Mapping[str, NDArray[Any]],
+    counts: NDArray[np.int64],
+    precision: Precision,
+) -> Arrays:
+    """Sums of the rounded means."""
+    rows = {name: 1 if name == form.pooled else len(counts) for name in form.shapes}
+    scale = arrays.get("scale")
+    if scale is not None and (scale.shape != (sum(rows.values()),) or scale.dtype != float):
+        raise DataError(
+            f"array 'scale' is {scale.shape} {scale.dtype}; "
+            f"expected ({sum(rows.values())},) float64"
+        )
+    restored: Arrays = {}
+    place = 0
+    for name, number in rows.items():
+        array, shape = arrays[name], (number, *form.shapes[name])
+        if array.shape != shape or array.dtype != np.dtype(precision):
+            raise DataError(
+                f"array '{name}' is {array.shape} {array.dtype}; expected {shape} {precision}"
+            )
+        factors = np.ones(number) if scale is None else scale[place : place + number]
+        place += number
+        # In place: fresh arrays of this size cost more than the arithmetic.
+        with np.errstate(over="ignore", invalid="ignore"):  # they are refused with the values
+            sums = np.multiply(array, factors[:, None], dtype=np.float64)
+            sums *= _weights(counts, name == form.pooled)
+        sums = sums[0] if name == form.pooled else sums
+        restored[name] = _whole_numbers(form, name, sums) if form.exact else sums[None]
+    return restored
+
+
+def _whole_numbers(
+    form: PackedForm, name: str, sums: NDArray[np.float64]
+) -> NDArray[np.signedinteger[Any]]:
+    """In units of fixed point; what is in ``sums`` is lost."""
+    np.rint(np.divide(sums, form.units[name], out=sums), out=sums)
+    least, most = extremes(sums)
+    if not -(2.0**63) < least <= most < 2.0**63:  # also false for NaN
+        raise DataError(f"array '{name}' does not fit fixed point with step {form.empty.step:g}")
+    return sums.astype(narrowest(int(least), int(most)))

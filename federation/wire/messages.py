@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from numpy.typing import NDArray
 
 from protocl.errors import DataError
-from protocl.federation.wire.codec import ERROR_BOUNDS, pack, pack_exactly
+from protocl.federation.wire.codec import ERROR_BOUNDS, pack, pack_exactly, unpack
 from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
 from protocl.federation.wire.validation import Limits, RejectedError, check_class_ids, check_values
@@ -205,7 +205,7 @@ class MessageReader:
                 raise RejectedError(
                     "size", f"{size} bytes of arrays; at most {self.limits.max_bytes} are accepted"
                 )
-            packed = self.form.read(arrays, precision)
+            packed = unpack(self.form, arrays, precision)
         except DataError as error:
             raise RejectedError("shape", str(error)) from error
         if packed.class_ids is not self._known_ids:

@@ -12,8 +12,8 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from protocl.errors import AllFailedError
-from protocl.federation.wire.boundary import describe, reading
 from protocl.federation.wire.compat import CONNECTION_ERRORS, content_bytes, failed_reply
+from protocl.federation.wire.replies import describe, reading
 from protocl.federation.wire.traffic import Traffic
 
 logger = logging.getLogger(__name__)

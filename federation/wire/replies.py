@@ -1,22 +1,52 @@
-"""Reading the replies of clients, which may hold anything."""
+"""Where replies, which may hold anything, are read: what is wrong with one is its own fault."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from protocl.errors import DataError
+from protocl.errors import DataError, ProtoclError
 from protocl.federation.wire.npy import read_npy
 from protocl.metrics.confusion import Confusion
+
+logger = logging.getLogger(__name__)
 
 MAX_EVALUATED = 2**40
 """Samples that one client may say that it evaluated; sums over all clients stay in 64 bits."""
 
 MAX_CONTRIBUTIONS = 16
 """Contributions read from one reply; what a client sends beyond them it sends again."""
+
+_LONGEST = 500  # characters of a text that may come from the sender
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Read something in the block; what cannot be read is refused by name and left out.
+
+    A reply may hold anything, so any error at all is taken for the fault of its sender. Errors that
+    the readers do not raise on purpose are logged with their traceback at level ``DEBUG``.
+
+    Args:
+        what: is read, for the log.
+    """
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s refused: %s", what, describe(error))
+
+
+def describe(error: Exception) -> str:
+    """An error as one short text, with its type where its text may not speak for itself."""
+    if isinstance(error, ProtoclError):
+        return str(error)[:_LONGEST]
+    logger.debug("unforeseen", exc_info=error)
+    return f"{type(error).__name__}: {error}"[:_LONGEST]
 
 
 def sender(reply: Message) -> str:

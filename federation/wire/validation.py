@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from protocl.errors import ProtoclError
 from protocl.federation.wire.statistics import Packed, PackedForm, extremes
+from protocl.memory.symmetric import diagonal_places
 
 Reason = Literal[
     "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
@@ -134,16 +135,11 @@ def _check_moment(packed: Packed, form: PackedForm, error: float) -> None:
     """``n sum f^2 >= (sum f)^2`` in every dimension: no variance is negative."""
     counts = packed.counts.astype(np.float64)[:, None]
     second = form.values(packed, "second")
-    diagonal = second if form.level == "diagonal" else second[..., _diagonal(form.width)]
+    places = slice(None) if form.level == "diagonal" else diagonal_places(form.width).numpy()
+    diagonal = second[..., places]
     explained = form.values(packed, "sum") ** 2 / counts
     if form.level == "shared":
         explained = explained.sum(axis=0)
     largest = max(float(np.abs(second).max()), float(explained.max()))
     if bool((diagonal < explained - (1e-9 + 4 * error) * largest).any()):
         raise RejectedError("values", "the second moment is less than the means allow")
-
-
-def _diagonal(width: int) -> NDArray[np.intp]:
-    """Where a matrix's diagonal lies in its upper triangle, row by row."""
-    before = np.arange(width)
-    return before * width - before * (before - 1) // 2

@@ -9,8 +9,6 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from protocl.errors import ConfigError
-
 _RANGE = "range"
 
 
@@ -71,23 +69,6 @@ def require_choice(name: str, value: object, choices: tuple[object, ...]) -> Non
     """
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected {_or(map(repr, choices))}")
-
-
-def require(settings: object, prefix: str, **ranges: Range) -> None:
-    """Refuse ``settings`` with an attribute outside of its range.
-
-    Args:
-        settings: whose attributes are named by ``ranges``; None is in every range.
-        prefix: what the user writes before their names, such as ``"strategy."``.
-
-    Raises:
-        ConfigError: it names the setting, its value and the range.
-    """
-    for name, allowed in ranges.items():
-        try:
-            _require(name, getattr(settings, name), allowed)
-        except ValueError as error:
-            raise ConfigError(f"{prefix}{error}") from error
 
 
 def _require(name: str, value: Any, allowed: Range | None) -> None:

@@ -17,7 +17,7 @@ from protocl.heads.probabilities.table import CalibrationTable
 from protocl.heads.ranking import ScoreBlock, best_columns
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level, require_tensor
-from protocl.memory.device import FollowsDevice
+from protocl.memory.buffers import FollowsDevice
 from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.limits.digits import warn_of_coarse_step
 from protocl.memory.limits.scatter import warn_of_offsets

@@ -10,8 +10,8 @@ from torch import Tensor
 from protocl.heads.covariance.shrinkage import oas_shrinkage, shrink_towards_identity
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level, check_batch
+from protocl.memory.buffers import outside_inference_mode
 from protocl.memory.limits.digits import check_wide
-from protocl.memory.owned import outside_inference_mode
 
 _PIECE = 2048
 """Samples whose deviations are held at once."""
@@ -102,7 +102,7 @@ class StreamingMemory(PrototypeMemory):
         """Zeros: deviations are taken before they are squared, and keep their digits."""
         return torch.zeros(self.width, dtype=torch.float64, device=self.device)
 
-    def _combine(self, other: PrototypeMemory, sign: int) -> Never:
+    def _combine(self, other: object, sign: int) -> Never:
         raise ValueError(
             "Deep SLDA's running covariance depends on the order of samples and cannot be merged "
             "or subtracted; use LinearDiscriminant() without streaming=True"

@@ -16,6 +16,7 @@ from protocl.memory.summation import (
     quantise,
     rows_per_exact_product,
 )
+from protocl.memory.symmetric import add_upper_products_, mirror_
 
 Level = Literal["mean", "diagonal", "shared", "full"]
 
@@ -33,33 +34,6 @@ temporaries cost a page fault for every 4 KiB at each turn."""
 
 _PIECE_OF_SUMS = 1 << 20
 """The same where rows are only added up: there a call costs as much as thousands of rows."""
-
-
-_BLOCK = 128
-"""Least width of the blocks of a symmetric product, of which one triangle is computed."""
-
-
-def add_upper_products_(totals: Tensor, values: Tensor) -> None:
-    """Add the upper blocks of ``values^T values`` to ``totals``; :func:`mirror_` gives the rest.
-
-    Args:
-        totals: ``(G, W, W)``.
-        values: ``(G, L, W)``.
-    """
-    width = values.shape[2]
-    block = max(_BLOCK, -(-width // 8))
-    for start in range(0, width, block):
-        left, right = values[:, :, start : start + block], values[:, :, start:]
-        for total, a, b in zip(totals[:, start : start + block, start:], left, right, strict=True):
-            total.addmm_(a.T, b)
-
-
-def mirror_(totals: Tensor) -> None:
-    """Copy the upper blocks of symmetric ``(G, W, W)`` to the lower ones."""
-    width = totals.shape[2]
-    block = max(_BLOCK, -(-width // 8))
-    for start in range(block, width, block):
-        totals[:, start : start + block, :start] = totals[:, :start, start : start + block].mT
 
 
 def require_tensor(name: str, value: Any) -> None:

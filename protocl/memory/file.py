@@ -1,4 +1,9 @@
-"""Statistics in ``.safetensors`` files: arrays, and a description in the header."""
+"""Statistics in ``.safetensors`` files: arrays, and a description in the header.
+
+The arrays are those of :meth:`protocl.PrototypeMemory.parts`. Halves that are zero are left out,
+and a matrix that rounding left unlike its transpose is written whole. Version 1 wrote all matrices
+whole, and all halves.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,14 +22,34 @@ from torch import Tensor
 from protocl.errors import DataError, FingerprintError
 from protocl.io.atomic import atomic_path
 
+if TYPE_CHECKING:
+    from protocl.memory.memory import PrototypeMemory
+
 FORMAT = "protocl-memory"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
+READ_VERSIONS = ("1", FORMAT_VERSION)
 CHECKSUM = "checksum"
 KEYS = frozenset({
     "format", "format_version", "feature_dim", "level", "feature_map", "raw_means", "exact", "step",
     "fingerprint",
 })  # fmt: skip
 """Keys of a header written before there were checksums."""
+
+
+def description_of(memory: PrototypeMemory) -> dict[str, str]:
+    """What a header says of a memory, for :meth:`protocl.PrototypeMemory.described`."""
+    return {name: text for name, text in memory.get_extra_state().items() if text is not None}
+
+
+def arrays_of(memory: PrototypeMemory) -> dict[str, Tensor]:
+    """What a file holds of a memory, to the last bit."""
+    arrays = memory.parts()
+    for name, buffer in memory.named_buffers(recurse=False):
+        if name.endswith("_low") and not bool(buffer.view(torch.int64).any()):
+            del arrays[name]
+        elif arrays[name].shape != buffer.shape and not torch.equal(buffer, buffer.mT):
+            arrays[name] = buffer
+    return arrays
 
 
 def write(
@@ -53,10 +79,10 @@ def read(
     if header.get("format") != FORMAT:
         raise DataError(f"{path} is a safetensors file but not a prototype memory")
     version = header.get("format_version", "none")
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise DataError(
-            f"{path} has format version {version}, this protocl reads {FORMAT_VERSION}; "
-            "upgrade protocl, or restore the file if it is damaged"
+            f"{path} has format version {version}, this protocl reads "
+            f"{' and '.join(READ_VERSIONS)}; upgrade protocl, or restore the file if it is damaged"
         )
     _require_whole(Path(path), header, tensors)
     saved = header.get("fingerprint")
@@ -66,28 +92,6 @@ def read(
             "extract the features with the backbone that built it, or build a new memory"
         )
     return header, tensors
-
-
-def require_array(
-    name: str, tensors: Mapping[str, Tensor], expected: Tensor, *, per_class: bool
-) -> None:
-    """Refuse the array ``name`` unless it is like ``expected`` but for its number of classes.
-
-    Raises:
-        DataError: it is missing, has another shape or type, or holds NaN or infinite values.
-    """
-    if name not in tensors:
-        raise DataError(f"the statistics lack the array '{name}'")
-    array, ids = tensors[name], tensors["class_ids"]
-    classes = ids.shape[0] if ids.ndim else 0
-    shape = (classes, *expected.shape[1:]) if per_class else tuple(expected.shape)
-    if tuple(array.shape) != shape or array.dtype != expected.dtype:
-        raise DataError(
-            f"array '{name}' is {tuple(array.shape)} {array.dtype}, "
-            f"expected {shape} {expected.dtype}"
-        )
-    if array.is_floating_point() and not bool(torch.isfinite(array).all()):
-        raise DataError(f"array '{name}' holds NaN or infinite values")
 
 
 def checksum(description: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -100,11 +104,13 @@ def checksum(description: Mapping[str, str], tensors: Mapping[str, Tensor]) -> s
 
 
 def _require_whole(path: Path, header: dict[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a file of which a bit has changed; files of before there were checksums have none."""
+    """Refuse a file of which a bit has changed; the first ones of version 1 have no checksum."""
     found = header.pop(CHECKSUM, None)
     unknown = header.keys() - KEYS
     if found is None and unknown:
         raise DataError(f"{path} is damaged: its header has the unknown key {unknown.pop()!r}")
+    if found is None and header["format_version"] != "1":
+        raise DataError(f"{path} is damaged: its header has no checksum")
     if found is not None and found != checksum(header, tensors):
         raise DataError(
             f"{path} is damaged: its checksum is not that of its contents; "

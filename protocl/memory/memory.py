@@ -7,8 +7,8 @@ memory and has another memory subtracted from it, and all three are one operatio
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, Self, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -16,27 +16,16 @@ from torch import Tensor
 
 from protocl.errors import DataError
 from protocl.memory import file as memory_file
-from protocl.memory.additive import AdditiveStatistics
 from protocl.memory.batch import BatchStatistics, Level
+from protocl.memory.buffers import outside_inference_mode, own_buffers, owned
+from protocl.memory.derived import DerivedStatistics
 from protocl.memory.feature_maps import FeatureMap
-from protocl.memory.feature_maps import feature_map as build_map
+from protocl.memory.from_statistics import computed_parts
 from protocl.memory.limits.removal import require_contained
-from protocl.memory.limits.scatter import clear_rounding_, offset_ratios
-from protocl.memory.owned import outside_inference_mode, own_buffers, owned
 from protocl.memory.rows import class_id_tensor
 
-_PIECE = 1 << 17
-"""Elements of a block of means: 1 MiB."""
 
-_REDUCES_TO: dict[Level, tuple[Level, ...]] = {
-    "mean": ("mean",),
-    "diagonal": ("mean", "diagonal"),
-    "shared": ("mean", "shared"),
-    "full": ("mean", "diagonal", "shared", "full"),
-}
-
-
-class PrototypeMemory(AdditiveStatistics):
+class PrototypeMemory(DerivedStatistics):
     """Count, sum and (by level) second moment of every class seen.
 
     =========== ======================================== ================================
@@ -67,141 +56,6 @@ class PrototypeMemory(AdditiveStatistics):
         >>> memory.classes.tolist(), memory.means.tolist()
         ([3, 7], [[1.0, 1.0], [0.0, 3.0]])
     """
-
-    # -- what users read --------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the statistics are."""
-        return self.count.device
-
-    @property
-    def classes(self) -> Tensor:
-        """``(C,)`` int64 class ids, ascending."""
-        return self.class_ids.clone()
-
-    @property
-    def counts(self) -> Tensor:
-        """``(C,)`` int64 number of samples of each class."""
-        return self.count.clone()
-
-    @property
-    def total(self) -> int:
-        """Number of samples of all classes."""
-        return int(self.count.sum())
-
-    @property
-    def sums(self) -> Tensor:
-        """``(C, W)`` float64 sums of the mapped features."""
-        return self._value("sum")
-
-    @property
-    def means(self) -> Tensor:
-        """``(C, W)`` float64 class means of the mapped features: the prototypes."""
-        return self.sums / self.count[:, None]
-
-    def mean_blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """:attr:`means` of a few classes at a time: rows and ``(n, W)`` float64.
-
-        Temporaries stay in the processor's cache, whatever the number of classes.
-        """
-        count = self.count
-        step = max(1, _PIECE // self.width)
-        for start in range(0, len(count), step):
-            rows = slice(start, min(start + step, len(count)))
-            yield rows, self._value("sum", rows) / count[rows, None]
-
-    @property
-    def unmapped_means(self) -> Tensor:
-        """``(C, D)`` float64 class means of the features before the map.
-
-        Raises:
-            ValueError: the memory was made without ``raw_means=True`` and has a map.
-        """
-        if self.raw_means:
-            return self._value("raw") / self.count[:, None]
-        if self.feature_map.spec != "identity":
-            raise ValueError(
-                "means before the feature map were not kept; make the memory with raw_means=True"
-            )
-        return self.means
-
-    @property
-    def second_moment(self) -> Tensor:
-        """Sums of squares ``(C, W)``, or of outer products ``(W, W)`` or ``(C, W, W)``, float64.
-
-        Raises:
-            ValueError: the level is ``mean``.
-        """
-        if self.level == "mean":
-            raise ValueError("a memory of level 'mean' keeps no second moment; use another level")
-        return self._value("second")
-
-    def scatter(self) -> Tensor:
-        """Within-class scatter ``sum_i (f_i - mu_yi)(f_i - mu_yi)^T``, float64.
-
-        Returns:
-            ``(W, W)`` pooled over classes for level ``shared``, ``(C, W, W)`` for ``full``, and its
-            diagonals ``(C, W)`` for ``diagonal``. Divide by the counts for covariances. It is zero
-            for features that do not vary beyond the rounding of the sums.
-        """
-        second, means, counts = self.second_moment, self.means, self.count.to(torch.float64)
-        if self.level == "diagonal":
-            scatter = second - counts[:, None] * means**2
-            return clear_rounding_(scatter, second, counts[:, None]).clamp_(min=0.0)
-        if self.level == "shared":
-            scatter = second - (means * counts[:, None]).T @ means
-            return clear_rounding_(scatter, second.diagonal(), counts.sum())
-        scatter = torch.baddbmm(second, (means * -counts[:, None])[:, :, None], means[:, None, :])
-        return clear_rounding_(scatter, second.diagonal(dim1=1, dim2=2), counts[:, None])
-
-    def offset_ratios(self) -> Tensor:
-        """``(W,)`` how many standard deviations within classes each feature is from the origin.
-
-        See :func:`protocl.memory.limits.scatter.offset_ratios`; the level must not be ``mean``.
-        """
-        squares = self.squares if self.level == "shared" else self.squares.sum(0)
-        scatter = squares - (self.sums * self.means).sum(0)
-        return offset_ratios(squares, self.means, scatter, self.count)
-
-    @property
-    def squares(self) -> Tensor:
-        """Sums of each feature's squares, float64: ``(C, W)``, or ``(W,)`` for level ``shared``.
-
-        Raises:
-            ValueError: the level is ``mean``.
-        """
-        if self.level in ("mean", "diagonal"):
-            return self.second_moment
-        diagonal = self.second.diagonal(dim1=-2, dim2=-1)
-        if self.exact:
-            return diagonal.to(torch.float64) * self.step**2
-        return diagonal + self._buffer("second_low").diagonal(dim1=-2, dim2=-1)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the statistics occupy."""
-        return sum(buffer.nbytes for buffer in self.buffers(recurse=False))
-
-    def provides(self, level: Level) -> bool:
-        """Whether the statistics of ``level`` follow from these."""
-        return level in _REDUCES_TO[self.level]
-
-    def __len__(self) -> int:
-        return len(self.class_ids)
-
-    def __bool__(self) -> bool:
-        """Always true: an empty memory is still a memory."""
-        return True
-
-    def __contains__(self, class_id: object) -> bool:
-        found: Tensor | bool = self.class_ids == class_id
-        return isinstance(found, Tensor) and bool(found.any())
-
-    def extra_repr(self) -> str:
-        parts = [f"classes={len(self)}, samples={self.total}, feature_dim={self.feature_dim}"]
-        parts += [f"level={self.level}", f"exact={self.exact}" if self.exact else ""]
-        return ", ".join(part for part in parts if part)
 
     # -- arithmetic -------------------------------------------------------------------------
 
@@ -270,7 +124,7 @@ class PrototypeMemory(AdditiveStatistics):
             ValueError: they do not fit, or ``other`` holds what was never added here, as far as
                 counts, sums and squares tell.
         """
-        self._require_compatible(other)
+        self.require_compatible(other)
         require_contained(self, other)
         self._combine(other, sign=-1)
         self._keep(self.count > 0)
@@ -312,7 +166,6 @@ class PrototypeMemory(AdditiveStatistics):
     def __isub__(self, other: PrototypeMemory) -> Self:
         return self.subtract(other)
 
-    @outside_inference_mode
     def empty_like(self, level: Level | None = None) -> PrototypeMemory:
         """A memory without samples that otherwise fits this one."""
         return PrototypeMemory(
@@ -321,7 +174,6 @@ class PrototypeMemory(AdditiveStatistics):
             fingerprint=self.fingerprint,
         ).to(self.device)  # fmt: skip
 
-    @outside_inference_mode
     def copy(self) -> PrototypeMemory:
         """An independent memory with the same statistics."""
         twin = self.empty_like()
@@ -330,7 +182,6 @@ class PrototypeMemory(AdditiveStatistics):
         twin._changed = dict(self._changed)
         return twin
 
-    @outside_inference_mode
     def subset(self, classes: int | Iterable[int] | Tensor) -> PrototypeMemory:
         """The statistics of some classes, or of one.
 
@@ -371,11 +222,7 @@ class PrototypeMemory(AdditiveStatistics):
         Raises:
             ValueError: the statistics of ``level`` do not follow from these.
         """
-        if not self.provides(level):
-            raise ValueError(
-                f"level '{level}' does not follow from level '{self.level}', which gives "
-                f"{', '.join(_REDUCES_TO[self.level])}; build the memory with level='{level}'"
-            )
+        self.require_level(level)
         if level == self.level:
             return self.copy()
         reduced = self.empty_like(level)
@@ -392,28 +239,71 @@ class PrototypeMemory(AdditiveStatistics):
             setattr(reduced, name, source.clone())
         return reduced
 
-    def _combine(self, other: PrototypeMemory, sign: int) -> None:
-        self._require_compatible(other)
-        terms = {
-            name: buffer.to(self.device) for name, buffer in other.named_buffers(recurse=False)
-        }
-        # A merge adds the other's own tensors: they can be gigabytes.
-        signed = terms if sign > 0 else {name: -term for name, term in terms.items()}
-        sums = {name: signed[name] for name in self._shapes}
-        lows = None if self.exact else {name: signed[f"{name}_low"] for name in self._shapes}
-        self._add_all(terms["class_ids"], terms["count"], sums, lows, sign)
-        self.fingerprint = self.fingerprint or other.fingerprint
-        self.rounded |= other.rounded
-        self._touch(terms["class_ids"])
+    # -- in and out -------------------------------------------------------------------------
 
-    # -- persistence ------------------------------------------------------------------------
+    @classmethod
+    def from_statistics(
+        cls,
+        like: PrototypeMemory,
+        *,
+        classes: Iterable[int] | Tensor,
+        counts: Tensor,
+        sums: Tensor | None = None,
+        means: Tensor | None = None,
+        raw_sums: Tensor | None = None,
+        second_moment: Tensor | None = None,
+        scatter: Tensor | None = None,
+    ) -> PrototypeMemory:
+        """A memory of the kind of ``like`` that holds the given statistics.
+
+        Args:
+            like: gives level, width, feature map, arithmetic, backbone and device; its own
+                statistics play no part. ``like.empty_like(level)`` is one of another level.
+            classes: ``(C,)`` distinct class ids, in any order.
+            counts: ``(C,)`` integers, samples of each class, 1 or more.
+            sums: ``(C, W)`` of the mapped features, or instead of them
+            means: ``(C, W)``.
+            raw_sums: ``(C, D)`` before the map, where ``like`` keeps them.
+            second_moment: where the level keeps one, ``(C, W)``, ``(W, W)`` or ``(C, W, W)`` as
+                :attr:`second_moment` gives it, or instead of it
+            scatter: as :meth:`scatter` gives it, of samples around their class means.
+
+        Raises:
+            TypeError: what should be a tensor is none, or has the wrong type.
+            ValueError: shapes do not fit, a value is NaN or infinite, a matrix is not symmetric,
+                a class comes twice or without samples, or too much or too little is given.
+            OverflowError: a value does not fit fixed point.
+
+        Example:
+            >>> memory = PrototypeMemory.from_statistics(
+            ...     PrototypeMemory(2, "diagonal"), classes=[7, 3], counts=torch.tensor([4, 1]),
+            ...     means=torch.tensor([[0.0, 2.0], [1.0, 1.0]]), scatter=torch.zeros(2, 2))
+            >>> memory.sums.tolist()
+            [[1.0, 1.0], [0.0, 8.0]]
+        """
+        parts = computed_parts(
+            like, classes=classes, counts=counts, sums=sums, means=means, raw_sums=raw_sums,
+            second_moment=second_moment, scatter=scatter,
+        )  # fmt: skip
+        return like.empty_like()._hold(parts)
+
+    @classmethod
+    def from_parts(cls, like: PrototypeMemory, parts: Mapping[str, Tensor]) -> PrototypeMemory:
+        """A memory of the kind of ``like`` that holds a copy of what :meth:`parts` gave.
+
+        Args:
+            like: gives all that is not in the parts; its own statistics play no part.
+            parts: see :meth:`parts`; whole matrices are taken as well as triangles, and halves
+                that are zero may be left out.
+
+        Raises:
+            DataError: a part is missing, has the wrong shape or type, or impossible values.
+        """
+        return like.empty_like()._hold({name: owned(part) for name, part in parts.items()})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the memory to a ``.safetensors`` file, whole or not at all."""
-        description = self.describe()
-        if self.fingerprint is not None:
-            description["fingerprint"] = self.fingerprint
-        memory_file.write(path, description, dict(self.named_buffers(recurse=False)))
+        memory_file.write(path, memory_file.description_of(self), memory_file.arrays_of(self))
 
     @classmethod
     def load(
@@ -423,7 +313,7 @@ class PrototypeMemory(AdditiveStatistics):
         fingerprint: str | None = None,
         feature_map: FeatureMap | None = None,
     ) -> PrototypeMemory:
-        """Read a memory written by :meth:`save`.
+        """Read a memory written by :meth:`save`, of this version or an earlier one.
 
         Args:
             path: the file.
@@ -434,69 +324,8 @@ class PrototypeMemory(AdditiveStatistics):
             DataError: the file is absent, damaged or of an unknown format version.
             FingerprintError: the memory was built from another backbone.
         """
-        header, tensors = memory_file.read(path, fingerprint)
+        header, arrays = memory_file.read(path, fingerprint)
         try:
-            return cls._adopt(header, tensors, feature_map)
+            return PrototypeMemory.described(header, feature_map=feature_map)._hold(arrays)
         except DataError as error:
             raise DataError(f"{path} cannot be loaded: {error}") from error
-
-    @classmethod
-    def from_tensors(
-        cls,
-        description: Mapping[str, str],
-        tensors: Mapping[str, Tensor],
-        *,
-        feature_map: FeatureMap | None = None,
-    ) -> PrototypeMemory:
-        """A memory from its description and its buffers, after checking that they fit.
-
-        Args:
-            description: what :meth:`describe` gave, and the ``fingerprint`` if there is one.
-            tensors: the memory's buffers by name.
-            feature_map: the map, if it has given weights that the description does not hold.
-
-        Raises:
-            ConfigError: the feature map cannot be built from its description.
-            DataError: a buffer is missing, has the wrong shape or type, or impossible values.
-        """
-        return cls._adopt(
-            description, {name: owned(tensor) for name, tensor in tensors.items()}, feature_map
-        )
-
-    @classmethod
-    def _adopt(
-        cls,
-        description: Mapping[str, str],
-        tensors: Mapping[str, Tensor],
-        feature_map: FeatureMap | None,
-    ) -> PrototypeMemory:
-        """As :meth:`from_tensors`, without a copy of tensors that nobody else holds."""
-        memory = cls._described(description, feature_map)
-        memory._require_statistics(tensors)
-        for name, _ in list(memory.named_buffers(recurse=False)):
-            setattr(memory, name, tensors[name])
-        own_buffers(memory)
-        memory.rounded = memory.exact
-        return memory
-
-    @staticmethod
-    def _described(
-        description: Mapping[str, str], feature_map: FeatureMap | None
-    ) -> PrototypeMemory:
-        """An empty memory of this description."""
-        try:
-            spec, level = description["feature_map"], description["level"]
-            feature_dim, step = int(description["feature_dim"]), float(description["step"])
-            raw_means, exact = description["raw_means"] == "True", description["exact"] == "True"
-        except (KeyError, ValueError) as error:
-            raise DataError(f"the description of the statistics is damaged: {error}") from error
-        feature_map = feature_map or build_map(spec)
-        if feature_map.spec != spec:
-            raise DataError(f"the statistics were summed under '{spec}', not '{feature_map.spec}'")
-        try:
-            return PrototypeMemory(
-                feature_dim, cast(Level, level), feature_map=feature_map, raw_means=raw_means,
-                exact=exact, step=step, fingerprint=description.get("fingerprint"),
-            )  # fmt: skip
-        except ValueError as error:
-            raise DataError(f"the description of the statistics is damaged: {error}") from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protocl.config.validation import AT_LEAST_1, BELOW_1, POSITIVE, require
+from protocl.config.validation import AT_LEAST_1, BELOW_1, POSITIVE, ranged
 from protocl.pretraining.config import Drawn, ObjectiveConfig
 
 
@@ -25,21 +25,13 @@ class CosineConfig(ObjectiveConfig):
     """
 
     name: str = "cosine"
-    batch_size: int = 256
-    scale: float = 20.0
-    margin: float = 0.0
-    label_smoothing: float = 0.0
+    batch_size: int = ranged(256, AT_LEAST_1)
+    scale: float = ranged(20.0, POSITIVE)
+    margin: float = ranged(0.0, BELOW_1)
+    label_smoothing: float = ranged(0.0, BELOW_1)
 
     def build(self, feature_dim: int, n_classes: int) -> CosineObjective:
-        """See :class:`protocl.pretraining.config.ObjectiveConfig`.
-
-        Raises:
-            ConfigError: a setting is out of range.
-        """
-        require(
-            self, "objective.",
-            batch_size=AT_LEAST_1, scale=POSITIVE, margin=BELOW_1, label_smoothing=BELOW_1,
-        )  # fmt: skip
+        """See :class:`protocl.pretraining.config.ObjectiveConfig`."""
         return CosineObjective(self, feature_dim, n_classes)
 
 

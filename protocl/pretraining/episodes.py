@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protocl.config.validation import AT_LEAST_1, POSITIVE, require
+from protocl.config.validation import AT_LEAST_1, POSITIVE, ranged
 from protocl.errors import ConfigError, DataError
 from protocl.memory.precision import in_full_precision
 from protocl.pretraining.config import Drawn, ObjectiveConfig
@@ -28,26 +29,19 @@ class EpisodesConfig(ObjectiveConfig):
     """
 
     name: str = "episodes"
-    ways: int = 60
-    shots: int = 5
-    queries: int = 5
-    distance: str = "euclidean"
-    temperature: float = 1.0
-    episodes_per_epoch: int = 100
+    ways: int = ranged(60, AT_LEAST_1)
+    shots: int = ranged(5, AT_LEAST_1)
+    queries: int = ranged(5, AT_LEAST_1)
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    temperature: float = ranged(1.0, POSITIVE)
+    episodes_per_epoch: int = ranged(100, AT_LEAST_1)
 
     def build(self, feature_dim: int, n_classes: int) -> EpisodesObjective:
         """See :class:`protocl.pretraining.config.ObjectiveConfig`.
 
         Raises:
-            ConfigError: a setting is out of range, or there are fewer classes than ways.
+            ConfigError: there are fewer classes than ways.
         """
-        require(
-            self, "objective.",
-            ways=AT_LEAST_1, shots=AT_LEAST_1, queries=AT_LEAST_1, episodes_per_epoch=AT_LEAST_1,
-            temperature=POSITIVE,
-        )  # fmt: skip
-        if self.distance not in ("euclidean", "cosine"):
-            raise ConfigError(f"objective.distance={self.distance}: expected euclidean or cosine")
         if self.ways > n_classes:
             raise ConfigError(
                 f"objective.ways={self.ways}: expected at most the {n_classes} base classes"

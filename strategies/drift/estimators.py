@@ -28,7 +28,7 @@ from torch import Tensor
 
 from protocl.data.augmentation.input_range import InputRange, input_range
 from protocl.memory import PrototypeMemory
-from protocl.memory.from_statistics import memory_with, require_plain
+from protocl.memory.from_statistics import require_plain
 from protocl.strategies.training.distances import squared_distances
 
 DriftMethod = Literal["none", "sdc", "ldc", "adc"]
@@ -163,8 +163,8 @@ def mapped(memory: PrototypeMemory, change: AffineMap) -> PrototypeMemory:
         sums, counts = sums.sum(0, keepdim=True), counts.sum(0, keepdim=True)
     crossed = (sums @ a.T)[:, :, None] * b
     added = crossed + crossed.transpose(1, 2) + counts[:, None, None] * torch.outer(b, b)
-    return memory_with(
-        memory, memory.level, classes=memory.classes, counts=memory.counts,
+    return PrototypeMemory.from_statistics(
+        memory, classes=memory.classes, counts=memory.counts,
         sums=memory.counts[:, None] * change(memory.means),
         second_moment=second + (added[0] if memory.level == "shared" else added),
     )  # fmt: skip
@@ -194,8 +194,8 @@ def displaced(memory: PrototypeMemory, displacements: Tensor) -> PrototypeMemory
     elif memory.level == "full":
         outer = moved[:, :, None] * moved[:, None] - means[:, :, None] * means[:, None]
         second = memory.second_moment + counts[:, None, None] * outer
-    return memory_with(
-        memory, memory.level, classes=memory.classes, counts=memory.counts,
+    return PrototypeMemory.from_statistics(
+        memory, classes=memory.classes, counts=memory.counts,
         sums=counts[:, None] * moved, second_moment=second,
     )  # fmt: skip
 

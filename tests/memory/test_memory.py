@@ -415,10 +415,10 @@ def test_statistics_that_cannot_be_are_refused(change, message):
     memory = PrototypeMemory(3).update(X, torch.tensor([0, 0, 1, 1]))
     tensors = {**dict(memory.named_buffers(recurse=False)), **change}
     with pytest.raises(DataError, match=message):
-        PrototypeMemory.from_tensors(memory.describe(), tensors)
+        PrototypeMemory.from_parts(memory, tensors)
     del tensors["sum"]
     with pytest.raises(DataError, match="lack the array 'sum'"):
-        PrototypeMemory.from_tensors(memory.describe(), tensors)
+        PrototypeMemory.from_parts(memory, tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -436,7 +436,7 @@ def test_half_precision_features_are_summed_without_further_rounding(dtype, leve
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_means_come_block_by_block(exact, monkeypatch):
-    monkeypatch.setattr("protocl.memory.memory._PIECE", 10)
+    monkeypatch.setattr("protocl.memory.derived._PIECE", 10)
     memory = PrototypeMemory(4, exact=exact).update(torch.rand(30, 4), torch.arange(30) % 7)
     blocks = list(memory.mean_blocks())
     assert [rows.stop - rows.start for rows, _ in blocks] == [2, 2, 2, 1]

@@ -51,9 +51,14 @@ def expanded(tensor: torch.Tensor) -> torch.Tensor:
 # -- contiguous and owned -----------------------------------------------------------------------
 
 
-def from_tensors(memory, change):
+def from_parts(memory, change):
+    changed = {name: change(tensor) for name, tensor in memory.parts().items()}
+    return PrototypeMemory.from_parts(memory, changed)
+
+
+def from_buffers(memory, change):
     changed = {name: change(tensor) for name, tensor in buffers(memory).items()}
-    return PrototypeMemory.from_tensors(memory.describe(), changed)
+    return PrototypeMemory.from_parts(memory, changed)
 
 
 def from_state(memory, change, **options):
@@ -73,7 +78,8 @@ def from_changed_buffers(memory, change, door):
 
 
 DOORS = {
-    "from_tensors": from_tensors,
+    "from_parts": from_parts,
+    "from_buffers": from_buffers,
     "state_dict": from_state,
     "state_dict assigned": lambda m, change: from_state(m, change, assign=True),
     "copy": lambda m, change: from_changed_buffers(m, change, PrototypeMemory.copy),
@@ -102,7 +108,9 @@ def test_sums_grow_whatever_the_layout_of_what_came_in(level, exact, change, doo
 
 
 @every_level
-@pytest.mark.parametrize("door", [from_tensors, from_state, DOORS["state_dict assigned"]])
+@pytest.mark.parametrize(
+    "door", [from_parts, from_buffers, from_state, DOORS["state_dict assigned"]]
+)
 def test_two_memories_from_one_dictionary_do_not_change_together(level, door):
     source = PrototypeMemory(4, level).update(*batch())
     one, other = (door(source, lambda tensor: tensor) for _ in range(2))
@@ -130,7 +138,7 @@ def test_a_memory_used_in_inference_mode_can_be_used_outside(level, exact):
         made = PrototypeMemory(4, level, exact=exact).update(*inside)
         others = [made.copy(), copy.deepcopy(made), made.empty_like().merge(made)]
         others += [made.copy().to("cpu")]
-        others += [from_tensors(made, lambda tensor: tensor * 1), from_state(made, torch.clone)]
+        others += [from_parts(made, lambda tensor: tensor * 1), from_state(made, torch.clone)]
     later = PrototypeMemory(4, level, exact=exact)
     later.update(*inside)
     for memory in (made, later, *others):
@@ -294,7 +302,7 @@ def test_impossible_states_are_refused_and_change_nothing(change, message):
     with pytest.raises(DataError, match=message):
         memory.load_state_dict({**memory.state_dict(), **change})
     with pytest.raises(DataError, match=message):
-        PrototypeMemory.from_tensors(memory.describe(), {**buffers(memory), **change})
+        PrototypeMemory.from_parts(memory, {**buffers(memory), **change})
     assert_same(memory, before, "after a refusal", bits=True)
 
 
@@ -324,7 +332,7 @@ def test_a_damaged_description_is_a_data_error(name, value, message):
     if value is None:
         del description[name]
     with pytest.raises(DataError, match=message):
-        PrototypeMemory.from_tensors(description, buffers(memory))
+        PrototypeMemory.described(description)
 
 
 # -- files ----------------------------------------------------------------------------------------

@@ -21,8 +21,7 @@ from protocl.heads.bayesian.noise import noise_matrix, noise_of
 from protocl.heads.bayesian.priors import Beliefs, Covariance, Prior
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import check_batch
-from protocl.memory.device import FollowsDevice
-from protocl.memory.owned import outside_inference_mode
+from protocl.memory.buffers import FollowsDevice, outside_inference_mode
 from protocl.memory.rows import find_rows
 from protocl.memory.summation import all_finite
 

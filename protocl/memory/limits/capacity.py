@@ -11,7 +11,7 @@ import torch
 from protocl.errors import CapacityError
 
 _CGROUP = Path("/sys/fs/cgroup")
-_SMALL = 1 << 28
+SMALL = 1 << 28
 """Bytes that are allocated without asking the system first."""
 
 
@@ -47,7 +47,7 @@ def require_bytes(
     Raises:
         CapacityError: they do not fit.
     """
-    if needed < _SMALL:
+    if needed < SMALL:
         return
     available = available_bytes(device)
     if needed > available:

@@ -14,7 +14,8 @@ from protocl import PrototypeMemory
 from protocl.checks import assert_same
 from protocl.errors import DataError, FingerprintError
 from protocl.federation.client.state import ClientState, StatesInProcess, StatesOnDisk
-from protocl.federation.server.state import MergedMemory, Settled, same_statistics
+from protocl.federation.server.clients import Settled
+from protocl.federation.server.state import MergedMemory, same_statistics
 from protocl.federation.wire.messages import Contribution, RejectedError
 from protocl.federation.wire.traffic import Ledger, Traffic
 from protocl.io import checkpoint
@@ -92,11 +93,11 @@ def test_a_gap_is_refused_and_filled_by_the_full_state():
     client.pending = client.pending[2:]  # a server that was set back does not know of 1 and 2
     deliver(server, client)
     assert len(server.memory) == 0
-    assert server.wants_full == {"a"}
+    assert server.known.wants_full == {"a"}
     client.send_everything()
     deliver(server, client)
     assert same_statistics(server.memory, memory_of(1, 2, 3))
-    assert not server.wants_full
+    assert not server.known.wants_full
 
 
 def test_many_unacknowledged_contributions_become_one():
@@ -171,10 +172,10 @@ class World:
 
     def exchange(self, client: int) -> None:
         state, node = self.clients[client], self.nodes[client]
-        settled = self.server.settled_of(node)
+        settled = self.server.known.settled_of(node)
         state.hear(self.server.identity, settled)
         self.count(client)
-        if not settled.epoch or node in self.server.wants_full:
+        if not settled.epoch or node in self.server.known.wants_full:
             state.send_everything()
         self.deliver(client, state.pending)
 
@@ -193,7 +194,7 @@ def check_that_it_heals(history: list[tuple[int, str]]) -> None:
         if event in ("moves", "swaps") and {client, (client + 1) % 3} & unheard:
             continue  # whoever loses state and node is another client to the server
         if event == "loses its state" and client in moved:
-            heard = world.server.settled_of(world.nodes[client]).epoch
+            heard = world.server.known.settled_of(world.nodes[client]).epoch
             if forgets or heard != world.clients[client].epoch:
                 continue
         if event == "loses its state":
@@ -230,13 +231,13 @@ def test_who_takes_over_a_node_is_another_client():
     deliver(server, mover, "y")
     for _ in range(3):
         for state, node in ((newcomer, "x"), (mover, "y")):
-            state.hear(server.identity, server.settled_of(node))
+            state.hear(server.identity, server.known.settled_of(node))
             deliver(server, state, node)
         assert same_statistics(server.memory, memory_of(1, 2, 3))
     assert len(server.clients) == 2
     server.forget_client("x")
-    assert server.is_forgotten("y")
-    assert not server.is_forgotten("x")
+    assert server.known.is_forgotten("y")
+    assert not server.known.is_forgotten("x")
 
 
 def test_a_client_that_lost_its_state_after_it_moved_is_counted_once():
@@ -252,7 +253,7 @@ def test_an_empty_epoch_belongs_to_nobody():
     server = MergedMemory(empty())
     with pytest.raises(RejectedError, match="epoch=''"):
         server.accept(Contribution(memory_of(1), "", 1, "full"), client="a")
-    assert not server.is_forgotten("b")
+    assert not server.known.is_forgotten("b")
 
 
 def test_what_one_client_alone_would_overflow_is_refused():

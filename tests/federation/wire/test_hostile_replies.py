@@ -83,17 +83,9 @@ class Sum:
 
 
 def held(memory: PrototypeMemory) -> dict[int, list[int]]:
-    arrays = [memory.count[:, None], *(flat(memory.get_buffer(n)) for n in memory._shapes)]
+    arrays = [memory.count[:, None], *(memory.parts()[n] for n in memory.forms)]
     rows = torch.cat(arrays, dim=1).tolist()
     return dict(zip(memory.classes.tolist(), rows, strict=True))
-
-
-def flat(buffer: torch.Tensor) -> torch.Tensor:
-    """A row for each class; of symmetric matrices the upper triangles, as they are sent."""
-    if buffer.ndim == 3:
-        rows, columns = torch.triu_indices(*buffer.shape[1:])
-        return buffer[:, rows, columns]
-    return buffer
 
 
 def one_run(level: str, seed: int, **parts: Any) -> int:

@@ -1,10 +1,10 @@
-"""Tensors that belong to the module that holds them, and can be changed in place at any time."""
+"""Buffers that belong to the module that holds them, keep their precision and can be added to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +35,27 @@ def owned(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def is_sound(tensor: Tensor) -> bool:
-    """Whether sums can be added to ``tensor`` in place, in flat pieces."""
-    return tensor.is_contiguous() and not tensor.is_inference()
-
-
 def own_buffers(module: nn.Module) -> None:
     """Replace the buffers of ``module`` to which nothing could be added in place."""
     for name, buffer in list(module.named_buffers(recurse=False)):
-        if not is_sound(buffer):
+        if not buffer.is_contiguous() or buffer.is_inference():
             setattr(module, name, owned(buffer))
+
+
+class FollowsDevice(nn.Module):
+    """A module that follows ``.to(device)`` but ignores ``.half()``, ``.bfloat16()`` and the like.
+
+    Statistics are float64 or int64 by design; a model that carries them as a submodule may be cast
+    to lower precision without losing them.
+    """
+
+    @outside_inference_mode
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype == tensor.dtype:
+                return moved
+            return tensor.to(moved.device)
+
+        apply: Any = super()._apply
+        return apply(move_only, recurse)
