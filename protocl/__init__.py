@@ -8,9 +8,12 @@ from protocl.lazy import importer
 
 if TYPE_CHECKING:
     from protocl.memory import PrototypeMemory
+    from protocl.model import PrototypeClassifier
 
-__all__ = ["PrototypeMemory", "__version__"]
+__all__ = ["PrototypeClassifier", "PrototypeMemory", "__version__"]
 
 __version__ = "0.1.0"
 
-__getattr__ = importer(__name__, {"PrototypeMemory": "memory.memory"})
+_HOMES = {"PrototypeClassifier": "model.classifier", "PrototypeMemory": "memory.memory"}
+
+__getattr__ = importer(__name__, _HOMES)

@@ -23,11 +23,12 @@ from protocl.errors import FingerprintError
 from protocl.federation.client.state import ClientState, StatesInProcess, StateStore
 from protocl.federation.server.clients import Settled
 from protocl.federation.wire.codec import Precision
-from protocl.federation.wire.messages import Contribution, class_id_of, decode, encode
+from protocl.federation.wire.messages import Contribution, decode, encode
 from protocl.federation.wire.npy import array_of
 from protocl.federation.wire.received_backbone import ReceivedBackbone
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
+from protocl.memory.names import class_id_of
 from protocl.metrics.confusion import Confusion
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ acknowledged), or the server's merged memory. Each is an ``ArrayRecord`` of at m
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +23,7 @@ from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
 from protocl.federation.wire.validation import Limits, RejectedError, check_class_ids, check_values
 from protocl.memory import PrototypeMemory
+from protocl.memory.names import class_id_of
 
 FORMAT = "protocl-memory"
 VERSION = 1
@@ -56,15 +56,6 @@ class Contribution:
     kind: Kind = "delta"
     names: Mapping[int, str] = field(default_factory=dict)
     replaces: tuple[str, ...] = ()
-
-
-def class_id_of(name: str) -> int:
-    """The class id that every client gives to ``name``: 62 bits of its SHA-256.
-
-    Clients that share names rather than numbers need no agreement beforehand, and the merged
-    memory does not depend on who came first.
-    """
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
 
 
 class Received(NamedTuple):

@@ -15,6 +15,7 @@ from protocl.heads.probabilities.calibrate import calibration_of, left_out_table
 from protocl.heads.probabilities.calibration import Calibration, probabilities
 from protocl.heads.probabilities.table import CalibrationTable
 from protocl.heads.ranking import ScoreBlock, best_columns
+from protocl.heads.settings import Settings
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level, require_tensor
 from protocl.memory.buffers import FollowsDevice
@@ -24,7 +25,7 @@ from protocl.memory.limits.scatter import warn_of_offsets
 from protocl.memory.summation import all_finite
 
 
-class Head(FollowsDevice):
+class Head(Settings, FollowsDevice):
     """A classifier that follows from a memory's statistics in closed form.
 
     A subclass states the statistics that it needs (``required_level``, :meth:`feature_map`) and

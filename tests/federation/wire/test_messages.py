@@ -18,11 +18,11 @@ from protocl.federation.wire.messages import (
     Limits,
     MessageReader,
     RejectedError,
-    class_id_of,
     decode,
     encode,
 )
 from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean, Ridge
+from protocl.memory.names import class_id_of
 
 DIM = 5
 LEVELS = ("mean", "diagonal", "shared", "full")

@@ -1,0 +1,54 @@
+"""Labels as users give them, and the class ids by which a memory knows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocl.memory.names import class_id_of
+
+Labels = NDArray[Any]
+"""``(C,)`` or ``(N,)`` texts, whole numbers, or truth values; floats that scikit-learn takes for
+classes count as numbers."""
+
+_KINDS = {"U": "texts", "O": "texts", "b": "truth values", "i": "numbers", "u": "numbers"}
+
+
+def kind_of(labels: Labels) -> str:
+    """What the labels are: ``"texts"``, ``"numbers"`` or ``"truth values"``.
+
+    Raises:
+        TypeError: they are of several types, or of one that is no label.
+    """
+    if labels.dtype.kind == "O":
+        strange = {type(label).__name__ for label in labels.tolist()} - {"str"}
+        if strange:
+            raise TypeError(
+                f"Unknown label type: y holds objects of type {', '.join(sorted(strange))}, "
+                "expected labels of one type: texts, whole numbers or truth values"
+            )
+    if labels.dtype.kind == "f":
+        return "numbers"
+    if labels.dtype.kind not in _KINDS:
+        raise TypeError(
+            f"Unknown label type: y has dtype {labels.dtype}, expected texts, whole numbers or "
+            "truth values"
+        )
+    return _KINDS[labels.dtype.kind]
+
+
+def ids_of(labels: Labels) -> NDArray[np.int64]:
+    """Class ids ``(C,)`` of labels ``(C,)``, the same wherever and whenever they are made.
+
+    Whole numbers from 0 on are their own ids; others, and texts, are known by a digest.
+    """
+    return np.array([_id_of(label) for label in labels.tolist()], dtype=np.int64)
+
+
+def _id_of(label: str | float | bool) -> int:
+    if isinstance(label, str):
+        return class_id_of(label)
+    whole = int(label)
+    return whole if whole == label and whole >= 0 else class_id_of(repr(label))
