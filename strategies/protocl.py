@@ -39,12 +39,7 @@ from protocl.config.sections import Part, part
 from protocl.config.validation import require_choice
 from protocl.heads.bayesian.head import BayesianPrototypes
 from protocl.heads.bayesian.posterior import ConjugatePosterior
-from protocl.heads.bayesian.priors import (
-    Covariance,
-    Prior,
-    RandomPrior,
-    SharedPrior,
-)
+from protocl.heads.bayesian.priors import Covariance, Prior, RandomPrior, SharedPrior
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
 from protocl.memory.precision import in_full_precision
@@ -58,7 +53,6 @@ from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.teacher import OldModel
 
 DEFAULT_NOISE = 0.05
-
 Answer = Literal["posterior", "iso", "diag", "full"]
 
 EQUAL_CLASSES = SharedPrior(concentration=1e12, precision=0.0)
@@ -179,9 +173,8 @@ class ProtoCLPlugin(FeatureLossPlugin):
 
     def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
         # An experience of zero epochs leaves its classes to the next one.
-        self._classes = (
-            class_ids if self._classes is None else torch.cat([self._classes, class_ids])
-        )
+        earlier = [] if self._classes is None else [self._classes]
+        self._classes = torch.cat([*earlier, class_ids])
         if self.distillation and self.posterior is not None:
             self._old = OldModel(strategy.model, self.layer), copy.deepcopy(self.posterior)
 
@@ -350,13 +343,8 @@ class ProtoCLConfig(ScheduledConfig):
             all_classes=range(setup.n_classes) if self.all_classes else (),
         )
         return ProtoCL(
-            model=setup.model,
-            optimizer=build_optimizer(self, setup.model),
-            plugin=plugin,
-            train_epochs=self.train_epochs,
-            train_mb_size=self.train_mb_size,
-            eval_mb_size=self.eval_mb_size,
-            device=setup.device,
+            model=setup.model, optimizer=build_optimizer(self, setup.model), plugin=plugin,
+            train_epochs=self.train_epochs, train_mb_size=self.train_mb_size,
+            eval_mb_size=self.eval_mb_size, device=setup.device, evaluator=setup.evaluator,
             plugins=[self.schedule(), InMemory(), *setup.plugins],
-            evaluator=setup.evaluator,
-        )
+        )  # fmt: skip
