@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from protocl.registry import STRATEGIES
+from tests.walk import one_round, walk
 
 ROOT = Path(__file__).parents[1]
 ROOTS = ("protocl", "strategies", "federation")
@@ -48,6 +49,7 @@ HELD_BY = {
     "protocl/io": ["runner/test_experiment.py", "io/test_checkpoint.py"],
     "protocl/memory": ["memory/test_memory.py", "memory/test_memory_doors.py"],
     "protocl/memory/limits": ["memory/test_capacity.py", "memory/test_memory_doors.py"],
+    "protocl/model": ["model/test_classifier.py"],
     "protocl/metrics": ["metrics/test_class_incremental.py", "metrics/test_confusion.py"],
     "protocl/pretraining": ["pretraining/test_pretraining.py"],
     "protocl/report": ["report/test_comparison.py", "report/test_groups.py"],
@@ -60,7 +62,7 @@ HELD_BY = {
     "strategies/bench": ["bench/test_bench.py"],
     "strategies/drift": ["strategies/drift/test_estimators.py"],
     "strategies/exemplar_free": [
-        "strategies/exemplar_free/test_base.py",
+        "strategies/exemplar_free/test_kept_classes.py",
         "strategies/test_pass.py",
     ],
     "strategies/exemplars": [
@@ -234,3 +236,9 @@ def test_every_module_has_a_test_or_it_is_said_where():
         held = HELD_BY.get(str(path.parent.relative_to(ROOT)), [])
         assert held, f"{path}: no {own.relative_to(ROOT)}, and its folder is not in HELD_BY"
         assert [name for name in held if not (tests / name).is_file()] == []
+
+
+def test_one_round_of_two_clients_is_a_short_way():
+    files, hops = walk(one_round)
+    assert len(files) <= 30
+    assert sum(hops.values()) <= 350

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from flwr.app import (
@@ -28,7 +29,7 @@ from protocl.federation.wire.npy import array_of
 from protocl.federation.wire.received_backbone import ReceivedBackbone
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.memory.names import class_id_of
+from protocl.memory.rows import class_id_of
 from protocl.metrics.confusion import Confusion
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class PrototypeClient:
             state.names = names_of(data)
             self._notice_older_state(state, context)
             self._hear(state, config)
-            self._count(state, data, int(config["round"]))  # type: ignore[arg-type]
+            self._count(state, data, int(cast(int, config["round"])))
             if config["full"]:
                 state.send_everything()
             pending = list(state.pending) if not config["forgotten"] else []
@@ -195,7 +196,7 @@ class PrototypeClient:
 
     def _hear(self, state: ClientState, config: ConfigRecord) -> None:
         """What the server says of itself and of this client."""
-        settled, samples = int(config["settled"]), int(config["samples"])  # type: ignore[arg-type]
+        settled, samples = (int(cast(int, config[key])) for key in ("settled", "samples"))
         state.hear(str(config["server"]), Settled(str(config["epoch"]), settled, samples))
         if config["refused"]:
             logger.warning("the server refused what this client sent: %s", config["refused"])
@@ -229,8 +230,9 @@ class PrototypeClient:
         old ones. Flower keeps ``context.state`` for as long as the run and the node live.
         """
         newest = context.state.get(_NEWEST)
-        same_epoch = isinstance(newest, ConfigRecord) and newest["epoch"] == state.epoch
-        if same_epoch and state.seq < int(newest["seq"]):  # type: ignore[index, arg-type]
+        if not isinstance(newest, ConfigRecord) or newest["epoch"] != state.epoch:
+            return
+        if state.seq < cast(int, newest["seq"]):
             state.begin_anew()
 
     def _features(self, x: Tensor) -> Tensor:

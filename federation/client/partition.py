@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocl.config.validation import POSITIVE, SHARE, ranged
-from protocl.errors import ConfigError, DataError
+from protocl.config.validation import POSITIVE, SHARE, ranged, require_declared
+from protocl.errors import ConfigError, DataError, as_config_error
 from protocl.registry import unknown_name
 
 Rows = NDArray[np.int64]
@@ -69,6 +69,8 @@ def assign(labels: Tensor, clients: int, config: PartitionConfig, seed: int) -> 
         ConfigError: a value is out of range, or samples cannot be shared out so.
         DataError: the file is absent or does not fit.
     """
+    with as_config_error("partition."):
+        require_declared(config)
     if clients < 1:
         raise ConfigError(f"clients={clients}: expected at least 1")
     if config.name not in _PARTITIONS:

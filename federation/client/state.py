@@ -21,7 +21,7 @@ from torch import Tensor
 
 from protocl.errors import DataError
 from protocl.federation.server.clients import Settled
-from protocl.federation.wire.messages import Contribution
+from protocl.federation.wire.messages import Contribution, Kind
 from protocl.io.atomic import atomic_path
 from protocl.memory import PrototypeMemory
 from protocl.memory.file import arrays_of, description_of
@@ -115,12 +115,10 @@ class ClientState:
             self.pending = []
             self._append(self.memory.copy(), "full")
 
-    def _append(self, memory: PrototypeMemory, kind: str) -> None:
+    def _append(self, memory: PrototypeMemory, kind: Kind) -> None:
         self.seq += 1
         names = {int(c): self.names[int(c)] for c in memory.classes} if self.names else {}
-        self.pending.append(
-            Contribution(memory, self.epoch, self.seq, kind, names, self.replaces)  # type: ignore[arg-type]
-        )
+        self.pending.append(Contribution(memory, self.epoch, self.seq, kind, names, self.replaces))
 
 
 class StateStore(Protocol):

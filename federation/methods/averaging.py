@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from flwr.app import (
@@ -133,7 +134,7 @@ class WeightClient:
     def train(self, message: Message, context: Context) -> Message:
         """Local epochs of SGD from the weights received."""
         content = message.content
-        number = int(content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+        number = int(cast(int, content.config_records["config"]["server-round"]))
         set_weights(self.network, read_weights(content.array_records["arrays"]))
         x, y = arrived(self.load, context, number)
         if len(y):

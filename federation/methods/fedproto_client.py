@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -52,7 +54,7 @@ class FedProtoClient:
 
     def train(self, message: Message, context: Context) -> Message:
         """Local epochs towards the prototypes received, then the prototypes of this client."""
-        number = int(message.content.config_records["config"]["round"])  # type: ignore[arg-type]
+        number = int(cast(int, message.content.config_records["config"]["round"]))
         prototypes = self._receive(message)
         self._restore(context)
         x, y = arrived(self.setup.load, context, number)

@@ -112,7 +112,7 @@ class ProtectedMethod:
         from protocl.federation.privacy.vector import StatisticsLayout
         from protocl.federation.secure.client import ProtectedClient
         from protocl.federation.secure.strategy import ProtectedPrototypes
-        from protocl.memory.names import class_id_of
+        from protocl.memory.rows import class_id_of
 
         federation = setup.federation
         _require_colluders(config, setup)

@@ -6,6 +6,7 @@ import copy
 import logging
 import random
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -73,14 +74,14 @@ class InProcessGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._delayed: dict[str, Message] = {}
 
-    def set_run(self, run) -> None:  # type: ignore[no-untyped-def]
+    def set_run(self, run: Any) -> None:
         """See :class:`flwr.serverapp.Grid`."""
         if not isinstance(run, Run):
             raise TypeError(f"run={run!r:.80}: expected a {Run.__module__}.Run")
         self._run = run
 
     @property
-    def run(self):  # type: ignore[no-untyped-def]
+    def run(self) -> Any:
         """See :class:`flwr.serverapp.Grid`."""
         return self._run
 

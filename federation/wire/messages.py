@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
@@ -23,7 +23,7 @@ from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
 from protocl.federation.wire.validation import Limits, RejectedError, check_class_ids, check_values
 from protocl.memory import PrototypeMemory
-from protocl.memory.names import class_id_of
+from protocl.memory.rows import class_id_of
 
 FORMAT = "protocl-memory"
 VERSION = 1
@@ -174,14 +174,13 @@ class MessageReader:
         """
         values = dict(header.items())
         self._check_header(values)
-        precision: Precision = values["precision"]  # type: ignore[assignment]
-        packed = self._checked(arrays, precision)
+        packed = self._checked(arrays, cast(Precision, values["precision"]))
         names = values.get("class-names")
         return Received(
             packed,
-            values["epoch"],  # type: ignore[arg-type]
-            values["seq"],  # type: ignore[arg-type]
-            values["kind"],  # type: ignore[arg-type]
+            cast(str, values["epoch"]),
+            cast(int, values["seq"]),
+            cast(Kind, values["kind"]),
             {} if names is None else _checked_names(packed.class_ids, names),
             _checked_lives(values.get("replaces", [])),
         )

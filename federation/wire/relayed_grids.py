@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -28,12 +29,12 @@ class GridWrapper(Grid):
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
 
-    def set_run(self, run) -> None:  # type: ignore[no-untyped-def]
+    def set_run(self, run: Any) -> None:
         """See :class:`flwr.serverapp.Grid`."""
         self.grid.set_run(run)
 
     @property
-    def run(self):  # type: ignore[no-untyped-def]
+    def run(self) -> Any:
         """See :class:`flwr.serverapp.Grid`."""
         return self.grid.run
 

@@ -74,7 +74,8 @@ def _open(path: Path) -> NpzFile:
 def _read(archive: NpzFile, key: str, path: Path) -> np.ndarray:
     if key not in archive.files:
         raise DataError(f"{path} lacks '{key}'; it holds {', '.join(sorted(archive.files))}")
-    size = archive.zip.getinfo(f"{key}.npy").file_size  # type: ignore[union-attr]
+    assert archive.zip is not None  # it is open
+    size = archive.zip.getinfo(f"{key}.npy").file_size
     require_bytes(size, torch.device("cpu"), f"{path}: '{key}'", dict)
     try:
         return np.asarray(archive[key])

@@ -41,8 +41,8 @@ class Head(Settings, FollowsDevice):
     """
 
     chunk_bytes: int = 8 * 2**20
-    required_level: ClassVar[Level] = "mean"
-    raw_means: ClassVar[bool] = False
+    required_level: Level = "mean"
+    raw_means: bool = False
     keeps_digits: ClassVar[bool] = False
     """Whether :meth:`_logits` takes features as precise as they came, and casts them itself."""
     _classes: Tensor

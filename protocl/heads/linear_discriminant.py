@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class LinearDiscriminant(CentredHead):
         dtype: precision of the parameters and logits.
     """
 
-    required_level: ClassVar[Level] = "shared"
+    required_level: Level = "shared"
     _weights: Tensor
     _biases: Tensor
 

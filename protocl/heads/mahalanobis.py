@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ class Mahalanobis(CentredHead):
     exemplar-free continual learning", section 4 and the authors' code.
     """
 
-    required_level: ClassVar[Level] = "full"
+    required_level: Level = "full"
     _factors: Tensor
 
     def __init__(
@@ -98,8 +98,8 @@ class Mahalanobis(CentredHead):
         self.covariance = covariance
         self._fitted: dict[int, str] = {}
         self._form = _form(covariance, rank)
-        self.required_level = self._form.level  # type: ignore[misc]
-        self.raw_means = tukey is not None and mean_of == "raw"  # type: ignore[misc]
+        self.required_level = self._form.level
+        self.raw_means = tukey is not None and mean_of == "raw"
 
     @classmethod
     def fecam(cls, shrinkage: tuple[float, float] = (1.0, 1.0)) -> Self:
@@ -197,8 +197,9 @@ class Mahalanobis(CentredHead):
         bare = matrices.diagonal(dim1=1, dim2=2).sum(1) <= 0
         if not self.correlation and bool(bare.any()):
             matrices[bare] = fill_flat(matrices[bare], flat)
-        for _ in range(self.shrink_passes if self.shrinkage else 0):
-            shrink_diagonals(matrices, *self.shrinkage)  # type: ignore[misc]
+        if self.shrinkage:
+            for _ in range(self.shrink_passes):
+                shrink_diagonals(matrices, *self.shrinkage)
         if not self.correlation:
             return fill_flat(matrices, flat), squares
         variances = matrices.diagonal(dim1=1, dim2=2).clone()
@@ -230,8 +231,9 @@ def _mean_variance(scatter: Tensor) -> float:
 
 
 def _two_weights(value: object) -> bool:
-    pair = isinstance(value, Sequence) and len(value) == 2 and all(map(is_number, value))
-    return pair and min(value) >= 0  # type: ignore[call-overload]
+    if not isinstance(value, Sequence) or len(value) != 2:
+        return False
+    return all(is_number(weight) and weight >= 0 for weight in value)
 
 
 def _form(covariance: str, rank: int) -> CovarianceForm:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import copy
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -176,7 +176,7 @@ class Ridge(CentredHead):
     learning", section 4 and algorithm 1.
     """
 
-    required_level: ClassVar[Level] = "shared"
+    required_level: Level = "shared"
     _weights: Tensor
     _biases: Tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protocl.memory.names import class_id_of
+from protocl.memory.rows import class_id_of
 
 Labels = NDArray[Any]
 """``(C,)`` or ``(N,)`` texts, whole numbers, or truth values; floats that scikit-learn takes for

@@ -276,6 +276,7 @@ def test_progress_shows_only_after_a_while(
         bar.update()
         assert capsys.readouterr().err == ""
         bar.start_t -= 2.5
+        bar.last_print_t -= 2.5
         bar.update()
         assert "encoding" in capsys.readouterr().err
     with progress_bar("encoding", 3, enabled=False) as bar:

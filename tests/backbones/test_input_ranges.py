@@ -101,7 +101,7 @@ def test_nothing_is_allocated_before_it_is_known_to_fit(
     with pytest.raises(CapacityError, match=r"level 'shared' of 1 classes x 1500000 features"):
         PrototypeMemory(1_500_000, "shared")
     monkeypatch.setattr("protocl.memory.limits.capacity.available_bytes", lambda device: 1000)
-    monkeypatch.setattr("protocl.memory.limits.capacity._SMALL", 0)
+    monkeypatch.setattr("protocl.memory.limits.capacity.SMALL", 0)
     identity = build_backbone(BackboneConfig(), (3, 64, 64), 0)
     with pytest.raises(CapacityError, match="4 samples of 12,288 numbers as features would take"):
         encode_once(images(64), identity, tmp_path)

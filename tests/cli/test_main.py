@@ -269,7 +269,7 @@ def test_settings_and_help_do_not_import_avalanche():
     ("command", "settings"),
     [
         ("federate", ["federation=digits", "method.head=nearest,nearest_mean"]),
-        ("reconnaissance", ["reconnaissance=digits", "scenario.classes_per_mission=0,1"]),
+        ("reconnaissance", ["reconnaissance=digits", "scenario.classes_per_mission=99,1"]),
         (
             "pretrain",
             ["benchmark=digits", "benchmark.base_classes=5", "epochs=1", "device=cuda:77,cpu"],

@@ -80,7 +80,7 @@ class BayesianPrototypes(Head):
         self.noise = noise if isinstance(noise, str) else noise_of(noise, covariance)
         self.covariance: Covariance = covariance
         self._fitted_prior: Prior | None = None
-        self.required_level = "mean" if isinstance(self.noise, Tensor) else _LEVELS[covariance]  # type: ignore[misc]
+        self.required_level = "mean" if isinstance(self.noise, Tensor) else _LEVELS[covariance]
 
     # -- for users --------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from protocl.federation.secure.outbox import Offer, OffersOnDisk
 from protocl.federation.secure.progress import Span, SummedParts
 from protocl.federation.secure.strategy import ProtectedPrototypes
 from protocl.federation.wire.grid import InProcessGrid
-from protocl.memory.names import class_id_of
+from protocl.memory.rows import class_id_of
 
 NODES, PARTS, CLASSES = 5, 3, 5
 

@@ -22,7 +22,7 @@ from protocl.federation.wire.messages import (
     encode,
 )
 from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.memory.names import class_id_of
+from protocl.memory.rows import class_id_of
 
 DIM = 5
 LEVELS = ("mean", "diagonal", "shared", "full")
