@@ -29,7 +29,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
         known: the names that exist.
     """
     choices = sorted(known)
-    near = difflib.get_close_matches(name, choices, n=1)
+    near = difflib.get_close_matches(str(name), choices, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return ConfigError(
         f"unknown {kind} '{name}': {hint}choose from {', '.join(choices) or '(none)'}"

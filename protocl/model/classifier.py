@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import numpy as np
@@ -20,7 +22,7 @@ from torch import Tensor
 from protocl.errors import ConfigError
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.model.labels import Labels, ids_of, kind_of
+from protocl.model.labels import Labels, ids_of, kind_of, like
 from protocl.registry import HEADS
 
 Scores = NDArray[np.float64]
@@ -36,8 +38,8 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
     Args:
         head: name of a registered head (``protocl list heads``), or a head.
         head_options: arguments of a head that is given by name, such as ``{"shrinkage": 0.1}``;
-            ``head__shrinkage=0.1`` in ``set_params`` and grids means the same. Heads by name
-            compute in float64.
+            ``head__shrinkage=0.1`` in ``set_params`` and grids means the same, from the next
+            ``fit`` on. Heads by name compute in float64.
         forgettable: keep a second moment of each class, ``16 C D^2`` bytes, so that every class can
             be forgotten by name; else heads share one, and forget samples only.
         exact: sum in fixed point, so that any order and grouping gives the same bits.
@@ -89,9 +91,10 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
             ValueError, TypeError: the samples or labels are none.
             ConfigError: ``head`` is not registered, or its options do not fit.
         """
-        features, labels = self._checked(X, y, reset=True)
-        self._begin(labels)
-        return self._learn(features, labels)
+        with self._whole_or_not_at_all():
+            features, labels = self._checked(X, y, reset=True)
+            self._begin(labels)
+            return self._learn(features, labels)
 
     def partial_fit(self, X: Any, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
         """Learn from further samples, of classes known or new.
@@ -105,14 +108,15 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
             ValueError, TypeError: as :meth:`fit`, or ``y`` has a label that ``classes`` lack.
         """
         first = not hasattr(self, "memory_")
-        features, labels = self._checked(X, y, reset=first)
-        if classes is not None:
-            strange = np.setdiff1d(labels, np.asarray(classes))
-            if len(strange):
-                raise ValueError(f"y has labels {strange.tolist()} that classes does not list")
-        if first:
-            self._begin(labels)
-        return self._learn(features, labels)
+        with self._whole_or_not_at_all():
+            features, labels = self._checked(X, y, reset=first)
+            if classes is not None:
+                strange = np.setdiff1d(labels, np.asarray(classes))
+                if len(strange):
+                    raise ValueError(f"y has labels {strange.tolist()} that classes does not list")
+            if first:
+                self._begin(labels)
+            return self._learn(features, labels)
 
     def merge(self, other: PrototypeClassifier) -> Self:
         """Know what ``other`` knows as well, as if its samples had been learned here.
@@ -120,11 +124,14 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError, TypeError: the two differ in features, kind of labels, head or arithmetic.
         """
-        check_is_fitted(self)
-        check_is_fitted(other)
-        self._require_kind(other.classes_)
+        check_is_fitted(self, "memory_")
+        check_is_fitted(other, "memory_")
+        labels = like(other.classes_, self.classes_)
+        mine, theirs = (repr((type(c.head_), c.head_.get_params())) for c in (self, other))
+        if mine != theirs:
+            raise ValueError(f"heads differ, {mine} and {theirs}: merge classifiers of one head")
         self.memory_.merge(other.memory_)
-        self._note(other.classes_)
+        self._note(labels)
         return self
 
     def __add__(self, other: PrototypeClassifier) -> PrototypeClassifier:
@@ -152,7 +159,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
                 or too little is kept to forget a class by name.
             KeyError: a class is not known.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "memory_")
         if (classes is None) == (X is None):
             raise ValueError("forget takes either X and y, or classes")
         if classes is None:
@@ -161,7 +168,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
             gone.update(torch.from_numpy(features), self._ids(labels))
             self.memory_.subtract(gone)
         else:
-            wanted = np.atleast_1d(np.asarray(classes))
+            wanted = like(np.atleast_1d(np.asarray(classes)), self.classes_)
             missing = np.setdiff1d(wanted, self.classes_)
             if len(missing):
                 raise KeyError(f"classes {missing.tolist()} are not known")
@@ -213,8 +220,18 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         self.head_ = head
         self.classes_ = labels[:0]
 
+    @contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Be as before where the block fails."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
     def _learn(self, features: NDArray[Any], labels: Labels) -> Self:
-        self._require_kind(labels)
+        labels = like(labels, self.classes_)
         self.memory_.update(torch.from_numpy(features), self._ids(labels))
         self._note(labels)
         return self
@@ -223,14 +240,6 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = (
             np.union1d(self.classes_, labels) if len(self.classes_) else np.unique(labels)
         )
-
-    def _require_kind(self, labels: Labels) -> None:
-        found = kind_of(labels)
-        if len(self.classes_) and found != kind_of(self.classes_):
-            raise TypeError(
-                f"labels are {found}, those learned before are {kind_of(self.classes_)}: "
-                "expected one kind"
-            )
 
     @staticmethod
     def _ids(labels: Labels) -> Tensor:
@@ -245,16 +254,18 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         if self.__sklearn_tags__().input_tags.positive_only:
             check_non_negative(X, type(self).__name__)
         check_classification_targets(y)
-        return np.ascontiguousarray(X), column_or_1d(y)
+        return np.require(X, requirements=["C", "W"]), column_or_1d(y)
 
     def _features(self, X: Any) -> Tensor:
-        check_is_fitted(self)
+        check_is_fitted(self, "memory_")
+        if not len(self.classes_):
+            raise ValueError("no class is known any more: learn samples with partial_fit first")
         checked = validate_data(self, on_host(X), reset=False, dtype=_DTYPES)
-        return torch.from_numpy(np.ascontiguousarray(checked))
+        return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        known = isinstance(self.head, Head) or self.head in HEADS.names()
+        known = isinstance(self.head, Head) or (self.head in HEADS.names())
         head = built(self.head, self.head_options or {}) if known else None
         tags.input_tags.positive_only = getattr(head, "tukey", None) is not None
         return tags
@@ -302,6 +313,8 @@ def built(head: str | Head, options: dict[str, Any]) -> Head:
         if options:
             raise ConfigError(f"head_options={options}: give them to the head {head!r} itself")
         return head.twin()
+    if not isinstance(head, str):
+        raise ConfigError(f"head={head!r}: expected the name of a head, or a head")
     try:
         made: Head = HEADS.get(head)(**{"dtype": torch.float64, **options})
     except (TypeError, ValueError) as error:

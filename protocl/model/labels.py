@@ -23,7 +23,7 @@ def kind_of(labels: Labels) -> str:
         TypeError: they are of several types, or of one that is no label.
     """
     if labels.dtype.kind == "O":
-        strange = {type(label).__name__ for label in labels.tolist()} - {"str"}
+        strange = {type(label).__name__ for label in labels.tolist() if not isinstance(label, str)}
         if strange:
             raise TypeError(
                 f"Unknown label type: y holds objects of type {', '.join(sorted(strange))}, "
@@ -50,5 +50,32 @@ def ids_of(labels: Labels) -> NDArray[np.int64]:
 def _id_of(label: str | float | bool) -> int:
     if isinstance(label, str):
         return class_id_of(label)
-    whole = int(label)
-    return whole if whole == label and whole >= 0 else class_id_of(repr(label))
+    whole = int(label)  # scikit-learn takes floats for classes where they are whole
+    return whole if whole >= 0 else class_id_of(str(whole))
+
+
+def like(labels: Labels, known: Labels) -> Labels:
+    """Labels in the type of those that are ``known``, of which there may be none.
+
+    Raises:
+        TypeError: they are of another kind.
+        ValueError: a number does not fit the type, or is 2^63 or more.
+    """
+    found = kind_of(labels)
+    if found == "numbers" and (labels >= 2.0**63).any():
+        raise ValueError("y holds a label of 2^63 or more: expected numbers below")
+    if not len(known):
+        return labels
+    if found != kind_of(known):
+        raise TypeError(
+            f"labels are {found}, those learned before are {kind_of(known)}: expected one kind"
+        )
+    if found != "numbers":
+        return labels
+    cast = labels.astype(known.dtype)
+    if (cast.astype(labels.dtype) != labels).any() or (cast < 0).any() != (labels < 0).any():
+        raise ValueError(
+            f"labels of type {labels.dtype} do not fit {known.dtype}, the type of those learned "
+            "before"
+        )
+    return cast

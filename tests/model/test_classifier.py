@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.neighbors import NearestCentroid
@@ -210,12 +211,64 @@ class TestInputs:
         with pytest.raises(TypeError, match="expected labels of one type"):
             PrototypeClassifier().fit(X[:3], np.array(["a", 2, None], dtype=object))
 
+    @pytest.mark.parametrize("sign", [1, -1])
+    @pytest.mark.parametrize("other", [np.float64, np.int8, np.uint64])
+    def test_numbers_of_another_type_are_the_same_labels(self, sign: int, other: Any) -> None:
+        labels = sign * (Y % 2 + 1)
+        if sign < 0 and other is np.uint64:
+            return
+        known = PrototypeClassifier("lda", exact=True).fit(X[:300], labels[:300])
+        known.partial_fit(X[300:], labels[300:].astype(other))
+        whole = PrototypeClassifier("lda", exact=True).fit(X, labels)
+        assert known.classes_.dtype == labels.dtype
+        assert (known.predict_proba(X) == whole.predict_proba(X)).all()
+        known.forget(X[:9], labels[:9].astype(other))
+
+    def test_large_numbers_stay_whole(self) -> None:
+        labels = Y + 10**17
+        known = PrototypeClassifier().fit(X, labels).partial_fit(X, labels.astype(np.uint64))
+        assert known.classes_.tolist() == [10**17 + i for i in range(10)]
+        with pytest.raises(ValueError, match="2\\^63 or more"):
+            known.fit(X, Y.astype(np.uint64) + np.uint64(2**63))
+        with pytest.raises(ValueError, match="do not fit uint8"):
+            PrototypeClassifier().fit(X, Y.astype(np.uint8)).partial_fit(X, Y + 300)
+        assert known.score(X, labels) > 0.8
+
+    def test_a_failed_fit_leaves_what_was_known(self) -> None:
+        known = PrototypeClassifier("lda", exact=True).fit(X, Y)
+        before = known.decision_function(X)
+        for samples, labels in ((X[:, :5], Y.astype("datetime64[D]")), (X * 1e12, Y)):
+            with pytest.raises((TypeError, ValueError, OverflowError)):
+                known.fit(samples, labels)
+        assert (known.decision_function(X) == before).all()
+        never = PrototypeClassifier("lda")
+        with pytest.raises(TypeError):
+            never.fit(X, np.array([b"x", b"y"])[Y % 2])
+        for ask in (never.predict, lambda x: never.forget(x, Y), lambda x: never.merge(known)):
+            with pytest.raises(NotFittedError):
+                ask(X)
+
+    def test_other_heads_do_not_merge(self) -> None:
+        for head, options in (("ridge", {}), ("lda", {"shrinkage": 0.5})):
+            other = PrototypeClassifier(head, head_options=options).fit(X, Y)
+            with pytest.raises(ValueError, match="heads differ"):
+                PrototypeClassifier("lda").fit(X, Y).merge(other)
+
+    def test_samples_may_be_read_only_and_texts_of_numpy(self, recwarn: Any) -> None:
+        fixed = X.copy()
+        fixed.flags.writeable = False
+        labels = np.array([np.str_(name) for name in NAMES[Y]], dtype=object)
+        assert PrototypeClassifier("lda").fit(fixed, labels).score(fixed, labels) > 0.9
+        assert not [w for w in recwarn if "writable" in str(w.message)]
+
     def test_what_cannot_be_forgotten_is_said(self) -> None:
         known = PrototypeClassifier("lda").fit(X, Y)
         with pytest.raises(ValueError, match="either X and y, or classes"):
             known.forget()
         with pytest.raises(KeyError, match="classes \\[11\\] are not known"):
             known.forget(classes=[11])
+        with pytest.raises(TypeError, match="labels are texts, those learned before are numbers"):
+            known.forget(classes=["3"])
         with pytest.raises(ValueError, match="forgettable=True"):
             known.forget(classes=[3])
         assert known.score(X, Y) > 0.9
@@ -223,5 +276,8 @@ class TestInputs:
     def test_a_head_that_is_none_is_refused_at_fit(self) -> None:
         with pytest.raises(ConfigError, match="unknown head 'ldaa': did you mean 'lda'"):
             PrototypeClassifier("ldaa").fit(X, Y)
+        for head in (3, None, Ridge):
+            with pytest.raises(ConfigError, match="expected the name of a head, or a head"):
+                PrototypeClassifier(head).fit(X, Y)
         with pytest.raises(ConfigError, match="shrinkage"):
             PrototypeClassifier("lda", head_options={"shrinkage": 3}).fit(X, Y)
