@@ -185,6 +185,7 @@ def test_private_names_of_the_memory_stay_in_its_room():
     assert not outside
 
 
+@cache
 def private_names(path: Path) -> set[str]:
     """Names with one leading underscore that a file defines or assigns to an attribute."""
     found = set()
