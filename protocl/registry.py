@@ -69,7 +69,7 @@ class Registry:
         except (ImportError, AttributeError) as error:
             raise ConfigError(
                 f"{self.kind} '{name}' is registered as {entries[name].value}, "
-                f"which cannot be imported: {error}"
+                f"which cannot be imported: {error}; install that package again"
             ) from error
 
 

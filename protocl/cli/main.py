@@ -62,7 +62,12 @@ prototype memory, and a checkpoint after each experience until it is finished.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (those of the process by default); the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    args = _parser(words).parse_args(words)
+    try:
+        parser = _parser(words)
+    except ProtoclError as error:  # a command whose package is not installed as a whole
+        print(f"protocl: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    args = parser.parse_args(words)
     try:
         with hidden_host_notices():
             code: int = args.command(args)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from protocl.cli.doctor import packages
 from protocl.cli.list import KINDS
 from protocl.cli.main import _LISTS, main
 from protocl.io import provenance
+from protocl.registry import COMMANDS
 from tests import third_party
 
 
@@ -282,6 +284,15 @@ def test_every_sweep_goes_on_after_a_failure(
     assert main([command, *settings, "benchmark.train_per_class=20"]) == 1
     assert capsys.readouterr().err.count("failed  ") == 1
     assert len(results()) == 1 or list(Path("runs").rglob("backbone.safetensors"))
+
+
+def test_a_command_that_cannot_be_imported_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    gone = EntryPoint("federate", "protocl.no_such_module:add_command", "protocl.commands")
+    monkeypatch.setattr(COMMANDS, "_entries", lambda: {"federate": gone})
+    assert main(["federate", "federation=digits"]) == 2
+    assert "install that package again" in capsys.readouterr().err
 
 
 def test_resuming_says_that_no_run_has_these_settings(caplog: pytest.LogCaptureFixture):
