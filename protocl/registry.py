@@ -72,11 +72,19 @@ class Registry:
                 f"which cannot be imported: {error}; install that package again"
             ) from error
 
+    def name_of(self, part: Any) -> str | None:
+        """The name under which ``part`` is registered, or None."""
+        for name, entry in sorted(self._entries().items()):
+            if entry.value.rpartition(":")[2] == part.__qualname__ and self.get(name) is part:
+                return name
+        return None
+
 
 STRATEGIES = Registry("protocl.strategies", "strategy")
 HEADS = Registry("protocl.heads", "head")
 BACKBONES = Registry("protocl.backbones", "backbone")
 ADAPTATIONS = Registry("protocl.adaptations", "adaptation")
+ANSWERS = Registry("protocl.answers", "answer")
 BENCHMARKS = Registry("protocl.benchmarks", "benchmark")
 COMMANDS = Registry("protocl.commands", "command")
 """Further commands: a name -> a function that adds a parser, as :mod:`.cli.main` calls it."""

@@ -22,11 +22,13 @@ from protocl.config.validation import AT_LEAST_0, NOT_NEGATIVE, POSITIVE, ranged
 from protocl.errors import ConfigError
 from protocl.strategies.avalanche.epoch_schedule import ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
+from protocl.strategies.avalanche.kept import nearest_means
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.drift.compensation import DriftCompensation, DriftEstimator
 from protocl.strategies.exemplars.sample_memory import SampleMemory, Selection
 from protocl.strategies.plugin.model_output import ScoresCrossEntropy
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
+from protocl.strategies.training.answers import PrototypeAnswer
 
 
 @dataclass
@@ -260,6 +262,9 @@ class AvalancheICaRLConfig(BaselineConfig):
             buffer_transform=None,
             fixed_memory=True,
         )
+
+    def kept_answer(self, strategy: ICaRL) -> PrototypeAnswer:
+        return nearest_means(strategy.model.eval_classifier)
 
 
 @dataclass

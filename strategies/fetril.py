@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from protocl.config import Setup, StrategyInfo
@@ -31,6 +31,7 @@ from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
 from protocl.memory.from_statistics import require_plain
+from protocl.model.answers import LinearAnswer
 from protocl.strategies.frozen.base import FrozenBackbone
 from protocl.strategies.frozen.recipe import FrozenBackboneConfig
 from protocl.strategies.plugin.extraction import features_of
@@ -91,7 +92,7 @@ def pseudo_statistics(old: PrototypeMemory, new: PrototypeMemory) -> PrototypeMe
     )  # fmt: skip
 
 
-def fit_support_vectors(features: Tensor, labels: Tensor, c: float) -> LinearScores:
+def fit_support_vectors(features: Tensor, labels: Tensor, c: float) -> LinearAnswer:
     """A linear support vector machine, one class against the rest, on features of unit length.
 
     Args:
@@ -107,54 +108,20 @@ def fit_support_vectors(features: Tensor, labels: Tensor, c: float) -> LinearSco
     if len(machine.classes_) == 2:
         # scikit-learn keeps one boundary for two classes.
         weights, biases = torch.cat([-weights, weights]), torch.cat([-biases, biases])
-    scores = LinearScores(unit_length=True)
-    scores.set(torch.from_numpy(machine.classes_), weights, biases)
+    scores = LinearAnswer(unit_length=True)
+    scores.hold(classes=torch.from_numpy(machine.classes_), weight=weights, bias=biases)
     return scores.to(features.device)
 
 
-class LinearScores(nn.Module):
-    """A linear head as three buffers.
+def linear_form(head: Head, feature_dim: int) -> LinearAnswer:
+    """The weights of a fitted head whose logits are linear in the features, in float64.
 
-    Args:
-        unit_length: divide features by their norm first.
-
-    Attributes:
-        classes: ``(C,)`` class ids.
-        weights: ``(C, D)``.
-        biases: ``(C,)``.
+    Features far from the origin need its digits.
     """
-
-    classes: Tensor
-    weights: Tensor
-    biases: Tensor
-
-    def __init__(self, unit_length: bool = False) -> None:
-        super().__init__()
-        self.unit_length = unit_length
-        self.set(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0), torch.zeros(0))
-
-    def set(self, classes: Tensor, weights: Tensor, biases: Tensor) -> None:
-        """Replace the head, in float64: features far from the origin need its digits."""
-        self.register_buffer("classes", classes)
-        self.register_buffer("weights", weights.double())
-        self.register_buffer("biases", biases.double())
-
-    @classmethod
-    def of(cls, head: Head, feature_dim: int) -> LinearScores:
-        """The weights of a fitted head whose logits are linear in the features."""
-        device = head.classes.device
-        zero = torch.zeros(1, feature_dim, dtype=torch.float64, device=device)
-        biases = head(zero)[0]
-        scores = cls()
-        scores.set(head.classes, (head(torch.eye(feature_dim).to(zero)) - biases).T, biases)
-        return scores
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits ``(N, C)`` of features ``(N, D)``."""
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.to(torch.float64)
-            features = functional.normalize(features, dim=1) if self.unit_length else features
-            return torch.addmm(self.biases, features, self.weights.T).float()
+    zero = torch.zeros(1, feature_dim, dtype=torch.float64, device=head.classes.device)
+    bias = head(zero)[0].double()
+    weight = (head(torch.eye(feature_dim).to(zero)).double() - bias).T
+    return LinearAnswer().hold(classes=head.classes, weight=weight, bias=bias)
 
 
 class FeTrILPlugin(PrototypePlugin):
@@ -185,7 +152,7 @@ class FeTrILPlugin(PrototypePlugin):
         if svm_c is not None and not svm_c > 0:
             raise ValueError(f"svm_c={svm_c}: expected a number > 0, or None for the head")
         self.svm_c = svm_c
-        self.scores: LinearScores | None = None
+        self.scores: LinearAnswer | None = None
 
     def after_training_exp(self, strategy: Any, num_workers: int = 0, **kwargs: Any) -> None:
         workers = num_workers if self.num_workers is None else self.num_workers
@@ -211,10 +178,10 @@ class FeTrILPlugin(PrototypePlugin):
 
     def _fit(
         self, old: PrototypeMemory, new: PrototypeMemory, kept: list[tuple[Tensor, Tensor]]
-    ) -> LinearScores:
+    ) -> LinearAnswer:
         if self.svm_c is None:
             head = self.head.to(new.device).fit(pseudo_statistics(old, new))
-            return LinearScores.of(head, new.feature_dim)
+            return linear_form(head, new.feature_dim)
         features, labels = (torch.cat([part[i] for part in kept]) for i in (0, 1))
         fresh = ~torch.isin(old.classes, new.classes)
         made = pseudo_features(features, labels, old.means[fresh], new)
@@ -228,7 +195,12 @@ class FeTrILPlugin(PrototypePlugin):
         if self.scores is None:
             raise NotFittedError("FeTrILPlugin has no classes yet: train an experience first")
         scores = self.scores.to(features.device)
-        return self.tasks.dense(scores(features), scores.classes, tasks, width, self.floor)
+        logits = scores(features).float()
+        return self.tasks.dense(logits, scores.classes, tasks, width, self.floor)
+
+    def final_answer(self) -> LinearAnswer | None:
+        """What a model on disk keeps of it; None where nothing was learned."""
+        return self.scores
 
     def state_dict(self) -> dict[str, Any]:
         """As in :class:`.PrototypePlugin`, with the linear head."""
@@ -240,8 +212,7 @@ class FeTrILPlugin(PrototypePlugin):
         super().load_state_dict(state)
         self.scores = None
         if state["scores"] is not None:
-            self.scores = LinearScores(unit_length=self.svm_c is not None)
-            self.scores.set(*(state["scores"][name] for name in ("classes", "weights", "biases")))
+            self.scores = LinearAnswer(unit_length=self.svm_c is not None).hold(**state["scores"])
 
 
 class FeTrIL(FrozenBackbone):

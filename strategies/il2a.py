@@ -25,6 +25,7 @@ from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
 from protocl.memory import PrototypeMemory
 from protocl.memory.precision import in_full_precision
+from protocl.model.answers import LinearAnswer
 from protocl.strategies.drift.compensation import DriftEstimator
 from protocl.strategies.exemplar_free.kept_classes import KeptClasses
 from protocl.strategies.exemplar_free.linear_classifier import (
@@ -202,6 +203,10 @@ class IL2APlugin(FeatureLossPlugin):
 
     def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
         return self.kept.answer(features, self.classifier.answer)
+
+    def final_answer(self) -> LinearAnswer | None:
+        """What a model on disk keeps of it; None where nothing was learned."""
+        return self.classifier.kept(self.kept.rows.ids) if len(self.kept.rows) else None
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self.kept.state_dict()}

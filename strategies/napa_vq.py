@@ -51,6 +51,7 @@ from protocl.strategies.exemplar_free.neural_gas import (
 )
 from protocl.strategies.exemplar_free.rotations import ROTATIONS, rotated, rotated_rows
 from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
+from protocl.strategies.training.answers import PrototypeAnswer
 from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.distances import distances, squared_distances
 
@@ -274,6 +275,14 @@ class NAPAVQPlugin(FeatureLossPlugin):
 
     def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
         return self.kept.answer(features, self.answer)
+
+    def final_answer(self) -> PrototypeAnswer | None:
+        """What a model on disk keeps of it; None where nothing was learned."""
+        if not len(self.kept.rows):
+            return None
+        return PrototypeAnswer(self.answer_by, self.loss.temperature).hold(
+            classes=self.kept.rows.ids, prototypes=self.parameters.codes[::ROTATIONS]
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self.kept.state_dict()}

@@ -29,6 +29,7 @@ from protocl.strategies.avalanche.epoch_schedule import EpochSchedule, Scheduled
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.plugin.task_classes import repeated, tasks_of
+from protocl.strategies.training.answers import PrototypeAnswer
 from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.contrastive import cosine_similarities
 from protocl.strategies.training.prototype_table import PrototypeTable
@@ -197,6 +198,14 @@ class PRDPlugin(FeatureLossPlugin):
             return None
         cosines = cosine_similarities(features, self.prototypes.table().detach())
         return cosines / self.loss.temperature, self.prototypes.rows.ids
+
+    def final_answer(self) -> PrototypeAnswer | None:
+        """What a model on disk keeps of it; None where nothing was learned."""
+        if self.prototypes is None:
+            return None
+        return PrototypeAnswer("cosine", self.loss.temperature).hold(
+            classes=self.prototypes.rows.ids, prototypes=self.prototypes.table()
+        )
 
     # -- state ------------------------------------------------------------------------------
 

@@ -43,11 +43,13 @@ from protocl.heads.bayesian.priors import (
 )
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
+from protocl.model.answers import Answering
 from protocl.strategies.avalanche.epoch_schedule import ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.exemplars.sample_memory import SampleMemory, Selection
 from protocl.strategies.plugin.task_classes import tasks_of
+from protocl.strategies.training.answers import GaussianAnswer
 from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.predictive_distillation import HeldPredictions
 from protocl.strategies.training.ready_made import ReadyMade
@@ -211,6 +213,14 @@ class ProtoCLPlugin(FeatureLossPlugin):
             return self.posterior.answer(features)
         logits = self.head.to(features.device).fit(self.memory.to(features.device))(features)
         return logits, self.head.classes
+
+    def final_answer(self) -> Answering | None:
+        """What a model on disk keeps of it; None where nothing was learned."""
+        if self.posterior is None:
+            return None
+        if self.head is None or self.memory is None:
+            return GaussianAnswer.of(*self.posterior.seen())
+        return self.head, self.memory
 
     # -- state ------------------------------------------------------------------------------
 

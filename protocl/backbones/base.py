@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,21 @@ _STANDARDISED = 20.0
 """No image that was standardised by its mean and deviation has values beyond this."""
 _ROUNDING = 0.01
 """By which resizing and augmentation may leave a range."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a backbone was built from, so that it can be built again for its weights.
+
+    Attributes:
+        settings: those of its :class:`protocl.backbones.BackboneConfig`.
+        input_shape: one sample.
+        adapted: the adaptation whose weights were inserted.
+    """
+
+    settings: dict[str, Any]
+    input_shape: tuple[int, ...]
+    adapted: str = "none"
 
 
 class Backbone(nn.Module):
@@ -40,6 +56,8 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    origin: Origin | None = None
+    """What it was built from, where that is known."""
 
     def __init__(
         self,

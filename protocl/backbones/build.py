@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import cast, get_args
 
 import torch
 
 from protocl.backbones.adaptation import adapt
-from protocl.backbones.base import Backbone, Precision
+from protocl.backbones.base import Backbone, Origin, Precision
 from protocl.backbones.weights import load_weights
 from protocl.errors import ConfigError
 from protocl.registry import BACKBONES
@@ -22,7 +22,7 @@ class BackboneConfig:
         name: registered backbone (``protocl list backbones``), or ``timm/NAME`` for a model of
             the library timm.
         checkpoint: local file of weights (``.safetensors``, or a ``state_dict`` saved by
-            ``torch.save``) loaded into it.
+            ``torch.save``), or the folder of a run that trained some, loaded into it.
         adapted: ``strategy.session.adapt`` of the run that wrote ``checkpoint``, where it inserted
             weights.
         pretrained: start from the published weights; None for the backbone's own choice: those of
@@ -72,6 +72,7 @@ def build_backbone(config: BackboneConfig, input_shape: tuple[int, ...], seed: i
         torch.manual_seed(seed if config.seed is None else config.seed)
         backbone: Backbone = builder(config, input_shape)
     backbone.precision = cast(Precision, config.precision)
+    backbone.origin = Origin(asdict(config), tuple(input_shape))
     if config.adapted != "none":
         _insert_adaptation(backbone, config)
     if config.checkpoint is not None:

@@ -17,6 +17,7 @@ from protocl.io.atomic import atomic_path
 
 # What the classification layer is called in our Classifier, torchvision, timm and Avalanche.
 _CLASSIFICATION_LAYERS = ("classifier", "fc", "head", "linear", "_fc")
+WEIGHTS_FILE = "backbone.safetensors"
 _PREFIXES = ("backbone.network.", "network.", "backbone.", "module.")
 
 
@@ -28,7 +29,7 @@ def save_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a local file of weights into a backbone.
+    """Load a local file of weights into a backbone; of a run or a model its folder will do.
 
     The file is ``.safetensors``, or a ``state_dict`` written by ``torch.save`` (read with
     ``weights_only=True``: it cannot run code). Its names are those of the backbone or of its
@@ -39,7 +40,7 @@ def load_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         DataError: the file is absent, unreadable, or its tensors are not those of the backbone.
     """
-    path = Path(path).expanduser()
+    path = _file_of(Path(path).expanduser())
     network = getattr(backbone, "network", backbone)
     expected = network.state_dict()
     state = _without_prefix(read_state(path), set(expected))
@@ -51,6 +52,12 @@ def load_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
     state = _resampled(state, network)
     _compare(path, state, expected)
     network.load_state_dict(state)
+
+
+def _file_of(path: Path) -> Path:
+    """The weights in the folder of a run or a model; any other path as it is."""
+    places = (path / "model" / WEIGHTS_FILE, path / WEIGHTS_FILE)
+    return next((file for file in places if file.is_file()), path)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

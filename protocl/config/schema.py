@@ -170,6 +170,25 @@ class StrategyConfig:
         """
         return "none" if self.trains_backbone else "exact"
 
+    def kept_answer(self, strategy: Any) -> Any:
+        """What answers for a strategy that has learned, for the model that the run leaves behind.
+
+        Args:
+            strategy: as :meth:`build` gave it, after its last experience.
+
+        Returns:
+            The head and its memory, or a :class:`protocl.model.answers.Answer`: what the strategy
+            or one of its plugins gives as ``final_answer()``, else its model's own classifier.
+            None where neither is there.
+        """
+        from protocl.model.answers import LinearAnswer
+
+        for owner in (strategy, *strategy.plugins):
+            if hasattr(owner, "final_answer"):
+                return owner.final_answer()
+        layer = getattr(strategy.model, "classifier", None)
+        return LinearAnswer.of(layer) if isinstance(layer, nn.Linear) else None
+
     def build(self, setup: Setup) -> Any:
         """The Avalanche strategy with these settings, ready for its first ``train`` call."""
         raise NotImplementedError(f"{type(self).__name__}.build is not defined")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, refuse
-from protocl.data.pictures import read_picture
+from protocl.data.pictures import pixels_of, read_picture
 from protocl.errors import ConfigError, DataError
 from protocl.io.progress import progress_bar
 from protocl.memory.limits.capacity import require_bytes
@@ -137,7 +137,7 @@ def _read(found: _Files, config: BenchmarkConfig) -> Tensor:
     images: Tensor | None = None
     with progress_bar(f"reading {found.root}", len(found)) as bar:
         for row, file in enumerate(file for files in found.files for file in files):
-            image = _pixels(file, config.image_size)
+            image = pixels_of(read_picture(file), config.image_size)
             if images is None:
                 images = _room(found, image)
             if image.shape != images.shape[1:]:
@@ -161,17 +161,6 @@ def _warn_of_darkness(root: Path, brightest: int) -> None:
             "and cameras, must be multiplied by 16 before they are saved, those of 10 bits by 64",
             root, brightest,
         )  # fmt: skip
-
-
-def _pixels(file: Path, side: int | None) -> Tensor:
-    """``(3, H, W)`` uint8."""
-    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
-
-    picture = read_picture(file)
-    if side is not None:
-        picture = center_crop(resize(picture, side), side)
-    pixels: Tensor = pil_to_tensor(picture)
-    return pixels
 
 
 def _room(found: _Files, image: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from protocl.errors import DataError
 
@@ -18,10 +20,11 @@ _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _SIXTEEN_IN_32 = ("PNG", "PPM")
 
 
-def read_picture(file: str | Path) -> Image:
-    """The first frame of an image file, in mode ``RGB``.
+def read_picture(file: str | Path | Image) -> Image:
+    """The first frame of an image file, or of a PIL picture, in mode ``RGB``.
 
     Grey, palette, CMYK, YCbCr, HSV and LAB are converted as Pillow does, transparency is dropped.
+    A camera that was turned is turned back (EXIF orientation).
     16 bits of grey are scaled from 0..65535, floating point from [0, 1]. Data of 12 bits in a file
     of 16 come out dark: one picture alone does not tell them from a dark one.
 
@@ -29,20 +32,51 @@ def read_picture(file: str | Path) -> Image:
         DataError: the file is damaged or no image; its header announces more pixels than Pillow
             takes for honest; or its values have no range that is agreed on.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    if isinstance(file, Image.Image):
+        return _rgb(file, file.format, "the picture")
     try:
         with warnings.catch_warnings():
             # A file that Pillow only warns about would be read in part.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as opened:
                 opened.load()
-                picture, kind = opened.copy(), opened.format
+                picture, kind = ImageOps.exif_transpose(opened), opened.format
     except Exception as error:  # decoders raise whatever they stumble over in a damaged file
         raise DataError(
             f"{file} cannot be read as an image: {str(error) or type(error).__name__}"
         ) from error
     return _rgb(picture, kind, file)
+
+
+def pixels_of(picture: Image, size: int | Sequence[int] | None = None, channels: int = 3) -> Tensor:
+    """``(channels, H, W)`` uint8 of an RGB picture.
+
+    Args:
+        picture: as :func:`read_picture` gives it.
+        size: resize it so that it just covers this side, or these height and width, and cut out
+            the middle; None leaves it as it is.
+        channels: 3, or 1 for grey.
+    """
+    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+    if channels == 1:
+        picture = picture.convert("L")
+    if size is not None:
+        target = (size, size) if isinstance(size, int) else (size[0], size[1])
+        if (picture.height, picture.width) != target:
+            picture = center_crop(resize(picture, _covering(picture, target)), list(target))
+    pixels: Tensor = pil_to_tensor(picture)
+    return pixels
+
+
+def _covering(picture: Image, target: tuple[int, int]) -> list[int]:
+    """The least height and width of the picture's proportions that cover those of ``target``."""
+    (height, width), (tall, wide) = target, (picture.height, picture.width)
+    if height * wide >= width * tall:
+        return [height, max(width, height * wide // tall)]
+    return [max(height, width * tall // wide), width]
 
 
 def _rgb(picture: Image, kind: str | None, file: str | Path) -> Image:

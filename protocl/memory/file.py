@@ -53,31 +53,59 @@ def arrays_of(memory: PrototypeMemory) -> dict[str, Tensor]:
 
 
 def write(
-    path: str | os.PathLike[str], description: Mapping[str, str], tensors: Mapping[str, Tensor]
+    path: str | os.PathLike[str],
+    description: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    kind: str = FORMAT,
 ) -> None:
-    """Write arrays and their description to ``path``, whole or not at all."""
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION, **description}
+    """Write arrays and their description to ``path``, whole or not at all.
+
+    Args:
+        path: the file.
+        description: of the arrays, texts by name.
+        tensors: by name.
+        kind: what they are, which :func:`read` is to be told.
+    """
+    header = {"format": kind, "format_version": FORMAT_VERSION, **description}
     header[CHECKSUM] = checksum(header, tensors)
     with atomic_path(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=header)
+        order_header(temporary)
+
+
+def order_header(path: Path) -> None:
+    """Sort the description in a ``.safetensors`` file, which the library writes in random order.
+
+    Equal contents are then equal bytes.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise ValueError(f"{path}: the sorted header takes {len(text)} bytes of {size}")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def read(
-    path: str | os.PathLike[str], fingerprint: str | None = None
+    path: str | os.PathLike[str], fingerprint: str | None = None, kind: str = FORMAT
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The description and the arrays in ``path``.
 
     Args:
         path: the file.
         fingerprint: of the backbone at hand.
+        kind: what the arrays are.
 
     Raises:
         DataError: the file is absent, damaged, of another kind or of an unknown format version.
         FingerprintError: the statistics were built from another backbone.
     """
     header, tensors = _read(Path(path))
-    if header.get("format") != FORMAT:
-        raise DataError(f"{path} is a safetensors file but not a prototype memory")
+    if header.get("format") != kind:
+        raise DataError(f"{path} is a safetensors file but not a {kind.replace('-', ' ')}")
     version = header.get("format_version", "none")
     if version not in READ_VERSIONS:
         raise DataError(

@@ -207,6 +207,20 @@ class PrototypeMemory(DerivedStatistics):
         part.rounded = self.rounded
         return part
 
+    def relabelled(self, classes: Tensor) -> PrototypeMemory:
+        """The same statistics under other class ids ``(C,)``, in the order of :attr:`classes`.
+
+        Raises:
+            DataError: an id comes twice, is negative, or there are not ``C``.
+        """
+        ids = class_id_tensor(classes).to(self.device)
+        order = ids.argsort()
+        parts = {
+            name: part if name in self.forms and self.forms[name].shared else part[order]
+            for name, part in (self.parts() | {"class_ids": ids}).items()
+        }
+        return PrototypeMemory.from_parts(self, parts)
+
     def forget(self, classes: int | Iterable[int] | Tensor) -> Self:
         """Remove whole classes; for level ``shared`` subtract a memory of those classes instead.
 

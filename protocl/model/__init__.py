@@ -1,4 +1,4 @@
-"""Models in use: a classifier over features that learns, forgets, merges, and is kept in a file."""
+"""Models in use: a classifier that learns, forgets and merges, is kept in a folder and exported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from protocl.lazy import importer
 
 if TYPE_CHECKING:
     from protocl.model.classifier import PrototypeClassifier
+    from protocl.model.folder import load_model, save_model
+    from protocl.model.trained import TrainedClassifier
 
-__all__ = ["PrototypeClassifier"]
+__all__ = ["PrototypeClassifier", "TrainedClassifier", "load_model", "save_model"]
 
-__getattr__ = importer(__name__, dict.fromkeys(__all__, "classifier"))
+_HOMES = {
+    "PrototypeClassifier": "classifier",
+    "TrainedClassifier": "trained",
+    "load_model": "folder",
+    "save_model": "folder",
+}
+
+__getattr__ = importer(__name__, _HOMES)

@@ -1,10 +1,12 @@
-"""A scikit-learn classifier that learns class after class, merges and forgets."""
+"""A scikit-learn classifier that learns class after class, merges, forgets, and is kept."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self, cast
+from functools import partial
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -19,17 +21,21 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor
 
-from protocl.errors import ConfigError
+from protocl.backbones import Backbone, BackboneConfig, fingerprint
+from protocl.errors import DataError
 from protocl.heads.base import Head
+from protocl.heads.bayesian.head import BayesianPrototypes
 from protocl.memory import PrototypeMemory
-from protocl.model.labels import Labels, ids_of, kind_of, like
+from protocl.model.encoder import Encoder, on_host
+from protocl.model.head_parameters import HeadParameters, built
+from protocl.model.labels import Labels, ids_beside, kind_of, like
 from protocl.registry import HEADS
 
 Scores = NDArray[np.float64]
 
 
-class PrototypeClassifier(ClassifierMixin, BaseEstimator):
-    """Classify feature vectors by a head over a prototype memory.
+class PrototypeClassifier(ClassifierMixin, HeadParameters, BaseEstimator):
+    """Classify feature vectors, or images, by a head over a prototype memory.
 
     What it knows is a sum over samples: ``partial_fit`` in any order and any portions gives what
     ``fit`` gives on all of them, ``merge`` what all samples in one place give, and ``forget`` what
@@ -40,14 +46,21 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         head_options: arguments of a head that is given by name, such as ``{"shrinkage": 0.1}``;
             ``head__shrinkage=0.1`` in ``set_params`` and grids means the same, from the next
             ``fit`` on. Heads by name compute in float64.
-        forgettable: keep a second moment of each class, ``16 C D^2`` bytes, so that every class can
-            be forgotten by name; else heads share one, and forget samples only.
+        backbone: makes features of images: a name (``"efficientnet_lite0"``), a
+            :class:`protocl.backbones.BackboneConfig`, or a :class:`protocl.backbones.Backbone`
+            around a network of your own. Samples are then paths of image files, PIL pictures, or
+            arrays of images, uint8 or in [0, 1]. None: samples are features.
+        forgettable: keep second moments of each class, so that every class can be forgotten by
+            name; else heads share one, and forget samples only. ``"auto"``: where those of the
+            classes of the first samples take at most 200 MB.
         exact: sum in fixed point, so that any order and grouping gives the same bits.
         step: quantisation step of ``exact``.
 
     Attributes:
         classes_: ``(C,)`` labels of the classes with samples, sorted.
+        ids_: ``(C,)`` the ids that these classes have in the memory.
         n_features_in_: width ``D`` of the features.
+        encoder_: the :class:`.Encoder` of images, with ``backbone``.
         memory_: the :class:`protocl.PrototypeMemory`.
         head_: the head.
 
@@ -60,20 +73,24 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
     """
 
     classes_: Labels
+    ids_: NDArray[np.int64]
     memory_: PrototypeMemory
     head_: Head
+    encoder_: Encoder
 
     def __init__(
         self,
         head: str | Head = "nearest_mean",
         *,
         head_options: dict[str, Any] | None = None,
-        forgettable: bool = False,
+        backbone: str | BackboneConfig | Backbone | None = None,
+        forgettable: bool | Literal["auto"] = "auto",
         exact: bool = False,
         step: float = 2.0**-16,
     ) -> None:
         self.head = head
         self.head_options = head_options
+        self.backbone = backbone
         self.forgettable = forgettable
         self.exact = exact
         self.step = step
@@ -84,7 +101,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         """Learn from samples ``X`` ``(N, D)`` and labels ``y`` ``(N,)``; forget all before.
 
         Args:
-            X: arrays, data frames or tensors of finite numbers.
+            X: arrays, data frames or tensors of finite numbers; with ``backbone`` images.
             y: texts, whole numbers or truth values, all of one type.
 
         Raises:
@@ -92,8 +109,9 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
             ConfigError: ``head`` is not registered, or its options do not fit.
         """
         with self._whole_or_not_at_all():
+            self.__dict__.pop("encoder_", None)
             features, labels = self._checked(X, y, reset=True)
-            self._begin(labels)
+            self._begin(len(np.unique(labels)))
             return self._learn(features, labels)
 
     def partial_fit(self, X: Any, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
@@ -115,7 +133,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
                 if len(strange):
                     raise ValueError(f"y has labels {strange.tolist()} that classes does not list")
             if first:
-                self._begin(labels)
+                self._begin(len(np.unique(labels if classes is None else np.asarray(classes))))
             return self._learn(features, labels)
 
     def merge(self, other: PrototypeClassifier) -> Self:
@@ -130,7 +148,8 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         mine, theirs = (repr((type(c.head_), c.head_.get_params())) for c in (self, other))
         if mine != theirs:
             raise ValueError(f"heads differ, {mine} and {theirs}: merge classifiers of one head")
-        self.memory_.merge(other.memory_)
+        ids = torch.from_numpy(self._ids_of(labels[np.argsort(other.ids_)]))
+        self.memory_.merge(other.memory_.relabelled(ids))
         self._note(labels)
         return self
 
@@ -152,7 +171,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X, y: the samples and their labels; they must have been learned.
-            classes: labels of whole classes; takes ``forgettable=True``.
+            classes: labels of whole classes; takes second moments of each (``forgettable``).
 
         Raises:
             ValueError: neither or both are given, samples were never learned as far as sums tell,
@@ -175,23 +194,23 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
             if self.memory_.level == "shared":
                 raise ValueError(
                     "one second moment is kept for all classes, so none can be forgotten by name: "
-                    "give the samples, forget(X, y), or learn with forgettable=True"
+                    "give the samples, forget(X, y), or learn anew with forgettable=True"
                 )
-            self.memory_.forget(ids_of(wanted).tolist())
-        known = np.isin(ids_of(self.classes_), self.memory_.classes.numpy())
-        self.classes_ = self.classes_[known]
+            self.memory_.forget(self._ids_of(wanted).tolist())
+        known = np.isin(self.ids_, self.memory_.classes.numpy())
+        self.classes_, self.ids_ = self.classes_[known], self.ids_[known]
         return self
 
     # -- answering --------------------------------------------------------------------------
 
     def predict(self, X: Any) -> Labels:
         """Labels ``(N,)`` of samples ``(N, D)``; the first of ``classes_`` among equal scores."""
-        best = self._logits(X).argmax(1)
+        best = self.scores(X).argmax(1)
         return cast(Labels, self.classes_[best])
 
     def decision_function(self, X: Any) -> Scores:
         """Scores ``(N, C)``, columns as ``classes_``; of two classes ``(N,)``, > 0: the second."""
-        logits = self._logits(X)
+        logits = self.scores(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, X: Any) -> Scores:
@@ -200,25 +219,47 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         head = self.head_.calibrate(self.memory_)
         return cast(Scores, head.predict_proba(features).numpy()[:, self._columns()])
 
-    def _logits(self, X: Any) -> Scores:
+    def scores(self, X: Any) -> Scores:
+        """What the head gives each class, ``(N, C)``, columns as ``classes_``."""
         features = self._features(X)
         logits = self.head_.fit(self.memory_)(features).double().numpy()
         return cast(Scores, logits[:, self._columns()])
 
+    def unknown(self, X: Any) -> Scores:
+        """Probability ``(N,)`` that a sample belongs to a class never learned.
+
+        One more class, of which only the scatter and spread of the others is known, competes with
+        them (:meth:`.BayesianPrototypes.unknown_probability`), whatever the head, on features
+        under the head's map.
+        """
+        features = self._features(X)
+        known = self.memory_.at_level("shared")
+        mapped = known.feature_map(features)
+        rival = BayesianPrototypes(covariance="full", dtype=torch.float64)
+        plain = PrototypeMemory(known.width, "shared", exact=known.exact, step=known.step)
+        rival.fit(PrototypeMemory.from_parts(plain, known.parts()))
+        return cast(Scores, rival.unknown_probability(mapped).numpy())
+
     def _columns(self) -> NDArray[np.intp]:
         """The column of the head's logits that belongs to each of ``classes_``."""
-        return np.searchsorted(self.memory_.classes.numpy(), ids_of(self.classes_))
+        return np.searchsorted(self.memory_.classes.numpy(), self.ids_)
 
     # -- checks -----------------------------------------------------------------------------
 
-    def _begin(self, labels: Labels) -> None:
+    def _begin(self, classes: int) -> None:
+        """Forget all, and make room for what is known of so many classes."""
         head = built(self.head, self.head_options or {})
-        self.memory_ = head.new_memory(
-            self.n_features_in_, level="full" if self.forgettable else None, exact=self.exact,
-            step=self.step, calibrated=True,
+        encoder = getattr(self, "encoder_", None)
+        make = partial(
+            head.new_memory, self.n_features_in_, exact=self.exact, step=self.step, calibrated=True,
+            fingerprint=None if encoder is None else fingerprint(encoder.backbone),
         )  # fmt: skip
+        memory, apart = make(), self.forgettable
+        if apart == "auto":
+            apart = memory.bytes_for(classes, "full") <= FORGETTABLE_BYTES
+        self.memory_ = make(level="full") if apart else memory
         self.head_ = head
-        self.classes_ = labels[:0]
+        self.classes_, self.ids_ = np.empty(0), np.empty(0, dtype=np.int64)
 
     @contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
@@ -237,20 +278,30 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _note(self, labels: Labels) -> None:
-        self.classes_ = (
-            np.union1d(self.classes_, labels) if len(self.classes_) else np.unique(labels)
-        )
+        both = np.union1d(self.classes_, labels) if len(self.classes_) else np.unique(labels)
+        self.classes_, self.ids_ = both, self._ids_of(both)
 
-    @staticmethod
-    def _ids(labels: Labels) -> Tensor:
+    def _ids(self, labels: Labels) -> Tensor:
         unique, rows = np.unique(labels, return_inverse=True)
-        return torch.from_numpy(ids_of(unique)[rows])
+        return torch.from_numpy(self._ids_of(unique)[rows])
+
+    def _ids_of(self, labels: Labels) -> NDArray[np.int64]:
+        """Class ids of distinct labels: those that they have here, or would have anywhere."""
+        return ids_beside(labels, self.classes_, self.ids_)
+
+    def _encoded(self, X: Any) -> Any:
+        """Features of images; what is given where there is no backbone."""
+        if self.backbone is None:
+            return on_host(X)
+        if not hasattr(self, "encoder_"):
+            self.encoder_ = Encoder.of(self.backbone, X)
+        return self.encoder_(X).numpy()
 
     def _checked(self, X: Any, y: ArrayLike, *, reset: bool) -> tuple[NDArray[Any], Labels]:
         y = on_host(y)
         if getattr(getattr(y, "dtype", None), "kind", "") == "O":
             kind_of(np.asarray(y))  # refuses several types in better words than a sort does
-        X, y = validate_data(self, on_host(X), y, reset=reset, dtype=_DTYPES)
+        X, y = validate_data(self, self._encoded(X), y, reset=reset, dtype=_DTYPES)
         if self.__sklearn_tags__().input_tags.positive_only:
             check_non_negative(X, type(self).__name__)
         check_classification_targets(y)
@@ -260,7 +311,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "memory_")
         if not len(self.classes_):
             raise ValueError("no class is known any more: learn samples with partial_fit first")
-        checked = validate_data(self, on_host(X), reset=False, dtype=_DTYPES)
+        checked = validate_data(self, self._encoded(X), reset=False, dtype=_DTYPES)
         return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
     def __sklearn_tags__(self) -> Any:
@@ -270,53 +321,47 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.positive_only = getattr(head, "tukey", None) is not None
         return tags
 
-    # -- settings ---------------------------------------------------------------------------
+    # -- in and out -------------------------------------------------------------------------
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings; with ``deep`` those of the head too, as ``head__NAME``."""
-        params: dict[str, Any] = super().get_params(deep)
-        if deep and isinstance(self.head, str) and self.head in HEADS.names():
-            options = {**built(self.head, {}).get_params(), **(self.head_options or {})}
-            params |= {f"head__{name}": value for name, value in options.items()}
-        return params
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a model: see :func:`protocl.save_model`."""
+        from protocl.model.folder import save_model
 
-    def set_params(self, **params: Any) -> Self:
-        """Change settings; ``head__NAME`` is an option of the head."""
-        head = params.get("head", self.head)
-        if isinstance(head, str):
-            inner = [key for key in params if key.startswith("head__")]
-            options = {key.removeprefix("head__"): params.pop(key) for key in inner}
-            if options:
-                given = params.get("head_options", self.head_options) or {}
-                params["head_options"] = {**given, **options}
-        return cast(Self, super().set_params(**params))
+        save_model(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, backbone: Backbone | None = None) -> Self:
+        """Read a model that learns: see :func:`protocl.load_model`.
+
+        Raises:
+            DataError: as there; or the model was trained otherwise, and learns no more.
+        """
+        from protocl.model.folder import load_model
+
+        found = load_model(path, backbone=backbone)
+        if not isinstance(found, cls):
+            raise DataError(
+                f"{path} holds no statistics, so that it cannot learn: read it by load_model"
+            )
+        return found
+
+    def hold(self, memory: PrototypeMemory, labels: Labels, encoder: Encoder | None) -> Self:
+        """Take over what is known from elsewhere, as if it had been learned here.
+
+        Args:
+            memory: made for the head, which has to be an object.
+            labels: of its classes, in the order of their ids.
+            encoder: of samples, with ``backbone``.
+        """
+        order = np.argsort(labels, kind="stable")
+        self.memory_, self.head_ = memory, built(self.head, {})
+        self.classes_, self.ids_ = labels[order], memory.classes.numpy()[order]
+        self.n_features_in_ = memory.feature_dim
+        if encoder is not None:
+            self.encoder_ = encoder
+        return self
 
 
 _DTYPES = (np.float64, np.float32)
-
-
-def on_host(values: Any) -> Any:
-    """What scikit-learn can read: tensors as arrays, everything else as it is."""
-    if not isinstance(values, Tensor):
-        return values
-    values = values.detach().cpu()
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-
-
-def built(head: str | Head, options: dict[str, Any]) -> Head:
-    """The head that a name and options mean; of a given head a twin.
-
-    Raises:
-        ConfigError: there is none of that name, or an option does not fit.
-    """
-    if isinstance(head, Head):
-        if options:
-            raise ConfigError(f"head_options={options}: give them to the head {head!r} itself")
-        return head.twin()
-    if not isinstance(head, str):
-        raise ConfigError(f"head={head!r}: expected the name of a head, or a head")
-    try:
-        made: Head = HEADS.get(head)(**{"dtype": torch.float64, **options})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"head={head!r}, head_options={options}: {error}") from error
-    return made
+FORGETTABLE_BYTES = 200_000_000
+"""Second moments of each class that are kept without being asked for."""

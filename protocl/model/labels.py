@@ -47,6 +47,14 @@ def ids_of(labels: Labels) -> NDArray[np.int64]:
     return np.array([_id_of(label) for label in labels.tolist()], dtype=np.int64)
 
 
+def ids_beside(labels: Labels, known: Labels, known_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Class ids ``(C,)`` of labels: those that known ones have, else those of :func:`ids_of`."""
+    given = dict(zip(known.tolist(), known_ids.tolist(), strict=True))
+    anywhere = ids_of(labels).tolist()
+    ids = [given.get(label, id_) for label, id_ in zip(labels.tolist(), anywhere, strict=True)]
+    return np.array(ids, dtype=np.int64)
+
+
 def _id_of(label: str | float | bool) -> int:
     if isinstance(label, str):
         return class_id_of(label)

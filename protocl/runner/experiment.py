@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from protocl.backbones import Backbone, save_weights
+from protocl.backbones import Backbone
 from protocl.config import ExperimentConfig, Setup
 from protocl.config.arguments import Settings, expand
 from protocl.config.compose import compose, load
@@ -19,6 +19,7 @@ from protocl.metrics.recorder import EvaluationRecorder
 from protocl.runner.adapted_cache import AdaptedBackbones
 from protocl.runner.context import CHECKPOINTS, RunContext
 from protocl.runner.kind import Kind
+from protocl.runner.model import write_model
 from protocl.runner.prepare import prepare
 from protocl.runner.result import backbone_of, build_result, memory_of
 
@@ -212,12 +213,20 @@ class _Run:
 
     def _conclude(self) -> None:
         self._tell("report")
-        memory = memory_of(self.strategy)
-        backbone = self.backbone or backbone_of(self.strategy)
-        if memory is not None:
-            memory.save(self.run.folder / "memory.safetensors")
-        if self.config.strategy.trains_backbone and backbone is not None:
-            save_weights(backbone, self.run.folder / "backbone.safetensors")
+        trained = self.backbone is None and self.config.strategy.trains_backbone
+        backbone = backbone_of(self.strategy) if trained else self.prepared.backbone
+        assert backbone is not None  # the runner has put it there
+        answer, memory = self.config.strategy.kept_answer(self.strategy), memory_of(self.strategy)
+        if memory is not None and not isinstance(answer, tuple):
+            memory.save(self.run.folder / "memory.safetensors")  # it did not answer
+        write_model(
+            self.run.folder,
+            answer,
+            backbone,
+            self.prepared.sample_shape,
+            self.prepared.class_names,
+            batch_size=self.config.strategy.eval_mb_size if trained else None,
+        )
 
     def _result(self) -> dict[str, Any]:
         return build_result(self.config, self.prepared, self.strategy, self.history)

@@ -29,6 +29,9 @@ class Prepared:
         n_classes: number of class ids, the width of the model's logits.
         class_names: one name per class id.
         data_hash: SHA-256 of the data set as loaded.
+        backbone: what samples go through first: where the features were computed beforehand the
+            one that gave them, else that of the model.
+        sample_shape: of one sample before it.
         fingerprint: of the backbone before the first experience, or of the one that gave the
             features.
     """
@@ -40,6 +43,8 @@ class Prepared:
     n_classes: int
     class_names: list[str]
     data_hash: str
+    backbone: Backbone
+    sample_shape: tuple[int, ...]
     fingerprint: str
 
     def shared_objects(self, prefix: str = "") -> dict[str, object]:
@@ -67,6 +72,7 @@ class Prepared:
             data=data,
             benchmark=build_benchmark(run.config.benchmark, data, run.config.seed),
             feature_dim=backbone.feature_dim,
+            backbone=backbone,
             fingerprint=fingerprint(backbone),
         )
 
@@ -85,6 +91,7 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
         )
     data = run.load_data()
     backbone = build_backbone(config.backbone, data.input_shape, config.seed)
+    first, shape = backbone, data.input_shape
     identity = fingerprint(backbone)
     require_fit(data, backbone)
     if not config.strategy.trains_backbone and not takes_raw(backbone):
@@ -99,6 +106,8 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
         n_classes=data.n_classes,
         class_names=data.class_names,
         data_hash=run.data_hash,
+        backbone=first,
+        sample_shape=shape,
         fingerprint=identity,
     )
 

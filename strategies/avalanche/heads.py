@@ -18,8 +18,11 @@ from torch import nn
 
 from protocl.config import Setup, StrategyConfig, StrategyInfo
 from protocl.config.validation import SHARE, ranged
+from protocl.model.answers import LinearAnswer
 from protocl.strategies.avalanche.in_memory import InMemory
+from protocl.strategies.avalanche.kept import nearest_means, streaming_lda
 from protocl.strategies.avalanche.optimizers import build_optimizer
+from protocl.strategies.training.answers import PrototypeAnswer
 
 
 @dataclass
@@ -77,6 +80,9 @@ class AvalancheNCMConfig(AvalancheHeadConfig):
     def build(self, setup: Setup) -> Naive:
         return self._naive(setup, NCMClassifier(normalize=self.normalize), CurrentDataNCMUpdate())
 
+    def kept_answer(self, strategy: Naive) -> PrototypeAnswer:
+        return nearest_means(strategy.model.eval_classifier)
+
 
 @dataclass
 class AvalancheSLDAConfig(AvalancheHeadConfig):
@@ -114,6 +120,9 @@ class AvalancheSLDAConfig(AvalancheHeadConfig):
             evaluator=setup.evaluator,
         )
 
+    def kept_answer(self, strategy: StreamingLDA) -> LinearAnswer:
+        return streaming_lda(strategy)
+
 
 @dataclass
 class AvalancheFeCAMConfig(AvalancheHeadConfig):
@@ -136,3 +145,6 @@ class AvalancheFeCAMConfig(AvalancheHeadConfig):
 
     def build(self, setup: Setup) -> Naive:
         return self._naive(setup, FeCAMClassifier(), CurrentDataFeCAMUpdate())
+
+    def kept_answer(self, strategy: Naive) -> None:
+        """Nothing: its matrices have no form among our answers; ``fecam`` is ours."""

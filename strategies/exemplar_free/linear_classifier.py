@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional
 
+from protocl.model.answers import LinearAnswer
 from protocl.strategies.avalanche.companion_optimizer import companion_optimizer, follow
 from protocl.strategies.exemplar_free.growing_parameters import GrowingParameters
 
@@ -107,6 +108,13 @@ class LinearClassifier:
     def cross_entropy(self, features: Tensor, rows: Tensor) -> Tensor:
         """Cross-entropy at the temperature of features ``(N, D)`` with output rows ``(N,)``."""
         return self.loss_of_logits(self.logits(features), rows)
+
+    def kept(self, classes: Tensor) -> LinearAnswer:
+        """What a model on disk keeps of it, for ``classes`` ``(R,)`` in the order of their rows."""
+        first = slice(None, None, self.rows_per_class)
+        return LinearAnswer(temperature=self.temperature).hold(
+            classes=classes, weight=self.rows.weight[first], bias=self.rows.bias[first]
+        )
 
     def answer(self, features: Tensor) -> Tensor:
         """Logits ``(N, R)`` of features ``(N, D)``, one column for each class row."""

@@ -40,6 +40,7 @@ from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
+from protocl.model.answers import Answering
 from protocl.strategies.plugin.class_statistics import class_statistics, memory_from, memory_state
 from protocl.strategies.plugin.extra_pass import ExtraPass
 from protocl.strategies.plugin.extraction import classes_of, features_of
@@ -258,6 +259,10 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             raise NotFittedError("PrototypePlugin has no prototypes yet: train an experience first")
         logits = self.head.fit(self.memory)(features)
         return self.tasks.dense(logits, self.head.classes, tasks, width, self.floor)
+
+    def final_answer(self) -> Answering | None:
+        """What a model on disk keeps of it; None where nothing was learned."""
+        return None if self.memory is None else (self.head, self.memory)
 
     # -- state ------------------------------------------------------------------------------
 

@@ -283,7 +283,7 @@ def test_every_sweep_goes_on_after_a_failure(
 ):
     assert main([command, *settings, "benchmark.train_per_class=20"]) == 1
     assert capsys.readouterr().err.count("failed  ") == 1
-    assert len(results()) == 1 or list(Path("runs").rglob("backbone.safetensors"))
+    assert len(results()) == 1 or list(Path("runs").rglob("model/backbone.safetensors"))
 
 
 def test_a_command_that_cannot_be_imported_is_said(

@@ -128,7 +128,7 @@ class TestResult:
 
     def test_the_memory_holds_all_training_samples(self, slda: Any):
         result, folder = slda
-        memory = PrototypeMemory.load(folder / "memory.safetensors")
+        memory = PrototypeMemory.load(folder / "model" / "memory.safetensors")
         assert memory.total == result["benchmark"]["n_train"] == 1347
         assert memory.fingerprint == result["backbone"]["fingerprint"]
         assert memory.nbytes == result["strategy"]["state_bytes"]
@@ -176,7 +176,7 @@ def test_a_frozen_backbone_is_asked_once(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_trained_backbone_is_kept_and_fits_another_run(tmp_path: Path):
     settings = ["backbone=conv4", "backbone.width=4", "benchmark.n_experiences=2"]
     trained, folder = run(tmp_path, "strategy=acme_replay", *settings)
-    weights = folder / "backbone.safetensors"
+    weights = folder / "model" / "backbone.safetensors"
     assert load_file(weights)
     reused, _ = run(tmp_path, "strategy=nearest_mean", *settings, f"backbone.checkpoint={weights}")
     assert reused["backbone"]["fingerprint"] == trained["backbone"]["fingerprint"]

@@ -15,8 +15,8 @@ from protocl.heads import LinearDiscriminant, Ridge
 from protocl.strategies.fetril import (
     FeTrIL,
     FeTrILPlugin,
-    LinearScores,
     fit_support_vectors,
+    linear_form,
     most_similar,
     pseudo_features,
     pseudo_statistics,
@@ -82,7 +82,7 @@ def test_a_class_that_is_also_new_counts_as_new() -> None:
 )
 def test_scores_are_those_of_the_head(head: Any) -> None:
     head.fit(explicit())
-    scores = LinearScores.of(head, 16)
+    scores = linear_form(head, 16)
     test = inputs().test
     torch.testing.assert_close(scores(test).double(), head(test), rtol=1e-4, atol=1e-5)
 
@@ -171,6 +171,6 @@ def test_scores_far_from_the_origin_are_those_of_the_head():
     features = torch.randn(60, 16, generator=generator) + labels[:, None] + 1e4
     head = LinearDiscriminant("auto", dtype=torch.float64)
     head.fit(head.new_memory(16).update(features, labels))
-    scores = LinearScores.of(head, 16)
+    scores = linear_form(head, 16)
     assert torch.equal(scores(features).argmax(1), head(features).argmax(1))
     torch.testing.assert_close(scores(features), head(features).float(), rtol=1e-3, atol=1e-3)

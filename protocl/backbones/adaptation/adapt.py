@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 
@@ -28,6 +29,8 @@ def adapt(module: nn.Module, name: str) -> list[nn.Parameter]:
         ConfigError: there is no such adaptation, or it does not apply to ``module``.
     """
     trained = find_adaptation(module, name).insert(module)
+    if isinstance(module, Backbone) and module.origin is not None:
+        module.origin = replace(module.origin, adapted=name)
     module.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)

@@ -186,10 +186,14 @@ class ConjugatePosterior(FollowsDevice):
     @torch.no_grad()
     def answer(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """``log_joint`` of the classes that have samples, ``(N, C)``, and their ids ``(C,)``."""
+        classes, distribution = self.seen()
+        return log_joint_in_pieces(features, distribution), classes
+
+    def seen(self) -> tuple[Tensor, Predictive]:
+        """Ids ``(C,)`` of the classes that have samples, and the distribution of their next one."""
         seen = self.counts > 0
         beliefs = Beliefs(*(part[seen] for part in self.beliefs()))
-        joint = log_joint_in_pieces(features, predictive(beliefs, self.noise))
-        return joint, self.class_ids[seen]
+        return self.class_ids[seen], predictive(beliefs, self.noise)
 
     def unknown_probability(self, features: Tensor) -> Tensor:
         """Probability ``(N,)`` that a sample belongs to a class never seen.

@@ -95,10 +95,10 @@ def test_a_run_of_aper_keeps_both_branches(tmp_path: Path) -> None:
     settings = (*VIT, "strategy=aper", *TRAINING)
     result, folder = run(tmp_path, *settings)
     assert result["backbone"]["feature_dim"] == 128
-    memory = PrototypeMemory.load(folder / "memory.safetensors")
+    memory = PrototypeMemory.load(folder / "model" / "memory.safetensors")
     assert memory.feature_dim == 128
     assert memory.fingerprint == result["backbone"]["fingerprint"]
-    weights = load_file(folder / "backbone.safetensors")
+    weights = load_file(folder / "model" / "backbone.safetensors")
     assert {name.split(".")[1] for name in weights} == {"pretrained", "adapted"}
     assert result["strategy"]["old_prototypes"] == "exact"
     assert result["metrics"]["accuracy_matrix"][0][0] > 0.6
@@ -134,7 +134,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
     for part in ("metrics", "confusion", "backbone"):
         assert resumed[part] == undisturbed[part]
     assert not (folder / "checkpoint").exists()
-    one, other = (load_file(path / "backbone.safetensors") for path in (first, folder))
+    one, other = (load_file(path / "model" / "backbone.safetensors") for path in (first, folder))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -210,12 +210,12 @@ def test_one_adaptation_serves_all_heads(
     first, folder = run(
         tmp_path, *backbone, "strategy=slda", f"strategy.session.adapt={adapt}", *TRAINING
     )
-    again = (*backbone, f"backbone.checkpoint={folder / 'backbone.safetensors'}",
+    again = (*backbone, f"backbone.checkpoint={folder}",
              f"backbone.adapted={adapt}")  # fmt: skip
     frozen, other = run(tmp_path, *again, "strategy=slda", "name=frozen")
     assert frozen["backbone"] == first["backbone"]
     assert "features" in {phase["phase"] for phase in frozen["phases"]}
-    one, two = (PrototypeMemory.load(path / "memory.safetensors") for path in (folder, other))
+    one, two = (PrototypeMemory.load(path / "model" / "memory.safetensors") for path in (folder, other))
     torch.testing.assert_close(two.means, one.means, rtol=1e-4, atol=1e-5)
     assert (one + two).total == 2 * one.total  # of one backbone, so that they merge
 

@@ -1,0 +1,182 @@
+"""Features of whatever samples a model is given: files, pictures, arrays, tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocl.backbones import Backbone, BackboneConfig, build_backbone
+from protocl.backbones.features import default_batch_size, extract
+from protocl.data.pictures import pixels_of, read_picture
+from protocl.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CHANNELS = 3
+_AT_ONCE = 256
+"""Pictures that are read before they are encoded."""
+
+
+class Encoder:
+    """A backbone, and what becomes of a sample before it.
+
+    Samples are image files (paths), PIL pictures, or arrays and tensors: ``(N, C, H, W)``, or
+    ``(N, H, W, C)`` with 1 or 3 channels, uint8 in 0..255 or floating point in [0, 1]; or
+    vectors ``(N, D)`` where the backbone takes such. Files and pictures become RGB (grey where
+    the backbone takes one channel), are resized so that their shorter side is that of ``shape``,
+    and their middle is cut out.
+
+    Args:
+        backbone: gives features ``(N, D)``.
+        shape: one sample as the backbone is given it, ``(C, H, W)`` or ``(D,)``; None to take it
+            from the first samples.
+        batch_size: samples a forward pass, of which features depend in their last bits; None for
+            a size that suits images and device.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        shape: Sequence[int] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.shape = None if shape is None else tuple(shape)
+        self.batch_size = batch_size
+
+    @classmethod
+    def of(cls, backbone: str | BackboneConfig | Backbone, samples: Any) -> Encoder:
+        """The encoder that a name, a configuration or a module means.
+
+        Args:
+            backbone: as users give it.
+            samples: the first ones, whose shape a backbone without weights is built for.
+
+        Raises:
+            ConfigError, DataError: as :func:`protocl.backbones.build_backbone`.
+            TypeError: the backbone is none of these.
+        """
+        if isinstance(backbone, Backbone):
+            return cls(backbone)
+        config = BackboneConfig(name=backbone) if isinstance(backbone, str) else backbone
+        if not isinstance(config, BackboneConfig):
+            raise TypeError(
+                f"backbone={backbone!r}: expected a name (protocl list backbones), a "
+                "BackboneConfig, or a protocl.backbones.Backbone around your network"
+            )
+        first = _first_shape(samples)
+        return cls(build_backbone(config, first, config.seed or 0))
+
+    def __call__(self, samples: Any) -> Tensor:
+        """Features ``(N, D)`` float32, on the CPU.
+
+        Raises:
+            DataError: a file is no image, or samples have another shape than the first ones.
+            ValueError: an image has another range than the backbone takes.
+        """
+        parts = [self._encode(batch) for batch in self._batches(samples)]
+        if not parts:
+            raise ValueError("no samples: expected at least one image")
+        return torch.cat(parts)
+
+    def batch_size_for(self, shape: Sequence[int]) -> int:
+        """Samples a forward pass of images ``(C, H, W)``."""
+        return self.batch_size or default_batch_size(
+            self.backbone, torch.empty(0, *shape), torch.device("cpu")
+        )
+
+    def _encode(self, batch: Tensor) -> Tensor:
+        if self.shape is None:
+            self.shape = tuple(batch.shape[1:])
+        if tuple(batch.shape[1:]) != self.shape:
+            raise DataError(
+                f"samples have shape {tuple(batch.shape[1:])}: expected {self.shape}, as those "
+                "that this model has learned from"
+            )
+        return extract(self.backbone, batch, batch_size=self.batch_size, progress=False)
+
+    def _batches(self, samples: Any) -> Iterator[Tensor]:
+        if is_pictures(samples):
+            pictures = [samples] if isinstance(samples, str | Path) else list(samples)
+            for start in range(0, len(pictures), _AT_ONCE):
+                yield self._read(pictures[start : start + _AT_ONCE])
+        else:
+            yield as_batch(samples)
+
+    def _read(self, pictures: Sequence[str | Path | Image]) -> Tensor:
+        shape = self.shape or self._native()
+        if shape is not None and len(shape) != 3:
+            raise DataError(
+                f"this model takes vectors of {shape[0]} features, not pictures: give an array "
+                f"(N, {shape[0]})"
+            )
+        channels, side = (CHANNELS, None) if shape is None else (shape[0], shape[1:])
+        read = [pixels_of(read_picture(each), side, channels) for each in pictures]
+        sizes = {tuple(image.shape) for image in read}
+        if len(sizes) > 1:
+            raise DataError(
+                f"pictures have sizes {sorted(sizes)[:3]}: give the backbone an image_size, to "
+                "which they are then resized"
+            )
+        return torch.stack(read)
+
+    def _native(self) -> tuple[int, ...] | None:
+        """The shape of images that the backbone would resize others to."""
+        size = self.backbone.image_size
+        return None if size is None else (self.backbone.channels or CHANNELS, size, size)
+
+
+def is_pictures(samples: Any) -> bool:
+    """Whether samples are files or PIL pictures rather than numbers."""
+    if isinstance(samples, str | Path):
+        return True
+    if isinstance(samples, np.ndarray) and samples.dtype.kind in "UO":
+        return True
+    if isinstance(samples, list | tuple) and samples:
+        return isinstance(samples[0], str | Path) or hasattr(samples[0], "convert")
+    return False
+
+
+def as_batch(samples: Any) -> Tensor:
+    """Arrays or tensors as the backbone takes them: uint8 or float32, channels first.
+
+    Raises:
+        ValueError: they are neither images nor vectors, or not of numbers.
+    """
+    numbers = samples if isinstance(samples, Tensor) else torch.from_numpy(np.asarray(samples))
+    if numbers.ndim not in (2, 4):
+        raise ValueError(
+            f"samples have shape {tuple(numbers.shape)}: expected images (N, C, H, W) or "
+            "(N, H, W, C), or vectors (N, D)"
+        )
+    if numbers.ndim == 4 and numbers.shape[1] not in (1, 3) and numbers.shape[3] in (1, 3):
+        numbers = numbers.permute(0, 3, 1, 2)
+    if numbers.dtype == torch.uint8:
+        return numbers.contiguous()
+    if not numbers.is_floating_point():
+        raise ValueError(
+            f"samples are of {numbers.dtype}: expected uint8 in 0..255 or floating point in [0, 1]"
+        )
+    return numbers.to(torch.float32).contiguous()
+
+
+def on_host(values: Any) -> Any:
+    """What scikit-learn can read: tensors as arrays, everything else as it is."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _first_shape(samples: Any) -> tuple[int, ...]:
+    if not is_pictures(samples):
+        return tuple(as_batch(samples).shape[1:])
+    first = samples if isinstance(samples, str | Path) else samples[0]
+    return tuple(pixels_of(read_picture(first)).shape)

@@ -1,0 +1,262 @@
+"""Models on disk: one folder that holds all that is needed to use, teach and move a classifier.
+
+=========================== ===========================================================
+file                        content
+=========================== ===========================================================
+``model.json``              backbone and inputs, head and its settings, versions
+``memory.safetensors``      the statistics, and the labels of their classes
+``answer.safetensors``      trained parameters in the place of a memory
+``backbone.safetensors``    weights, unless a package brings them
+=========================== ===========================================================
+
+Teaching and forgetting replace ``memory.safetensors`` and nothing else, so that a killed process
+leaves the model as it was before or as it is after. Nothing in a model is a pickle, and equal
+models are equal bytes: no times, no revisions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from protocl import __version__
+from protocl.backbones import Backbone
+from protocl.errors import DataError
+from protocl.io.atomic import atomic_write
+from protocl.memory import PrototypeMemory
+from protocl.memory import file as memory_file
+from protocl.model.answers import Answer
+from protocl.model.classifier import PrototypeClassifier
+from protocl.model.encoder import Encoder
+from protocl.model.kept_backbone import KeptBackbone
+from protocl.model.labels import Labels
+from protocl.model.settings import plain, restored
+from protocl.model.trained import TrainedClassifier
+from protocl.registry import ANSWERS, HEADS, Registry
+
+FORMAT = "protocl-model"
+FORMAT_VERSION = 1
+DESCRIPTION = "model.json"
+MEMORY = "memory.safetensors"
+ANSWER = "answer.safetensors"
+_LABELS = "labels"
+
+
+class Named(BaseModel):
+    """A registered part and its settings."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: str
+    settings: dict[str, Any]
+
+
+class Description(BaseModel):
+    """The content of ``model.json``.
+
+    Attributes:
+        head: what answers from the memory; None beside an ``answer``.
+        answer: what answers without one.
+        backbone: None where samples are features.
+        shape: of one sample, ``(C, H, W)`` or ``(D,)``; None where samples are features.
+        batch_size: of the encoder.
+        versions: of what wrote it.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    format: Literal["protocl-model"] = "protocl-model"
+    format_version: Literal[1] = 1
+    head: Named | None = None
+    answer: Named | None = None
+    backbone: KeptBackbone | None = None
+    shape: list[int] | None = None
+    batch_size: int | None = None
+    versions: dict[str, str]
+
+
+Model = PrototypeClassifier | TrainedClassifier
+
+
+def save_model(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a classifier to a folder, so that :func:`load_model` gives the same answers.
+
+    Args:
+        model: fitted.
+        path: the folder; made if absent. A model that is there is replaced.
+
+    Raises:
+        ValueError: the classifier knows nothing, or has parts that a folder cannot name.
+        DataError: the folder holds something else.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or _is_strange(folder)):
+        raise DataError(f"{folder} holds something else than a model; choose another folder")
+    description = describe(model)
+    encoder: Encoder | None = getattr(model, "encoder_", None)
+    if encoder is not None and description.backbone is not None:
+        description.backbone.save(encoder.backbone, folder)
+    if isinstance(model, TrainedClassifier):
+        _save_answer(model, folder)
+    else:
+        save_memory(model, folder)
+    content = description.model_dump(mode="json")
+    content["checksum"] = _checksum(content)
+    atomic_write(folder / DESCRIPTION, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def load_model(path: str | os.PathLike[str], *, backbone: Backbone | None = None) -> Model:
+    """Read a model: a :class:`protocl.PrototypeClassifier`, or one that learns no more.
+
+    Args:
+        path: the folder.
+        backbone: the network, where the model was made with one of its owner's.
+
+    Returns:
+        A :class:`protocl.PrototypeClassifier` where the model holds statistics, else a
+        :class:`protocl.model.TrainedClassifier`.
+
+    Raises:
+        DataError: the folder is no model, damaged, or needs a package that is not installed.
+        FingerprintError: the backbone is not what it was.
+    """
+    folder = Path(path)
+    found = read_description(folder)
+    encoder = None
+    if found.backbone is not None:
+        network = found.backbone.load(folder, backbone)
+        encoder = Encoder(network, found.shape, batch_size=found.batch_size)
+    if found.answer is not None:
+        if encoder is None:
+            raise DataError(f"{folder / DESCRIPTION} is damaged: an answer without a backbone")
+        return _load_answer(folder, found.answer, encoder)
+    if found.head is None:
+        raise DataError(f"{folder / DESCRIPTION} is damaged: neither a head nor an answer")
+    return _load_memory(folder, found.head, encoder)
+
+
+def describe(model: Model) -> Description:
+    """What ``model.json`` says of a classifier."""
+    encoder: Encoder | None = getattr(model, "encoder_", None)
+    head = answer = None
+    if isinstance(model, TrainedClassifier):
+        answer = _named(ANSWERS, model.answer, model.answer.arguments)
+    else:
+        head = _named(HEADS, model.head_, model.head_.get_params())
+    return Description(
+        head=head,
+        answer=answer,
+        backbone=None if encoder is None else KeptBackbone.of(encoder.backbone),
+        shape=None if encoder is None or encoder.shape is None else list(encoder.shape),
+        batch_size=None if encoder is None else encoder.batch_size,
+        versions={"protocl": __version__, "torch": torch.__version__},
+    )
+
+
+def read_description(folder: Path) -> Description:
+    """The content of ``model.json``.
+
+    Raises:
+        DataError: the folder is no model, or damaged.
+    """
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        raise DataError(f"{folder} is no model: it has no {DESCRIPTION}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        checksum = content.pop("checksum")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{file} is damaged: {error}; restore it from a copy") from error
+    version = content.get("format_version")
+    if content.get("format") != FORMAT or version != FORMAT_VERSION:
+        raise DataError(
+            f"{file} has format {content.get('format')!r} {version!r}, this protocl reads "
+            f"{FORMAT!r} {FORMAT_VERSION}; upgrade protocl"
+        )
+    if checksum != _checksum(content):
+        raise DataError(f"{file} is damaged: its checksum is not that of its contents")
+    try:
+        return Description.model_validate(content)
+    except ValidationError as error:
+        raise DataError(f"{file} is damaged: {error}") from error
+
+
+def save_memory(model: PrototypeClassifier, folder: Path) -> None:
+    """Replace what the model in ``folder`` knows, whole or not at all."""
+    if not hasattr(model, "memory_"):
+        raise ValueError("the classifier has not learned yet: call fit or partial_fit first")
+    description = memory_file.description_of(model.memory_)
+    labels = {_LABELS: json.dumps(model.classes_[np.argsort(model.ids_)].tolist())}
+    memory_file.write(folder / MEMORY, description | labels, memory_file.arrays_of(model.memory_))
+
+
+def read_memory(folder: Path) -> tuple[PrototypeMemory, Labels]:
+    """The statistics of a model, and the labels ``(C,)`` of their classes in the order of ids.
+
+    Raises:
+        DataError: the file is absent or damaged, or there is not one label for each class.
+    """
+    header, arrays = memory_file.read(folder / MEMORY)
+    labels = _labels(header, folder / MEMORY)
+    memory = PrototypeMemory.from_parts(PrototypeMemory.described(header), arrays)
+    if len(np.unique(labels)) != len(memory):
+        raise DataError(
+            f"{folder / MEMORY} is damaged: {len(labels)} labels for {len(memory)} classes"
+        )
+    return memory, labels
+
+
+def _load_memory(folder: Path, head: Named, encoder: Encoder | None) -> PrototypeClassifier:
+    memory, labels = read_memory(folder)
+    options = restored(head.settings)
+    return PrototypeClassifier(
+        HEADS.get(head.name)(**options),
+        backbone=None if encoder is None else encoder.backbone,
+        forgettable=memory.level != "shared",
+        exact=memory.exact,
+        step=memory.step,
+    ).hold(memory, labels, encoder)
+
+
+def _save_answer(model: TrainedClassifier, folder: Path) -> None:
+    tensors = model.answer.state_dict()
+    labels = {_LABELS: json.dumps(model.labels.tolist())}
+    memory_file.write(folder / ANSWER, labels, tensors, kind=FORMAT)
+
+
+def _load_answer(folder: Path, answer: Named, encoder: Encoder) -> TrainedClassifier:
+    header, tensors = memory_file.read(folder / ANSWER, kind=FORMAT)
+    made: Answer = ANSWERS.get(answer.name)(**answer.settings)
+    return TrainedClassifier(made.hold(**tensors), _labels(header, folder / ANSWER), encoder)
+
+
+def _labels(header: dict[str, str], file: Path) -> Labels:
+    try:
+        return np.array(json.loads(header[_LABELS]))
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{file} is damaged: it has no labels ({error})") from error
+
+
+def _named(registry: Registry, part: Any, settings: dict[str, Any]) -> Named:
+    name = registry.name_of(type(part))
+    if name is None:
+        raise ValueError(
+            f"{type(part).__name__} is not registered under {registry.group}, so that a model "
+            "cannot name it: declare it as an entry point of your package"
+        )
+    return Named(name=name, settings={key: plain(key, value) for key, value in settings.items()})
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_strange(folder: Path) -> bool:
+    return any(folder.iterdir()) and not (folder / DESCRIPTION).exists()

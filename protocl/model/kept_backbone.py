@@ -1,0 +1,150 @@
+"""Backbones on disk: how to build one again, and its weights where they are not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+
+from protocl.backbones import (
+    Backbone,
+    BackboneConfig,
+    build_backbone,
+    fingerprint,
+    save_weights,
+)
+from protocl.backbones.adaptation import adapt
+from protocl.backbones.base import Origin
+from protocl.backbones.branches import Branches, two_branches
+from protocl.backbones.weights import WEIGHTS_FILE
+from protocl.errors import DataError, FingerprintError
+
+
+class Part(BaseModel):
+    """A backbone that is built by its name.
+
+    Attributes:
+        settings: of its :class:`protocl.backbones.BackboneConfig`.
+        input_shape: one sample.
+        adapted: the adaptation whose weights are inserted.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    settings: dict[str, Any]
+    input_shape: list[int]
+    adapted: str
+
+    def build(self) -> Backbone:
+        """The backbone, without the weights that it has on disk."""
+        config = BackboneConfig(**self.settings)
+        backbone = build_backbone(config, tuple(self.input_shape), config.seed or 0)
+        if self.adapted != "none":
+            adapt(backbone, self.adapted)
+        return backbone
+
+
+class KeptBackbone(BaseModel):
+    """What a model's description says of its backbone.
+
+    Attributes:
+        architecture: name for people; of a network of a user's own, all that is known of it.
+        fingerprint: of the whole.
+        parts: what it is built from: one; two branches; or none, for a network that a user gives.
+        normalize_branches: as for :class:`.Branches`.
+        weights: ``"file"`` beside the description, or ``"installed"``: they come with the package
+            that builds it, or there are none.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    architecture: str
+    fingerprint: str
+    parts: list[Part]
+    normalize_branches: bool = False
+    weights: Literal["file", "installed"]
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> KeptBackbone:
+        """The description of ``backbone``."""
+        network = backbone.network
+        branches = [network.pretrained, network.adapted] if isinstance(network, Branches) else []
+        origins = [getattr(part, "origin", None) for part in branches or [backbone]]
+        parts = [_part(origin) for origin in origins if origin is not None]
+        whole = len(parts) == len(origins)
+        kept = cls(
+            architecture=backbone.architecture,
+            fingerprint=fingerprint(backbone),
+            parts=parts if whole else [],
+            normalize_branches=isinstance(network, Branches) and network.normalize,
+            weights="file",
+        )
+        return kept.model_copy(update={"weights": "installed"}) if kept._is_installed() else kept
+
+    def _is_installed(self) -> bool:
+        """Whether building it gives its weights, whatever the seed."""
+        if len(self.parts) != 1 or self.parts[0].settings["name"].startswith("timm/"):
+            return False
+        config = self.parts[0].settings
+        other = self.parts[0].model_copy(
+            update={"settings": {**config, "seed": (config["seed"] or 0) + 1}}
+        )
+        return fingerprint(other.build()) == self.fingerprint
+
+    def save(self, backbone: Backbone, folder: Path) -> None:
+        """Write the weights of ``backbone`` into ``folder``, if they are to lie there."""
+        if self.weights == "file":
+            save_weights(backbone, folder / WEIGHTS_FILE)
+
+    def load(self, folder: Path, given: Backbone | None = None) -> Backbone:
+        """The backbone, in evaluation mode.
+
+        Args:
+            folder: of the model.
+            given: the user's own network, whose weights are replaced by those of the folder.
+
+        Raises:
+            DataError: weights are absent or do not fit, or a package of them is not installed.
+            FingerprintError: the backbone is not what it was.
+        """
+        backbone = self._built(folder) if given is None else given
+        if self.weights == "file":
+            _load(backbone, folder / WEIGHTS_FILE)
+        if fingerprint(backbone) != self.fingerprint:
+            raise FingerprintError(
+                f"{folder}: {backbone.describe()} is not the backbone {self.architecture} of this "
+                "model: another version of its package, or other settings"
+            )
+        return backbone.eval()
+
+    def _built(self, folder: Path) -> Backbone:
+        if not self.parts:
+            raise DataError(
+                f"{folder}: its backbone {self.architecture} was a network of its owner's; give it "
+                "as load_model(PATH, backbone=...)"
+            )
+        built = [part.build() for part in self.parts]
+        if len(built) == 1:
+            return built[0]
+        pretrained, adapted = built
+        return two_branches(pretrained, adapted, adapted.feature_dim, self.normalize_branches)
+
+
+def _part(origin: Origin) -> Part:
+    settings = {**origin.settings, "checkpoint": None, "adapted": "none"}
+    if origin.settings["checkpoint"] is not None or settings["name"].startswith("timm/"):
+        settings["pretrained"] = False  # its weights lie in the file
+    adapted = origin.adapted if origin.adapted != "finetune" else "none"
+    return Part(settings=settings, input_shape=list(origin.input_shape), adapted=adapted)
+
+
+def _load(backbone: Backbone, path: Path) -> None:
+    try:
+        backbone.load_state_dict(safetensors.torch.load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path} cannot be read as weights of {backbone.describe()}: {error}"
+        ) from error

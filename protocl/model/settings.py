@@ -1,0 +1,56 @@
+"""Settings of heads as JSON, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protocl.heads.bayesian import priors
+
+_DTYPE = "torch.dtype"
+_TENSOR = "torch.Tensor"
+_PRIOR = "protocl.Prior"
+
+
+def plain(name: str, value: Any) -> Any:
+    """A setting as JSON has it.
+
+    Raises:
+        ValueError: it is neither a number, a text, a truth value, a list, a dtype, a
+            tensor nor a prior.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.dtype):
+        return {_DTYPE: str(value).removeprefix("torch.")}
+    if isinstance(value, Tensor):
+        return {_TENSOR: value.tolist(), _DTYPE: str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, priors.Prior) and hasattr(priors, type(value).__name__):
+        fields = {key: plain(key, each) for key, each in vars(value).items()}
+        return {_PRIOR: type(value).__name__, **fields}
+    if isinstance(value, list | tuple):
+        return [plain(name, item) for item in value]
+    raise ValueError(
+        f"{name}={value!r} cannot be written to a model: expected a number, a text, a list of "
+        "them, a dtype, a tensor or one of our priors"
+    )
+
+
+def restored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that :func:`plain` gave."""
+    return {name: _restored(value) for name, value in settings.items()}
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_restored(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if _PRIOR in value:
+        fields = {name: _restored(each) for name, each in value.items() if name != _PRIOR}
+        return getattr(priors, value[_PRIOR])(**fields)
+    dtype = getattr(torch, value[_DTYPE])
+    return torch.tensor(value[_TENSOR], dtype=dtype) if _TENSOR in value else dtype

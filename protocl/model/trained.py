@@ -1,0 +1,51 @@
+"""A classifier by parameters that a method trained: it answers, and learns nothing more."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from protocl.model.answers import Answer
+from protocl.model.encoder import Encoder
+from protocl.model.labels import Labels
+
+
+class TrainedClassifier:
+    """Classify images, or feature vectors, by an :class:`.Answer`.
+
+    What its method remembers is no sum over samples, so it can neither be taught nor forget.
+
+    Args:
+        answer: scores of features, one column a class.
+        labels: ``(C,)`` names of its columns.
+        encoder: makes features of samples.
+
+    Attributes:
+        classes_: ``(C,)`` labels, sorted.
+        labels: the same in the order of the answer's columns.
+    """
+
+    def __init__(self, answer: Answer, labels: Labels, encoder: Encoder) -> None:
+        order = np.argsort(labels, kind="stable")
+        self.answer = answer.cpu().eval()
+        self.encoder_ = encoder
+        self.classes_ = labels[order]
+        self.labels = labels
+        self._order = order
+
+    @torch.no_grad()
+    def scores(self, X: Any) -> NDArray[np.float64]:
+        """Scores ``(N, C)`` of samples, columns as ``classes_``."""
+        return self._scores(X)[:, self._order]
+
+    def predict(self, X: Any) -> Labels:
+        """Labels ``(N,)`` of samples; of equal scores that of the class that came first."""
+        return cast(Labels, self.labels[self._scores(X).argmax(1)])
+
+    @torch.no_grad()
+    def _scores(self, X: Any) -> NDArray[np.float64]:
+        found = self.answer(self.encoder_(X)).double().numpy()
+        return cast(NDArray[np.float64], found)

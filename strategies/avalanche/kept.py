@@ -1,0 +1,26 @@
+"""Avalanche's own classifiers in the form that a model on disk keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from protocl.model.answers import LinearAnswer
+from protocl.strategies.training.answers import PrototypeAnswer
+
+
+def nearest_means(classifier: Any) -> PrototypeAnswer:
+    """Of an ``NCMClassifier``."""
+    means = classifier.class_means
+    answer = PrototypeAnswer("distance", unit_length=classifier.normalize)
+    return answer.hold(classes=torch.arange(len(means)), prototypes=means)
+
+
+def streaming_lda(strategy: Any) -> LinearAnswer:
+    """Of a ``StreamingLDA``: the weights that its ``predict`` computes for each batch anew."""
+    means = strategy.muK
+    strategy.predict(means[:1])  # brings its inverse up to date
+    weight = means @ strategy.Lambda.T
+    bias = -0.5 * (means * weight).sum(1)
+    return LinearAnswer().hold(classes=torch.arange(len(means)), weight=weight, bias=bias)
