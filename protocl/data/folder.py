@@ -123,6 +123,21 @@ def _images(folder: Path, skipped: list[Path]) -> list[Path]:
     return images
 
 
+def images_in(folder: Path) -> list[Path]:
+    """All images in a folder and below it, sorted; what else lies there is passed over."""
+    return _images(folder, [])
+
+
+def classes_in(folder: Path) -> dict[str, list[Path]]:
+    """The images of each class of a folder that has one subfolder a class.
+
+    Raises:
+        DataError: there is no subfolder, or one without images.
+    """
+    found = _find(folder)
+    return dict(zip(found.classes, found.files, strict=True))
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not _left_behind(name))

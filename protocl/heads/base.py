@@ -56,6 +56,7 @@ class Head(Settings, FollowsDevice):
         self._revision: str | None = None
         self._feature_dim = 0
         self._calibration: tuple[str, Calibration] | None = None
+        self._calibrated_by_statistics: str | None = None
 
     # -- for users --------------------------------------------------------------------------
 
@@ -197,7 +198,9 @@ class Head(Settings, FollowsDevice):
         """
         self.fit(memory)
         assert self._revision is not None  # fit has set it
-        self._calibration = self._revision, calibration_of(self, memory, table)
+        if table is not None or self._calibrated_by_statistics != self._revision:
+            self._calibration = self._revision, calibration_of(self, memory, table)
+            self._calibrated_by_statistics = self._revision if table is None else None
         return self
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,27 @@ def atomic_write(target: str | os.PathLike[str], content: bytes | str) -> None:
         temporary.write_bytes(data)
 
 
+@contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its place when the block ends well.
+
+    ``target`` is absent, or an empty folder. It is whole or as it was at any moment.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PARTIAL)
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        for file in temporary.iterdir():
+            _flush(file)
+        temporary.replace(target)
+        _flush(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def discard_partial(target: str | os.PathLike[str]) -> None:
     """Remove what killed processes left of ``target``: a file, or a folder with all below it.
 
@@ -56,11 +78,14 @@ def discard_partial(target: str | os.PathLike[str]) -> None:
     """
     target = Path(target)
     if target.is_dir():
-        partial = target.rglob(f".*{_PARTIAL}")
+        left = target.rglob(f".*{_PARTIAL}")
     else:
-        partial = target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}")
-    for file in list(partial):
-        file.unlink()
+        left = target.parent.glob(f".{glob.escape(target.name)}.*{_PARTIAL}")
+    for path in list(left):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from protocl.errors import DataError
 from protocl.heads.base import Head
 from protocl.heads.bayesian.head import BayesianPrototypes
 from protocl.memory import PrototypeMemory
-from protocl.model.encoder import Encoder, on_host
+from protocl.model.encoder import Encoder, is_pictures, on_host
+from protocl.model.guesses import Guesses, ranked
 from protocl.model.head_parameters import HeadParameters, built
 from protocl.model.labels import Labels, ids_beside, kind_of, like
 from protocl.registry import HEADS
@@ -214,16 +215,16 @@ class PrototypeClassifier(ClassifierMixin, HeadParameters, BaseEstimator):
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, X: Any) -> Scores:
-        """Calibrated probabilities ``(N, C)``, columns as ``classes_``, rows that sum to one."""
-        features = self._features(X)
-        head = self.head_.calibrate(self.memory_)
-        return cast(Scores, head.predict_proba(features).numpy()[:, self._columns()])
+        """Calibrated probabilities ``(N, C)``, columns as ``classes_``, rows that sum to one.
+
+        Raises:
+            ValueError: the memory keeps too little for it.
+        """
+        return self._chances(self._features(X))
 
     def scores(self, X: Any) -> Scores:
         """What the head gives each class, ``(N, C)``, columns as ``classes_``."""
-        features = self._features(X)
-        logits = self.head_.fit(self.memory_)(features).double().numpy()
-        return cast(Scores, logits[:, self._columns()])
+        return self._scores(self._features(X))
 
     def unknown(self, X: Any) -> Scores:
         """Probability ``(N,)`` that a sample belongs to a class never learned.
@@ -231,14 +232,52 @@ class PrototypeClassifier(ClassifierMixin, HeadParameters, BaseEstimator):
         One more class, of which only the scatter and spread of the others is known, competes with
         them (:meth:`.BayesianPrototypes.unknown_probability`), whatever the head, on features
         under the head's map.
+
+        Raises:
+            ValueError: the memory keeps too little for it.
         """
-        features = self._features(X)
+        return self._strangeness(self._features(X))
+
+    def guesses(self, X: Any, top: int = 5) -> list[Guesses]:
+        """The best classes of each sample, how sure each is, and how unknown the sample.
+
+        Args:
+            X: samples.
+            top: classes of each.
+        """
+        features, sure = self._features(X), self.says_how_sure
+        return ranked(
+            self.classes_,
+            self._scores(features),
+            self._chances(features) if sure else None,
+            self._strangeness(features) if sure and len(self.classes_) > 1 else None,
+            top,
+        )
+
+    @property
+    def says_how_sure(self) -> bool:
+        """Whether the memory keeps enough for probabilities."""
+        return self.memory_.provides("shared") and self.memory_.total > len(self.memory_)
+
+    def _scores(self, features: Tensor) -> Scores:
+        logits = self.head_.fit(self.memory_)(features).double().numpy()
+        return cast(Scores, logits[:, self._columns()])
+
+    def _chances(self, features: Tensor) -> Scores:
+        if not self.says_how_sure:
+            raise ValueError(
+                "no class has two samples, or no second moments are kept, so that nothing tells "
+                "how classes scatter: learn more samples, with a memory of level shared or full"
+            )
+        chances = self.head_.calibrate(self.memory_).predict_proba(features).numpy()
+        return cast(Scores, chances[:, self._columns()])
+
+    def _strangeness(self, features: Tensor) -> Scores:
         known = self.memory_.at_level("shared")
-        mapped = known.feature_map(features)
         rival = BayesianPrototypes(covariance="full", dtype=torch.float64)
         plain = PrototypeMemory(known.width, "shared", exact=known.exact, step=known.step)
         rival.fit(PrototypeMemory.from_parts(plain, known.parts()))
-        return cast(Scores, rival.unknown_probability(mapped).numpy())
+        return cast(Scores, rival.unknown_probability(known.feature_map(features)).numpy())
 
     def _columns(self) -> NDArray[np.intp]:
         """The column of the head's logits that belongs to each of ``classes_``."""
@@ -292,9 +331,15 @@ class PrototypeClassifier(ClassifierMixin, HeadParameters, BaseEstimator):
     def _encoded(self, X: Any) -> Any:
         """Features of images; what is given where there is no backbone."""
         if self.backbone is None:
+            if is_pictures(X):
+                raise ValueError(
+                    "this classifier takes features, not pictures: make it with backbone=..., or "
+                    "give it an array (N, D)"
+                )
             return on_host(X)
         if not hasattr(self, "encoder_"):
-            self.encoder_ = Encoder.of(self.backbone, X)
+            # One at a time: in batches the last bits of features depend on their number.
+            self.encoder_ = Encoder.of(self.backbone, X, batch_size=1 if self.exact else None)
         return self.encoder_(X).numpy()
 
     def _checked(self, X: Any, y: ArrayLike, *, reset: bool) -> tuple[NDArray[Any], Labels]:

@@ -52,27 +52,34 @@ class Encoder:
         self.batch_size = batch_size
 
     @classmethod
-    def of(cls, backbone: str | BackboneConfig | Backbone, samples: Any) -> Encoder:
+    def of(
+        cls,
+        backbone: str | BackboneConfig | Backbone,
+        samples: Any,
+        *,
+        batch_size: int | None = None,
+    ) -> Encoder:
         """The encoder that a name, a configuration or a module means.
 
         Args:
             backbone: as users give it.
-            samples: the first ones, whose shape a backbone without weights is built for.
+            samples: the first ones, for whose shape a backbone is built that does not resize them.
+            batch_size: as for the class.
 
         Raises:
             ConfigError, DataError: as :func:`protocl.backbones.build_backbone`.
             TypeError: the backbone is none of these.
         """
         if isinstance(backbone, Backbone):
-            return cls(backbone)
+            return cls(backbone, batch_size=batch_size)
         config = BackboneConfig(name=backbone) if isinstance(backbone, str) else backbone
         if not isinstance(config, BackboneConfig):
             raise TypeError(
                 f"backbone={backbone!r}: expected a name (protocl list backbones), a "
                 "BackboneConfig, or a protocl.backbones.Backbone around your network"
             )
-        first = _first_shape(samples)
-        return cls(build_backbone(config, first, config.seed or 0))
+        made = _built(config, samples)
+        return cls(made, batch_size=batch_size)
 
     def __call__(self, samples: Any) -> Tensor:
         """Features ``(N, D)`` float32, on the CPU.
@@ -137,11 +144,12 @@ def is_pictures(samples: Any) -> bool:
     """Whether samples are files or PIL pictures rather than numbers."""
     if isinstance(samples, str | Path):
         return True
-    if isinstance(samples, np.ndarray) and samples.dtype.kind in "UO":
-        return True
-    if isinstance(samples, list | tuple) and samples:
-        return isinstance(samples[0], str | Path) or hasattr(samples[0], "convert")
-    return False
+    several = isinstance(samples, list | tuple) or (
+        isinstance(samples, np.ndarray) and samples.ndim == 1
+    )
+    if not several or not len(samples):
+        return False
+    return isinstance(samples[0], str | Path) or hasattr(samples[0], "convert")
 
 
 def as_batch(samples: Any) -> Tensor:
@@ -173,6 +181,17 @@ def on_host(values: Any) -> Any:
         return values
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _built(config: BackboneConfig, samples: Any) -> Backbone:
+    """The backbone for samples, the same whatever the sizes of pictures that it resizes."""
+    shape = _first_shape(samples)
+    size = config.image_size
+    if size is None:
+        size = build_backbone(config, shape, config.seed or 0).image_size
+    if size is not None and len(shape) == 3:
+        shape = (shape[0], size, size)
+    return build_backbone(config, shape, config.seed or 0)
 
 
 def _first_shape(samples: Any) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from protocl import __version__
 from protocl.backbones import Backbone
 from protocl.errors import DataError
-from protocl.io.atomic import atomic_write
+from protocl.io.atomic import atomic_folder
 from protocl.memory import PrototypeMemory
 from protocl.memory import file as memory_file
 from protocl.model.answers import Answer
@@ -90,33 +90,39 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: fitted.
-        path: the folder; made if absent. A model that is there is replaced.
+        path: the folder; made if absent. Of a model of the same kind that is there, what it knows
+            is replaced.
 
     Raises:
         ValueError: the classifier knows nothing, or has parts that a folder cannot name.
         DataError: the folder holds something else.
     """
     folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or _is_strange(folder)):
-        raise DataError(f"{folder} holds something else than a model; choose another folder")
     description = describe(model)
-    encoder: Encoder | None = getattr(model, "encoder_", None)
-    if encoder is not None and description.backbone is not None:
-        description.backbone.save(encoder.backbone, folder)
-    if isinstance(model, TrainedClassifier):
-        _save_answer(model, folder)
-    else:
-        save_memory(model, folder)
-    content = description.model_dump(mode="json")
-    content["checksum"] = _checksum(content)
-    atomic_write(folder / DESCRIPTION, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    if (folder / DESCRIPTION).exists() and read_description(folder) == description:
+        _write_state(model, folder)
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            f"{folder} holds something else, or a model of another head or backbone; choose "
+            "another folder, or remove it"
+        )
+    with atomic_folder(folder) as temporary:
+        encoder: Encoder | None = getattr(model, "encoder_", None)
+        if encoder is not None and description.backbone is not None:
+            description.backbone.save(encoder.backbone, temporary)
+        _write_state(model, temporary)
+        content = description.model_dump(mode="json")
+        content["checksum"] = _checksum(content)
+        text = json.dumps(content, indent=1, allow_nan=False)
+        (temporary / DESCRIPTION).write_text(f"{text}\n", encoding="utf-8")
 
 
 def load_model(path: str | os.PathLike[str], *, backbone: Backbone | None = None) -> Model:
     """Read a model: a :class:`protocl.PrototypeClassifier`, or one that learns no more.
 
     Args:
-        path: the folder.
+        path: the folder, or that of the run that left it.
         backbone: the network, where the model was made with one of its owner's.
 
     Returns:
@@ -127,7 +133,7 @@ def load_model(path: str | os.PathLike[str], *, backbone: Backbone | None = None
         DataError: the folder is no model, damaged, or needs a package that is not installed.
         FingerprintError: the backbone is not what it was.
     """
-    folder = Path(path)
+    folder = model_folder(path)
     found = read_description(folder)
     encoder = None
     if found.backbone is not None:
@@ -142,10 +148,18 @@ def load_model(path: str | os.PathLike[str], *, backbone: Backbone | None = None
     return _load_memory(folder, found.head, encoder)
 
 
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of a model, given it or the run that left it."""
+    inside = Path(path) / "model"
+    return inside if (inside / DESCRIPTION).is_file() else Path(path)
+
+
 def describe(model: Model) -> Description:
     """What ``model.json`` says of a classifier."""
     encoder: Encoder | None = getattr(model, "encoder_", None)
     head = answer = None
+    if isinstance(model, PrototypeClassifier) and not hasattr(model, "memory_"):
+        raise ValueError("the classifier has not learned yet: call fit or partial_fit first")
     if isinstance(model, TrainedClassifier):
         answer = _named(ANSWERS, model.answer, model.answer.arguments)
     else:
@@ -188,10 +202,11 @@ def read_description(folder: Path) -> Description:
         raise DataError(f"{file} is damaged: {error}") from error
 
 
-def save_memory(model: PrototypeClassifier, folder: Path) -> None:
-    """Replace what the model in ``folder`` knows, whole or not at all."""
-    if not hasattr(model, "memory_"):
-        raise ValueError("the classifier has not learned yet: call fit or partial_fit first")
+def _write_state(model: Model, folder: Path) -> None:
+    if isinstance(model, TrainedClassifier):
+        labels = {_LABELS: json.dumps(model.labels.tolist())}
+        memory_file.write(folder / ANSWER, labels, model.answer.state_dict(), kind=FORMAT)
+        return
     description = memory_file.description_of(model.memory_)
     labels = {_LABELS: json.dumps(model.classes_[np.argsort(model.ids_)].tolist())}
     memory_file.write(folder / MEMORY, description | labels, memory_file.arrays_of(model.memory_))
@@ -225,12 +240,6 @@ def _load_memory(folder: Path, head: Named, encoder: Encoder | None) -> Prototyp
     ).hold(memory, labels, encoder)
 
 
-def _save_answer(model: TrainedClassifier, folder: Path) -> None:
-    tensors = model.answer.state_dict()
-    labels = {_LABELS: json.dumps(model.labels.tolist())}
-    memory_file.write(folder / ANSWER, labels, tensors, kind=FORMAT)
-
-
 def _load_answer(folder: Path, answer: Named, encoder: Encoder) -> TrainedClassifier:
     header, tensors = memory_file.read(folder / ANSWER, kind=FORMAT)
     made: Answer = ANSWERS.get(answer.name)(**answer.settings)
@@ -256,7 +265,3 @@ def _named(registry: Registry, part: Any, settings: dict[str, Any]) -> Named:
 
 def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _is_strange(folder: Path) -> bool:
-    return any(folder.iterdir()) and not (folder / DESCRIPTION).exists()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from protocl.model.answers import Answer
 from protocl.model.encoder import Encoder
+from protocl.model.guesses import Guesses, ranked
 from protocl.model.labels import Labels
 
 
@@ -44,6 +45,10 @@ class TrainedClassifier:
     def predict(self, X: Any) -> Labels:
         """Labels ``(N,)`` of samples; of equal scores that of the class that came first."""
         return cast(Labels, self.labels[self._scores(X).argmax(1)])
+
+    def guesses(self, X: Any, top: int = 5) -> list[Guesses]:
+        """The best classes of each sample; nothing tells how sure they are."""
+        return ranked(self.classes_, self.scores(X), None, None, top)
 
     @torch.no_grad()
     def _scores(self, X: Any) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def write_model(
     if answer is None:
         logger.warning("%s: its method keeps nothing that a model can hold; no %s/", run, MODEL)
         return
+    shutil.rmtree(run / MODEL, ignore_errors=True)  # of a run that was killed after it
     encoder = Encoder(backbone.cpu(), shape, batch_size=batch_size)
     save_model(model_of(answer, encoder, class_names), run / MODEL)
 

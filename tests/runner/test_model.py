@@ -60,9 +60,7 @@ def test_it_answers_as_the_run_did(name: str, tmp_path: Path):
         assert not (folder / "model").exists()
         return
     model = load_model(folder / "model")
-    np.testing.assert_array_equal(
-        confusion(folder, model, result), result["confusion"]["counts"]
-    )
+    np.testing.assert_array_equal(confusion(folder, model, result), result["confusion"]["counts"])
     assert not list(folder.rglob("*.ckpt"))
     learns = isinstance(model, PrototypeClassifier)
     assert learns or isinstance(model, TrainedClassifier)

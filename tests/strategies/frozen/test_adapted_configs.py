@@ -215,7 +215,9 @@ def test_one_adaptation_serves_all_heads(
     frozen, other = run(tmp_path, *again, "strategy=slda", "name=frozen")
     assert frozen["backbone"] == first["backbone"]
     assert "features" in {phase["phase"] for phase in frozen["phases"]}
-    one, two = (PrototypeMemory.load(path / "model" / "memory.safetensors") for path in (folder, other))
+    one, two = (
+        PrototypeMemory.load(path / "model" / "memory.safetensors") for path in (folder, other)
+    )
     torch.testing.assert_close(two.means, one.means, rtol=1e-4, atol=1e-5)
     assert (one + two).total == 2 * one.total  # of one backbone, so that they merge
 

@@ -1,0 +1,1 @@
+"""Commands for a model in use: predict, teach, forget, merge, export, info."""

@@ -1,0 +1,171 @@
+"""What the commands for models do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from protocl.cli.model.samples import batches
+from protocl.cli.model.show import describe, writer
+from protocl.data.folder import classes_in
+from protocl.errors import ConfigError, DataError, ProtoclError
+from protocl.io.atomic import locked
+from protocl.model.classifier import PrototypeClassifier
+from protocl.model.folder import DESCRIPTION, Model, load_model, model_folder, save_model
+
+_WAYS: dict[str | None, Any] = {None: "auto", "auto": "auto", "yes": True, "no": False}
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Print what the files show; 3 if some could not be read."""
+    model = load_model(args.model)
+    unread: list[DataError] = []
+    write = writer(args, model)
+    for names, samples in batches(args.files, unread.append):
+        with _as_our_errors():
+            write(names, model.guesses(samples, args.top))
+    write.finish()
+    _complain(unread)
+    return 3 if unread else 0
+
+
+def teach(args: argparse.Namespace) -> int:
+    """Let a model learn from the files, all of them or none."""
+    folder = args.model if args.new else model_folder(args.model)
+    with locked(folder.parent / f".{folder.name}"):
+        model = _new(args, folder) if args.new else _learning(folder)
+        before = 0 if args.new else model.memory_.total
+        with _as_our_errors():
+            for name, files in _lessons(args):
+                label = _label(model, name)
+                for _, samples in batches(files, _refuse):
+                    model.partial_fit(samples, [label] * len(samples))
+        save_model(model, folder)
+    _print(f"{folder}: {model.memory_.total - before} samples more; {describe(model)}")
+    return 0
+
+
+def forget(args: argparse.Namespace) -> int:
+    """Take a class, or samples of it, out of a model."""
+    folder = model_folder(args.model)
+    with locked(folder.parent / f".{folder.name}"):
+        model = _learning(folder)
+        before, label = model.memory_.total, _label(model, args.label)
+        with _as_our_errors():
+            if args.samples:
+                for _, samples in batches(args.samples, _refuse):
+                    model.forget(samples, [label] * len(samples))
+            else:
+                model.forget(classes=[label])
+        save_model(model, folder)
+    _print(f"{folder}: {before - model.memory_.total} samples less; {describe(model)}")
+    return 0
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Write a model that knows what all of ``args.models`` know."""
+    first, *others = [_learning(model_folder(path)) for path in args.models]
+    with _as_our_errors():
+        for other in others:
+            first.merge(other)
+        save_model(first, args.output)
+    _print(f"{args.output}: {describe(first)}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a model as an ONNX graph."""
+    from protocl.model.export import export_model
+
+    export_model(load_model(args.model), args.onnx)
+    _print(f"wrote {args.onnx}")
+    return 0
+
+
+def info(args: argparse.Namespace) -> int:
+    """Say what a model is."""
+    from protocl.cli.model.show import show_info
+
+    folder = model_folder(args.model)
+    show_info(load_model(folder), folder)
+    return 0
+
+
+def _new(args: argparse.Namespace, folder: Path) -> PrototypeClassifier:
+    from protocl.backbones import BackboneConfig
+
+    if (folder / DESCRIPTION).exists():
+        raise ConfigError(f"--new: {folder} is a model already; teach it without --new")
+    config = BackboneConfig(name=args.backbone or "efficientnet_lite0", image_size=args.image_size)
+    return PrototypeClassifier(
+        args.head or "nearest_mean", backbone=config, forgettable=_WAYS[args.forgettable],
+        exact=True,
+    )  # fmt: skip
+
+
+def _learning(folder: Path) -> PrototypeClassifier:
+    model: Model = load_model(folder)
+    if not isinstance(model, PrototypeClassifier):
+        raise ConfigError(
+            f"{folder} was trained and keeps no statistics, so that it can neither be taught nor "
+            "forget, nor be merged; a model of nearest_mean, slda, ridge and others can"
+        )
+    return model
+
+
+def _label(model: PrototypeClassifier, name: str) -> Any:
+    """A name on the command line as the model's labels are."""
+    known = getattr(model, "classes_", None)
+    if known is None or not len(known) or known.dtype.kind == "U":
+        return name
+    words = {str(label): label for label in known.tolist()}
+    try:
+        return words[name] if name in words else int(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"--class {name}: the classes of this model are numbers, such as {known[0]}"
+        ) from error
+
+
+def _lessons(args: argparse.Namespace) -> Iterator[tuple[str, list[Path]]]:
+    """Classes and the files that show them."""
+    if args.label is not None:
+        yield args.label, args.files
+        return
+    for folder in args.files:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{folder} is no folder: without --class NAME give a folder that has one subfolder "
+                "of pictures a class"
+            )
+        yield from classes_in(folder).items()
+
+
+def _refuse(error: DataError) -> None:
+    raise error
+
+
+@contextlib.contextmanager
+def _as_our_errors() -> Iterator[None]:
+    """Complaints of the classifier as those of the command."""
+    try:
+        yield
+    except ProtoclError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise DataError(str(error)) from error
+    except KeyError as error:
+        raise DataError(str(error.args[0])) from error
+
+
+def _complain(errors: list[DataError]) -> None:
+    for error in errors:
+        print(f"protocl: {error}", file=sys.stderr)  # noqa: T201
+
+
+def _print(line: str) -> None:
+    print(line)  # noqa: T201
