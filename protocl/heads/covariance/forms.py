@@ -24,11 +24,15 @@ from protocl.heads.covariance.directions import warn_of_lost_scatter, whitened_e
 from protocl.heads.covariance.shrinkage import whitening
 from protocl.heads.distances import write_negative_distances
 from protocl.memory.batch import Level
+from protocl.tracing import exporting
 
 Parts = Mapping[str, Tensor]
 
 _PIECE = 1 << 20
 """Elements of the differences ``(G, N, W)`` that are held at once."""
+
+_TRACED_ROWS = 32
+"""Queries that a graph is laid out for, whose number is not known when it is exported."""
 
 _BLOCKS = 4
 """Blocks of rows in which a triangular factor is multiplied, without most of its zeros."""
@@ -116,22 +120,20 @@ class ClassFactors(CovarianceForm):
 
     def write(self, parts: Parts, queries: Tensor, chosen: slice, out: Tensor) -> None:
         means, factors = parts["means"][chosen], parts["factors"][chosen]
-        rows = max(1, _PIECE // queries.shape[1])
-        for start in range(0, len(queries), rows):
-            part = queries[start : start + rows]
-            group = max(1, _PIECE // part.numel())
-            for first in range(0, len(means), group):
-                some = slice(first, first + group)
+        for rows in _bands(queries):
+            part = queries[rows]
+            for some in _groups(len(means), part):
                 lengths = self._squared_lengths(part - means[some, None], factors[some])
-                out[start : start + rows, some] = lengths.T.neg()
+                out[rows, some] = lengths.T.neg()
 
     def _squared_lengths(self, differences: Tensor, factors: Tensor) -> Tensor:
         """``|A_c d|^2`` ``(G, N)`` of differences ``(G, N, W)`` under factors ``(G, W, W)``."""
         width = factors.shape[1]
-        block = -(-width // _BLOCKS) if self._triangular else width
+        in_blocks = self._triangular and not exporting()  # a graph would hold each block as well
+        block = -(-width // _BLOCKS) if in_blocks else width
         total = differences.new_zeros(differences.shape[:2])
         for start in range(0, width, block):
-            stop = min(start + block, width) if self._triangular else width
+            stop = min(start + block, width)
             whitened = differences[..., :stop] @ factors[:, start : start + block, :stop].mT
             total += whitened.square_().sum(-1)
         return total
@@ -240,9 +242,25 @@ class LowRank(CovarianceForm):
         directions, places = parts["directions"][chosen], parts["places"][chosen]
         classes, rank, width = directions.shape
         # The components of a group of classes take the room of one block of logits.
-        group = max(1, classes // max(rank, 1))
-        for first in range(0, classes if rank else 0, group):
-            some = slice(first, first + group)
+        group = classes if exporting() else max(1, classes // max(rank, 1))
+        for some in _slices(classes if rank else 0, group):
             flat = directions[some].reshape(-1, width)
             components = torch.addmm(places[some].reshape(-1), queries[:, width:], flat.T, beta=-1)
             out[:, some] += components.square_().unflatten(1, (-1, rank)).sum(2)
+
+
+def _bands(queries: Tensor) -> Iterable[slice]:
+    """Rows of queries ``(N, W)`` whose differences to one class fit :data:`_PIECE`."""
+    if exporting():
+        return (slice(None),)
+    return _slices(len(queries), max(1, _PIECE // queries.shape[1]))
+
+
+def _groups(classes: int, part: Tensor) -> Iterable[slice]:
+    """Classes whose differences to the queries ``part`` fit :data:`_PIECE`."""
+    elements = _TRACED_ROWS * part.shape[1] if exporting() else part.numel()
+    return _slices(classes, max(1, _PIECE // elements))
+
+
+def _slices(length: int, step: int) -> Iterable[slice]:
+    return (slice(start, start + step) for start in range(0, length, step))
