@@ -8,7 +8,16 @@ from protocl.lazy import importer
 
 if TYPE_CHECKING:
     from protocl.model.classifier import PrototypeClassifier
+    from protocl.model.export import export_onnx, export_program
+    from protocl.model.network import Network
 
-__all__ = ["PrototypeClassifier"]
+__all__ = ["Network", "PrototypeClassifier", "export_onnx", "export_program"]
 
-__getattr__ = importer(__name__, dict.fromkeys(__all__, "classifier"))
+_HOMES = {
+    "Network": "network",
+    "PrototypeClassifier": "classifier",
+    "export_onnx": "export",
+    "export_program": "export",
+}
+
+__getattr__ = importer(__name__, _HOMES)
