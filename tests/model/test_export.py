@@ -21,6 +21,7 @@ from protocl.heads import (
     NearestMean,
     Ridge,
 )
+from protocl.heads.covariance import forms
 from protocl.model import Network, export, export_onnx, export_program
 from protocl.model.export import largest_difference
 from protocl.registry import HEADS
@@ -288,6 +289,16 @@ def test_a_trained_layer_in_the_place_of_a_head():
     program = export_program(network, features).module()
     torch.testing.assert_close(program(features), network(features).detach())
     assert program(torch.full((1, WIDTH), torch.inf)).isnan().all()
+
+
+def test_many_classes_with_a_covariance_each_are_taken_in_groups(monkeypatch, tmp_path):
+    monkeypatch.setattr(forms, "_PIECE", 32 * WIDTH * 7)
+    network = Network(None, fitted(Mahalanobis(), 20))
+    features = samples(20, 40)[0]
+    path = export_onnx(network, features[:1], tmp_path / "groups.onnx")
+    assert largest_difference(network, features, path) <= CLOSE
+    subtractions = [node for node in onnx.load(path).graph.node if node.op_type == "Sub"]
+    assert len(subtractions) == 1 + 3  # the centre, and the means of 7, 7 and 6 classes
 
 
 def test_one_class_and_a_memory_in_fixed_point():

@@ -178,7 +178,8 @@ class LowRank(CovarianceForm):
     ``L L^T = I + V^T D^-1 V``, so that a distance is one product with ``[x^2, x]`` and ``r`` more.
 
     Args:
-        rank: ``r``, directions of each class, 0 to ``W``; with 0 a diagonal remains.
+        rank: ``r``, directions of each class, 0 to ``W``; with 0 a diagonal remains. ``W - 1`` and
+            the diagonal are the whole covariance, so that no more are kept.
     """
 
     def __init__(self, rank: int) -> None:
@@ -187,7 +188,11 @@ class LowRank(CovarianceForm):
         self.rank = rank
 
     def numbers(self, classes: int, width: int) -> int:
-        return classes * width * (min(self.rank, width) + 2)
+        return classes * width * (self._kept(width) + 2)
+
+    def _kept(self, width: int) -> int:
+        # The last direction would leave no diagonal to divide by.
+        return min(self.rank, max(width - 1, 0))
 
     def derive(
         self,
@@ -214,10 +219,10 @@ class LowRank(CovarianceForm):
 
     def _of(self, matrices: Tensor, means: Tensor) -> tuple[Tensor, ...]:
         """Weights ``(G, 2 W)``, constants ``(G,)``, directions ``(G, r, W)``, places ``(G, r)``."""
-        rank = min(self.rank, matrices.shape[1])
+        rank = self._kept(matrices.shape[1])
         values, vectors = torch.linalg.eigh(matrices)
         rest = values[:, : matrices.shape[1] - rank]
-        floor = rest.sum(1) / max(rest.shape[1], 1)
+        floor = rest.sum(1) / rest.shape[1]
         kept = (values[:, None, matrices.shape[1] - rank :] - floor[:, None, None]).clamp(min=0)
         loaded = vectors[:, :, matrices.shape[1] - rank :] * kept.sqrt()
         diagonals = matrices.diagonal(dim1=1, dim2=2)
