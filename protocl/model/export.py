@@ -18,6 +18,8 @@ from protocl.backbones.base import Backbone
 from protocl.backbones.features import frozen
 from protocl.errors import CapacityError, ConfigError, DataError, ExportError
 from protocl.io.atomic import atomic_path
+from protocl.memory.batch import require_tensor
+from protocl.memory.precision import without_autocast
 from protocl.model.network import Network
 
 _LARGEST = 2**31 - 2**20
@@ -58,7 +60,10 @@ def export_program(
         NotFittedError: probabilities are asked for, and the head is not calibrated.
         TypeError, ValueError: the network refuses the example.
     """
-    return _program(deepcopy(network), example, probabilities)
+    program = _program(deepcopy(network), example, probabilities)
+    # Heads write products to given tensors, which gradients of a backbone's weights do not pass.
+    with without_autocast(example.device.type):
+        return program.run_decompositions({})
 
 
 def export_onnx(
@@ -149,12 +154,13 @@ def imported(library: str) -> Any:
 def _program(
     network: Network, example: Tensor, probabilities: bool
 ) -> torch.export.ExportedProgram:
+    require_tensor("example", example)
     if not example.ndim or not len(example):
         raise ConfigError(
             f"the example has shape {tuple(example.shape)}: expected one sample or more, (N, ...)"
         )
     answers = network.with_probabilities if probabilities else network.forward
-    with frozen(network):
+    with frozen(network), without_autocast(example.device.type):
         answers(example[:1])  # what the network refuses is refused in its own words
         # An example of one would be taken for a graph of one.
         pair = example[:1].repeat(2, *[1] * (example.ndim - 1))
@@ -194,14 +200,15 @@ def _first_line(error: Exception) -> str:
 def _converted(
     program: torch.export.ExportedProgram, example: Tensor, probabilities: bool
 ) -> torch.onnx.ONNXProgram:
-    found = torch.onnx.export(
-        program,
-        input_names=["images" if example.ndim == 4 else "features"],
-        output_names=["logits", "probabilities"] if probabilities else ["logits"],
-        dynamic_shapes=_ANY_NUMBER,
-        dynamo=True,
-        verbose=False,
-    )
+    with without_autocast(example.device.type):
+        found = torch.onnx.export(
+            program,
+            input_names=["images" if example.ndim == 4 else "features"],
+            output_names=["logits", "probabilities"] if probabilities else ["logits"],
+            dynamic_shapes=_ANY_NUMBER,
+            dynamo=True,
+            verbose=False,
+        )
     assert found is not None  # None belongs to the former exporter
     return found
 

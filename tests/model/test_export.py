@@ -301,6 +301,29 @@ def test_many_classes_with_a_covariance_each_are_taken_in_groups(monkeypatch, tm
     assert len(subtractions) == 1 + 3  # the centre, and the means of 7, 7 and 6 classes
 
 
+def test_a_program_writes_to_no_tensor_and_passes_gradients():
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.ReLU())
+    network = Network(backbone, fitted(NearestMean()))
+    features = samples(3, 5)[0].requires_grad_()
+    program = export_program(network, features.detach())
+    assert all(".out" not in str(node.target) for node in program.graph.nodes)
+    logits = program.module()(features)
+    torch.testing.assert_close(logits, network(features))
+    logits.sum().backward()
+    assert features.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("switch", ["autocast", "inference"])
+def test_the_caller_s_modes_do_not_reach_the_graph(switch):
+    network, features = Network(None, fitted(Mahalanobis())), samples(3, 5)[0]
+    expected = network(features)
+    mode = torch.autocast("cpu", torch.bfloat16) if switch == "autocast" else torch.inference_mode()
+    with mode:
+        program = export_program(network, features).module()
+    torch.testing.assert_close(program(features), expected)
+
+
 def test_one_class_and_a_memory_in_fixed_point():
     head = NearestMean("cosine")
     features = samples(1, 9)[0]
@@ -356,6 +379,8 @@ def test_the_example_is_one_that_the_network_takes():
     network = Network(None, fitted(NearestMean()))
     with pytest.raises(ConfigError, match="one sample or more"):
         export_program(network, torch.empty(0, WIDTH))
+    with pytest.raises(TypeError, match="expected a tensor"):
+        export_program(network, [[0.0] * WIDTH])
     with pytest.raises(ValueError, match=rf"expected \(N, {WIDTH}\)"):
         export_program(network, torch.rand(2, WIDTH + 1))
 
