@@ -48,6 +48,10 @@ class DivergedError(ProtoclError, ValueError):
     """A model whose answers are no longer finite numbers."""
 
 
+class ExportError(ProtoclError):
+    """A module that cannot be turned into a graph."""
+
+
 class NotFittedError(ProtoclError, RuntimeError):
     """A head was asked for predictions before it was fitted."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -120,25 +121,44 @@ class Backbone(nn.Module):
             features = self.network(x)
         return features.float()
 
-    def _require_range(self, x: Tensor) -> None:
-        """Refuse images of another scale; elsewhere than on a CPU only in the first batch.
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Least and largest value of images in floating point.
 
         A network that normalises takes [0, 1], or its mean and deviation are not those of the
         images. One that does not may be trained on standardised images, but not on 0..255.
         """
+        if not self._weighs:
+            return -math.inf, math.inf
+        least, most = (0.0, 1.0) if self.normalized else (-_STANDARDISED, _STANDARDISED)
+        return least - _ROUNDING, most + _ROUNDING
+
+    def _require_range(self, x: Tensor) -> None:
+        """Refuse images of another scale; elsewhere than on a CPU only in the first batch."""
         if not self._weighs or not x.numel() or torch.compiler.is_compiling():
             return
         if self._range_seen and x.device.type != "cpu":
             return
         self._range_seen = True
-        least, most = (0.0, 1.0) if self.normalized else (-_STANDARDISED, _STANDARDISED)
+        least, most = self.value_range
         low, high = (float(value) for value in x.detach().aminmax())
-        if not (least - _ROUNDING <= low and high <= most + _ROUNDING):
+        if not (least <= low and high <= most):
             raise ValueError(
                 f"{self.architecture}: images have values in {low:g}..{high:g}; expected "
                 + ("[0, 1], which it normalises itself" if self.normalized else "[0, 1]")
                 + ": give uint8 pixels, or divide those of 0..255 by 255 and do not standardise"
             )
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Settings of :meth:`preprocess` by name, those that are used."""
+        found: dict[str, Any] = {}
+        if self.image_size is not None:
+            found |= {"image_size": self.image_size, "interpolation": self.interpolation}
+        if self.channels is not None:
+            found["channels"] = self.channels
+        if self.normalized:
+            found |= {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        return found
 
     def describe(self) -> str:
         """Architecture and preprocessing in one line."""

@@ -22,7 +22,9 @@ from protocl.memory.buffers import FollowsDevice
 from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.limits.digits import warn_of_coarse_step
 from protocl.memory.limits.scatter import warn_of_offsets
+from protocl.memory.precision import without_autocast
 from protocl.memory.summation import all_finite
+from protocl.tracing import exporting
 
 
 class Head(Settings, FollowsDevice):
@@ -135,7 +137,7 @@ class Head(Settings, FollowsDevice):
         """
         self._require_fitted(features)
         # Under autocast a matrix product would run in half precision whatever its inputs.
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device.type):
             logits = self._logits(self._taken(features))
         _require_finite(logits)
         return logits
@@ -172,7 +174,7 @@ class Head(Settings, FollowsDevice):
         _require_finite(features)
         values = features.new_empty(len(features), k, dtype=self.dtype)
         columns = torch.empty_like(values, dtype=torch.int64)
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device.type):
             best_columns(self._blocks(features), (values, columns))
         _require_finite(values)
         return values, classes[columns]
@@ -343,7 +345,7 @@ class Head(Settings, FollowsDevice):
 
 
 def _require_finite(values: Tensor) -> None:
-    if not all_finite(values):
+    if not exporting() and not all_finite(values):
         raise ValueError(
             "features hold NaN or infinite values, or are too large for this head: "
             "expected finite numbers"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from protocl.heads.base import Head
 from protocl.heads.ranking import ScoreBlock
+from protocl.tracing import exporting
 
 _ALIGNED = 64
 """Columns of a block are a multiple of this: matrix products run best on whole tiles."""
@@ -34,6 +35,8 @@ class ChunkedHead(Head):
         """Write the logits of the classes in ``chosen`` to ``out`` ``(N, c)``."""
 
     def _logits(self, features: Tensor) -> Tensor:
+        if exporting():
+            return self._one_block(features)
         shape = len(features), len(self._classes)
         logits = None
         for block in self._blocks(features):
@@ -43,6 +46,12 @@ class ChunkedHead(Head):
             logits = block.scores.new_empty(shape) if logits is None else logits
             logits[block.rows, block.columns] = block.scores
         return features.new_empty(shape, dtype=self.dtype) if logits is None else logits
+
+    def _one_block(self, features: Tensor) -> Tensor:
+        queries = self._queries(features)
+        logits = queries.new_empty(queries.shape[0], self._classes.shape[0])
+        self._scores(queries, slice(0, logits.shape[1]), logits)
+        return logits
 
     def _blocks(self, features: Tensor) -> Iterator[ScoreBlock]:
         bands, width = self._grid(len(features))

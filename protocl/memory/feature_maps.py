@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from protocl.errors import ConfigError
 from protocl.memory.precision import in_full_precision
+from protocl.tracing import exporting
 
 
 class FeatureMap(nn.Module):
@@ -70,6 +71,9 @@ class Tukey(FeatureMap):
         self.spec = f"tukey:{self.power:g}"
 
     def forward(self, features: Tensor) -> Tensor:
+        if exporting():
+            known = features >= 0 if self.power > 0 else features > 0
+            return self._powers(torch.where(known, features, torch.nan))
         lowest = float(features.min()) if features.numel() else 1.0
         if lowest < 0 or (self.power <= 0 and lowest == 0):
             needed = "non-negative" if self.power > 0 else "positive"
@@ -77,6 +81,9 @@ class Tukey(FeatureMap):
                 f"Tukey's transform with power {self.power:g} needs {needed} features, "
                 f"got {lowest:g}; use tukey=None, or a backbone whose last layer is a ReLU"
             )
+        return self._powers(features)
+
+    def _powers(self, features: Tensor) -> Tensor:
         return features.log() if self.power == 0 else features.pow(self.power)
 
     def lift(self, mapped: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -11,6 +12,16 @@ from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """A block in which products on ``device`` are computed in the precision of their factors.
+
+    Nothing is switched where nothing is on: an exported graph would hold the switch.
+    """
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -25,7 +36,7 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         values = (*args, *kwargs.values())
         device = next((v.device.type for v in values if isinstance(v, Tensor)), "cpu")
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             return function(
                 *(_widened(value) for value in args),  # type: ignore[arg-type]
                 **{name: _widened(value) for name, value in kwargs.items()},  # type: ignore[arg-type]

@@ -8,14 +8,29 @@ from protocl.lazy import importer
 
 if TYPE_CHECKING:
     from protocl.model.classifier import PrototypeClassifier
+    from protocl.model.export import export_model, export_onnx, export_program
     from protocl.model.folder import load_model, save_model
+    from protocl.model.network import Network
     from protocl.model.trained import TrainedClassifier
 
-__all__ = ["PrototypeClassifier", "TrainedClassifier", "load_model", "save_model"]
+__all__ = [
+    "Network",
+    "PrototypeClassifier",
+    "TrainedClassifier",
+    "export_model",
+    "export_onnx",
+    "export_program",
+    "load_model",
+    "save_model",
+]
 
 _HOMES = {
+    "Network": "network",
     "PrototypeClassifier": "classifier",
     "TrainedClassifier": "trained",
+    "export_model": "export",
+    "export_onnx": "export",
+    "export_program": "export",
     "load_model": "folder",
     "save_model": "folder",
 }

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from protocl.heads.bayesian.priors import Beliefs, is_flat
 from protocl.memory.precision import in_full_precision
+from protocl.tracing import exporting
 
 _PIECE = 1 << 22
 """Elements of the largest intermediate result that are held at once."""
@@ -110,6 +111,8 @@ def _weighted_squares(z: Tensor, means: Tensor, weights: Tensor) -> Tensor:
 @torch.no_grad()
 def log_joint_in_pieces(features: Tensor, distribution: Predictive) -> Tensor:
     """As :func:`log_joint`, without gradients and with bounded memory for any ``N``."""
+    if exporting():
+        return log_joint(features, distribution)
     _, means, scales = distribution
     held = means.numel() if scales.ndim == 3 else sum(means.shape)  # for each sample
     pieces = features.split(max(1, _PIECE // max(1, held)))

@@ -24,11 +24,15 @@ from protocl.heads.covariance.directions import warn_of_lost_scatter, whitened_e
 from protocl.heads.covariance.shrinkage import whitening
 from protocl.heads.distances import write_negative_distances
 from protocl.memory.batch import Level
+from protocl.tracing import exporting
 
 Parts = Mapping[str, Tensor]
 
 _PIECE = 1 << 20
 """Elements of the differences ``(G, N, W)`` that are held at once."""
+
+_TRACED_ROWS = 32
+"""Queries that a graph is laid out for, whose number is not known when it is exported."""
 
 _BLOCKS = 4
 """Blocks of rows in which a triangular factor is multiplied, without most of its zeros."""
@@ -116,22 +120,20 @@ class ClassFactors(CovarianceForm):
 
     def write(self, parts: Parts, queries: Tensor, chosen: slice, out: Tensor) -> None:
         means, factors = parts["means"][chosen], parts["factors"][chosen]
-        rows = max(1, _PIECE // queries.shape[1])
-        for start in range(0, len(queries), rows):
-            part = queries[start : start + rows]
-            group = max(1, _PIECE // part.numel())
-            for first in range(0, len(means), group):
-                some = slice(first, first + group)
+        for rows in _bands(queries):
+            part = queries[rows]
+            for some in _groups(len(means), part):
                 lengths = self._squared_lengths(part - means[some, None], factors[some])
-                out[start : start + rows, some] = lengths.T.neg()
+                out[rows, some] = lengths.T.neg()
 
     def _squared_lengths(self, differences: Tensor, factors: Tensor) -> Tensor:
         """``|A_c d|^2`` ``(G, N)`` of differences ``(G, N, W)`` under factors ``(G, W, W)``."""
         width = factors.shape[1]
-        block = -(-width // _BLOCKS) if self._triangular else width
+        in_blocks = self._triangular and not exporting()  # a graph would hold each block as well
+        block = -(-width // _BLOCKS) if in_blocks else width
         total = differences.new_zeros(differences.shape[:2])
         for start in range(0, width, block):
-            stop = min(start + block, width) if self._triangular else width
+            stop = min(start + block, width)
             whitened = differences[..., :stop] @ factors[:, start : start + block, :stop].mT
             total += whitened.square_().sum(-1)
         return total
@@ -176,7 +178,8 @@ class LowRank(CovarianceForm):
     ``L L^T = I + V^T D^-1 V``, so that a distance is one product with ``[x^2, x]`` and ``r`` more.
 
     Args:
-        rank: ``r``, directions of each class, 0 to ``W``; with 0 a diagonal remains.
+        rank: ``r``, directions of each class, 0 to ``W``; with 0 a diagonal remains. ``W - 1`` and
+            the diagonal are the whole covariance, so that no more are kept.
     """
 
     def __init__(self, rank: int) -> None:
@@ -185,7 +188,11 @@ class LowRank(CovarianceForm):
         self.rank = rank
 
     def numbers(self, classes: int, width: int) -> int:
-        return classes * width * (min(self.rank, width) + 2)
+        return classes * width * (self._kept(width) + 2)
+
+    def _kept(self, width: int) -> int:
+        # The last direction would leave no diagonal to divide by.
+        return min(self.rank, max(width - 1, 0))
 
     def derive(
         self,
@@ -212,10 +219,10 @@ class LowRank(CovarianceForm):
 
     def _of(self, matrices: Tensor, means: Tensor) -> tuple[Tensor, ...]:
         """Weights ``(G, 2 W)``, constants ``(G,)``, directions ``(G, r, W)``, places ``(G, r)``."""
-        rank = min(self.rank, matrices.shape[1])
+        rank = self._kept(matrices.shape[1])
         values, vectors = torch.linalg.eigh(matrices)
         rest = values[:, : matrices.shape[1] - rank]
-        floor = rest.sum(1) / max(rest.shape[1], 1)
+        floor = rest.sum(1) / rest.shape[1]
         kept = (values[:, None, matrices.shape[1] - rank :] - floor[:, None, None]).clamp(min=0)
         loaded = vectors[:, :, matrices.shape[1] - rank :] * kept.sqrt()
         diagonals = matrices.diagonal(dim1=1, dim2=2)
@@ -240,9 +247,25 @@ class LowRank(CovarianceForm):
         directions, places = parts["directions"][chosen], parts["places"][chosen]
         classes, rank, width = directions.shape
         # The components of a group of classes take the room of one block of logits.
-        group = max(1, classes // max(rank, 1))
-        for first in range(0, classes if rank else 0, group):
-            some = slice(first, first + group)
+        group = classes if exporting() else max(1, classes // max(rank, 1))
+        for some in _slices(classes if rank else 0, group):
             flat = directions[some].reshape(-1, width)
             components = torch.addmm(places[some].reshape(-1), queries[:, width:], flat.T, beta=-1)
             out[:, some] += components.square_().unflatten(1, (-1, rank)).sum(2)
+
+
+def _bands(queries: Tensor) -> Iterable[slice]:
+    """Rows of queries ``(N, W)`` whose differences to one class fit :data:`_PIECE`."""
+    if exporting():
+        return (slice(None),)
+    return _slices(len(queries), max(1, _PIECE // queries.shape[1]))
+
+
+def _groups(classes: int, part: Tensor) -> Iterable[slice]:
+    """Classes whose differences to the queries ``part`` fit :data:`_PIECE`."""
+    elements = _TRACED_ROWS * part.shape[1] if exporting() else part.numel()
+    return _slices(classes, max(1, _PIECE // elements))
+
+
+def _slices(length: int, step: int) -> Iterable[slice]:
+    return (slice(start, start + step) for start in range(0, length, step))

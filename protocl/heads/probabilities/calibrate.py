@@ -15,6 +15,7 @@ from protocl.heads.probabilities.table import CalibrationTable
 from protocl.heads.probabilities.virtual_samples import virtual_samples
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
+from protocl.memory.precision import without_autocast
 
 if TYPE_CHECKING:
     from protocl.heads.base import Head
@@ -51,7 +52,7 @@ def left_out_table(
 
 
 def _without_autocast(head: Head, mapped: Tensor) -> Tensor:
-    with torch.autocast(mapped.device.type, enabled=False):
+    with without_autocast(mapped.device.type):
         return head.mapped_logits(mapped)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protocl.heads.probabilities.table import UNIT, CalibrationTable, beta_of, centres, log_odds
+from protocl.tracing import exporting
 
 _LOOSE = 1e-3
 """Nats a sample by which a flatter temperature may be worse than the best."""
@@ -78,6 +79,8 @@ def _platt(counts: Tensor, correct: Tensor) -> tuple[float, float]:
 
 def probabilities(logits: Tensor, calibration: Calibration) -> Tensor:
     """``(N, C)`` float64 probabilities whose order in each row is that of ``logits``."""
+    if exporting():
+        return _tempered(logits.double(), calibration)
     result = torch.empty(logits.shape, dtype=torch.float64, device=logits.device)
     step = max(1, _PIECE // max(1, logits.shape[1]))
     for scores, out in zip(logits.split(step), result.split(step), strict=True):
@@ -105,7 +108,7 @@ def raise_winners_(chances: Tensor, scores: Tensor) -> None:
 
 
 def _tempered(scores: Tensor, calibration: Calibration) -> Tensor:
-    if scores.numel() == 0 or scores.shape[1] == 1:
+    if scores.shape[1] == 1 or (not exporting() and scores.numel() == 0):
         return torch.ones_like(scores)
     gaps = scores - scores.max(1, keepdim=True).values
     raw = (gaps * calibration.beta).log_softmax(1).max(1, keepdim=True).values

@@ -46,6 +46,18 @@ def test_all_directions_are_the_whole_covariance(data: tuple[Tensor, Tensor]) ->
     torch.testing.assert_close(low, whole, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("rank", [WIDTH - 1, WIDTH, WIDTH + 5])
+def test_all_directions_keep_their_digits_in_single_precision(
+    rank: int, data: tuple[Tensor, Tensor]
+) -> None:
+    single, double = (
+        Mahalanobis(None, covariance="low_rank", rank=rank, **{**PLAIN, "dtype": dtype})
+        for dtype in (torch.float32, torch.float64)
+    )
+    found, expected = (fitted(head, data)(data[0]).double() for head in (single, double))
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_low_rank_is_directions_and_a_diagonal(rank: int, data: tuple[Tensor, Tensor]) -> None:
     means, matrices = covariances(data)
