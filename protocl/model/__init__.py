@@ -8,8 +8,9 @@ from protocl.lazy import importer
 
 if TYPE_CHECKING:
     from protocl.model.classifier import PrototypeClassifier
-    from protocl.model.export import export_model, export_onnx, export_program
+    from protocl.model.export import export_onnx, export_program
     from protocl.model.folder import load_model, save_model
+    from protocl.model.graph import export_model
     from protocl.model.network import Network
     from protocl.model.trained import TrainedClassifier
 
@@ -28,7 +29,7 @@ _HOMES = {
     "Network": "network",
     "PrototypeClassifier": "classifier",
     "TrainedClassifier": "trained",
-    "export_model": "export",
+    "export_model": "graph",
     "export_onnx": "export",
     "export_program": "export",
     "load_model": "folder",

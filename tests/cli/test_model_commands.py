@@ -230,6 +230,28 @@ def test_merged_models_know_what_both_know(taught: Path, pictures: Path, tmp_pat
     assert content(tmp_path / "all") == content(taught)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_exported_model_answers_as_the_model(
+    trained: bool, taught: Path, pictures: Path, tmp_path: Path
+):
+    runtime = pytest.importorskip("onnxruntime")
+    model = taught
+    if trained:
+        _, model = run(
+            tmp_path, "strategy=naive", "strategy.train_epochs=1", "backbone=conv4",
+            "backbone.width=4", "benchmark.train_per_class=4", "benchmark.n_experiences=1",
+        )  # fmt: skip
+    assert main(["export", str(model), "--onnx", str(tmp_path / "out" / "m.onnx")]) == 0
+    read = load_model(model)
+    x = np.random.default_rng(0).integers(0, 256, (5, *read.encoder_.shape), dtype=np.uint8)
+    session = runtime.InferenceSession(tmp_path / "out" / "m.onnx")
+    (logits,) = session.run(["logits"], {"images": x})
+    names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+    columns = [names.index(label) for label in read.classes_]
+    expected = read.scores(x)
+    np.testing.assert_allclose(logits[:, columns], expected, atol=1e-5 * abs(expected).max())
+
+
 def killed_while(work: Callable[[], None], file: Path, seconds: float) -> None:
     """Do ``work`` over and over in a process that is killed soon after ``file`` has changed."""
     before = file.stat().st_ino

@@ -262,7 +262,7 @@ class TestInputs:
         assert not [w for w in recwarn if "writable" in str(w.message)]
 
     def test_what_cannot_be_forgotten_is_said(self) -> None:
-        known = PrototypeClassifier("lda").fit(X, Y)
+        known = PrototypeClassifier("lda", forgettable=False).fit(X, Y)
         with pytest.raises(ValueError, match="either X and y, or classes"):
             known.forget()
         with pytest.raises(KeyError, match="classes \\[11\\] are not known"):

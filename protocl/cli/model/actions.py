@@ -79,7 +79,7 @@ def merge(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write a model as an ONNX graph."""
-    from protocl.model.export import export_model
+    from protocl.model.graph import export_model
 
     export_model(load_model(args.model), args.onnx)
     _print(f"wrote {args.onnx}")

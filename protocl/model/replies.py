@@ -1,0 +1,118 @@
+"""What a classifier that remembers answers: classes, scores, probabilities, and how unknown."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocl.heads.base import Head
+from protocl.heads.bayesian.head import BayesianPrototypes
+from protocl.memory import PrototypeMemory
+from protocl.model.guesses import Guesses, ranked
+from protocl.model.labels import Labels
+
+Scores = NDArray[np.float64]
+
+
+class Replies:
+    """Answers from a head over a memory.
+
+    Attributes:
+        classes_: ``(C,)`` labels of the classes with samples, sorted.
+        ids_: ``(C,)`` the ids that these classes have in the memory.
+        memory_: the statistics.
+        head_: the head.
+    """
+
+    classes_: Labels
+    ids_: NDArray[np.int64]
+    memory_: PrototypeMemory
+    head_: Head
+
+    @abstractmethod
+    def _features(self, X: Any) -> Tensor:
+        """Features ``(N, D)`` of samples, checked."""
+
+    def predict(self, X: Any) -> Labels:
+        """Labels ``(N,)`` of samples ``(N, D)``; the first of ``classes_`` among equal scores."""
+        best = self.scores(X).argmax(1)
+        return cast(Labels, self.classes_[best])
+
+    def decision_function(self, X: Any) -> Scores:
+        """Scores ``(N, C)``, columns as ``classes_``; of two classes ``(N,)``, > 0: the second."""
+        logits = self.scores(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> Scores:
+        """Calibrated probabilities ``(N, C)``, columns as ``classes_``, rows that sum to one.
+
+        Raises:
+            ValueError: the memory keeps too little for it.
+        """
+        return self._chances(self._features(X))
+
+    def scores(self, X: Any) -> Scores:
+        """What the head gives each class, ``(N, C)``, columns as ``classes_``."""
+        return self._scores(self._features(X))
+
+    def unknown(self, X: Any) -> Scores:
+        """Probability ``(N,)`` that a sample belongs to a class never learned.
+
+        One more class, of which only the scatter and spread of the others is known, competes with
+        them (:meth:`.BayesianPrototypes.unknown_probability`), whatever the head, on features
+        under the head's map.
+
+        Raises:
+            ValueError: the memory keeps too little for it.
+        """
+        return self._strangeness(self._features(X))
+
+    def guesses(self, X: Any, top: int = 5) -> list[Guesses]:
+        """The best classes of each sample, how sure each is, and how unknown the sample.
+
+        Args:
+            X: samples.
+            top: classes of each.
+        """
+        features, sure = self._features(X), self.says_how_sure
+        return ranked(
+            self.classes_,
+            self._scores(features),
+            self._chances(features) if sure else None,
+            self._strangeness(features) if sure and len(self.classes_) > 1 else None,
+            top,
+        )
+
+    @property
+    def says_how_sure(self) -> bool:
+        """Whether the memory keeps enough for probabilities."""
+        return self.memory_.provides("shared") and self.memory_.total > len(self.memory_)
+
+    def _scores(self, features: Tensor) -> Scores:
+        logits = self.head_.fit(self.memory_)(features).double().numpy()
+        return cast(Scores, logits[:, self._columns()])
+
+    def _chances(self, features: Tensor) -> Scores:
+        if not self.says_how_sure:
+            raise ValueError(
+                "no class has two samples, or no second moments are kept, so that nothing tells "
+                "how classes scatter: learn more samples, with a memory of level shared or full"
+            )
+        chances = self.head_.calibrate(self.memory_).predict_proba(features).numpy()
+        return cast(Scores, chances[:, self._columns()])
+
+    def _strangeness(self, features: Tensor) -> Scores:
+        known = self.memory_.at_level("shared")
+        rival = BayesianPrototypes(covariance="full", dtype=torch.float64)
+        plain = PrototypeMemory(known.width, "shared", exact=known.exact, step=known.step)
+        rival.fit(PrototypeMemory.from_parts(plain, known.parts()))
+        return cast(Scores, rival.unknown_probability(known.feature_map(features)).numpy())
+
+    def _columns(self) -> NDArray[np.intp]:
+        """The column of the head's logits that belongs to each of ``classes_``."""
+        return np.searchsorted(self.memory_.classes.numpy(), self.ids_)
