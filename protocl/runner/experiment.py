@@ -7,7 +7,7 @@ from typing import Any
 
 from protocl.backbones import Backbone, save_weights
 from protocl.config import ExperimentConfig, Setup
-from protocl.config.arguments import Settings, expand
+from protocl.config.arguments import Argument, Settings, expand
 from protocl.config.compose import compose, load
 from protocl.config.presets import parse
 from protocl.data.augmentation.image_augmentation import TrainingAugmentation, named_augmentation
@@ -16,6 +16,7 @@ from protocl.io.atomic import locked
 from protocl.io.checkpoint import CheckpointFolder
 from protocl.metrics.history import History
 from protocl.metrics.recorder import EvaluationRecorder
+from protocl.report.result import WEIGHTS_FILE
 from protocl.runner.adapted_cache import AdaptedBackbones
 from protocl.runner.context import CHECKPOINTS, RunContext
 from protocl.runner.kind import Kind
@@ -33,7 +34,7 @@ class ExperimentKind(Kind[ExperimentConfig]):
 
     name = "experiment"
 
-    def settle(self, arguments: Sequence[str]) -> list[Settings]:
+    def settle(self, arguments: Sequence[Argument]) -> list[Settings]:
         """See :class:`protocl.runner.kind.Kind`."""
         return expand(parse(arguments))
 
@@ -41,7 +42,7 @@ class ExperimentKind(Kind[ExperimentConfig]):
         """See :class:`protocl.runner.kind.Kind`."""
         return compose(settings)
 
-    def load(self, arguments: Sequence[str]) -> list[ExperimentConfig]:
+    def load(self, arguments: Sequence[Argument]) -> list[ExperimentConfig]:
         """See :func:`protocl.config.compose.load`."""
         return load(arguments)
 
@@ -217,7 +218,7 @@ class _Run:
         if memory is not None:
             memory.save(self.run.folder / "memory.safetensors")
         if self.config.strategy.trains_backbone and backbone is not None:
-            save_weights(backbone, self.run.folder / "backbone.safetensors")
+            save_weights(backbone, self.run.folder / WEIGHTS_FILE)
 
     def _result(self) -> dict[str, Any]:
         return build_result(self.config, self.prepared, self.strategy, self.history)
