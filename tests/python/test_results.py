@@ -121,7 +121,10 @@ def test_runs_of_format_1_are_loaded(kind: str) -> None:
 
 
 def test_a_federation_has_its_numbers() -> None:
-    federation = load_run(GOLDEN / "federation").federation
+    run = load_run(GOLDEN / "federation")
+    assert list(Results([run]).filter(clients=10, method="prototypes")) == [run]
+    assert not Results([run]).filter(clients=11)
+    federation = run.federation
     assert federation.clients == 10
     assert federation.contributions == {"merged": 50}
     last = federation.rounds[-1]

@@ -110,21 +110,6 @@ def test_the_callers_random_numbers_stay_as_they_are() -> None:
     assert len(list(Path("ünï code").rglob("result.json"))) == 1
 
 
-def test_a_federation_a_reconnaissance_and_a_pretraining() -> None:
-    few = {"train_per_class": 20}
-    federated = protocl.federate("federation=digits", benchmark=few, rounds=[1, 2], verify=True)
-    assert [len(run.federation.rounds) for run in federated] == [1, 2]
-    assert federated[0].federation.one_place.identical
-    assert federated.filter(rounds=2)[0].federation.clients == 10
-    (found,) = protocl.reconnaissance("reconnaissance=digits", benchmark=few)
-    assert found.reconnaissance["steps"][-1]["accuracy"] == pytest.approx(found.accuracy)
-    (trained,) = protocl.pretrain(
-        "benchmark=digits", {"backbone": "conv4", "backbone.width": 4}, epochs=1, benchmark=few
-    )
-    assert trained.weights.is_file()
-    assert [epoch.epoch for epoch in trained.pretraining.epochs] == [1]
-
-
 def test_every_kind_of_run_is_registered() -> None:
     assert KINDS.names() == sorted(result.KINDS)
     assert {name: KINDS.get(name).name for name in KINDS.names()} == {n: n for n in result.KINDS}
