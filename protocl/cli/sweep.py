@@ -45,10 +45,20 @@ def run_all(
         labels: what each run is called.
         debug: as for :func:`.run_sweep`.
     """
-    # Not as widgets: those want a package of their own in a notebook, and lines do as well.
-    console = Console(stderr=True, force_jupyter=False)
-    with SweepDisplay(labels, console) as display:
+    with SweepDisplay(labels, _console()) as display:
         return run_sweep(kind, configs, display, jobs=configs[0].jobs, debug=debug)
+
+
+def _console() -> Console:
+    """Standard error; in notebooks lines alone.
+
+    Bars there are widgets of a package of their own, or letters that move a cursor which a notebook
+    has not.
+    """
+    console = Console(stderr=True)
+    if not console.is_jupyter:
+        return console
+    return Console(stderr=True, force_jupyter=False, force_terminal=False)
 
 
 def labels_of(runs: Sequence[Settings], configs: Sequence[Any]) -> list[str]:

@@ -110,6 +110,18 @@ def test_the_callers_random_numbers_stay_as_they_are() -> None:
     assert len(list(Path("ünï code").rglob("result.json"))) == 1
 
 
+def test_a_notebook_shows_lines_and_no_bars(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as its kernel does
+    protocl.run(strategy="nearest_mean", benchmark=FEW)
+    shown = capsys.readouterr()
+    assert shown.err.startswith("done    digits-nearest_mean seed=0: runs/digits-nearest_mean/")
+    assert "\x1b" not in shown.err
+    assert shown.out == ""
+
+
 def test_every_kind_of_run_is_registered() -> None:
     assert KINDS.names() == sorted(result.KINDS)
     assert {name: KINDS.get(name).name for name in KINDS.names()} == {n: n for n in result.KINDS}
