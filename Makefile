@@ -11,6 +11,7 @@ BENCH_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+LOG := $(VENV)/install.log
 CONSTRAINTS := .ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 NOTEBOOKS_INSTALLED := $(VENV)/.installed-notebooks
@@ -24,6 +25,11 @@ import pathlib, sys, sysconfig
 pathlib.Path(sysconfig.get_path("purelib"), "protocl_checkout.pth").write_text(sys.argv[1])
 endef
 export ON_PATH
+
+# pip has hundreds of lines to say, of which only the last ones matter, and only when it fails.
+quietly = $(1) >$(LOG) 2>&1 || { \
+	status=$$?; tail -n 20 $(LOG); echo "Failed; everything that was said is in $(LOG)"; \
+	exit $$status; } >&2
 
 .PHONY: help setup demo test test-slow lint format typecheck notebooks bench clean
 
@@ -39,18 +45,22 @@ $(LINKS):
 
 # The stamp is written last: an installation that was cut short is taken up again.
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing protocl and its dependencies into $(VENV) (minutes on a first call)"
-	@$(BIN)/python -m pip install --editable '.[dev]' --constraint $(CONSTRAINTS)
+	@test -x $(BIN)/python || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing protocl and its dependencies: minutes on a first call (log: $(LOG))"
+	@$(call quietly,$(BIN)/python -m pip install --editable '.[dev]' --constraint $(CONSTRAINTS))
 	@$(BIN)/python -c "$$ON_PATH" '$(CURDIR)'
 	@touch $@
+	@echo "Installed; the command is $(BIN)/protocl"
 
 $(NOTEBOOKS_INSTALLED): $(INSTALLED)
-	@$(BIN)/python -m pip install --editable '.[notebooks]' --constraint $(CONSTRAINTS)
+	@echo "Installing what notebooks need (log: $(LOG))"
+	@$(call quietly,$(BIN)/python -m pip install --editable '.[notebooks]' --constraint $(CONSTRAINTS))
 	@touch $@
 
 demo: setup  ## Run digits: five strategies, three seeds; then ten clients against one place
+	@echo "Running five strategies with three seeds each"
 	@$(BIN)/protocl run experiment=demo
+	@echo "Running ten federated clients, in fixed and in floating point"
 	@$(BIN)/protocl federate federation=digits name=demo/federated method.head=lda \
 		method.exact=true,false verify=true
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any
 
 
-def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+def importer(
+    package: str, homes: Mapping[str, str], rooms: Collection[str] = ()
+) -> Callable[[str], Any]:
     """A module-level ``__getattr__`` (PEP 562).
 
     Importing torch takes seconds and Flower one more; help and lists of the command do without.
@@ -15,9 +17,12 @@ def importer(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     Args:
         package: ``__name__`` of the package.
         homes: for each public name the module of the package that defines it.
+        rooms: subpackages that are found as attributes without having been imported.
     """
 
     def find(name: str) -> Any:
+        if name in rooms:
+            return import_module(f"{package}.{name}")
         if name not in homes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
         return getattr(import_module(f"{package}.{homes[name]}"), name)

@@ -1,11 +1,4 @@
-"""APER (first called ADAM): SimpleCIL on a backbone as pre-trained and as adapted, side by side.
-
-The backbone is adapted to the first experience under a cosine classifier, then frozen. From then
-on features are those of both, ``2 D`` wide (Zhou et al., IJCV 2024).
-
-Stored between experiences: count and mean of each class; no samples. Each sample passes through
-two networks.
-"""
+"""APER (first called ADAM): SimpleCIL on a backbone as pre-trained and as adapted, side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +13,14 @@ SESSION = Session("adapter", classifier="cosine", two_branches=True)
 
 
 class APER(SimpleCIL):
-    """SimpleCIL with two branches.
+    """SimpleCIL on a backbone as pre-trained and as adapted, side by side: APER, first called ADAM.
+
+    The backbone is adapted to the first experience under a cosine classifier, then frozen. From
+    then on features are those of both, ``2 D`` wide (Zhou et al., Revisiting Class-Incremental
+    Learning with Pre-Trained Models, IJCV 2024).
+
+    Stored between experiences: count and mean of each class; no samples. Each sample passes through
+    two networks. On the command line: ``strategy=aper strategy.session.adapt=ssf``.
 
     The authors train with SGD (momentum 0.9, weight decay 5e-4) and a learning rate that falls to
     zero: ``plugins=[EpochSchedule(cosine=True)]``.

@@ -1,11 +1,4 @@
-"""Mahalanobis distance with one covariance for each class, over a frozen backbone: FeCAM.
-
-Classes differ in shape, not only in place, so each has its own covariance, shrunk and normalised to
-correlations to be comparable (Goswami et al., NeurIPS 2023).
-
-Stored between experiences: count and two means of each class and one ``(D, D)`` matrix a class;
-no samples. For 512 features that is 4 MiB a class (with the rounding errors kept alongside).
-"""
+"""Mahalanobis distance with one covariance for each class, over a frozen backbone: FeCAM."""
 
 from __future__ import annotations
 
@@ -19,7 +12,15 @@ from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
 class FeCAM(Recipe):
-    """Mahalanobis distance per class.
+    """Mahalanobis distance with one covariance for each class, over a frozen backbone: FeCAM.
+
+    Classes differ in shape, not only in place, so each has its own covariance, shrunk and
+    normalised to correlations to be comparable (Goswami et al., FeCAM: Exploiting the
+    Heterogeneity of Class Distributions in Exemplar-Free Continual Learning, NeurIPS 2023).
+
+    Stored between experiences: count and two means of each class and one ``(D, D)`` matrix a class;
+    no samples. For 512 features that is 4 MiB a class (with the rounding errors kept alongside).
+    On the command line: ``strategy=fecam strategy.head.tukey=null``.
 
     Args:
         **settings: those of :class:`~protocl.heads.Mahalanobis`, such as ``shrinkage`` and

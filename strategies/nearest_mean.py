@@ -1,12 +1,4 @@
-"""Nearest class mean over a frozen backbone.
-
-A class is the mean of its features, a sample belongs to the nearest mean. The switches give NMC
-(Janson et al., 2022: normalised inputs), SimpleCIL (Zhou et al., IJCV 2024: cosine) and the rule
-of prototypical networks (Snell et al., NeurIPS 2017: all off).
-
-Stored between experiences: count and mean of each class, ``8 (D + 1)`` bytes a class and as many
-again for the rounding errors; no samples.
-"""
+"""Nearest class mean over a frozen backbone."""
 
 from __future__ import annotations
 
@@ -20,7 +12,16 @@ from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
 class NearestMean(Recipe):
-    """Nearest class mean.
+    """Nearest class mean over a frozen backbone.
+
+    A class is the mean of its features, a sample belongs to the nearest mean (Mensink et al.,
+    TPAMI 2013). The switches give NMC (Janson et al., A Simple Baseline that Questions the Use of
+    Pretrained-Models in Continual Learning, 2022: normalised inputs), SimpleCIL (Zhou et al., IJCV
+    2024: cosine) and the rule of prototypical networks (Snell et al., NeurIPS 2017: all off).
+
+    Stored between experiences: count and mean of each class, ``8 (D + 1)`` bytes a class and as
+    many again for the rounding errors; no samples.
+    On the command line: ``strategy=nearest_mean strategy.head.metric=cosine``.
 
     Args:
         **settings: those of :class:`protocl.heads.NearestMean`, such as ``metric``, and of

@@ -1,11 +1,4 @@
-"""Ridge regression on random features of a frozen backbone: RanPAC.
-
-A fixed random projection with ReLU makes classes more nearly separable; a ridge regression on it
-follows from two sums, the Gram matrix and the class sums (McDonnell et al., NeurIPS 2023).
-
-Stored between experiences: those sums, ``(M, M)`` and ``(C, M)``, and the seed of the projection;
-no samples. M = 2000 takes 64 MiB, the paper's M = 10000 takes 1.6 GiB.
-"""
+"""Ridge regression on random features of a frozen backbone: RanPAC."""
 
 from __future__ import annotations
 
@@ -21,7 +14,15 @@ from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
 class RanPAC(Recipe):
-    """Ridge regression on random features.
+    """Ridge regression on random features of a frozen backbone: RanPAC.
+
+    A fixed random projection with ReLU makes classes more nearly separable; a ridge regression on
+    it follows from two sums, the Gram matrix and the class sums (McDonnell et al., RanPAC: Random
+    Projections and Pre-trained Models for Continual Learning, NeurIPS 2023).
+
+    Stored between experiences: those sums, ``(M, M)`` and ``(C, M)``, and the seed of the
+    projection; no samples. M = 2000 takes 64 MiB, the paper's M = 10000 takes 1.6 GiB.
+    On the command line: ``strategy=ranpac strategy.head.projection=1000``.
 
     Args:
         **settings: those of :class:`~protocl.heads.Ridge`, such as ``projection`` (2000 by

@@ -1,12 +1,4 @@
-"""SimpleCIL: nearest class mean by cosine over a frozen backbone.
-
-A class is the mean of its features as they are, a sample belongs to the mean of largest cosine
-(Zhou et al., IJCV 2024). Not the same as NMC (Janson et al., 2022), which divides each feature
-vector by its norm before averaging and compares by Euclidean distance, so that a mean's length
-counts: ``nearest_mean`` with ``normalize_input``.
-
-Stored between experiences: count and mean of each class; no samples.
-"""
+"""SimpleCIL: nearest class mean by cosine over a frozen backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +13,16 @@ from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
 class SimpleCIL(Recipe):
-    """Nearest class mean by cosine, as published.
+    """Nearest class mean by cosine over a frozen backbone: SimpleCIL, as published.
+
+    A class is the mean of its features as they are, a sample belongs to the mean of largest cosine
+    (Zhou et al., Revisiting Class-Incremental Learning with Pre-Trained Models, IJCV 2024). Not the
+    same as NMC (Janson et al., 2022), which divides each feature vector by its norm before
+    averaging and compares by Euclidean distance, so that a mean's length counts: ``nearest_mean``
+    with ``normalize_input``.
+
+    Stored between experiences: count and mean of each class; no samples.
+    On the command line: ``strategy=simplecil``.
 
     Args:
         **settings: those of :class:`.FrozenBackbone` but ``head``.

@@ -1,11 +1,4 @@
-"""Linear discriminant analysis over a frozen backbone: SLDA, exact.
-
-All classes share one covariance, so the boundaries are linear and follow from class means and one
-matrix. Deep SLDA (Hayes & Kanan, CVPR Workshops 2020) keeps a running estimate of that matrix,
-which depends on the order of the samples; here it is the covariance itself, whatever the order.
-
-Stored between experiences: count and mean of each class and one ``(D, D)`` matrix; no samples.
-"""
+"""Linear discriminant analysis over a frozen backbone: SLDA, exact."""
 
 from __future__ import annotations
 
@@ -19,7 +12,16 @@ from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
 
 
 class SLDA(Recipe):
-    """Linear discriminant analysis.
+    """Linear discriminant analysis over a frozen backbone: SLDA, exact.
+
+    All classes share one covariance, so the boundaries are linear and follow from class means and
+    one matrix: ``w_c . (f - m) + b_c``. Deep SLDA (Hayes & Kanan, Lifelong Machine Learning with
+    Deep Streaming Linear Discriminant Analysis, CVPR Workshops 2020) keeps a running estimate of
+    that matrix, which depends on the order of the samples; here it is the covariance itself,
+    whatever the order. ``streaming=True`` gives theirs.
+
+    Stored between experiences: count and mean of each class and one ``(D, D)`` matrix; no samples.
+    On the command line: ``strategy=slda strategy.head.shrinkage=0.1``.
 
     Args:
         **settings: those of :class:`~protocl.heads.LinearDiscriminant`, such as ``shrinkage``, and

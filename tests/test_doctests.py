@@ -1,15 +1,20 @@
-"""The examples in the docstrings run as they stand."""
+"""The examples in the docstrings and on the pages run as they stand."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import protocl
+
+PAGES = Path(__file__).parents[1] / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def modules_with_examples() -> list[str]:
@@ -34,3 +39,14 @@ def test_examples(name):
     )
     assert results.attempted > 0
     assert results.failed == 0
+
+
+@pytest.mark.parametrize("page", ["python.md"])
+def test_examples_of_a_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((PAGES / page).read_text(encoding="utf-8"))
+    example = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page, page, 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    runner.run(example)
+    assert runner.summarize().attempted == len(example.examples) > 10
+    assert runner.failures == 0

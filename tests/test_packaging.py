@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -192,3 +193,53 @@ def test_core_imports_neither_strategies_nor_federation() -> None:
         if any(name == room or name.startswith(f"{room}.") for room in outer)
     }
     assert not found
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout in which pip is a script that says what PIP_SAYS, and ends with PIP_ENDS."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/bash\n[ "$2" != pip ] || { seq "$PIP_SAYS"; exit "$PIP_ENDS"; }\n')
+    python.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", ".ci"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    for room in ROOMS:
+        (tmp_path / room).mkdir()
+    return tmp_path
+
+
+def set_up(checkout: Path, ends: int) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "PIP_SAYS": "578", "PIP_ENDS": str(ends)}
+    return subprocess.run(
+        ["make", "setup"],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_setting_up_says_what_it_does_and_no_more(checkout: Path) -> None:
+    run = set_up(checkout, ends=0)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) == 2
+    assert "log: .venv/install.log" in run.stdout
+    assert len((checkout / ".venv" / "install.log").read_text().splitlines()) == 578
+    again = set_up(checkout, ends=1)
+    assert again.returncode == 0
+    assert "Installing" not in again.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_setting_up_shows_the_end_of_what_failed_and_where_the_rest_is(checkout: Path) -> None:
+    run = set_up(checkout, ends=3)
+    assert run.returncode != 0
+    lines = run.stderr.splitlines()
+    assert lines[:20] == [str(n) for n in range(559, 579)]
+    assert lines[20] == "Failed; everything that was said is in .venv/install.log"
+    assert not (checkout / ".venv" / ".installed").exists()
+    assert set_up(checkout, ends=0).returncode == 0

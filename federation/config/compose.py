@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from protocl.config.arguments import Settings
+from protocl.config.arguments import Argument, Settings
 from protocl.config.compose import build
 from protocl.config.presets import settle
 from protocl.errors import ConfigError
@@ -22,7 +22,7 @@ _DEFAULTS = {"benchmark": "digits", "backbone": "identity", "method": "prototype
 _SHORT = {field.name for field in fields(FederationConfig)}
 
 
-def load(arguments: Sequence[str]) -> list[FederateConfig]:
+def load(arguments: Sequence[Argument]) -> list[FederateConfig]:
     """The configurations of all runs that ``arguments`` ask for; a comma makes a sweep.
 
     Args:
@@ -35,7 +35,7 @@ def load(arguments: Sequence[str]) -> list[FederateConfig]:
     return [compose(settings) for settings in settle_short(arguments)]
 
 
-def settle_short(arguments: Sequence[str]) -> list[Settings]:
+def settle_short(arguments: Sequence[Argument]) -> list[Settings]:
     """Keys and values of all runs; those of ``federation.`` may be typed without it."""
     return settle(arguments, "federation", _full)
 

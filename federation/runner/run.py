@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from protocl.backbones import build_backbone, fingerprint
-from protocl.config.arguments import Settings
+from protocl.config.arguments import Argument, Settings
 from protocl.data.streams import class_order, experience_sizes, hold_out
 from protocl.errors import as_config_error
 from protocl.federation.client.benchmark_clients import BenchmarkClients
@@ -47,7 +47,7 @@ class FederationKind(Kind[FederateConfig]):
     name = "federation"
     keeps_checkpoints = True
 
-    def settle(self, arguments: Sequence[str]) -> list[Settings]:
+    def settle(self, arguments: Sequence[Argument]) -> list[Settings]:
         """See :class:`protocl.runner.kind.Kind`; keys of rounds may be typed short."""
         return settle_short(arguments)
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from protocl.errors import DataError
 from protocl.io.atomic import atomic_path
+from protocl.io.names import MODEL_FOLDER, WEIGHTS_FILE
 
 # What the classification layer is called in our Classifier, torchvision, timm and Avalanche.
 _CLASSIFICATION_LAYERS = ("classifier", "fc", "head", "linear", "_fc")
-WEIGHTS_FILE = "backbone.safetensors"
 _PREFIXES = ("backbone.network.", "network.", "backbone.", "module.")
 
 
@@ -56,7 +56,7 @@ def load_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def _file_of(path: Path) -> Path:
     """The weights in the folder of a run or a model; any other path as it is."""
-    places = (path / "model" / WEIGHTS_FILE, path / WEIGHTS_FILE)
+    places = (path / MODEL_FOLDER / WEIGHTS_FILE, path / WEIGHTS_FILE)
     return next((file for file in places if file.is_file()), path)
 
 

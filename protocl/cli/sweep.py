@@ -1,4 +1,4 @@
-"""From ``KEY=VALUE ...`` to runs of a kind and what is shown of them."""
+"""From settings to runs of a kind, and what is shown of them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ def run_command(kind: Kind[Any], args: argparse.Namespace) -> int:
     if args.show:
         sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
         return 0
-    labels = _labels(kind.settle(args.settings), configs)
-    with SweepDisplay(labels, Console(stderr=True)) as display:
-        outcomes = run_sweep(kind, configs, display, jobs=configs[0].jobs, debug=args.debug)
+    labels = labels_of(kind.settle(args.settings), configs)
+    outcomes = run_all(kind, configs, labels, debug=args.debug)
     good = [outcome for outcome in outcomes if outcome.failure is None]
     if good:
         output = _report_folder(good) if len(good) > 1 else None
@@ -35,7 +34,34 @@ def run_command(kind: Kind[Any], args: argparse.Namespace) -> int:
     return outcomes[0].exit_code if len(outcomes) == 1 else int(len(good) < len(outcomes))
 
 
-def _labels(runs: Sequence[Settings], configs: Sequence[Any]) -> list[str]:
+def run_all(
+    kind: Kind[Any], configs: Sequence[Any], labels: Sequence[str], *, debug: bool = False
+) -> list[Outcome]:
+    """Carry out all runs, and show on standard error how they go.
+
+    Args:
+        kind: of all runs.
+        configs: one entry a run; the first says how many work side by side.
+        labels: what each run is called.
+        debug: as for :func:`.run_sweep`.
+    """
+    with SweepDisplay(labels, _console()) as display:
+        return run_sweep(kind, configs, display, jobs=configs[0].jobs, debug=debug)
+
+
+def _console() -> Console:
+    """Standard error; in notebooks lines alone.
+
+    Bars there are widgets of a package of their own, or letters that move a cursor which a notebook
+    has not.
+    """
+    console = Console(stderr=True)
+    if not console.is_jupyter:
+        return console
+    return Console(stderr=True, force_jupyter=False, force_terminal=False)
+
+
+def labels_of(runs: Sequence[Settings], configs: Sequence[Any]) -> list[str]:
     """What sets the runs apart, as typed: ``"strategy=slda seed=1"``."""
     swept = [key for key in runs[0] if any(run[key] != runs[0][key] for run in runs)]
     if not swept:

@@ -15,24 +15,36 @@ from protocl.errors import ConfigError
 Settings = dict[str, Any]
 """Keys as typed on the command line (``strategy``, ``strategy.lr``), each with one value."""
 
+Argument = str | tuple[str, Sequence[Any]]
+"""``key=value`` as typed, or a key with its values, one a run of the sweep, as they are."""
+
 _NOT_SWEPT = {"experiment", "jobs", "resume", "output", "cache"}
 
 
-def typed_values(arguments: Sequence[str]) -> dict[str, list[Any]]:
+def typed_values(arguments: Sequence[Argument]) -> dict[str, list[Any]]:
     """The values of each key.
 
     Raises:
-        ConfigError: an argument is not of the form ``key=value``, or its value is not readable.
+        ConfigError: an argument is not of the form ``key=value``, its value is not readable, or a
+            key has no value, or several that takes one.
     """
     typed: dict[str, list[Any]] = {}
     for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"'{argument}' is not of the form key=value, such as seed=1")
-        typed[key] = [_value(key, part) for part in split_commas(text)]
-        if key in _NOT_SWEPT and len(typed[key]) > 1:
-            raise ConfigError(f"{argument}: '{key}' takes one value; it cannot be swept")
+        key, values = _read(argument) if isinstance(argument, str) else argument
+        typed[key] = list(values)
+        if not values:
+            raise ConfigError(f"{key}=[]: a sweep over no values is no run; give one at least")
+        if key in _NOT_SWEPT and len(values) > 1:
+            shown = argument if isinstance(argument, str) else f"{key}={list(values)}"
+            raise ConfigError(f"{shown}: '{key}' takes one value; it cannot be swept")
     return typed
+
+
+def _read(argument: str) -> tuple[str, list[Any]]:
+    key, equals, text = argument.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{argument}' is not of the form key=value, such as seed=1")
+    return key, [_value(key, part) for part in split_commas(text)]
 
 
 def expand(values: Mapping[str, Sequence[Any]]) -> list[Settings]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from protocl.config.arguments import Settings, expand
+from protocl.config.arguments import Argument, Settings, expand, typed_values
 from protocl.config.keys import assign, checked
 from protocl.config.presets import (
     GROUPS,
@@ -36,11 +36,11 @@ than the raw samples."""
 Schema = TypeVar("Schema")
 
 
-def load(arguments: Sequence[str]) -> list[ExperimentConfig]:
+def load(arguments: Sequence[Argument]) -> list[ExperimentConfig]:
     """The configurations of all runs that ``arguments`` ask for; the first key varies slowest.
 
     Args:
-        arguments: ``key=value`` texts as typed on the command line.
+        arguments: ``key=value`` texts as typed on the command line, or keys with their values.
 
     Raises:
         ConfigError: an unknown key or name, a value that does not fit its key, or a setting of the
@@ -49,7 +49,7 @@ def load(arguments: Sequence[str]) -> list[ExperimentConfig]:
     values = parse(arguments)
     runs = expand(values)
     configs = [compose(settings) for settings in runs]
-    typed = [argument.partition("=")[0] for argument in arguments]
+    typed = list(typed_values(arguments))
     given = typed if _is_saved(values) else list(values)
     refuse_unused(given, runs, configs, compose, typed=typed)
     return configs

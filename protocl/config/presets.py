@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from protocl.config.arguments import Settings, expand, typed_values
+from protocl.config.arguments import Argument, Settings, expand, typed_values
 from protocl.errors import ConfigError
 from protocl.registry import BACKBONES, BENCHMARKS, STRATEGIES, Registry, unknown_name
 
@@ -23,7 +23,7 @@ GROUPS: dict[str, Registry] = {
 }
 
 
-def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:
+def parse(arguments: Sequence[Argument]) -> dict[str, list[Any]]:
     """The values of each key: those of the preset, overruled by those of ``arguments``.
 
     Picking a part that the preset does not pick drops what the preset says about its keys.
@@ -36,12 +36,12 @@ def parse(arguments: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def settle(
-    arguments: Sequence[str], preset: str, full: Callable[[str], str] = str
+    arguments: Sequence[Argument], preset: str, full: Callable[[str], str] = str
 ) -> list[Settings]:
     """Keys and values of all runs that ``arguments`` ask for; a comma makes a sweep.
 
     Args:
-        arguments: ``key=value`` texts.
+        arguments: ``key=value`` texts, or keys with their values.
         preset: the key that names a preset: a file of the group of that name, or the user's own.
         full: the whole name of a key that may be typed short.
 
@@ -128,7 +128,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Settings:
     """``{"strategy": {"loss": {"k": 1}}}`` as ``{"strategy.loss.k": 1}``."""
     flat: Settings = {}
     for key, value in content.items():
-        if value and isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

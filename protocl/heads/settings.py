@@ -25,6 +25,16 @@ class Settings:
         made.__dict__["_given"] = dict(bound.arguments)
         return made
 
+    def extra_repr(self) -> str:
+        """What the ``repr`` of the module shows in its parentheses: every setting as it was given.
+
+        Example:
+            >>> from protocl.heads import NearestMean
+            >>> NearestMean("cosine")  # doctest: +ELLIPSIS
+            NearestMean(metric='cosine', ...)
+        """
+        return ", ".join(f"{name}={value!r}" for name, value in self._given.items())
+
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The settings by name, as they were given.
 

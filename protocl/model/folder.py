@@ -30,6 +30,7 @@ from protocl import __version__
 from protocl.backbones import Backbone
 from protocl.errors import DataError
 from protocl.io.atomic import atomic_folder
+from protocl.io.names import MODEL_FOLDER
 from protocl.memory import PrototypeMemory
 from protocl.memory import file as memory_file
 from protocl.model.answers import Answer
@@ -150,7 +151,7 @@ def load_model(path: str | os.PathLike[str], *, backbone: Backbone | None = None
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
     """The folder of a model, given it or the run that left it."""
-    inside = Path(path) / "model"
+    inside = Path(path) / MODEL_FOLDER
     return inside if (inside / DESCRIPTION).is_file() else Path(path)
 
 

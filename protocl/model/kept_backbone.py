@@ -19,8 +19,8 @@ from protocl.backbones import (
 from protocl.backbones.adaptation import adapt
 from protocl.backbones.base import Origin
 from protocl.backbones.branches import Branches, two_branches
-from protocl.backbones.weights import WEIGHTS_FILE
 from protocl.errors import DataError, FingerprintError
+from protocl.io.names import WEIGHTS_FILE
 
 
 class Part(BaseModel):

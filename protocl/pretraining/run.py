@@ -18,6 +18,7 @@ from protocl.config.compose import build
 from protocl.data.arrays import as_images
 from protocl.data.augmentation.distortion import Distortion
 from protocl.errors import DivergedError
+from protocl.io.names import WEIGHTS_FILE
 from protocl.pretraining.base_classes import BaseClasses, base_classes, nearest_mean_accuracy
 from protocl.pretraining.config import OBJECTIVES, Objective, PretrainConfig
 from protocl.registry import BACKBONES, BENCHMARKS
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch.utils.tensorboard import SummaryWriter
 
-BACKBONE_FILE = "backbone.safetensors"
 ORIENTATIONS = 4
 
 
@@ -130,7 +130,7 @@ class Pretraining:
                 self.run.write(self._result(), complete=False)
                 self.run.save(done + 1, self._state())
                 self._tell(done + 1, report)
-        file = self.run.folder / BACKBONE_FILE
+        file = self.run.folder / WEIGHTS_FILE
         save_weights(self.backbone, file)
         self.run.tell("report", report=f"wrote {file}")
         return self._result()

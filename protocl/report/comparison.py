@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from protocl.report.runs import Skipped, load_runs
 if TYPE_CHECKING:
     from rich.console import Console
 
+_TEXT_WIDTH = 100
 FORMATS = {"html": "report.html", "markdown": "table.md", "csv": "table.csv"}
 
 
@@ -32,7 +34,31 @@ class Comparison:
 
     benchmarks: list[Benchmark]
     skipped: list[Skipped]
-    written: list[Path]
+    written: list[Path] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """The tables as text of at most 100 columns."""
+        from rich.console import Console
+
+        text = io.StringIO()
+        show(self, Console(file=text, width=_TEXT_WIDTH, force_jupyter=False, color_system=None))
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    __repr__ = __str__
+
+    def markdown(self) -> str:
+        """The tables in GitHub's Markdown; the best value of a column is bold."""
+        return table.markdown(self.benchmarks, self.skipped)
+
+    def _repr_html_(self) -> str:
+        """The tables as notebooks show them."""
+        from protocl.report.page_template import fill
+
+        sections = [
+            {"benchmark": one, "columns": table.columns(one), "rows": table.rows(one)}
+            for one in self.benchmarks
+        ]
+        return fill("notebook.html.j2", sections=sections, skipped=self.skipped)
 
 
 def compare(
@@ -63,7 +89,7 @@ def compare(
     written = [] if output is None else _write(Path(output), formats, benchmarks, skipped)
     comparison = Comparison(benchmarks, skipped, written)
     if console is not None:
-        _show(comparison, console)
+        show(comparison, console)
     return comparison
 
 
@@ -94,7 +120,8 @@ def _write(
     return written
 
 
-def _show(comparison: Comparison, console: Console) -> None:
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the tables, the runs left out and the files written."""
     from rich.text import Text
 
     for benchmark in comparison.benchmarks:

@@ -7,6 +7,7 @@ the HTML report replaces by the reader's light or dark theme.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -30,6 +31,15 @@ _MOST_ANNOTATED = 12
 _MOST_NAMED = 20
 _LABEL_WIDTH = 44
 """Characters in a line of a label; longer ones would leave no room for what they name."""
+
+
+class Picture(Figure):
+    """A figure that a notebook shows, whether or not it has set up pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", bbox_inches="tight")
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -267,7 +277,7 @@ def _draw(
 
 def panel(width: float, height: float, columns: int = 1) -> tuple[Figure, Axes]:
     """An empty figure (inches) in the house style, and its first set of axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Picture(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     panels = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
     for axes in panels:

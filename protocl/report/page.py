@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from omegaconf import OmegaConf
 
 from protocl.metrics import MeanAndSpread, mean_and_spread
 from protocl.report import figures, table
 from protocl.report.groups import Benchmark, Group, differences
-from protocl.report.plots import round_curve, svg_data_uri
+from protocl.report.page_template import fill, resource
+from protocl.report.plots import accuracy_curve, round_curve, svg_data_uri
 from protocl.report.runs import Run, Skipped
 
 _PHASE_ORDER = ("data", "features", "train", "eval")
@@ -66,14 +65,10 @@ class Section:
 
 def render(benchmarks: Sequence[Benchmark], skipped: Sequence[Skipped]) -> str:
     """The page as HTML text; it refers to nothing outside itself."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    resources = files("protocl.report")
-    template = environment.from_string((resources / "report.html.j2").read_text(encoding="utf-8"))
     runs = [run for one in benchmarks for group in one.groups for run in group.runs]
-    return template.render(
-        style=(resources / "report.css").read_text(encoding="utf-8"),
+    return fill(
+        "report.html.j2",
+        style=resource("report.css"),
         sections=[_section(benchmark) for benchmark in benchmarks],
         skipped=skipped,
         runs=runs,
@@ -98,7 +93,7 @@ def phase_table(groups: Sequence[Group]) -> PhaseTable:
 def _section(benchmark: Benchmark) -> Section:
     groups = benchmark.groups
     labels = [group.label for group in groups]
-    curves = [figures.Curve(one.label, one.first.classes_seen, one.curve()) for one in groups]
+    curves = [accuracy_curve(group) for group in groups]
     final = [curve.accuracy[-1] for curve in curves]
     phases = phase_table(groups)
     seconds = {name: [row[i] for row in phases.seconds] for i, name in enumerate(phases.phases)}

@@ -10,9 +10,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from protocl.io.atomic import atomic_write
-from protocl.metrics import mean_and_spread
 from protocl.report import figures
-from protocl.report.groups import Group
+from protocl.report.groups import Benchmark, Group
 from protocl.report.runs import Run
 
 _DPI = 160
@@ -28,21 +27,40 @@ def write_plots(run: Run, out_dir: Path) -> list[Path]:
     """Write the plots of one run; a run without any evaluation yet has none."""
     if not run.stream_accuracy:
         return []
-    points = [mean_and_spread([value]) for value in run.stream_accuracy]
-    curve = figures.Curve(run.title, run.classes_seen, points)
+    alone = Group([run], run.title)
     drawn = {
-        "accuracy_curve.png": figures.accuracy_curves([curve], width=6.5),
+        "accuracy_curve.png": figures.accuracy_curves([accuracy_curve(alone)], width=6.5),
         "accuracy_matrix.png": figures.accuracy_matrix(run.accuracy_matrix),
         "confusion_matrix.png": figures.confusion_matrix(run, width=6.5, most_cells=300),
     }
     if run.rounds:
-        drawn["rounds.png"] = figures.round_curves([round_curve(Group([run], run.title))])
+        drawn["rounds.png"] = figures.round_curves([round_curve(alone)])
     written = []
     for name, figure in drawn.items():
         figures.set_title(figure, f"{run.title} on {run.benchmark.name}, seed {run.seed}")
         atomic_write(out_dir / name, png(figure))
         written.append(out_dir / name)
     return written
+
+
+def overview(benchmark: Benchmark) -> Figure:
+    """The one figure that says most of a benchmark.
+
+    Accuracy over the classes seen; of federations over their rounds; bars where there is one
+    experience only.
+    """
+    groups = benchmark.groups
+    if all(len(group.first.rounds) > 1 for group in groups):
+        return figures.round_curves([round_curve(group) for group in groups])
+    curves = [accuracy_curve(group) for group in groups]
+    if not benchmark.single:
+        return figures.accuracy_curves(curves)
+    return figures.final_bars([one.label for one in groups], [one.accuracy[-1] for one in curves])
+
+
+def accuracy_curve(group: Group) -> figures.Curve:
+    """The accuracy over the stream, averaged over seeds."""
+    return figures.Curve(group.label, group.first.classes_seen, group.curve())
 
 
 def round_curve(group: Group) -> figures.RoundCurve:

@@ -90,17 +90,62 @@ class Phase(_Part):
 
 
 class Round(_Part):
-    """Accuracy in [0, 1] after one round of a federation, and bytes of all its messages."""
+    """Accuracy in [0, 1] after one round of a federation, and bytes of all its messages.
+
+    The accuracy is on ``evaluated`` test samples of the ``classes`` that have arrived; ``seconds``
+    are without that evaluation.
+    """
 
     accuracy: _Gap = math.nan
     bytes_up: int
     bytes_down: int
+    round: int | None = None
+    classes: int | None = None
+    evaluated: int | None = None
+    seconds: float | None = None
+
+
+class OnePlace(_Part):
+    """The merged memory beside that of all samples in one place: what ``verify=true`` asks for."""
+
+    identical: bool
+    difference: float | None
+    samples: int
+    merged_samples: int
+    accuracy: float
+    federated_accuracy: float
 
 
 class Federation(_Part):
-    """What only a federation has."""
+    """What only a federation has.
+
+    Contributions are counted by what became of them, and those refused by the reason.
+    """
 
     rounds: list[Round]
+    clients: int | None = None
+    bytes_by_message_type: dict[str, dict[str, int]] = {}
+    contributions: dict[str, int] = {}
+    rejected_for: dict[str, int] = {}
+    privacy: dict[str, Any] | None = None
+    one_place: OnePlace | None = None
+
+
+class Epoch(_Part):
+    """Mean loss of one epoch, and the accuracy in [0, 1] on the classes held out, if there are."""
+
+    epoch: int
+    loss: float
+    accuracy: float | None = None
+    seconds: float | None = None
+
+
+class Pretraining(_Part):
+    """What only the training of an embedding has."""
+
+    base_classes: list[int]
+    held_out_classes: list[int]
+    epochs: list[Epoch]
 
 
 class Result(_Part):
@@ -138,6 +183,12 @@ class Result(_Part):
     def complete(self) -> bool:
         """Whether nothing of the run remains to be done."""
         return self.status == "complete"
+
+
+class Trained(Result):
+    """The result of a pretraining: a network, and no answers yet."""
+
+    pretraining: Pretraining
 
 
 class Answers(Result):

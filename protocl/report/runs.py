@@ -15,7 +15,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from protocl.errors import DataError
-from protocl.report.result import CONFIG_FILE, RESULT_FILE, Answers, Result, Round
+from protocl.io.names import WEIGHTS_FILE
+from protocl.report.result import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    Answers,
+    Result,
+    Round,
+    Trained,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,18 @@ class Run(Answers):
         if Result.read(result).kind == "pretraining":
             raise DataError("the training of an embedding, which has no answers to compare")
         return cls.read(result, path=path, config=config or {})
+
+    def __repr__(self) -> str:
+        learnt = f"{self.title} on {self.benchmark.name}, seed {self.seed}"
+        found = f"accuracy {self.accuracy:.4f}" if self.stream_accuracy else "nothing evaluated yet"
+        return f"<{learnt}: {found} ({self.path})>"
+
+    __str__ = __repr__
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on all classes seen by now, in [0, 1]; NaN before any evaluation."""
+        return self.stream_accuracy[-1] if self.stream_accuracy else math.nan
 
     @property
     def title(self) -> str:
@@ -101,15 +121,78 @@ class Run(Answers):
         return max((phase.peak_mib for phase in self.phases), default=None)
 
 
-def load_run(path: Path) -> Run:
-    """Read the run in directory ``path``.
+class Embedding(Trained):
+    """The ``result.json`` of a pretraining, checked, with the ``config.yaml`` beside it.
+
+    Attributes:
+        path, config: as of a :class:`Run`.
+    """
+
+    path: Path
+    config: dict[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        """The file that ``backbone.checkpoint`` takes."""
+        return self.path / WEIGHTS_FILE
+
+    def __repr__(self) -> str:
+        trained = f"{self.backbone.name} on {self.benchmark.name}, seed {self.seed}"
+        epochs = self.pretraining.epochs
+        loss = f"loss {epochs[-1].loss:.4f} after {len(epochs)} epochs" if epochs else "not trained"
+        return f"<{trained}: {loss} ({self.path})>"
+
+    __str__ = __repr__
+
+
+def load_run(folder: Path | str) -> Run | Embedding:
+    """Read a run of any kind: what it measured, and the settings that it had.
+
+    Args:
+        folder: of the run, or its ``result.json``. Earlier versions' results are read as well.
 
     Raises:
-        DataError: the result is absent, damaged or of another format.
+        DataError: there is no run, or its result is damaged or of a format that is not known; the
+            message says which, and names the runs where ``folder`` holds several.
+
+    Example:
+        >>> load_run("nowhere")
+        Traceback (most recent call last):
+        protocl.errors.DataError: nowhere: there is no such folder
     """
-    file = path / RESULT_FILE
+    path = _run_directory(Path(folder).expanduser())
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = _load_result(path)
+        if Result.read(result).kind != "pretraining":
+            return _load_answers(path)
+        return Embedding.read(result, path=path, config=_load_config(path / CONFIG_FILE))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _load_answers(path: Path) -> Run:
+    return Run.from_result(_load_result(path), path, _load_config(path / CONFIG_FILE))
+
+
+def _run_directory(path: Path) -> Path:
+    """The directory of the one run that ``path`` means."""
+    if path.is_file() and path.name in (RESULT_FILE, CONFIG_FILE):
+        return path.parent
+    if not path.is_dir():
+        what = f"expected a run's folder or its {RESULT_FILE}" if path.exists() else ""
+        raise DataError(f"{path}: {what or 'there is no such folder'}")
+    if (path / RESULT_FILE).exists() or (path / CONFIG_FILE).exists():
+        return path
+    inside = _below(path)
+    if not inside:
+        raise DataError(f"{path}: {_why_empty(path, [str(path)])}")
+    runs = "one run" if len(inside) == 1 else f"{len(inside)} runs"
+    raise DataError(f"{path}: holds {runs}, and is none itself; load {inside[0]}, for one")
+
+
+def _load_result(path: Path) -> Any:
+    try:
+        return json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(
             f"no {RESULT_FILE}: the run stopped before its first result; "
@@ -119,7 +202,6 @@ def load_run(path: Path) -> Run:
         raise DataError(f"{RESULT_FILE} cannot be read: {error}") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{RESULT_FILE} is damaged, it is not JSON: {error}") from error
-    return Run.from_result(result, path, _load_config(path / CONFIG_FILE))
 
 
 def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[Skipped]]:
@@ -132,7 +214,7 @@ def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[Skipped]]:
     skipped: list[Skipped] = []
     for directory in _run_directories(paths, skipped):
         try:
-            run = load_run(directory)
+            run = _load_answers(directory)
         except DataError as error:
             skipped.append(Skipped(directory, str(error)))
             continue

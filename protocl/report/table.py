@@ -6,11 +6,11 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from protocl import metrics
 from protocl.metrics import MeanAndSpread
-from protocl.report.groups import Benchmark, Group
+from protocl.report.groups import Benchmark, Group, differences
 from protocl.report.runs import Run, Skipped
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NO_VALUE = "-"
 
+_NAMES = frozenset({"benchmark.name", "strategy.name", "backbone.name", "method.name"})
 _NAME_WIDTH = 20
 """Characters of a strategy's name that a narrow terminal does not break."""
 
@@ -246,6 +247,26 @@ def comma_separated(benchmarks: Sequence[Benchmark]) -> str:
         for group in benchmark.groups:
             writer.writerow(_csv_row(benchmark, group))
     return buffer.getvalue()
+
+
+def records(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One entry a run: names, seed, the settings that differ, every metric in base units, folder.
+
+    A metric that was not measured is None.
+    """
+    settings = differences([Group([run]) for run in runs])
+    return [
+        {
+            "benchmark": run.benchmark.name,
+            "strategy": run.strategy.name,
+            "backbone": run.backbone.name,
+            "seed": run.seed,
+            **{key: values[i] for key, values in settings.items() if key not in _NAMES},
+            **{column.key: column.measure(run) for column in COLUMNS},
+            "path": str(run.path),
+        }
+        for i, run in enumerate(runs)
+    ]
 
 
 def terminal(benchmark: Benchmark, width: int) -> Table:

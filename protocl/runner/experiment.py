@@ -7,7 +7,7 @@ from typing import Any
 
 from protocl.backbones import Backbone
 from protocl.config import ExperimentConfig, Setup
-from protocl.config.arguments import Settings, expand
+from protocl.config.arguments import Argument, Settings, expand
 from protocl.config.compose import compose, load
 from protocl.config.presets import parse
 from protocl.data.augmentation.image_augmentation import TrainingAugmentation, named_augmentation
@@ -34,7 +34,7 @@ class ExperimentKind(Kind[ExperimentConfig]):
 
     name = "experiment"
 
-    def settle(self, arguments: Sequence[str]) -> list[Settings]:
+    def settle(self, arguments: Sequence[Argument]) -> list[Settings]:
         """See :class:`protocl.runner.kind.Kind`."""
         return expand(parse(arguments))
 
@@ -42,7 +42,7 @@ class ExperimentKind(Kind[ExperimentConfig]):
         """See :class:`protocl.runner.kind.Kind`."""
         return compose(settings)
 
-    def load(self, arguments: Sequence[str]) -> list[ExperimentConfig]:
+    def load(self, arguments: Sequence[Argument]) -> list[ExperimentConfig]:
         """See :func:`protocl.config.compose.load`."""
         return load(arguments)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import torch
 
-from protocl.config.arguments import Settings
+from protocl.config.arguments import Argument, Settings
 from protocl.config.presets import flatten, read_mapping, settle
 from protocl.errors import ProtoclError
 from protocl.runner.context import CHECKPOINTS, Config, RunContext
@@ -44,11 +44,11 @@ class Kind(ABC, Generic[Config]):
             ConfigError: an unknown key or name, or a value that does not fit its key.
         """
 
-    def settle(self, arguments: Sequence[str]) -> list[Settings]:
+    def settle(self, arguments: Sequence[Argument]) -> list[Settings]:
         """Keys and values of all runs that ``key=value`` texts ask for; a comma makes a sweep."""
         return settle(arguments, self.name)
 
-    def load(self, arguments: Sequence[str]) -> list[Config]:
+    def load(self, arguments: Sequence[Argument]) -> list[Config]:
         """The configurations of all runs that ``key=value`` texts ask for.
 
         Raises:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from protocl.backbones import Backbone
+from protocl.io.names import MODEL_FOLDER
 from protocl.model.answers import Answering
 from protocl.model.classifier import PrototypeClassifier
 from protocl.model.encoder import Encoder
@@ -18,8 +19,6 @@ from protocl.model.labels import Labels
 from protocl.model.trained import TrainedClassifier
 
 logger = logging.getLogger(__name__)
-
-MODEL = "model"
 
 
 def model_of(
@@ -62,11 +61,13 @@ def write_model(
         batch_size: samples a forward pass at evaluation; None for that of a feature pass.
     """
     if answer is None:
-        logger.warning("%s: its method keeps nothing that a model can hold; no %s/", run, MODEL)
+        logger.warning(
+            "%s: its method keeps nothing that a model can hold; no %s/", run, MODEL_FOLDER
+        )
         return
-    shutil.rmtree(run / MODEL, ignore_errors=True)  # of a run that was killed after it
+    shutil.rmtree(run / MODEL_FOLDER, ignore_errors=True)  # of a run that was killed after it
     encoder = Encoder(backbone.cpu(), shape, batch_size=batch_size)
-    save_model(model_of(answer, encoder, class_names), run / MODEL)
+    save_model(model_of(answer, encoder, class_names), run / MODEL_FOLDER)
 
 
 def _labels(names: Sequence[str], ids: Sequence[int]) -> Labels:

@@ -99,7 +99,11 @@ def run_sweep(
     def work(carry_out: _CarryOut) -> None:
         for index in _drain(todo):
             observer.started(index, folders[index])
-            outcomes[index] = carry_out(index, configs[index], folders[index])
+            try:
+                outcomes[index] = carry_out(index, configs[index], folders[index])
+            except Exception:  # let out by debug
+                discard_if_empty(folders[index])
+                raise
             if outcomes[index].failure is not None:
                 discard_if_empty(folders[index])
             observer.ended(index, outcomes[index])

@@ -15,6 +15,7 @@ from protocl.strategies.avalanche.epoch_schedule import EpochSchedule
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.frozen.base import FrozenBackbone, Sums
+from protocl.strategies.frozen.documentation import with_arguments
 from protocl.strategies.frozen.first_session import Session
 
 _SESSION = ("session.classifier", "session.two_branches", "session.normalize_branches")
@@ -27,7 +28,7 @@ class Recipe(FrozenBackbone):
     """A frozen backbone under a head that takes its arguments from those of the strategy.
 
     A subclass states the head; its own arguments are those of the head, with their defaults, and
-    those of :class:`.FrozenBackbone` but ``head``.
+    those of :class:`.FrozenBackbone` but ``head``. Its docstring lists them all.
 
     Attributes:
         make_head: makes the head of its arguments.
@@ -42,6 +43,8 @@ class Recipe(FrozenBackbone):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "make_head" in vars(cls):
             cls.__init__ = _constructor(cls.make_head)  # type: ignore[method-assign]
+        if cls.__doc__ is not None:
+            cls.__doc__ = with_arguments(cls.__doc__, cls.make_head, FrozenBackbone, made="head")
         super().__init_subclass__(**kwargs)
 
 
@@ -55,6 +58,7 @@ def _constructor(make_head: Callable[..., Head]) -> Callable[..., None]:
 
     shown = [argument.replace(kind=Parameter.KEYWORD_ONLY) for argument in arguments.values()]
     instance, others = signature(construct).parameters.values()
+    construct.__name__, construct.__qualname__ = "__init__", "Recipe.__init__"
     construct.__signature__ = Signature([instance, *shown, others])  # type: ignore[attr-defined]
     return construct
 
