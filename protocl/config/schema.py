@@ -6,7 +6,7 @@ types here decide which keys exist and what fits in them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from omegaconf import MISSING
@@ -132,6 +132,25 @@ class StrategyConfig:
     def named(cls, name: str) -> type[StrategyConfig]:
         """The settings of the strategy that is registered under ``name``."""
         return registered(STRATEGIES, name, StrategyConfig)
+
+    @classmethod
+    def refusal(cls, setting: str, value: Any) -> str | None:
+        """What to say of ``strategy.SETTING=VALUE`` where that is no choice that there is.
+
+        Args:
+            setting: key without ``strategy.``, one that is unknown or holds other settings.
+            value: as typed.
+
+        Returns:
+            What the strategy has in its place, and what to type: the rest of a sentence. None
+            where the nearest key says it better.
+        """
+        names = {declared.name for declared in fields(cls)}
+        if setting.partition(".")[0] != "head" or "head" in names:
+            return None
+        if "answer" in names:
+            return "has no head; strategy.answer=NAME puts one in the place of its classifier"
+        return "has no head to set; strategy=frozen strategy.head=NAME answers by the head NAME"
 
     @property
     def trains_backbone(self) -> bool:

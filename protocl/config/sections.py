@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, reduce
+from importlib.metadata import entry_points
 from operator import or_
 from types import NoneType
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -97,6 +98,14 @@ class HeadChoice(Part):
 def head(name: str, kind: type[HeadChoice] = HeadChoice, **defaults: Any) -> Any:
     """A field of a configuration: a registered head, which another name replaces."""
     return dataclasses.field(default_factory=lambda: kind.named(name, **defaults)())
+
+
+def name_of_head(made_by: Callable[..., Any]) -> str:
+    """The registered name of a head's class, also under ``functools.partial``; else its own."""
+    kind = getattr(made_by, "func", made_by)
+    value = f"{kind.__module__}:{kind.__qualname__}"
+    names = (entry.name for entry in entry_points(group=HEADS.group) if entry.value == value)
+    return next(names, kind.__name__)
 
 
 def registered(registry: Registry, name: str, base: type[Schema]) -> type[Schema]:

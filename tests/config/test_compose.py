@@ -232,3 +232,61 @@ def test_parse_leaves_compose_to_check():
     assert parse(["nonsense=1"]) == {"nonsense": [1]}
     with pytest.raises(ConfigError, match="unknown key nonsense"):
         compose({"strategy": "acme_replay", "nonsense": 1})
+
+
+@pytest.mark.parametrize(
+    ("words", "known", "unknown", "advice"),
+    [
+        ("strategy=slda,ranpac strategy.head.projection=500", "strategy=ranpac", "strategy=slda",
+         "'strategy=ranpac strategy.head.projection=500'"),
+        ("strategy=ranpac,naive,slda strategy.head.projection=5,7", "strategy=ranpac",
+         "strategy=naive' and 'strategy=slda", "'strategy=ranpac strategy.head.projection=5,7'"),
+        ("strategy=frozen strategy.head=ridge,lda strategy.head.shrinkage=0.1",
+         "strategy.head=lda", "strategy.head=ridge", "'strategy.head=lda strategy.head.shrinkage="),
+        ("strategy.name=fetril,slda strategy.svm_c=2", "strategy.name=fetril", "strategy.name=slda",
+         "'strategy.name=fetril strategy.svm_c=2'"),
+        # Each of the two keys is unknown to the other.
+        ("strategy=slda,ranpac strategy.head.shrinkage=0.1 strategy.head.projection=5",
+         "strategy=ranpac", "strategy=slda", "'strategy=ranpac strategy.head.projection=5'"),
+    ],
+)  # fmt: skip
+def test_a_key_that_some_of_a_sweep_have_is_refused_with_who_has_it(
+    words: str, known: str, unknown: str, advice: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(words.split())
+    message = str(caught.value)
+    assert f"is a key of '{known}', but not of '{unknown}'" in message
+    assert advice in message
+
+
+def test_a_key_that_nobody_in_a_sweep_has_is_refused_as_ever() -> None:
+    for sweep in ("strategy=slda,ranpac", "strategy=slda seed=1,2"):
+        with pytest.raises(ConfigError, match=r"unknown key strategy\.head\.projektion"):
+            load([*sweep.split(), "strategy.head.projektion=1"])
+    with pytest.raises(ConfigError, match=r"choose from strategy\.head\.shrinkage, "):
+        load(["strategy=slda", "strategy.head.projection=1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("slda strategy.head=ridge", "fixed head, lda; .*strategy=frozen strategy.head=ridge"),
+        ("slda strategy.head.name=ridge", "fixed head, lda; .*strategy=frozen strategy.head=ridge"),
+        ("slda strategy.head=lda", "has this head anyway; leave it out"),
+        ("fecam strategy.head=lda", "fixed head, mahalanobis; .*strategy=frozen strategy.head=lda"),
+        ("ranpac strategy.head=lda", "has a fixed head, ridge; .*strategy=frozen"),
+        ("simplecil strategy.head=lda", "has a fixed head, nearest_mean; .*strategy=frozen"),
+        ("nearest_mean strategy.head=lda", "has a fixed head, nearest_mean; .*strategy=frozen"),
+        ("aper strategy.head=lda", "has a fixed head, nearest_mean; .*strategy=frozen"),
+        ("naive strategy.head=lda", "has no head; strategy.answer=NAME puts one"),
+        ("naive strategy.head.shrinkage=1", "has no head; strategy.answer=NAME puts one"),
+        ("napa_vq strategy.head=lda", "'napa_vq' has no head to set; strategy=frozen strategy.h"),
+        ("avalanche_slda strategy.head=lda", "'avalanche_slda' has no head to set"),
+    ],
+)
+def test_a_head_that_a_strategy_does_not_offer_is_refused_with_what_to_type(
+    words: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(f"strategy={words}".split())
