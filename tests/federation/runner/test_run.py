@@ -281,6 +281,9 @@ def test_picking_a_partition_anew_drops_the_presets_keys():
         (["rounds=2", "remember=false"], "need their state"),
         (["method=fedprox"], "choose from"),
         (["method.lr=3"], "unknown key"),
+        (["method.head=lda", "method.head.shrinkag=1"], r"did you mean method\.head\.shrinkage"),
+        (["method.head=lda", "method.head.shrinkage=2"], r"^method\.head\.shrinkage=2\.0: expect"),
+        (["method.head=lda,ridge", "method.head.shrinkage=1"], "but not of 'method.head=ridge'"),
         (["partition.alpha=x"], "expected float"),
     ],
 )
@@ -293,7 +296,7 @@ def test_wrong_settings_are_refused(words, message):
     ("words", "message"),
     [
         (["method.head=nearest"], "did you mean"),
-        (["method.head_options={metric: manhattan}"], "euclidean"),
+        (["method.head.metric=manhattan"], "expected euclidean or cosine"),
         (["method.precision=float8"], "exact, float32"),
         (["partition=shards"], "choose from"),
         (["method=fedavg", "method.lr=-1"], "number > 0"),
