@@ -40,8 +40,21 @@ def assign(config: DictConfig, values: Mapping[str, Any]) -> None:
     leaves = [leaf for key, value in values.items() for leaf in _leaves(config, key, value)]
     # A name comes first, for it decides which other settings there are.
     leaves.sort(key=lambda leaf: (leaf[0].count("."), not leaf[0].endswith(".name")))
+    unknown: list[UnknownKeyError] = []
+    wrong: list[ConfigError] = []
     for key, value in leaves:
-        _assign(config, key, value)
+        try:
+            _assign(config, key, value)
+        except UnknownKeyError as error:
+            unknown.append(error)
+        except ConfigError as error:
+            if key.endswith(".name"):
+                raise
+            wrong.append(error)
+    if len(unknown) > 1:
+        raise UnknownKeyError(unknown[0].key, "; ".join(map(str, unknown)))
+    for refused in (*unknown, *wrong):
+        raise refused
 
 
 def checked(config: DictConfig) -> Any:
@@ -119,7 +132,7 @@ def _assign(config: DictConfig, key: str, value: Any) -> None:
     hint = Any if schema is dict else hints_of(schema).get(name) if is_dataclass(schema) else None
     if section is None or hint is None:
         _refuse_absent(config, key, value)
-        raise UnknownKeyError(key, _unknown_key(key, list(_known_keys(config))))
+        raise UnknownKeyError(key, _unknown_key(key, list(known_keys(config))))
     kinds = members_of(hint)
     if type(value) is int and float in kinds and int not in kinds:
         value = float(value)  # OmegaConf takes 1 for float, and refuses it for float | str
@@ -156,19 +169,50 @@ def _sections(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictC
             yield prefix + name, section
 
 
-def _known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+def known_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """All keys of a configuration with the parts that are picked, those of sections dotted."""
     for name in hints_of(OmegaConf.get_type(config)):  # type: ignore[arg-type]
         if _schema(config, name) is None:
             yield prefix + name
         else:
-            yield from _known_keys(OmegaConf.select(config, name), f"{prefix}{name}.")
+            yield from known_keys(OmegaConf.select(config, name), f"{prefix}{name}.")
+
+
+def present_key(key: str, known: list[str]) -> str:
+    """The key that a setting has since the parts of a method have sections; else ``key`` itself."""
+    section, _, last = key.rpartition(".")
+    dot = section and f"{section}."
+    if key in known:
+        return key
+    if last in _RENAMED and dot + _RENAMED[last] in known:
+        return dot + _RENAMED[last]
+    below = [name for name in known if name.startswith(dot) and _last(name) == last]
+    return below[0] if len(below) == 1 else key
+
+
+_RENAMED = {
+    "adapt_classifier": "session.classifier",
+    "answer": "answer.name",
+    "classifier": "head.name",
+    "covariance_shrinkage": "head.shrinkage",
+    "drift": "drift.method",
+    "drift_sigma": "drift.sigma",
+    "head": "head.name",
+    "head_options": "head.name",
+    "mix_largest": "loss.mix",
+    "mix_least": "loss.mix",
+    "projector_hidden": "projector.hidden",
+    "projector_outputs": "projector.outputs",
+    "variance_shrinkage": "head.shrinkage",
+}
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
     """What is wrong with a key: the nearest known one, sought in its own section if it has one."""
     section, _, last = key.rpartition(".")
     here = [name for name in known if name.startswith(f"{section}.")] if section else []
-    near = [name for name in known if _last(name) == last]
+    near = [name for name in (present_key(key, known),) if name in known]
+    near += [name for name in known if _last(name) == last]
     # A common section would make any two keys near.
     near += [] if here else difflib.get_close_matches(key, known, n=1)
     closest = difflib.get_close_matches(last, [_last(name) for name in here or known], n=1)

@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from protocl.config.former import in_present_form
 from protocl.errors import DataError
 from protocl.report.result import CONFIG_FILE, RESULT_FILE, Answers, Result, Round
 
@@ -119,7 +120,9 @@ def load_run(path: Path) -> Run:
         raise DataError(f"{RESULT_FILE} cannot be read: {error}") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{RESULT_FILE} is damaged, it is not JSON: {error}") from error
-    return Run.from_result(result, path, _load_config(path / CONFIG_FILE))
+    config = _load_config(path / CONFIG_FILE)
+    flat = isinstance(result, dict) and result.get("format", 1) == 1
+    return Run.from_result(result, path, in_present_form(config, flat=flat))
 
 
 def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[Skipped]]:
