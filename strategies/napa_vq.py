@@ -38,7 +38,6 @@ from protocl.config.validation import (
     ranged,
     require_declared,
 )
-from protocl.memory import PrototypeMemory
 from protocl.strategies.drift.compensation import DriftEstimator
 from protocl.strategies.exemplar_free.coding_vectors import CodeOptimizer, CodingVectors
 from protocl.strategies.exemplar_free.kept_classes import KeptClasses
@@ -49,9 +48,9 @@ from protocl.strategies.exemplar_free.neural_gas import (
     neighbourhood_loss,
     update_edges,
 )
+from protocl.strategies.exemplar_free.plugin import ExemplarFreePlugin
 from protocl.strategies.exemplar_free.rotations import ROTATIONS, rotated, rotated_rows
 from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
-from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.distances import distances, squared_distances
 
 
@@ -111,7 +110,7 @@ class NAPAVQLoss:
         return NAPAVQTerms(cross_entropy, neighbourhood)
 
 
-class NAPAVQPlugin(FeatureLossPlugin):
+class NAPAVQPlugin(ExemplarFreePlugin):
     """NAPA-VQ in any Avalanche strategy, whose criterion its loss replaces.
 
     Coding vectors of classes that are not in the experience are frozen, to the last bit.
@@ -213,11 +212,6 @@ class NAPAVQPlugin(FeatureLossPlugin):
 
     # -- wiring -----------------------------------------------------------------------------
 
-    @property
-    def memory(self) -> PrototypeMemory | None:
-        """Statistics of each class, or None before the first experience has ended."""
-        return self.kept.memory
-
     def prototypes(self) -> Tensor:
         """``(4 R, D)``: as :meth:`.KeptClasses.prototypes`."""
         return self.kept.prototypes()
@@ -274,13 +268,6 @@ class NAPAVQPlugin(FeatureLossPlugin):
 
     def class_logits(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
         return self.kept.answer(features, self.answer)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self.kept.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.kept.load_state_dict(state)
 
 
 class NAPAVQ(ExemplarFree):
