@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from torch import nn
 
 from protocl.backbones import BackboneConfig
-from protocl.config.sections import registered
+from protocl.config.sections import Registered
 from protocl.config.validation import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -82,14 +82,14 @@ class AdaptsOnce(Protocol):
     """A strategy whose backbone stays as the first experience has left it."""
 
     def adopt_backbone(self, backbone: Any) -> None:
-        """Before the first experience: use this adapted backbone, and adapt none."""
+        """Use this adapted backbone, and adapt none; called before the first experience."""
 
     def release_backbone(self) -> Any:
-        """After it: hand over the backbone; from then on take features in place of images."""
+        """Hand over the backbone after the first experience, and take features for images then."""
 
 
 @dataclass
-class StrategyConfig:
+class StrategyConfig(Registered):
     """Settings that all strategies share. A strategy adds its own in a subclass.
 
     Registered under the entry-point group ``protocl.strategies``, a subclass is usable as
@@ -117,9 +117,9 @@ class StrategyConfig:
         weight_decay: L2 penalty of the optimizer.
     """
 
+    registry = STRATEGIES
     info: ClassVar[StrategyInfo]
 
-    name: str = MISSING
     train_epochs: int = ranged(1, AT_LEAST_0)
     train_mb_size: int = ranged(64, AT_LEAST_1)
     eval_mb_size: int = ranged(256, AT_LEAST_1)
@@ -127,11 +127,6 @@ class StrategyConfig:
     lr: float = ranged(0.1, POSITIVE)
     momentum: float = ranged(0.0, BELOW_1)
     weight_decay: float = ranged(0.0, NOT_NEGATIVE)
-
-    @classmethod
-    def named(cls, name: str) -> type[StrategyConfig]:
-        """The settings of the strategy that is registered under ``name``."""
-        return registered(STRATEGIES, name, StrategyConfig)
 
     @classmethod
     def refusal(cls, setting: str, value: Any) -> str | None:
@@ -195,30 +190,40 @@ class StrategyConfig:
 
 
 @dataclass
-class ExperimentConfig:
-    """One run: what is learned, by what, from which random state, and where it is written.
+class RunConfig:
+    """What runs of all kinds have: data, features, a random state, and where they are written.
 
     Attributes:
         name: folder under ``output``; runs of one name are meant to be compared.
-        benchmark: the class-incremental stream.
+        benchmark: the data.
         backbone: the feature extractor.
-        strategy: the learner.
         seed: seed of python's, numpy's and torch's generators, of the class order and of the
             initial weights.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         output: folder that receives ``<name>/<time>-<seed>/``.
-        cache: folder of the features that frozen backbones computed.
         resume: continue the newest unfinished run of the same configuration.
         jobs: runs of a sweep that are worked on at the same time, each in its own process.
     """
 
-    name: str = "${benchmark.name}-${strategy.name}"
+    name: str = MISSING
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     seed: int = ranged(0, SEED)
     device: str = "auto"
     output: str = "runs"
-    cache: str = "~/.cache/protocl/features"
     resume: bool = False
     jobs: int = ranged(1, AT_LEAST_1)
+
+
+@dataclass
+class ExperimentConfig(RunConfig):
+    """One run of a strategy in a class-incremental stream.
+
+    Attributes:
+        strategy: the learner.
+        cache: folder of the features that frozen backbones computed.
+    """
+
+    name: str = "${benchmark.name}-${strategy.name}"
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    cache: str = "~/.cache/protocl/features"
