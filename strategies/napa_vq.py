@@ -55,7 +55,7 @@ from protocl.strategies.training.distances import distances, squared_distances
 
 
 class NAPAVQTerms(NamedTuple):
-    """Two scalars."""
+    """Cross-entropy and neighbourhood loss of a batch, two scalars."""
 
     cross_entropy: Tensor
     neighbourhood: Tensor
@@ -168,7 +168,7 @@ class NAPAVQPlugin(ExemplarFreePlugin):
 
     @classmethod
     def released(cls, **settings: Any) -> Self:
-        """With the constants and corner cases of the authors' code."""
+        """The plugin with the constants and corner cases of the authors' code."""
         return cls(NAPAVQLoss(stable=False), **{"code_init": "random", **settings})
 
     def class_loss(self, features: Tensor, rows: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class NAPAVQPlugin(ExemplarFreePlugin):
     # -- wiring -----------------------------------------------------------------------------
 
     def prototypes(self) -> Tensor:
-        """``(4 R, D)``: as :meth:`.KeptClasses.prototypes`."""
+        """Means of classes in each orientation, ``(4 R, D)``: :meth:`.KeptClasses.prototypes`."""
         return self.kept.prototypes()
 
     def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:

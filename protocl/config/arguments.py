@@ -19,7 +19,7 @@ _NOT_SWEPT = {"experiment", "jobs", "resume", "output", "cache"}
 
 
 def typed_values(arguments: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of each key.
+    """Read ``key=value`` texts: the values of each key, several where a comma makes a sweep.
 
     Raises:
         ConfigError: an argument is not of the form ``key=value``, or its value is not readable.

@@ -184,7 +184,7 @@ class FrozenBackbone(SupervisedTemplate):
         self.model.eval()
 
     def make_optimizer(self, **kwargs: Any) -> None:
-        """As in Avalanche, while there is anything to optimize."""
+        """Reset the optimizer as Avalanche does, while there is anything to optimize."""
         if not self.frozen:
             super().make_optimizer(**kwargs)
 
