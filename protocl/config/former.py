@@ -27,7 +27,7 @@ def in_present_form(config: Settings, *, flat: bool) -> Settings:
         flat: whether strategies had no sections when it was written.
     """
     changed = dict(config)
-    if flat and "strategy" in config:
+    if flat and isinstance(config.get("strategy"), dict):
         changed["strategy"] = _strategy(config["strategy"])
     if isinstance(config.get("method"), dict):
         changed["method"] = _method(config["method"])
@@ -39,7 +39,7 @@ def _strategy(settings: Settings) -> Settings:
         present = OmegaConf.structured(StrategyConfig.named(settings["name"]))
         known = list(known_keys(present))
         assign(present, {present_key(k, known): v for k, v in _joined(settings).items()})
-    except ConfigError:
+    except (ConfigError, KeyError):  # or a key is missing from a file that somebody edited
         return settings
     # Through JSON, as a file has lists where a schema has tuples.
     made: Settings = json.loads(json.dumps(OmegaConf.to_container(present)))
@@ -72,9 +72,10 @@ def _fetril(joined: Settings) -> Settings:
 
 def _method(settings: Mapping[str, Any]) -> Settings:
     """A method whose head was a name and ``head_options``."""
-    present = {key: value for key, value in settings.items() if key != "head_options"}
+    present = dict(settings)
     name, options = settings.get("head"), settings.get("head_options") or {}
-    if isinstance(name, str):
+    if isinstance(name, str) and isinstance(options, dict):
+        present.pop("head_options", None)
         try:
             present["head"] = asdict(HeadChoice.named(name)()) | options
         except ConfigError:  # of a package that is not installed

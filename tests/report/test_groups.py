@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from protocl.config.arguments import expand, typed_values
 from protocl.config.compose import compose
+from protocl.config.former import in_present_form
 from protocl.config.sections import HeadChoice
 from protocl.report.groups import Group, differences, group_runs
 from protocl.report.runs import load_runs
@@ -108,10 +110,21 @@ def test_a_federations_head_of_before_is_that_of_today(tmp_path: Path) -> None:
     assert group.settings["method.head.name"] == "lda"
 
 
-def test_an_unknown_strategy_of_format_1_is_read_as_it_is(tmp_path: Path) -> None:
-    write_run(tmp_path, {**make_result("not_installed", 1), "format": 1}, shrinkage=0.1)
-    (run,), _ = load_runs([tmp_path])
-    assert run.config["strategy"]["shrinkage"] == 0.1
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"strategy": {"name": "not_installed", "shrinkage": 0.1}},
+        {"strategy": {"shrinkage": 0.1}},
+        {"strategy": {"name": "fetril", "classifier": "lda"}},
+        {"strategy": {"name": "fecam", "variance_shrinkage": 1.0}},
+        {"strategy": {"name": "slda", "colour": "red"}},
+        {"strategy": {}, "method": "prototypes"},
+        {"method": {"name": "prototypes", "head": "lda", "head_options": [1]}},
+        {},
+    ],
+)
+def test_what_cannot_be_told_of_a_former_configuration_stays(config: dict[str, Any]) -> None:
+    assert in_present_form(config, flat=True) == config
 
 
 def test_a_label_says_so_much_of_a_key_that_no_other_is_meant(tmp_path: Path) -> None:
