@@ -203,7 +203,7 @@ class FeTrILPlugin(PrototypePlugin):
         return self.scores
 
     def state_dict(self) -> dict[str, Any]:
-        """As in :class:`.PrototypePlugin`, with the linear head."""
+        """What :class:`.PrototypePlugin` keeps, and the linear head."""
         scores = None if self.scores is None else self.scores.state_dict()
         return {**super().state_dict(), "scores": scores}
 

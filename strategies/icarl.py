@@ -43,7 +43,7 @@ from protocl.strategies.training.teacher import Teacher
 def distilled_binary_loss(
     logits: Tensor, labels: Tensor, old_logits: Tensor | None, old_classes: Tensor
 ) -> Tensor:
-    """Binary cross-entropy of every output, a scalar: mean over samples and outputs.
+    """Binary cross-entropy to labels or teacher, a scalar: mean over samples and outputs.
 
     Args:
         logits: ``(B, M)``.

@@ -35,8 +35,8 @@ from protocl.strategies.exemplar_free.linear_classifier import (
     drawn_prototypes,
 )
 from protocl.strategies.exemplar_free.mixup import MixedViews, mixed_rows
+from protocl.strategies.exemplar_free.plugin import ExemplarFreePlugin
 from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
-from protocl.strategies.training.base import FeatureLossPlugin
 
 
 @in_full_precision
@@ -60,7 +60,7 @@ def logit_variances(weight: Tensor, anchors: Tensor, covariances: Tensor) -> Ten
     return squares - 2 * crossed + anchored
 
 
-class IL2APlugin(FeatureLossPlugin):
+class IL2APlugin(ExemplarFreePlugin):
     """IL2A in any Avalanche strategy, whose criterion its loss replaces.
 
     Args:
@@ -148,11 +148,6 @@ class IL2APlugin(FeatureLossPlugin):
 
     # -- wiring -----------------------------------------------------------------------------
 
-    @property
-    def memory(self) -> PrototypeMemory | None:
-        """Statistics of each class, or None before the first experience has ended."""
-        return self.kept.memory
-
     def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
         self.old_rows = self.kept.begin(strategy, class_ids)
         self.new_rows = self.kept.rows(class_ids).sort().values
@@ -207,13 +202,6 @@ class IL2APlugin(FeatureLossPlugin):
     def final_answer(self) -> LinearAnswer | None:
         """What a model on disk keeps of it; None where nothing was learned."""
         return self.classifier.kept(self.kept.rows.ids) if len(self.kept.rows) else None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self.kept.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.kept.load_state_dict(state)
 
 
 class IL2A(ExemplarFree):

@@ -38,7 +38,6 @@ from protocl.config.validation import (
     ranged,
     require_declared,
 )
-from protocl.memory import PrototypeMemory
 from protocl.strategies.drift.compensation import DriftEstimator
 from protocl.strategies.exemplar_free.coding_vectors import CodeOptimizer, CodingVectors
 from protocl.strategies.exemplar_free.kept_classes import KeptClasses
@@ -49,15 +48,15 @@ from protocl.strategies.exemplar_free.neural_gas import (
     neighbourhood_loss,
     update_edges,
 )
+from protocl.strategies.exemplar_free.plugin import ExemplarFreePlugin
 from protocl.strategies.exemplar_free.rotations import ROTATIONS, rotated, rotated_rows
 from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
 from protocl.strategies.training.answers import PrototypeAnswer
-from protocl.strategies.training.base import FeatureLossPlugin
 from protocl.strategies.training.distances import distances, squared_distances
 
 
 class NAPAVQTerms(NamedTuple):
-    """Two scalars."""
+    """Cross-entropy and neighbourhood loss of a batch, two scalars."""
 
     cross_entropy: Tensor
     neighbourhood: Tensor
@@ -112,7 +111,7 @@ class NAPAVQLoss:
         return NAPAVQTerms(cross_entropy, neighbourhood)
 
 
-class NAPAVQPlugin(FeatureLossPlugin):
+class NAPAVQPlugin(ExemplarFreePlugin):
     """NAPA-VQ in any Avalanche strategy, whose criterion its loss replaces.
 
     Coding vectors of classes that are not in the experience are frozen, to the last bit.
@@ -170,7 +169,7 @@ class NAPAVQPlugin(FeatureLossPlugin):
 
     @classmethod
     def released(cls, **settings: Any) -> Self:
-        """With the constants and corner cases of the authors' code."""
+        """The plugin with the constants and corner cases of the authors' code."""
         return cls(NAPAVQLoss(stable=False), **{"code_init": "random", **settings})
 
     def class_loss(self, features: Tensor, rows: Tensor) -> Tensor:
@@ -214,13 +213,8 @@ class NAPAVQPlugin(FeatureLossPlugin):
 
     # -- wiring -----------------------------------------------------------------------------
 
-    @property
-    def memory(self) -> PrototypeMemory | None:
-        """Statistics of each class, or None before the first experience has ended."""
-        return self.kept.memory
-
     def prototypes(self) -> Tensor:
-        """``(4 R, D)``: as :meth:`.KeptClasses.prototypes`."""
+        """Means of classes in each orientation, ``(4 R, D)``: :meth:`.KeptClasses.prototypes`."""
         return self.kept.prototypes()
 
     def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
@@ -283,13 +277,6 @@ class NAPAVQPlugin(FeatureLossPlugin):
         return PrototypeAnswer(self.answer_by, self.loss.temperature).hold(
             classes=self.kept.rows.ids, prototypes=self.parameters.codes[::ROTATIONS]
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self.kept.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.kept.load_state_dict(state)
 
 
 class NAPAVQ(ExemplarFree):

@@ -28,9 +28,9 @@ from protocl.model.answers import LinearAnswer
 from protocl.strategies.drift.compensation import DriftEstimator
 from protocl.strategies.exemplar_free.kept_classes import KeptClasses
 from protocl.strategies.exemplar_free.linear_classifier import LinearClassifier, drawn_prototypes
+from protocl.strategies.exemplar_free.plugin import ExemplarFreePlugin
 from protocl.strategies.exemplar_free.rotations import ROTATIONS, rotated, rotated_rows
 from protocl.strategies.exemplar_free.strategy import ExemplarFree, ExemplarFreeConfig
-from protocl.strategies.training.base import FeatureLossPlugin
 
 
 def mean_variance(memory: PrototypeMemory) -> Tensor:
@@ -59,7 +59,7 @@ def augmented_prototypes(prototypes: Tensor, noise: Tensor, radius: Tensor) -> T
     return prototypes + radius * noise
 
 
-class PASSPlugin(FeatureLossPlugin):
+class PASSPlugin(ExemplarFreePlugin):
     """PASS in any Avalanche strategy, whose criterion its loss replaces.
 
     Args:
@@ -120,11 +120,6 @@ class PASSPlugin(FeatureLossPlugin):
 
     # -- wiring -----------------------------------------------------------------------------
 
-    @property
-    def memory(self) -> PrototypeMemory | None:
-        """Statistics of each class, or None before the first experience has ended."""
-        return self.kept.memory
-
     def begin_experience(self, strategy: Any, class_ids: Tensor) -> None:
         self.old_rows = self.kept.begin(strategy, class_ids)
         self.classifier.rest()
@@ -161,13 +156,6 @@ class PASSPlugin(FeatureLossPlugin):
     def final_answer(self) -> LinearAnswer | None:
         """What a model on disk keeps of it; None where nothing was learned."""
         return self.classifier.kept(self.kept.rows.ids) if len(self.kept.rows) else None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self.kept.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.kept.load_state_dict(state)
 
 
 class PASS(ExemplarFree):

@@ -126,7 +126,7 @@ class PRDPlugin(FeatureLossPlugin):
 
     @classmethod
     def released(cls, **settings: Any) -> Self:
-        """As the authors' code does it: see the module's docstring."""
+        """The plugin as the authors' code does it: see the module's docstring."""
         return cls(PRDLoss(relation="released"), teacher_mode="train", **settings)
 
     # -- training ---------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from protocl.config.arguments import Argument, Settings
-from protocl.config.compose import build
+from protocl.config.compose import build, compose_all
 from protocl.config.presets import settle
 from protocl.errors import ConfigError
 from protocl.federation.config.schema import (
@@ -32,7 +32,7 @@ def load(arguments: Sequence[Argument]) -> list[FederateConfig]:
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
-    return [compose(settings) for settings in settle_short(arguments)]
+    return compose_all(compose, settle_short(arguments))
 
 
 def settle_short(arguments: Sequence[Argument]) -> list[Settings]:

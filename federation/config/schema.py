@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from omegaconf import MISSING
-
-from protocl.backbones import BackboneConfig
-from protocl.config.sections import registered
+from protocl.config.schema import RunConfig
+from protocl.config.sections import Registered
 from protocl.config.validation import (
     AT_LEAST_1,
     POSITIVE,
     POSITIVE_SHARE,
-    SEED,
     SHARE,
     ranged,
 )
-from protocl.data import BenchmarkConfig
 from protocl.federation.client.partition import PartitionConfig
 from protocl.registry import Registry
 
@@ -127,7 +123,23 @@ class FederationSetup:
 
 
 @dataclass
-class MethodConfig:
+class TitledConfig(Registered):
+    """Settings of a method of any kind, of which reports say the title.
+
+    Attributes:
+        info: what reports say about it.
+    """
+
+    info: ClassVar[MethodInfo]
+
+    @property
+    def title(self) -> str:
+        """The method's name, and what of its settings tells it from others of that name."""
+        return self.info.title
+
+
+@dataclass
+class MethodConfig(TitledConfig):
     """Settings of a federated method; a method adds its own in a subclass.
 
     Registered under the entry-point group ``protocl.federated``, a subclass is usable as
@@ -138,24 +150,11 @@ class MethodConfig:
             (the method then has ``personal_evaluations``).
         deployable: it can be taken up again after any of its processes died, as a deployment needs;
             its strategy is a :class:`protocl.federation.server.resumable.LastingStrategy`.
-        name: the registered name.
     """
 
-    info: ClassVar[MethodInfo]
+    registry = METHODS
     personal: ClassVar[bool] = False
     deployable: ClassVar[bool] = False
-
-    name: str = MISSING
-
-    @classmethod
-    def named(cls, name: str) -> type[MethodConfig]:
-        """The settings of the method that is registered under ``name``."""
-        return registered(METHODS, name, MethodConfig)
-
-    @property
-    def title(self) -> str:
-        """The method's name, and what of its settings tells it from others of that name."""
-        return self.info.title
 
     @property
     def needs_samples(self) -> bool:
@@ -199,30 +198,22 @@ class FederationConfig:
 
 
 @dataclass
-class FederateConfig:
+class FederateConfig(RunConfig):
     """One federated run.
 
     Attributes:
-        name: folder under ``output``.
         benchmark: the data; its experiences matter for ``partition.growth=stream``.
         backbone: the frozen feature extractor that all clients share.
         method: what is exchanged and learnt.
         federation: clients and rounds.
         partition: who holds which samples, and from when on.
-        seed, device, output, cache, resume, jobs: as for ``protocl run``.
+        cache: folder of the features that frozen backbones computed.
         verify: compare the merged memory with that of all samples in one place at the end.
     """
 
     name: str = "federated-${benchmark.name}-${method.name}"
-    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
-    seed: int = ranged(0, SEED)
-    device: str = "auto"
-    output: str = "runs"
     cache: str = "~/.cache/protocl/features"
-    resume: bool = False
-    jobs: int = ranged(1, AT_LEAST_1)
     verify: bool = False

@@ -119,15 +119,7 @@ def read_config(run_config: Mapping[str, Any]) -> FederateConfig:
     settings: dict[str, Any] = {
         name: run_config[key] for key, name in _ROUNDS.items() if key in run_config
     }
-    for key, value in run_config.items():
-        if not key.startswith(_METHOD):
-            continue
-        name, dot, option = key.removeprefix(_METHOD).partition(".")
-        # Flower makes one flat table of nested ones.
-        if dot:
-            settings.setdefault(_METHOD + name, {})[option] = value
-        else:
-            settings[_METHOD + name] = value
+    settings |= {key: value for key, value in run_config.items() if key.startswith(_METHOD)}
     # As many as must be there are asked at least; how many there will be nobody knows.
     settings["federation.clients"] = settings.get("federation.min_clients", 1)
     if "method.name" not in settings:

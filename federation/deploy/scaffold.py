@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ publisher = "me"
 serverapp = "{package}.server_app:app"
 clientapp = "{package}.client_app:app"
 
-# Overridden by: flwr run . NAME --run-config "rounds=10 method.head='lda'"
+# Overridden by: flwr run . NAME --run-config "rounds=10 method.head.name='lda'"
 [tool.flwr.app.config]
 {config}
 # On the server; memory, ledger and checkpoints of all runs.
@@ -220,26 +220,32 @@ def _project(folder: Path, method: MethodConfig) -> str:
     return _PROJECT.format(
         package=_PACKAGE,
         config=_toml(RUN_CONFIG),
-        method=_toml(asdict(method)),
+        method=_toml(_stated(method)),
         output=json.dumps(str(folder / "output")),
         state=json.dumps(str(folder / "clients")),
     )
 
 
+def _stated(method: MethodConfig) -> dict[str, Any]:
+    """Settings by dotted key; of a section its name and what differs from its defaults."""
+    stated = asdict(method)
+    for key in [key for key, section in vars(method).items() if is_dataclass(section)]:
+        inner, defaults = stated.pop(key), asdict(type(getattr(method, key))())
+        differ = {k: v for k, v in inner.items() if k == "name" or v != defaults[k]}
+        stated |= {f"{key}.{name}": value for name, value in differ.items()}
+    return stated
+
+
 def _toml(values: Mapping[str, Any]) -> str:
-    """Lines of a table; those of tables in it come last, under dotted keys."""
-    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    for key, inner in values.items():
-        if isinstance(inner, dict):
-            flat |= {f"{key}.{name}": value for name, value in inner.items()}
-    for key, value in flat.items():
+    """Lines of a table."""
+    for key, value in values.items():
         if not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
             raise ConfigError(
                 f"method.{key}={value}: Flower's configuration takes texts, finite numbers, true "
                 "and false; leave it out"
             )
     # JSON's way of writing texts, numbers and truth values is TOML's as well.
-    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in flat.items())
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
 
 
 def _environment(folder: Path) -> str:

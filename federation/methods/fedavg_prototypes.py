@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from protocl.backbones.base import fingerprint
 from protocl.backbones.features import extract
+from protocl.config.validation import POSITIVE, ranged
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.methods.network import GradientConfig, set_weights, weights_of
@@ -44,7 +45,7 @@ class FedAvgPrototypesConfig(GradientConfig, HeadConfig):
     train: Literal["head", "projection", "backbone"] = "projection"
     training_rounds: int = 3
     exact: bool = True
-    step: float = 2.0**-16
+    step: float = ranged(2.0**-16, POSITIVE)
     precision: Precision = "exact"
 
     def build(self, setup: FederationSetup) -> FedAvgPrototypesMethod:
@@ -77,7 +78,7 @@ class FedAvgPrototypesMethod:
 
         self.config = config
         self.setup = setup
-        self.head = config.build_head()
+        self.head = config.head.build()
         self.network = config.build_network(setup)
         self.strategy = TrainThenExchange(
             WeightAveraging(setup, len(weights_of(self.network))),
@@ -91,7 +92,7 @@ class FedAvgPrototypesMethod:
             self._empty(None),
             states=setup.states,
             backbone=ReceivedBackbone(without_weights(self.network.backbone)),
-            head=config.build_head(),
+            head=config.head.build(),
             precision=config.precision,
         )
         self.client_app = ClientApp()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from protocl.errors import ConfigError
+from protocl.config.sections import HeadChoice, head
 from protocl.federation.config import MethodInfo
-from protocl.heads.base import Head
-from protocl.registry import HEADS
 
 
 @dataclass
@@ -16,28 +14,15 @@ class HeadSettings:
     """Settings of the head that classifies; a base to be named before that of the method.
 
     Attributes:
-        head: registered head (``protocl list heads``).
-        head_options: its arguments, such as ``{shrinkage: 0.1}``.
+        head: registered head (``protocl list heads``), and its arguments: ``method.head=lda
+            method.head.shrinkage=0.1``.
     """
 
     info: ClassVar[MethodInfo]
 
-    head: str = "nearest_mean"
-    head_options: dict[str, Any] = field(default_factory=dict)
+    head: HeadChoice = head("nearest_mean")
 
     @property
     def title(self) -> str:
         """The method's name, and its head's."""
-        return f"{self.info.title}, {self.head}"
-
-    def build_head(self) -> Head:
-        """The head that classifies.
-
-        Raises:
-            ConfigError: its name or an option is wrong.
-        """
-        try:
-            head: Head = HEADS.get(self.head)(**self.head_options)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"method.head_options={self.head_options}: {error}") from error
-        return head
+        return f"{self.info.title}, {self.head.name}"

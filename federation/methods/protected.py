@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from protocl.config.validation import NOT_NEGATIVE, ranged
+from protocl.config.validation import NOT_NEGATIVE, POSITIVE, ranged
 from protocl.errors import ConfigError, as_config_error
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.methods.prototypes import HeadConfig
@@ -45,7 +45,7 @@ class ProtectedPrototypesConfig(HeadConfig):
     deployable: ClassVar[bool] = True
 
     name: str = "protected"
-    step: float = 2.0**-16
+    step: float = ranged(2.0**-16, POSITIVE)
     secure: bool = True
     colluders: int = ranged(0, NOT_NEGATIVE)
     noise: Literal["none", "local", "distributed", "central"] = "none"
@@ -116,7 +116,7 @@ class ProtectedMethod:
 
         federation = setup.federation
         _require_colluders(config, setup)
-        self.head = config.build_head()
+        self.head = config.head.build()
         empty = self.head.new_memory(
             setup.feature_dim, exact=True, step=config.step, fingerprint=setup.fingerprint
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from protocl.backbones.features import extract
+from protocl.config.validation import POSITIVE, ranged
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodConfig, MethodInfo
 from protocl.federation.methods.head_settings import HeadSettings
@@ -44,7 +45,7 @@ class PrototypesConfig(HeadConfig):
 
     name: str = "prototypes"
     exact: bool = True
-    step: float = 2.0**-16
+    step: float = ranged(2.0**-16, POSITIVE)
     precision: Precision = "exact"
     keep_contributions: bool = True
     distribute: bool = False
@@ -78,7 +79,7 @@ class PrototypesMethod:
         from protocl.federation.wire.received_backbone import ReceivedBackbone, without_weights
 
         self.backbone = setup.backbone if config.distribute else None
-        self.head = config.build_head()
+        self.head = config.head.build()
         empty = self.head.new_memory(
             setup.feature_dim, exact=config.exact, step=config.step, fingerprint=setup.fingerprint
         )
@@ -96,7 +97,7 @@ class PrototypesMethod:
             empty,
             states=setup.states,
             backbone=ReceivedBackbone(without_weights(self.backbone)) if self.backbone else None,
-            head=config.build_head(),
+            head=config.head.build(),
             precision=config.precision,
         )
         self.client_app = self.client.app()

@@ -42,10 +42,11 @@ class RobustPrototypesConfig(PrototypesConfig):
             raise ConfigError(
                 "method.keep_contributions=false: robust merging looks at clients side by side"
             )
-        if self.centre != "exact" and self.build_head().required_level != "mean":
+        if self.centre != "exact" and self.head.build().required_level != "mean":
             raise ConfigError(
-                f"method.head={self.head} needs second moments, which method.centre={self.centre} "
-                "does not give; use head=nearest_mean, or centre=exact with a screen"
+                f"method.head={self.head.name} needs second moments, which "
+                f"method.centre={self.centre} does not give; use method.head=nearest_mean, or "
+                "method.centre=exact with a screen"
             )
         return PrototypesMethod(self, setup)
 

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from omegaconf import MISSING
 from torch import Tensor
 
-from protocl.backbones import BackboneConfig
-from protocl.config.sections import registered
-from protocl.config.validation import AT_LEAST_1, POSITIVE, SEED, ranged
-from protocl.data import BenchmarkConfig
-from protocl.federation.config import MethodInfo
+from protocl.config.schema import RunConfig
+from protocl.config.validation import AT_LEAST_1, POSITIVE, ranged
+from protocl.federation.config.schema import TitledConfig
 from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.registry import Registry
 
@@ -85,34 +82,20 @@ class LearnerSetup:
 
 
 @dataclass
-class LearnerConfig:
+class LearnerConfig(TitledConfig):
     """Settings of a method, which adds its own in a subclass.
 
     Registered under the entry-point group ``protocl.reconnaissance``, a subclass is usable as
     ``method=NAME`` and its fields as ``method.FIELD=VALUE``.
 
     Attributes:
-        info: what reports say about it.
         keeps_data: whether training samples are kept from one step to the next.
         learns_alone: whether a client learns anything without meeting the server.
-        name: the registered name.
     """
 
-    info: ClassVar[MethodInfo]
+    registry = METHODS
     keeps_data: ClassVar[bool] = False
     learns_alone: ClassVar[bool] = True
-
-    name: str = MISSING
-
-    @classmethod
-    def named(cls, name: str) -> type[LearnerConfig]:
-        """The settings of the method that is registered under ``name``."""
-        return registered(METHODS, name, LearnerConfig)
-
-    @property
-    def title(self) -> str:
-        """The method's name, and what of its settings tells it from others of that name."""
-        return self.info.title
 
     def build(self, setup: LearnerSetup) -> Learner:
         """A method that knows nothing yet."""
@@ -161,30 +144,22 @@ class ScenarioConfig:
 
 
 @dataclass
-class ReconnaissanceConfig:
+class ReconnaissanceConfig(RunConfig):
     """One run of a method in a scenario.
 
     Attributes:
-        name: folder under ``output``.
         benchmark: the data; ``benchmark.base_classes`` of them are known from the start.
         backbone: the frozen feature extractor that all clients share.
         method: what learns.
         scenario: who sees what when, and who meets whom.
         alone: also run the same method without any meeting, for the gain from merging.
         unknown: also ask after each merge which queries are of classes that nobody taught yet.
-        seed, device, output, cache, resume, jobs: as for ``protocl run``.
+        cache: folder of the features that frozen backbones computed.
     """
 
     name: str = "reconnaissance-${benchmark.name}-${method.name}"
-    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: LearnerConfig = field(default_factory=LearnerConfig)
     scenario: ScenarioConfig = field(default_factory=ScenarioConfig)
     alone: bool = True
     unknown: bool = False
-    seed: int = ranged(0, SEED)
-    device: str = "auto"
-    output: str = "runs"
     cache: str = "~/.cache/protocl/features"
-    resume: bool = False
-    jobs: int = ranged(1, AT_LEAST_1)

@@ -133,7 +133,7 @@ def _weights(counts: NDArray[np.int64], shared: bool) -> NDArray[np.float64]:
 
 
 def unpack(form: PackedForm, arrays: Mapping[str, NDArray[Any]], precision: Precision) -> Packed:
-    """What ``arrays`` say; those of precision ``exact`` are taken as they are.
+    """Read packed ``arrays`` and check them; those of precision ``exact`` are taken as they are.
 
     Raises:
         DataError: an array is missing, superfluous or of the wrong shape or type, or a value

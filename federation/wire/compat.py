@@ -48,7 +48,7 @@ def quiet(environment: MutableMapping[str, str] = os.environ) -> None:
 
 @contextmanager
 def without_round_reports() -> Iterator[None]:
-    """Only warnings from Flower, which else prints every round twice."""
+    """Let Flower log warnings only, since it prints every round twice."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -75,7 +75,7 @@ class Received(NamedTuple):
 
     @classmethod
     def of(cls, contribution: Contribution) -> Received:
-        """A contribution that did not come in a message."""
+        """Pack a contribution that did not come in a message as if it had."""
         return cls(
             pack_exactly(contribution.memory),
             contribution.epoch, contribution.seq, contribution.kind, contribution.names,
@@ -205,7 +205,7 @@ class MessageReader:
         return packed
 
     def contribution(self, received: Received) -> Contribution:
-        """The same with a memory of its own."""
+        """Turn what was read into a contribution with a memory of its own."""
         memory = self.form.memory(received.statistics)
         return Contribution(memory, *received[1:])
 

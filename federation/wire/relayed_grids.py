@@ -98,7 +98,7 @@ class MeteredGrid(GridWrapper):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Send, wait, and note both."""
+        """Send messages, wait for the replies, and note the bytes of both."""
         sent = list(messages)
         self._rounds += any(m.metadata.message_type == MessageType.TRAIN for m in sent)
         sizes: dict[int, int] = {}

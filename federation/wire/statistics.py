@@ -45,7 +45,7 @@ class Packed(NamedTuple):
     def measured(
         cls, class_ids: NDArray[np.int64], counts: NDArray[np.int64], sums: Arrays
     ) -> Packed:
-        """With the reach of the sums, which takes a look at every integer of 32 or 64 bits."""
+        """Measure the reach of the sums: a look at every integer of 32 or 64 bits."""
         reach = {}
         for name, array in sums.items():
             if array.dtype.kind == "i":
@@ -113,7 +113,7 @@ class PackedForm:
         return self.shapes[name] if name == self.pooled else (classes, *self.shapes[name])
 
     def same_ids(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The array of an earlier message that says the same, for then it was looked at."""
+        """Give equal class ids of the message before in their place, since those were checked."""
         key = ids.tobytes()
         if key != self._ids_key:
             self._ids_key, self._ids = key, ids.copy()
@@ -139,7 +139,7 @@ class PackedForm:
 
 
 def extremes(values: NDArray[Any]) -> tuple[Any, Any]:
-    """Least and largest; zeros where there are none."""
+    """Least and largest of some numbers; zeros where there are none."""
     if not values.size:
         return 0, 0
     # Not abs(), which writes a copy and leaves the least integer negative.
@@ -147,7 +147,7 @@ def extremes(values: NDArray[Any]) -> tuple[Any, Any]:
 
 
 def narrowest(least: int, most: int) -> type[np.signedinteger[Any]]:
-    """The smallest type of integers that holds both."""
+    """The smallest type of integers that holds both bounds."""
     reach = max(most, -1 - least)
     return next(kind for kind in _INTEGERS if reach <= _LARGEST[kind])
 

@@ -27,7 +27,7 @@ _UNTIL: dict[Reason, str] = {
 
 
 def until(reason: Reason) -> str:
-    """How long a contribution that was refused for ``reason`` will be, in words."""
+    """Say how long a contribution that was refused for ``reason`` will be refused."""
     return _UNTIL.get(reason, "as long as the client sends it so")
 
 

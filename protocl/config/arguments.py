@@ -22,7 +22,7 @@ _NOT_SWEPT = {"experiment", "jobs", "resume", "output", "cache"}
 
 
 def typed_values(arguments: Sequence[Argument]) -> dict[str, list[Any]]:
-    """The values of each key.
+    """Read arguments: the values of each key, several where a comma or a list makes a sweep.
 
     Raises:
         ConfigError: an argument is not of the form ``key=value``, its value is not readable, or a

@@ -8,14 +8,15 @@ Sources, the later wins: the defaults of the dataclasses, the recipe of each pic
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from protocl.config.arguments import Argument, Settings, expand, typed_values
-from protocl.config.keys import assign, checked
+from protocl.config.keys import UnknownKeyError, assign, checked
+from protocl.config.partly_known import refuse_partly_known
 from protocl.config.presets import (
     GROUPS,
     flatten,
@@ -48,7 +49,7 @@ def load(arguments: Sequence[Argument]) -> list[ExperimentConfig]:
     """
     values = parse(arguments)
     runs = expand(values)
-    configs = [compose(settings) for settings in runs]
+    configs = compose_all(compose, runs)
     typed = list(typed_values(arguments))
     given = typed if _is_saved(values) else list(values)
     refuse_unused(given, runs, configs, compose, typed=typed)
@@ -66,6 +67,19 @@ def _is_saved(values: Mapping[str, Any]) -> bool:
 def compose(settings: Settings) -> ExperimentConfig:
     """The configuration of one run, every key and value checked against the schema."""
     return build(ExperimentConfig, settings, GROUPS, DEFAULTS)
+
+
+def compose_all(compose: Callable[[Settings], Schema], runs: Sequence[Settings]) -> list[Schema]:
+    """The configuration of each run of a sweep.
+
+    Raises:
+        ConfigError: of ``compose``. Of a key that only some of the swept parts have, it names both.
+    """
+    try:
+        return [compose(run) for run in runs]
+    except UnknownKeyError as error:
+        refuse_partly_known(error.key, runs, compose)
+        raise
 
 
 def build(

@@ -32,7 +32,7 @@ def parse(arguments: Sequence[Argument]) -> dict[str, list[Any]]:
     preset = typed.pop("experiment", None)
     if preset is None:
         return typed
-    return {**_standing(_read_preset(str(preset[0])), typed), **typed}
+    return {**_standing(_read_preset("experiment", str(preset[0])), typed), **typed}
 
 
 def settle(
@@ -53,18 +53,20 @@ def settle(
     if picked is not None:
         if len(picked) > 1:
             raise ConfigError(f"'{preset}' takes one value; it cannot be swept")
-        content = flatten(_read_group(preset, str(picked[0])))
-        given = {full(key): [value] for key, value in content.items()}
+        content = _read_preset(preset, str(picked[0]))
+        given = {full(key): values for key, values in content.items()}
         typed = {**_standing(given, typed), **typed}
     return expand(typed)
 
 
-def _read_preset(name: str) -> dict[str, list[Any]]:
+def _read_preset(group: str, name: str) -> dict[str, list[Any]]:
     """A preset as keys with their values; ``sweep:`` holds the keys with more than one."""
-    content = _read_group("experiment", name)
+    content = _read_group(group, name)
     sweep = content.pop("sweep", None) or {}
+    if not isinstance(sweep, dict):
+        raise ConfigError(f"{name}: sweep is {sweep!r}; expected keys with a list of values each")
     values = {key: [value] for key, value in flatten(content).items()}
-    for key, choices in sweep.items():
+    for key, choices in flatten(sweep).items():
         if not isinstance(choices, list) or not choices:
             raise ConfigError(f"{name}: sweep.{key} is {choices!r}; expected a list of values")
         values[key] = choices
@@ -85,10 +87,9 @@ def _standing(
     def stands(key: str) -> bool:
         words = key.split(".")
         parts = [".".join(words[: depth + 1]) for depth in range(len(words))]
-        options_of = [part.removesuffix("_options") for part in parts if part.endswith("_options")]
         if key in typed or (words[-1] == "name" and key.removesuffix(".name") in typed):
             return False
-        return not any(map(repicked, [*parts[:-1], *options_of]))
+        return not any(map(repicked, parts[:-1]))
 
     return {key: values for key, values in preset.items() if stands(key)}
 

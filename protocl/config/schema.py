@@ -6,14 +6,14 @@ types here decide which keys exist and what fits in them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from omegaconf import MISSING
 from torch import nn
 
 from protocl.backbones import BackboneConfig
-from protocl.config.sections import registered
+from protocl.config.sections import Registered
 from protocl.config.validation import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -82,14 +82,14 @@ class AdaptsOnce(Protocol):
     """A strategy whose backbone stays as the first experience has left it."""
 
     def adopt_backbone(self, backbone: Any) -> None:
-        """Before the first experience: use this adapted backbone, and adapt none."""
+        """Use this adapted backbone, and adapt none; called before the first experience."""
 
     def release_backbone(self) -> Any:
-        """After it: hand over the backbone; from then on take features in place of images."""
+        """Hand over the backbone after the first experience, and take features for images then."""
 
 
 @dataclass
-class StrategyConfig:
+class StrategyConfig(Registered):
     """Settings that all strategies share. A strategy adds its own in a subclass.
 
     Registered under the entry-point group ``protocl.strategies``, a subclass is usable as
@@ -117,9 +117,9 @@ class StrategyConfig:
         weight_decay: L2 penalty of the optimizer.
     """
 
+    registry = STRATEGIES
     info: ClassVar[StrategyInfo]
 
-    name: str = MISSING
     train_epochs: int = ranged(1, AT_LEAST_0)
     train_mb_size: int = ranged(64, AT_LEAST_1)
     eval_mb_size: int = ranged(256, AT_LEAST_1)
@@ -129,9 +129,23 @@ class StrategyConfig:
     weight_decay: float = ranged(0.0, NOT_NEGATIVE)
 
     @classmethod
-    def named(cls, name: str) -> type[StrategyConfig]:
-        """The settings of the strategy that is registered under ``name``."""
-        return registered(STRATEGIES, name, StrategyConfig)
+    def refusal(cls, setting: str, value: Any) -> str | None:
+        """What to say of ``strategy.SETTING=VALUE`` where that is no choice that there is.
+
+        Args:
+            setting: key without ``strategy.``, one that is unknown or holds other settings.
+            value: as typed.
+
+        Returns:
+            What the strategy has in its place, and what to type: the rest of a sentence. None
+            where the nearest key says it better.
+        """
+        names = {declared.name for declared in fields(cls)}
+        if setting.partition(".")[0] != "head" or "head" in names:
+            return None
+        if "answer" in names:
+            return "has no head; strategy.answer=NAME puts one in the place of its classifier"
+        return "has no head to set; strategy=frozen strategy.head=NAME answers by the head NAME"
 
     @property
     def trains_backbone(self) -> bool:
@@ -195,30 +209,40 @@ class StrategyConfig:
 
 
 @dataclass
-class ExperimentConfig:
-    """One run: what is learned, by what, from which random state, and where it is written.
+class RunConfig:
+    """What runs of all kinds have: data, features, a random state, and where they are written.
 
     Attributes:
         name: folder under ``output``; runs of one name are meant to be compared.
-        benchmark: the class-incremental stream.
+        benchmark: the data.
         backbone: the feature extractor.
-        strategy: the learner.
         seed: seed of python's, numpy's and torch's generators, of the class order and of the
             initial weights.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         output: folder that receives ``<name>/<time>-<seed>/``.
-        cache: folder of the features that frozen backbones computed.
         resume: continue the newest unfinished run of the same configuration.
         jobs: runs of a sweep that are worked on at the same time, each in its own process.
     """
 
-    name: str = "${benchmark.name}-${strategy.name}"
+    name: str = MISSING
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     seed: int = ranged(0, SEED)
     device: str = "auto"
     output: str = "runs"
-    cache: str = "~/.cache/protocl/features"
     resume: bool = False
     jobs: int = ranged(1, AT_LEAST_1)
+
+
+@dataclass
+class ExperimentConfig(RunConfig):
+    """One run of a strategy in a class-incremental stream.
+
+    Attributes:
+        strategy: the learner.
+        cache: folder of the features that frozen backbones computed.
+    """
+
+    name: str = "${benchmark.name}-${strategy.name}"
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    cache: str = "~/.cache/protocl/features"

@@ -13,9 +13,10 @@ import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, reduce
+from importlib.metadata import entry_points
 from operator import or_
 from types import NoneType
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 from omegaconf import MISSING
 
@@ -23,7 +24,6 @@ from protocl.config.validation import hints_of, members_of
 from protocl.errors import ConfigError
 from protocl.registry import HEADS, Registry
 
-Schema = TypeVar("Schema")
 _PLAIN = (bool, int, float, str, NoneType)
 
 
@@ -99,19 +99,42 @@ def head(name: str, kind: type[HeadChoice] = HeadChoice, **defaults: Any) -> Any
     return dataclasses.field(default_factory=lambda: kind.named(name, **defaults)())
 
 
-def registered(registry: Registry, name: str, base: type[Schema]) -> type[Schema]:
-    """The configuration that is registered under ``name``.
+def name_of_head(made_by: Callable[..., Any]) -> str:
+    """The registered name of a head's class, also under ``functools.partial``; else its own."""
+    kind = getattr(made_by, "func", made_by)
+    value = f"{kind.__module__}:{kind.__qualname__}"
+    names = (entry.name for entry in entry_points(group=HEADS.group) if entry.value == value)
+    return next(names, kind.__name__)
 
-    Raises:
-        ConfigError: there is none, or it is no subclass of ``base``.
+
+@dataclasses.dataclass
+class Registered:
+    """Settings of a part that is picked by name; a base for those of each registry.
+
+    Attributes:
+        registry: of the subclasses of the class that states it.
+        name: the registered name.
     """
-    schema = registry.get(name)
-    if not (isinstance(schema, type) and issubclass(schema, base)):
-        raise ConfigError(
-            f"{registry.kind} '{name}' is registered as {schema!r}; expected a subclass of "
-            f"{base.__module__.removesuffix('.schema')}.{base.__name__}"
-        )
-    return schema
+
+    registry: ClassVar[Registry]
+
+    name: str = MISSING
+
+    @classmethod
+    def named(cls, name: str) -> type[Self]:
+        """The settings of the part that is registered under ``name``.
+
+        Raises:
+            ConfigError: there is none, or it is no subclass of the registry's class.
+        """
+        base = next(kind for kind in cls.__mro__ if "registry" in vars(kind))
+        schema = cls.registry.get(name)
+        if not (isinstance(schema, type) and issubclass(schema, base)):
+            raise ConfigError(
+                f"{cls.registry.kind} '{name}' is registered as {schema!r}; expected a subclass of "
+                f"{base.__module__.removesuffix('.schema')}.{base.__name__}"
+            )
+        return cast(type[Self], schema)
 
 
 def default_of(made_by: Callable[..., Any], argument: str) -> Any:

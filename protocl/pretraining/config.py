@@ -7,21 +7,18 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor
 
-from protocl.backbones import BackboneConfig
-from protocl.config.sections import registered
+from protocl.config.schema import RunConfig
+from protocl.config.sections import Registered
 from protocl.config.validation import (
     AT_LEAST_1,
     BELOW_1,
     NOT_NEGATIVE,
     POSITIVE,
-    SEED,
     SHARE,
     ranged,
 )
-from protocl.data import BenchmarkConfig
 from protocl.registry import Registry
 
 OBJECTIVES = Registry("protocl.objectives", "objective")
@@ -47,22 +44,14 @@ class Objective(Protocol):
 
 
 @dataclass
-class ObjectiveConfig:
+class ObjectiveConfig(Registered):
     """Settings of an objective, which adds its own in a subclass.
 
     Registered under the entry-point group ``protocl.objectives``, a subclass is usable as
     ``objective=NAME`` and its fields as ``objective.FIELD=VALUE``.
-
-    Attributes:
-        name: the registered name.
     """
 
-    name: str = MISSING
-
-    @classmethod
-    def named(cls, name: str) -> type[ObjectiveConfig]:
-        """The settings of the objective that is registered under ``name``."""
-        return registered(OBJECTIVES, name, ObjectiveConfig)
+    registry = OBJECTIVES
 
     def build(self, feature_dim: int, n_classes: int) -> torch.nn.Module:
         """The :class:`Objective`, a module, for features of that width."""
@@ -91,11 +80,10 @@ class DistortionConfig:
 
 
 @dataclass
-class PretrainConfig:
+class PretrainConfig(RunConfig):
     """One training of an embedding.
 
     Attributes:
-        name: folder under ``output``.
         benchmark: the data; the base classes are the first ``benchmark.base_classes`` of its class
             order, all of them where that is not given.
         backbone: what is trained.
@@ -110,12 +98,9 @@ class PretrainConfig:
         lr: highest learning rate of AdamW's one-cycle schedule.
         warmup: share of the steps in which it rises.
         weight_decay: decoupled, of the backbone's weights.
-        seed, device, output, resume, jobs: as for ``protocl run``.
     """
 
     name: str = "pretrain-${benchmark.name}-${objective.name}"
-    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     distortion: DistortionConfig = field(default_factory=DistortionConfig)
     rotations: bool = True
@@ -125,8 +110,3 @@ class PretrainConfig:
     lr: float = ranged(3e-3, POSITIVE)
     warmup: float = ranged(0.15, SHARE)
     weight_decay: float = ranged(1e-2, NOT_NEGATIVE)
-    seed: int = ranged(0, SEED)
-    device: str = "auto"
-    output: str = "runs"
-    resume: bool = False
-    jobs: int = ranged(1, AT_LEAST_1)

@@ -254,10 +254,19 @@ def _set_labels(groups: Sequence[Group]) -> None:
     for label, count in Counter(group.label for group in groups).items():
         same = [group for group in groups if group.label == label]
         if count > 1:
+            keys = {key for group in same for key in group.settings}
             for key, values in differences(same).items():
                 shown = _shortened(values) if key == _WEIGHTS_KEY else values
                 for group, value in zip(same, shown, strict=True):
-                    group.label += f", {key.rpartition('.')[2]}={value}"
+                    group.label += f", {_short_key(key, keys)}={value}"
+
+
+def _short_key(key: str, keys: Iterable[str]) -> str:
+    """The last words of a key, as many as no other of ``keys`` ends in; a name is its part."""
+    words = key.removesuffix(".name").split(".")
+    ends = [f".{other.removesuffix('.name')}" for other in keys if other != key]
+    tails = (".".join(words[-count:]) for count in range(1, len(words)))
+    return next((tail for tail in tails if not any(e.endswith(f".{tail}") for e in ends)), key)
 
 
 def _shortened(files: Sequence[str | None]) -> list[str | None]:

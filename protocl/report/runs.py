@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from protocl.config.former import in_present_form
 from protocl.errors import DataError
 from protocl.io.names import WEIGHTS_FILE
 from protocl.report.result import (
@@ -171,7 +172,9 @@ def load_run(folder: Path | str) -> Run | Embedding:
 
 
 def _load_answers(path: Path) -> Run:
-    return Run.from_result(_load_result(path), path, _load_config(path / CONFIG_FILE))
+    result, config = _load_result(path), _load_config(path / CONFIG_FILE)
+    flat = isinstance(result, dict) and result.get("format", 1) == 1
+    return Run.from_result(result, path, in_present_form(config, flat=flat))
 
 
 def _run_directory(path: Path) -> Path:

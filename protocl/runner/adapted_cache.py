@@ -25,7 +25,7 @@ _PLACES = ("path", "download")
 
 
 class AdaptedBackbones:
-    """What first experiences made of backbones, found by all that decides it.
+    """Keeps the backbones that first experiences adapted, found by all that decides them.
 
     That is the data and stream, the backbone and its weights, the settings of the adaptation, the
     seed, device, threads and versions: what is found is, bit for bit on a CPU, what the training
@@ -76,6 +76,6 @@ class AdaptedBackbones:
             return None
 
     def save(self, path: Path, backbone: Backbone) -> None:
-        """Keep ``backbone``; for the holder of the lock of ``path``."""
+        """Keep ``backbone``; only whoever holds the lock of ``path`` may do so."""
         discard_partial(path)
         checkpoint.save(path, backbone)

@@ -27,7 +27,7 @@ BACKBONE = "backbone"
 
 
 class ExperimentKind(Kind[ExperimentConfig]):
-    """A strategy on a class-incremental benchmark.
+    """Runs of a strategy on a class-incremental benchmark.
 
     After each experience a checkpoint of everything is written.
     """

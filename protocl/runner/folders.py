@@ -10,12 +10,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from protocl.config.compose import to_yaml
+from protocl.config.schema import RunConfig
 from protocl.errors import ConfigError
 from protocl.io.atomic import atomic_write, discard_partial
 from protocl.report.result import CONFIG_FILE, RESULT_FILE
@@ -26,17 +27,6 @@ LOG_FILE = "log.txt"
 _LOCK_FILE = ".lock"
 # Keys that say how a run is carried out, not what it computes.
 _INCIDENTAL = ("resume", "jobs", "output", "cache")
-
-
-class RunConfig(Protocol):
-    """What a folder needs to know of a run: a dataclass with these fields, whatever else it has."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    name: str
-    output: str
-    seed: int
-    resume: bool
 
 
 def open_run(config: RunConfig) -> Path:
@@ -168,12 +158,18 @@ def discard_if_empty(folder: Path) -> None:
 
     One in which another process is at work stays.
     """
-    if (folder / RESULT_FILE).exists() or (folder / LOG_FILE).exists():
+    if (folder / RESULT_FILE).exists() or has_log(folder):
         return
     if any(folder.rglob("*.ckpt")):
         return
     with suppress(ConfigError), exclusive(folder):  # its complaint that the folder is in use
         shutil.rmtree(folder)
+
+
+def has_log(folder: Path) -> bool:
+    """Whether a run has written anything to its log; one that a process only opened is empty."""
+    log = folder / LOG_FILE
+    return log.is_file() and log.stat().st_size > 0
 
 
 def _identity(config: dict[str, Any]) -> Any:

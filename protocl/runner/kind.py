@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic
 import torch
 
 from protocl.config.arguments import Argument, Settings
+from protocl.config.compose import compose_all
 from protocl.config.presets import flatten, read_mapping, settle
 from protocl.errors import ProtoclError
 from protocl.runner.context import CHECKPOINTS, Config, RunContext
@@ -54,7 +55,7 @@ class Kind(ABC, Generic[Config]):
         Raises:
             ConfigError: as for :meth:`compose`; or the preset does not exist.
         """
-        return [self.compose(settings) for settings in self.settle(arguments)]
+        return compose_all(self.compose, self.settle(arguments))
 
     def from_yaml(self, text: str) -> Config:
         """The configuration that :func:`protocl.config.compose.to_yaml` wrote."""

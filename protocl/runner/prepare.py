@@ -18,7 +18,7 @@ from protocl.runner.context import RunContext
 
 @dataclass
 class Prepared:
-    """What one run works on.
+    """Data, stream and model that one run works on.
 
     Attributes:
         data: what the benchmark is made of.

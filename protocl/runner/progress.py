@@ -49,7 +49,7 @@ class Progress:
 
     @property
     def line(self) -> str | None:
-        """The report with the unit that it is of."""
+        """The report as a line that begins with what it is of, such as ``epoch 3/10: ``."""
         if self.report is None or self.phase == "report":
             return None if self.report is None else str(self.report)
         return f"{self.unit} {self.done}/{self.total}: {self.report}"

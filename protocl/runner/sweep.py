@@ -16,11 +16,12 @@ from threading import Lock
 from typing import Any, Protocol
 
 from protocl.config.compose import to_yaml
+from protocl.config.schema import RunConfig
 from protocl.io.provenance import available_cores
 from protocl.runner.folders import (
     LOG_FILE,
-    RunConfig,
     discard_if_empty,
+    has_log,
     is_complete,
     open_run,
     read_result,
@@ -53,7 +54,7 @@ class Outcome:
 
 
 class Observer(Protocol):
-    """Is told what happens; with several jobs, from several threads."""
+    """Whoever is told what happens in a sweep; with several jobs, from several threads."""
 
     def started(self, index: int, folder: Path) -> None:
         """Run ``index`` begins."""
@@ -87,8 +88,28 @@ def run_sweep(
         The outcomes, in the order of ``configs``.
     """
     folders = [open_run(config) for config in configs]
-    todo: SimpleQueue[int] = SimpleQueue()
     outcomes: dict[int, Outcome] = {}
+    try:
+        _work_off(kind, configs, folders, outcomes, observer, jobs=jobs, debug=debug)
+    finally:  # after Ctrl-C some runs have not ended, and some have not begun
+        for index, folder in enumerate(folders):
+            if index not in outcomes:
+                discard_if_empty(folder)
+    return [outcomes[index] for index in range(len(configs))]
+
+
+def _work_off(
+    kind: Kind[Any],
+    configs: Sequence[RunConfig],
+    folders: Sequence[Path],
+    outcomes: dict[int, Outcome],
+    observer: Observer,
+    *,
+    jobs: int,
+    debug: bool,
+) -> None:
+    """Carry out all runs that are not complete; each outcome is noted as it comes."""
+    todo: SimpleQueue[int] = SimpleQueue()
     for index, (config, folder) in enumerate(zip(configs, folders, strict=True)):
         if is_complete(read_result(folder)):
             outcomes[index] = Outcome(config, folder, skipped=True)
@@ -101,6 +122,8 @@ def run_sweep(
             observer.started(index, folders[index])
             try:
                 outcomes[index] = carry_out(index, configs[index], folders[index])
+            except _ClosedError:
+                return
             except Exception:  # let out by debug
                 discard_if_empty(folders[index])
                 raise
@@ -111,7 +134,7 @@ def run_sweep(
     jobs = min(jobs, todo.qsize())
     if jobs <= 1:
         work(partial(_run_here, kind, observer, debug))
-        return [outcomes[index] for index in range(len(configs))]
+        return
     workers = [_Worker(kind, observer, jobs) for _ in range(jobs)]
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -121,7 +144,6 @@ def run_sweep(
             list(_drain(todo))
             for worker in workers:
                 worker.close()
-    return [outcomes[index] for index in range(len(configs))]
 
 
 def _drain(todo: SimpleQueue[int]) -> Iterator[int]:
@@ -143,6 +165,10 @@ def _run_here(
         return Outcome(config, folder, *kind.attempt(config, folder, report, bars=True))
 
 
+class _ClosedError(Exception):
+    """The sweep was interrupted, and its processes ended: nobody waits for the run any more."""
+
+
 class _Worker:
     """A process for runs (:mod:`protocl.runner.worker`), started when needed and again if it dies.
 
@@ -161,10 +187,12 @@ class _Worker:
         self._lock = Lock()
 
     def run(self, index: int, config: RunConfig, folder: Path) -> Outcome:
-        """Carry out one run and wait for its end."""
+        """Carry out one run and wait for its end.
+
+        Raises:
+            _ClosedError: :meth:`close` was called before it ended.
+        """
         process = self._alive()
-        if process is None:
-            return Outcome(config, folder, failure="not started", exit_code=1)
         assert process.stdin is not None
         assert process.stdout is not None
         order = {"kind": self._kind, "config": to_yaml(config), "folder": str(folder)}
@@ -189,11 +217,11 @@ class _Worker:
                 self._process.kill()
                 self._process.wait()
 
-    def _alive(self) -> subprocess.Popen[str] | None:
-        """The process, started if there is none; None once :meth:`close` was called."""
+    def _alive(self) -> subprocess.Popen[str]:
+        """The process, started if there is none."""
         with self._lock:
             if self._closed:
-                return None
+                raise _ClosedError
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "protocl.runner.worker"],
@@ -206,11 +234,11 @@ class _Worker:
 
     def _died(self, process: subprocess.Popen[str], config: RunConfig, folder: Path) -> Outcome:
         code = process.wait()
+        if self._closed:
+            raise _ClosedError
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        failure = (
-            f"its process {how} (see {folder / LOG_FILE}); "
-            "the same command with resume=true continues it"
-        )
+        log = f" (see {folder / LOG_FILE})" if has_log(folder) else ""
+        failure = f"its process {how}{log}; the same command with resume=true continues it"
         return Outcome(config, folder, failure=failure, exit_code=1)
 
 

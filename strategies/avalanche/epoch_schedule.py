@@ -106,5 +106,5 @@ class ScheduledConfig(StrategyConfig):
     milestones: tuple[int, ...] = default_of(EpochSchedule, "milestones")
 
     def schedule(self) -> EpochSchedule:
-        """What the settings ask for."""
+        """The plugin for epochs and learning rates that the settings ask for."""
         return EpochSchedule(self.first_experience_epochs, self.milestones)

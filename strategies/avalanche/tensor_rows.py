@@ -39,7 +39,7 @@ class NotInMemory(Exception):  # noqa: N818 - an answer, not a fault
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """Inputs in memory at the end of a branch.
+    """Inputs and labels in memory, at the end of a branch of a dataset.
 
     Attributes:
         x: inputs ``(N, ...)``.

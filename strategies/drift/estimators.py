@@ -49,7 +49,7 @@ class WeightedDisplacements(NamedTuple):
     weights: Tensor
 
     def plus(self, other: Self) -> WeightedDisplacements:
-        """The sums of both."""
+        """Add the sums of another batch."""
         return WeightedDisplacements(self.sums + other.sums, self.weights + other.weights)
 
     @property
@@ -91,7 +91,7 @@ class PairMoments(NamedTuple):
     cross: Tensor
 
     def plus(self, other: Self) -> PairMoments:
-        """The sums of both."""
+        """Add the sums of another batch."""
         return PairMoments(self.gram + other.gram, self.cross + other.cross)
 
     def solve(self, ridge: float = 0.0) -> AffineMap:
@@ -122,7 +122,7 @@ def pair_moments(old: Tensor, new: Tensor, *, bias: bool = True) -> PairMoments:
 
 
 class AffineMap(NamedTuple):
-    """``f -> A f + b``.
+    """An affine map of features, ``f -> A f + b``.
 
     Attributes:
         weight: ``A``, ``(D, D)``.

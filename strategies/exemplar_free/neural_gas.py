@@ -34,7 +34,7 @@ def distance_cross_entropy(squares: Tensor, labels: Tensor, temperature: float) 
 
 
 class Graph(NamedTuple):
-    """Edges after a batch.
+    """Edges between coding vectors after a batch.
 
     Attributes:
         directed: ``(N, N)`` from winners to their neighbours, which the losses of the batch read.

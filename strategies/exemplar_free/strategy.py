@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from protocl.config import Setup
 from protocl.config.sections import Part, default_of
@@ -14,15 +14,8 @@ from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.avalanche.restarts import Restarts
 from protocl.strategies.drift.compensation import DriftEstimator
+from protocl.strategies.exemplar_free.plugin import ExemplarFreePlugin
 from protocl.strategies.training.ready_made import ReadyMade
-
-
-class ExemplarFreePlugin(Protocol):
-    """A plugin that keeps statistics of classes in the place of their samples."""
-
-    @property
-    def memory(self) -> PrototypeMemory | None:
-        """The class statistics, or None before the first experience has ended."""
 
 
 class ExemplarFree(ReadyMade):

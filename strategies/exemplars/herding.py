@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def herd(features: Tensor, count: int) -> Tensor:
-    """Rows ``(min(count, N),)`` in the order of choice, so that any first few are a good choice.
+    """Choose samples whose mean is near that of all: rows ``(min(count, N),)``, the best first.
 
     The next one is always that which brings the mean of those chosen nearest to the mean of all:
     ``argmin_i |m - (x_i + sum of chosen) / j|`` over those not yet chosen.

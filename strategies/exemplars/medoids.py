@@ -11,7 +11,7 @@ _CANDIDATES = 32
 
 @torch.no_grad()
 def medoids(features: Tensor, count: int) -> Tensor:
-    """Rows ``(min(count, N),)`` in the order of choice, so that any first few are a good choice.
+    """Choose samples that lie near all others: rows ``(min(count, N),)``, the best first.
 
     The first is nearest to the mean, and the next one always that which takes most off the sum of
     all samples' squared distances to the nearest of those chosen (greedy k-medoids). What it takes

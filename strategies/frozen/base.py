@@ -20,6 +20,7 @@ from protocl import backbones
 from protocl.backbones import Backbone, Classifier
 from protocl.config import StrategyConfig
 from protocl.config.sections import default_of
+from protocl.config.validation import POSITIVE, ranged
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.strategies.frozen.first_session import FirstSession, Session
@@ -38,7 +39,7 @@ class Sums:
     """
 
     exact: bool = default_of(PrototypePlugin, "exact")
-    step: float = default_of(PrototypePlugin, "step")
+    step: float = ranged(default_of(PrototypePlugin, "step"), POSITIVE)
 
 
 class FrozenBackbone(SupervisedTemplate):
@@ -183,7 +184,7 @@ class FrozenBackbone(SupervisedTemplate):
         self.model.eval()
 
     def make_optimizer(self, **kwargs: Any) -> None:
-        """As in Avalanche, while there is anything to optimize."""
+        """Reset the optimizer as Avalanche does, while there is anything to optimize."""
         if not self.frozen:
             super().make_optimizer(**kwargs)
 

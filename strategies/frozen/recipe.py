@@ -8,7 +8,7 @@ from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from protocl.config import Setup, StrategyConfig, StrategyInfo
-from protocl.config.sections import HeadChoice, Part, default_of, head
+from protocl.config.sections import HeadChoice, Part, default_of, head, name_of_head
 from protocl.config.validation import AT_LEAST_0, ranged
 from protocl.heads.base import Head
 from protocl.strategies.avalanche.epoch_schedule import EpochSchedule
@@ -152,6 +152,15 @@ class RecipeConfig(FrozenBackboneConfig):
     recipe: ClassVar[type[Recipe]]
 
     head: Part = field(default_factory=Part)
+
+    @classmethod
+    def refusal(cls, setting: str, value: Any) -> str | None:
+        if setting != "head":
+            return super().refusal(setting, value)
+        fixed = name_of_head(cls.recipe.make_head)
+        if value == fixed:
+            return "has this head anyway; leave it out"
+        return f"has a fixed head, {fixed}; for another type strategy=frozen strategy.head={value}"
 
     def build(self, setup: Setup) -> FrozenBackbone:
         return self._build(setup, self.recipe, **self.head.arguments)

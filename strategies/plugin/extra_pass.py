@@ -25,7 +25,7 @@ class ExtraPass:
         self._last: tuple[Tensor, PrototypeMemory | None, str] | None = None
 
     def forget(self) -> None:
-        """Replace nothing the next time."""
+        """Forget what was added last, so that the next pass replaces nothing."""
         self._last = None
 
     def chunks(

@@ -86,7 +86,7 @@ def _on_device(
 
 
 def only_host_reads(strategy: Any, batch: Any) -> bool:
-    """Whether a strategy of its own decides which parts of a mini-batch are what."""
+    """Whether the strategy alone can tell inputs from labels in a mini-batch."""
     readers = ("_unpack_minibatch", "mb_x", "mb_y")
     kind = type(strategy)
     own = any(getattr(kind, name) is not getattr(SupervisedTemplate, name) for name in readers)

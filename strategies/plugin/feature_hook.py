@@ -31,7 +31,7 @@ class FeaturePoint(NamedTuple):
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Compiled code runs without hooks that were added later, so features could not be read.
+    """Refuse a compiled model, which runs without hooks that are added later.
 
     Raises:
         ValueError: the model or a part of it was compiled.

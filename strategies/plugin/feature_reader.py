@@ -66,7 +66,7 @@ class FeatureReader:
         self.hook.open_at(strategy.model, self.find(strategy))
 
     def read(self, strategy: Any) -> Tensor:
-        """As :meth:`close`, where there must be features.
+        """Features ``(N, D)`` of the mini-batch, after a forward pass that must have made some.
 
         Raises:
             RuntimeError: there are none, or as :meth:`close`.

@@ -100,7 +100,7 @@ def width_of(output: Any, samples: int, place: Place | None = None) -> int:
 
 
 def scores_of(output: Any, place: Place | None = None) -> Tensor:
-    """As :func:`main_output`, where there must be scores.
+    """The scores ``(N, ...)`` among what a model returned; an error where there are none.
 
     Raises:
         TypeError: there are none, or they cannot be told from other tensors.

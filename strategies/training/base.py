@@ -92,7 +92,7 @@ class FeatureLossPlugin(SupervisedPlugin[Any]):
     def statistics(
         self, strategy: Any, dataset: Any, level: Level = "mean", num_workers: int = 0
     ) -> PrototypeMemory:
-        """Of the features of ``dataset``, which has samples, as the model is now.
+        """Statistics of the features of ``dataset``, not an empty one, as the model is now.
 
         Args:
             strategy: the host.

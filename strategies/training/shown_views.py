@@ -62,7 +62,7 @@ class ShownViews:
 
 
 def refuse_readers(owner: str, plugins: Iterable[Any]) -> None:
-    """Plugins that read features which the model keeps in itself would read those of all views.
+    """Refuse plugins that read features which the model keeps: those of all views at once.
 
     Raises:
         ValueError: there is one.

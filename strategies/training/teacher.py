@@ -38,7 +38,7 @@ class Teacher:
         return self.trainable_features(x, tasks)
 
     def trainable_features(self, x: Tensor, tasks: Tensor | None = None) -> Tensor:
-        """The same with a graph to the inputs."""
+        """Features ``(N, D)`` of inputs ``(N, ...)``, with a graph to the inputs."""
         return read_features(self.model, x, tasks, self._find)
 
 

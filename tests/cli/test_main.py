@@ -270,7 +270,7 @@ def test_settings_and_help_do_not_import_avalanche():
 @pytest.mark.parametrize(
     ("command", "settings"),
     [
-        ("federate", ["federation=digits", "method.head=nearest,nearest_mean"]),
+        ("federate", ["federation=digits", "method=fedavg_prototypes,prototypes"]),
         ("reconnaissance", ["reconnaissance=digits", "scenario.classes_per_mission=99,1"]),
         (
             "pretrain",

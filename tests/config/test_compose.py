@@ -76,6 +76,8 @@ def test_values_take_the_type_of_their_key(text: str, key: str, value: object):
         (["strategy=prd", "strategy.loss=paper"], "strategy.loss=paper: expected settings of its"),
         (["strategy=slda", "strategy.head.shrinkage=2"], "strategy.head.shrinkage=2.0: expected '"),
         (["strategy=slda", "strategy.head.shrinkage=no"], "expected a number or auto"),
+        (["strategy=slda", "strategy.sums.step=0"], "strategy.sums.step=0.0: expected a number >"),
+        (["strategy=slda", "strategy.sums.step=inf"], "strategy.sums.step=inf: expected a number"),
         (
             ["strategy=napa_vq", "strategy.plugin.code_lr_epochs=0"],
             "strategy.plugin.code_lr_epochs=0:",
@@ -197,6 +199,8 @@ def test_picking_among_the_presets_parts_keeps_its_keys(tmp_path: Path):
         ("- 1\n- 2\n", "expected 'key: value' lines"),
         ("a: [1\n", "is not readable as YAML"),
         ("sweep: {seed: 3}\n", "sweep.seed is 3; expected a list"),
+        ("sweep: {strategy: {lr: 3}}\n", "sweep.strategy.lr is 3; expected a list"),
+        ("sweep: [seed]\n", "sweep is ['seed']; expected keys with a list"),
         ("strategy: {name: acme_replay, mem_sise: 3}\n", "did you mean strategy.mem_size?"),
     ],
 )
@@ -232,3 +236,97 @@ def test_parse_leaves_compose_to_check():
     assert parse(["nonsense=1"]) == {"nonsense": [1]}
     with pytest.raises(ConfigError, match="unknown key nonsense"):
         compose({"strategy": "acme_replay", "nonsense": 1})
+
+
+@pytest.mark.parametrize(
+    ("words", "known", "unknown", "advice"),
+    [
+        ("strategy=slda,ranpac strategy.head.projection=500", "strategy=ranpac", "strategy=slda",
+         "'strategy=ranpac strategy.head.projection=500'"),
+        ("strategy=ranpac,naive,slda strategy.head.projection=5,7", "strategy=ranpac",
+         "strategy=naive' and 'strategy=slda", "'strategy=ranpac strategy.head.projection=5,7'"),
+        ("strategy=frozen strategy.head=ridge,lda strategy.head.shrinkage=0.1",
+         "strategy.head=lda", "strategy.head=ridge", "'strategy.head=lda strategy.head.shrinkage="),
+        ("strategy.name=fetril,slda strategy.svm_c=2", "strategy.name=fetril", "strategy.name=slda",
+         "'strategy.name=fetril strategy.svm_c=2'"),
+        # Each of the two keys is unknown to the other.
+        ("strategy=slda,ranpac strategy.head.shrinkage=0.1 strategy.head.projection=5",
+         "strategy=ranpac", "strategy=slda", "'strategy=ranpac strategy.head.projection=5'"),
+    ],
+)  # fmt: skip
+def test_a_key_that_some_of_a_sweep_have_is_refused_with_who_has_it(
+    words: str, known: str, unknown: str, advice: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(words.split())
+    message = str(caught.value)
+    assert f"is a key of '{known}', but not of '{unknown}'" in message
+    assert advice in message
+
+
+def test_a_key_that_nobody_in_a_sweep_has_is_refused_as_ever() -> None:
+    for sweep in ("strategy=slda,ranpac", "strategy=slda seed=1,2"):
+        with pytest.raises(ConfigError, match=r"unknown key strategy\.head\.projektion"):
+            load([*sweep.split(), "strategy.head.projektion=1"])
+    with pytest.raises(ConfigError, match=r"choose from strategy\.head\.shrinkage, "):
+        load(["strategy=slda", "strategy.head.projection=1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("slda strategy.head=ridge", "fixed head, lda; .*strategy=frozen strategy.head=ridge"),
+        ("slda strategy.head.name=ridge", "fixed head, lda; .*strategy=frozen strategy.head=ridge"),
+        ("slda strategy.head=lda", "has this head anyway; leave it out"),
+        ("fecam strategy.head=lda", "fixed head, mahalanobis; .*strategy=frozen strategy.head=lda"),
+        ("ranpac strategy.head=lda", "has a fixed head, ridge; .*strategy=frozen"),
+        ("simplecil strategy.head=lda", "has a fixed head, nearest_mean; .*strategy=frozen"),
+        ("nearest_mean strategy.head=lda", "has a fixed head, nearest_mean; .*strategy=frozen"),
+        ("aper strategy.head=lda", "has a fixed head, nearest_mean; .*strategy=frozen"),
+        ("naive strategy.head=lda", "has no head; strategy.answer=NAME puts one"),
+        ("naive strategy.head.shrinkage=1", "has no head; strategy.answer=NAME puts one"),
+        ("napa_vq strategy.head=lda", "'napa_vq' has no head to set; strategy=frozen strategy.h"),
+        ("avalanche_slda strategy.head=lda", "'avalanche_slda' has no head to set"),
+    ],
+)
+def test_a_head_that_a_strategy_does_not_offer_is_refused_with_what_to_type(
+    words: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(f"strategy={words}".split())
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    ["strategy.head.shrinkage: [0.1, auto]", "strategy: {head: {shrinkage: [0.1, auto]}}"],
+)
+def test_the_sweep_of_a_preset_takes_nested_keys(tmp_path: Path, sweep: str) -> None:
+    preset = tmp_path / "über all.yaml"
+    preset.write_text(f"strategy: {{name: slda, head: {{shrinkage: 0.5}}}}\nsweep: {{{sweep}}}\n")
+    configs = load([f"experiment={preset}"])
+    assert [c.strategy.head.shrinkage for c in configs] == [0.1, "auto"]  # type: ignore[attr-defined]
+    typed = load([f"experiment={preset}", "strategy.head.shrinkage=0.2"])
+    assert [c.strategy.head.shrinkage for c in typed] == [0.2]  # type: ignore[attr-defined]
+
+
+def test_presets_of_a_federation_sweep_too(tmp_path: Path) -> None:
+    from protocl.federation.config.compose import load as load_federation
+
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("clients: 4\nsweep: {method.head: [lda, ridge], rounds: [1, 2]}\n")
+    configs = load_federation([f"federation={preset}"])
+    found = [(c.method.head.name, c.federation.rounds) for c in configs]  # type: ignore[attr-defined]
+    assert found == [("lda", 1), ("lda", 2), ("ridge", 1), ("ridge", 2)]
+
+
+def test_a_configuration_of_before_is_refused_with_all_its_keys_and_the_present_ones() -> None:
+    golden = Path(__file__).parents[1] / "golden" / "results_v1"
+    with pytest.raises(ConfigError) as caught:
+        load([f"experiment={golden / 'experiment' / 'config.yaml'}"])
+    for old, new in {
+        "adapt": "session.adapt", "adapt_classifier": "session.classifier", "step": "sums.step",
+        "two_branches": "session.two_branches", "exact": "sums.exact", "priors": "head.priors",
+        "normalize_branches": "session.normalize_branches", "shrinkage": "head.shrinkage",
+    }.items():  # fmt: skip
+        message = f"unknown key strategy.{old}: did you mean strategy.{new}?"
+        assert message in str(caught.value)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
+from protocl.config.validation import POSITIVE, ranged
 from protocl.federation.config import MethodInfo
 from protocl.federation.methods.head_settings import HeadSettings
 from protocl.federation.reconnaissance.config import Learner, LearnerConfig, LearnerSetup
@@ -41,12 +42,12 @@ class PrototypesLearnerConfig(HeadSettings, LearnerConfig):
 
     name: str = "prototypes"
     exact: bool = True
-    step: float = 2.0**-16
+    step: float = ranged(2.0**-16, POSITIVE)
     precision: Precision = "exact"
 
     def build(self, setup: LearnerSetup) -> PrototypeLearner:
         """See :class:`protocl.federation.reconnaissance.config.LearnerConfig`."""
-        head = self.build_head()
+        head = self.head.build()
         empty = head.new_memory(
             setup.feature_dim, exact=self.exact, step=self.step, fingerprint=setup.fingerprint
         )

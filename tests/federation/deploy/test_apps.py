@@ -87,7 +87,7 @@ def run(config: dict[str, Any], *, first_node: int = 1000, task: Task = TASK) ->
 
 METHODS = {
     "prototypes": (),
-    "lda": ("method.head=lda", "method.head_options={shrinkage: 0.3}"),
+    "lda": ("method.head=lda", "method.head.shrinkage=0.3"),
     "screened": ("method=robust", "method.centre=exact", "method.screen=0.01"),
     "secure": ("method=protected",),
     "in the clear": ("method=protected", "method.secure=false", "method.head=ridge"),
@@ -252,9 +252,12 @@ def test_classes_are_summed_by_name(tmp_path: Path) -> None:
 
 
 def test_the_run_s_settings_are_those_of_the_command(tmp_path: Path) -> None:
-    words = ["method.head=lda", "method.head_options={shrinkage: 0.3}", "method.precision=int8"]
+    words = ["method.head=lda", "method.head.shrinkage=0.3", "method.precision=int8"]
     config = read_config(configuration(tmp_path / "app", *words, **{"min-clients": 4}))
     assert config.method == load_settings(words)[0].method
+    # As an app says it that was written with the head's name alone.
+    short = {"method.name": "prototypes", "method.head": "lda", "method.head.shrinkage": 0.3}
+    assert read_config(short).method.head == config.method.head  # type: ignore[attr-defined]
     assert (config.federation.min_clients, config.federation.clients) == (4, 4)
 
 
@@ -262,7 +265,9 @@ def test_the_run_s_settings_are_those_of_the_command(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"method.name": "fedavg"}, "fedavg runs in simulation only"),
-        ({"method.head": "tree"}, "tree"),
+        ({"method.head.name": "tree"}, "tree"),
+        ({"method.head.metrik": "cosine"}, r"did you mean method\.head\.metric\?"),
+        ({"method.head_options.metric": "cosine"}, r"did you mean method\.head\.metric\?"),
         ({"method.colour": "red"}, "colour"),
         ({"method.precision": "int4"}, "int4"),
         ({"participation": 2.0}, "participation=2"),
@@ -284,14 +289,15 @@ def test_settings_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("method.head_options={shrinkage: null}", "head_options.shrinkage=None"),
-        ("method.head_options={shrinkage: .inf}", "head_options.shrinkage=inf"),
-        ("method.head_options={shrinkage: [1, 2]}", "head_options.shrinkage="),
+        (["method.head=mahalanobis", "method.head.tukey=null"], "head.tukey=None"),
+        (["method.clip=.inf"], "clip=inf"),
     ],
 )
-def test_what_flower_cannot_hold_is_refused(tmp_path: Path, options: str, message: str) -> None:
+def test_what_flower_cannot_hold_is_refused(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        configuration(tmp_path / "app", "method.head=lda", options)
+        configuration(tmp_path / "app", "method=protected", *options)
     assert not (tmp_path / "app").exists()
 
 

@@ -54,7 +54,7 @@ def test_the_app_declares_every_key_of_its_configuration(tmp_path):
         **RUN_CONFIG,
         "output": str(tmp_path / "app/output"),
         "client-state": str(tmp_path / "app/clients"),
-        "method": {k: v for k, v in asdict(PROTOTYPES).items() if k != "head_options"},
+        "method": asdict(PROTOTYPES) | {"head": {"name": "nearest_mean"}},
     }
     for name in project["tool"]["flwr"]["app"]["components"].values():
         assert (tmp_path / "app" / (name.partition(":")[0].replace(".", "/") + ".py")).is_file()

@@ -10,6 +10,7 @@ import torch
 
 from protocl.backbones import BackboneConfig, build_backbone, fingerprint
 from protocl.cli.main import main
+from protocl.config.sections import HeadChoice
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError, DataError
 from protocl.federation.reconnaissance.pictures import draw_prototypes
@@ -228,10 +229,9 @@ def test_prototypes_of_nodes_that_agree_lie_on_each_other(tmp_path):
 
 def test_another_head_does_not_take_over_the_options_of_the_presets():
     words = ["reconnaissance=omniglot_stream"]
-    for head, options in (("nearest_mean", {"metric": "cosine"}), ("lda", {})):
-        (config,) = RECONNAISSANCE.load([*words, f"method.head={head}"])
-        assert config.method.head_options == options
-    (given,) = RECONNAISSANCE.load(
-        [*words, "method.head=lda", "method.head_options={shrinkage: 0.3}"]
-    )
-    assert given.method.head_options == {"shrinkage": 0.3}
+    (own,) = RECONNAISSANCE.load([*words, "method.head=nearest_mean"])
+    assert own.method.head.build().metric == "cosine"
+    (other,) = RECONNAISSANCE.load([*words, "method.head=lda"])
+    assert other.method.head == HeadChoice.named("lda")()
+    (given,) = RECONNAISSANCE.load([*words, "method.head=lda", "method.head.shrinkage=0.3"])
+    assert given.method.head.build().shrinkage == 0.3
