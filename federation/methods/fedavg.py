@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from protocl.backbones.features import extract
 from protocl.errors import ConfigError
@@ -19,6 +19,8 @@ from protocl.federation.methods.network import GradientConfig, set_weights, weig
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
+
+    from protocl.model.answers import Answering
 
 
 @dataclass
@@ -54,6 +56,7 @@ class FedAvgMethod:
             weights_record,
         )
 
+        self._projects = config.train == "projection"
         self.network = config.build_network(setup)
         self.strategy = WeightAveraging(setup, len(weights_of(self.network)))
         self.initial = weights_record(self.network)
@@ -66,6 +69,15 @@ class FedAvgMethod:
 
         set_weights(self.network, read_weights(arrays))
         return extract(self.network, x, progress=False).argmax(1)
+
+    def final_answer(self) -> Answering | None:
+        """What a model on disk keeps of it; None for a projection, which no backbone holds."""
+        from protocl.model.answers import LinearAnswer
+
+        layer = self.network.classifier
+        return (
+            LinearAnswer.of(layer) if isinstance(layer, nn.Linear) and not self._projects else None
+        )
 
     def resume(self) -> int:
         """See :class:`protocl.federation.config.Method`.

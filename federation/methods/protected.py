@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from protocl.federation.privacy.release import PrivateRelease
     from protocl.federation.privacy.vector import StatisticsLayout
     from protocl.memory import PrototypeMemory
+    from protocl.model.answers import Answering
 
 
 @dataclass
@@ -153,6 +154,10 @@ class ProtectedMethod:
     def memory(self) -> PrototypeMemory:
         """The merged memory."""
         return self.strategy.memory
+
+    def final_answer(self) -> Answering:
+        """What a model on disk keeps of it."""
+        return self.head, self.memory
 
     def classify(self, arrays: ArrayRecord, features: Tensor) -> Tensor:
         """See :class:`protocl.federation.config.Method`."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from protocl.federation.server.strategy import FederatedPrototypes, Merge, Screen
     from protocl.memory import PrototypeMemory
+    from protocl.model.answers import Answering
 
 
 @dataclass
@@ -112,6 +113,10 @@ class PrototypesMethod:
         """See :class:`protocl.federation.config.Method`."""
         features = x if self.backbone is None else extract(self.backbone, x, progress=False)
         return self.head.fit(self.memory).predict(features)
+
+    def final_answer(self) -> Answering:
+        """What a model on disk keeps of it: it answers on the features of the frozen backbone."""
+        return self.head, self.memory
 
     def resume(self) -> int:
         """See :class:`protocl.federation.config.Method`.

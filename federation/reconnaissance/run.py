@@ -37,6 +37,7 @@ from protocl.metrics.history import Evaluation, History
 from protocl.registry import BACKBONES, BENCHMARKS
 from protocl.runner.context import RunContext
 from protocl.runner.kind import Kind
+from protocl.runner.model import write_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,7 +118,10 @@ class Reconnaissance:
                 self._take(step, events)
         if isinstance(self.learner, PrototypeLearner):
             memory = self.learner.memory(self._judges()[0])
-            memory.save(self.run.folder / "memory.safetensors")
+            write_model(
+                self.run.folder, (self.learner.head, memory), self.backbone, self.sample_shape,
+                self.class_names,
+            )  # fmt: skip
         return build_result(self)
 
     def _take(self, step: Step, events: SummaryWriter) -> None:
@@ -142,9 +146,10 @@ class Reconnaissance:
     def _load(self) -> None:
         config = self.config
         data = self.run.load_data()
-        backbone = build_backbone(config.backbone, data.input_shape, config.seed)
-        self.fingerprint = fingerprint(backbone)
-        encoded = self.run.encode(data, backbone)
+        self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
+        self.sample_shape = data.input_shape
+        self.fingerprint = fingerprint(self.backbone)
+        encoded = self.run.encode(data, self.backbone)
         self.x = torch.cat([encoded.x_train, encoded.x_test]).float()
         self.y = torch.cat([data.y_train, data.y_test])
         self.class_names = data.class_names

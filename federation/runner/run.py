@@ -30,6 +30,7 @@ from protocl.io.atomic import atomic_write
 from protocl.metrics.history import Evaluation, History
 from protocl.runner.context import RunContext
 from protocl.runner.kind import Kind
+from protocl.runner.model import write_model
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, MetricRecord
@@ -114,7 +115,8 @@ class FederatedRun:
         """Data, features, and the classes of each stage."""
         config = self.config
         data = self.run.load_data()
-        self.n_classes = data.n_classes
+        self.n_classes, self.class_names = data.n_classes, data.class_names
+        self.sample_shape = data.input_shape
         if config.benchmark.validation:
             data = hold_out(
                 data, config.benchmark.validation, config.seed, config.benchmark.class_order
@@ -240,15 +242,24 @@ class FederatedRun:
     # -- after ------------------------------------------------------------------------------
 
     def _conclude(self) -> None:
-        if self.method.memory is not None:
-            self.method.memory.save(self.run.folder / "memory.safetensors")
         merged = getattr(self.method.strategy, "merged", None)
         if merged is not None:
             merged.ledger.save(self.run.folder / "ledger.jsonl")
         self.traffic.save(self.run.folder / "traffic.csv")
         if self.config.verify:
             self.one_place = compare_with_one_place(self)
+        self._write_model()
         self.run.tell("report", report=self.one_place)
+
+    def _write_model(self) -> None:
+        """Keep what was learned; as a memory alone where its features are no backbone's."""
+        if hasattr(self.method, "final_answer"):
+            write_model(
+                self.run.folder, self.method.final_answer(), self.backbone, self.sample_shape,
+                self.class_names,
+            )  # fmt: skip
+        elif self.method.memory is not None:
+            self.method.memory.save(self.run.folder / "memory.safetensors")
 
     def _write_progress(self) -> None:
         progress = {

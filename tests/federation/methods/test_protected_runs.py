@@ -22,7 +22,7 @@ def run(tmp_path: Path, *words: str) -> tuple[dict[str, Any], PrototypeMemory]:
     (config,) = load([f"output={tmp_path}", *words])
     folder = open_run(config)
     result = run_federation(config, folder)
-    return result, PrototypeMemory.load(folder / "memory.safetensors")
+    return result, PrototypeMemory.load(folder / "model" / "memory.safetensors")
 
 
 @pytest.mark.parametrize("words", [["rounds=1"], ["rounds=3", "partition.growth=samples"]])

@@ -50,9 +50,12 @@ def test_ray_ends_where_one_process_does(tmp_path: Path, words: list[str]) -> No
         # Other nodes are asked to evaluate, and epochs are drawn at random.
         assert sizes == pytest.approx(kinds[1][kind], rel=0.1)
     # Weights that were averaged in another order make other features.
-    if (there / "memory.safetensors").exists() and "method=fedavg_prototypes" not in words:
+    if (
+        there / "model" / "memory.safetensors"
+    ).exists() and "method=fedavg_prototypes" not in words:
         memories = [
-            PrototypeMemory.load(folder / "memory.safetensors") for folder in (there, at_home)
+            PrototypeMemory.load(folder / "model" / "memory.safetensors")
+            for folder in (there, at_home)
         ]
         assert same_statistics(*memories)
 
@@ -61,4 +64,4 @@ def test_private_noise_is_drawn_under_ray(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs flwr[simulation]")
     result, folder = run(tmp_path, "ray", "federation=digits_private")
     assert result["metrics"]["last_accuracy"] > 0.8
-    assert PrototypeMemory.load(folder / "memory.safetensors").total != 1347
+    assert PrototypeMemory.load(folder / "model" / "memory.safetensors").total != 1347

@@ -6,11 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from protocl import PrototypeMemory
+from protocl import PrototypeMemory, load_model
 from protocl.backbones import BackboneConfig, build_backbone, fingerprint
 from protocl.cli.main import main
 from protocl.config.compose import to_yaml
@@ -53,7 +54,7 @@ def test_ten_clients_of_two_classes_equal_one_place_bit_for_bit(tmp_path, head):
     backbone = build_backbone(BackboneConfig(), (64,), 0)
     one_place = HEADS.get(head)()
     memory = one_place.new_memory(64, exact=True, fingerprint=fingerprint(backbone)).update(x, y)
-    assert same_statistics(PrototypeMemory.load(folder / "memory.safetensors"), memory)
+    assert same_statistics(PrototypeMemory.load(folder / "model" / "memory.safetensors"), memory)
     accuracy = float((one_place.fit(memory).predict(x_test) == y_test).double().mean())
     assert result["metrics"]["last_accuracy"] == pytest.approx(accuracy, abs=1e-9)
     assert accuracy > 0.85
@@ -63,7 +64,7 @@ def test_ten_clients_of_two_classes_equal_one_place_in_float64(tmp_path):
     _, folder = run(tmp_path, "method.exact=false", "method.head=lda")
     x, y, *_ = digits()
     memory = LinearDiscriminant().new_memory(64).update(x, y)
-    merged = PrototypeMemory.load(folder / "memory.safetensors")
+    merged = PrototypeMemory.load(folder / "model" / "memory.safetensors")
     assert torch.equal(merged.counts, memory.counts)
     torch.testing.assert_close(merged.sums, memory.sums, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(merged.second_moment, memory.second_moment, rtol=1e-12, atol=1e-12)
@@ -105,7 +106,7 @@ def test_a_difference_from_one_place_is_seen(tmp_path):
 def test_clients_without_a_state_give_the_same_memory_in_one_round(tmp_path):
     memories = [
         PrototypeMemory.load(
-            run(tmp_path, "rounds=1", f"remember={keep}")[1] / "memory.safetensors"
+            run(tmp_path, "rounds=1", f"remember={keep}")[1] / "model" / "memory.safetensors"
         )
         for keep in ("true", "false")
     ]
@@ -154,7 +155,7 @@ def test_faults_and_partial_participation_end_at_the_same_memory(tmp_path):
         tmp_path, "lost=0.2", "late=0.2", "rounds=25", "participation=0.5",
         "partition.growth=samples",
     )  # fmt: skip
-    memories = [PrototypeMemory.load(f / "memory.safetensors") for f in (first, second)]
+    memories = [PrototypeMemory.load(f / "model" / "memory.safetensors") for f in (first, second)]
     assert memories[1].total <= memories[0].total
     assert faulty["federation"]["contributions"]["merged"] >= 10
     assert plain["metrics"]["last_accuracy"] - faulty["metrics"]["last_accuracy"] < 0.05
@@ -168,14 +169,14 @@ def test_fedavg_learns_from_the_same_configuration(tmp_path):
     assert rounds[-1]["accuracy"] > 0.85 > rounds[0]["accuracy"] - 0.15
     # One layer of 10 x 64 weights and 10 biases in float32, up and down, for ten clients.
     assert rounds[0]["bytes_up"] > 10 * 650 * 4
-    assert not (folder / "memory.safetensors").exists()
+    assert not (folder / "model" / "memory.safetensors").exists()
 
 
 def test_an_interrupted_run_is_resumed_to_the_same_end(tmp_path):
     words = ["federation=digits", "rounds=4", "partition.growth=samples", f"output={tmp_path}"]
     (config,) = load(words)
     whole = run_federation(config, create_run(config))
-    memory = PrototypeMemory.load(next(tmp_path.rglob("memory.safetensors")))
+    memory = PrototypeMemory.load(next(tmp_path.rglob("model/memory.safetensors")))
     shutil.rmtree(tmp_path)
 
     (config,) = load([*words, "resume=true"])
@@ -194,7 +195,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_end(tmp_path):
     assert [r["accuracy"] for r in result["federation"]["rounds"]] == [
         r["accuracy"] for r in whole["federation"]["rounds"]
     ]
-    assert same_statistics(PrototypeMemory.load(folder / "memory.safetensors"), memory)
+    assert same_statistics(PrototypeMemory.load(folder / "model" / "memory.safetensors"), memory)
 
 
 def test_a_client_can_be_forgotten_after_the_run(tmp_path):
@@ -230,7 +231,7 @@ def test_the_command_writes_a_whole_run(tmp_path, capsys):
     assert len(folders) == 1
     for folder in folders:
         names = {path.name for path in folder.iterdir()}
-        assert {"config.yaml", "ledger.jsonl", "traffic.csv", "memory.safetensors"} <= names
+        assert {"config.yaml", "ledger.jsonl", "traffic.csv", "model"} <= names
         assert any(name.startswith("events.out.tfevents") for name in names)
         assert load_run(folder).complete
     again = load([f"federation={folders[0] / 'config.yaml'}", "seed=7"])[0]
@@ -319,3 +320,12 @@ def test_wrong_parts_are_refused_before_anything_runs(tmp_path, words, message):
 def test_result_is_json_without_surprises(tmp_path):
     result, folder = run(tmp_path)
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+
+
+@pytest.mark.parametrize("method", ["prototypes", "fedavg", "protected"])
+def test_the_model_answers_as_the_federation_did(tmp_path, method):
+    result, folder = run(tmp_path, "rounds=2", f"method={method}")
+    data = load_data(BenchmarkConfig(name="digits"))
+    answers = load_model(folder / "model").predict(data.x_test)
+    right = np.array(data.class_names)[data.y_test.numpy()] == answers
+    assert right.mean() == pytest.approx(result["metrics"]["last_accuracy"], abs=1e-9)
