@@ -167,6 +167,43 @@ def test_import_loads_nothing_heavy(module: str, needs_torch: bool) -> None:
     assert not loaded & set(HEAVY)
 
 
+LIGHT = [
+    ["--version"],
+    ["--help"],
+    *([name, "--help"] for name in ("run", "list", "compare", "doctor", "federate", "pretrain")),
+    ["list"],
+    ["lst"],
+    ["run"],
+    ["run", "slda"],
+    ["run", "strategy=sdla"],
+    ["run", "strategy=slda", "benchmark=digit"],
+    ["run", "experiment=dmo"],
+    ["run", "strategy=slda,sdla", "backbone=[1"],
+]
+"""Commands and mistakes that are answered without torch."""
+
+
+def test_what_needs_no_torch_does_not_import_it() -> None:
+    script = (
+        "import sys\n"
+        "from protocl.cli.main import main\n"
+        f"for words in {LIGHT}:\n"
+        "    try:\n"
+        "        code = main(words)\n"
+        "    except SystemExit as ended:\n"
+        "        code = ended.code\n"
+        "    heavy = {'torch', 'numpy', 'avalanche', 'matplotlib'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+        "    assert code == (2 if words[0] in ('lst', 'run') and '--help' not in words else 0)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "did you mean 'slda'?" in run.stderr
+    assert "Hayes & Kanan" in run.stdout
+
+
 def imported_modules(path: Path) -> set[str]:
     """Full names of everything that a file of the core imports, at its top or inside functions."""
     package = ("protocl", *path.relative_to(ROOT / "protocl").parent.parts)

@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from torch import nn
 
 from protocl.backbones import BackboneConfig
+from protocl.config.info import StrategyInfo
 from protocl.config.sections import registered
 from protocl.config.validation import (
     AT_LEAST_0,
@@ -28,27 +29,6 @@ from protocl.registry import STRATEGIES
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class StrategyInfo:
-    """What ``protocl list strategies`` and reports say about a strategy.
-
-    Attributes:
-        title: name as the field writes it ("Streaming LDA").
-        paper: authors, year and venue, or "-" for a plain baseline.
-        stored_between_experiences: what is kept from one experience to the next, in words.
-        keeps_data: whether training samples themselves are among it.
-        bytes_per_class: what one more class adds to it besides samples, in bytes for ``D``
-            features, as text ("16 D + 16"); sums are kept as pairs of float64. ``C`` stands for
-            the classes before it, ``M`` for the width of random features.
-    """
-
-    title: str
-    paper: str
-    stored_between_experiences: str
-    keeps_data: bool
-    bytes_per_class: str = "not stated"
 
 
 @dataclass
