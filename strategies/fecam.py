@@ -15,23 +15,12 @@ from typing import ClassVar
 from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
 from protocl.heads import Mahalanobis
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
-
-
-class FeCAM(Recipe):
-    """Mahalanobis distance per class.
-
-    Args:
-        **settings: those of :class:`~protocl.heads.Mahalanobis`, such as ``shrinkage`` and
-            ``tukey``, and of :class:`.FrozenBackbone` but ``head``.
-    """
-
-    make_head = Mahalanobis
+from protocl.strategies.frozen.recipe import RecipeConfig
 
 
 @dataclass
 class FeCAMConfig(RecipeConfig):
-    """Settings of :class:`FeCAM`; ``head`` has those of its head.
+    """Settings of :class:`.FeCAM`; ``head`` has those of its head.
 
     Tukey's transform needs features that are not negative; ``head.tukey=null`` for others.
     """
@@ -43,7 +32,6 @@ class FeCAMConfig(RecipeConfig):
         keeps_data=False,
         bytes_per_class="16 D^2 + 32 D + 16",
     )
-    recipe = FeCAM
 
     name: str = "fecam"
-    head: Part = part(FeCAM.make_head)
+    head: Part = part(Mahalanobis)

@@ -16,23 +16,12 @@ from typing import ClassVar
 from protocl import heads
 from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
-
-
-class NearestMean(Recipe):
-    """Nearest class mean.
-
-    Args:
-        **settings: those of :class:`protocl.heads.NearestMean`, such as ``metric``, and of
-            :class:`.FrozenBackbone` but ``head``.
-    """
-
-    make_head = heads.NearestMean
+from protocl.strategies.frozen.recipe import RecipeConfig
 
 
 @dataclass
 class NearestMeanConfig(RecipeConfig):
-    """Settings of :class:`NearestMean`; ``head`` has those of its head."""
+    """Settings of :class:`.NearestMean`; ``head`` has those of its head."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="Nearest mean",
@@ -41,7 +30,6 @@ class NearestMeanConfig(RecipeConfig):
         keeps_data=False,
         bytes_per_class="16 D + 16",
     )
-    recipe = NearestMean
 
     name: str = "nearest_mean"
-    head: Part = part(NearestMean.make_head)
+    head: Part = part(heads.NearestMean)

@@ -17,22 +17,12 @@ from typing import ClassVar
 from protocl import heads
 from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
-
-
-class SimpleCIL(Recipe):
-    """Nearest class mean by cosine, as published.
-
-    Args:
-        **settings: those of :class:`.FrozenBackbone` but ``head``.
-    """
-
-    make_head = staticmethod(partial(heads.NearestMean, "cosine"))
+from protocl.strategies.frozen.recipe import RecipeConfig
 
 
 @dataclass
 class SimpleCILConfig(RecipeConfig):
-    """Settings of :class:`SimpleCIL`."""
+    """Settings of :class:`.SimpleCIL`."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="SimpleCIL",
@@ -41,7 +31,6 @@ class SimpleCILConfig(RecipeConfig):
         keeps_data=False,
         bytes_per_class="16 D + 16",
     )
-    recipe = SimpleCIL
 
     name: str = "simplecil"
-    head: Part = part(SimpleCIL.make_head)
+    head: Part = part(partial(heads.NearestMean, "cosine"))

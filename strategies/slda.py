@@ -15,23 +15,12 @@ from typing import ClassVar
 from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
 from protocl.heads import LinearDiscriminant
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
-
-
-class SLDA(Recipe):
-    """Linear discriminant analysis.
-
-    Args:
-        **settings: those of :class:`~protocl.heads.LinearDiscriminant`, such as ``shrinkage``, and
-            of :class:`.FrozenBackbone` but ``head``.
-    """
-
-    make_head = LinearDiscriminant
+from protocl.strategies.frozen.recipe import RecipeConfig
 
 
 @dataclass
 class SLDAConfig(RecipeConfig):
-    """Settings of :class:`SLDA`; ``head`` has those of its head."""
+    """Settings of :class:`.SLDA`; ``head`` has those of its head."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="SLDA",
@@ -40,7 +29,6 @@ class SLDAConfig(RecipeConfig):
         keeps_data=False,
         bytes_per_class="16 D + 16",
     )
-    recipe = SLDA
 
     name: str = "slda"
-    head: Part = part(SLDA.make_head)
+    head: Part = part(LinearDiscriminant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import shutil
 import subprocess
@@ -165,6 +166,14 @@ def test_import_loads_nothing_heavy(module: str, needs_torch: bool) -> None:
     assert "json" in loaded, "the list of modules does not look like one"
     assert ("torch" in loaded) is needs_torch
     assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("package", ["protocl.strategies", "protocl.federation"])
+def test_every_public_name_is_found_when_it_is_asked_for(package: str) -> None:
+    module = importlib.import_module(package)
+    assert [getattr(module, name).__name__ for name in module.__all__] == module.__all__
+    with pytest.raises(AttributeError, match="no attribute 'SLAD'"):
+        module.SLAD  # noqa: B018
 
 
 LIGHT = [
