@@ -28,7 +28,12 @@ from protocl.data import BenchmarkConfig
 from protocl.registry import STRATEGIES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
+    from torch import Tensor
+
+    from protocl.memory import PrototypeMemory
 
 
 @dataclass
@@ -66,6 +71,25 @@ class AdaptsOnce(Protocol):
 
     def release_backbone(self) -> Any:
         """After it: hand over the backbone; from then on take features in place of images."""
+
+
+class FeatureLearner(Protocol):
+    """What learns the features of a backbone that stays, without Avalanche.
+
+    Attributes:
+        memory: the statistics, or None before the first features.
+    """
+
+    memory: PrototypeMemory | None
+
+    def learn(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Take in an experience: features ``(B, D)``, labels and task labels ``(B,)`` a batch."""
+
+    def to(self, device: torch.device) -> None:
+        """Move to the device of the features."""
+
+    def logits(self, features: Tensor, tasks: Tensor, width: int) -> Tensor:
+        """Logits ``(N, width or more)`` of features ``(N, D)`` with task labels ``(N,)``."""
 
 
 @dataclass
@@ -149,6 +173,15 @@ class StrategyConfig:
         move), "left", "compensated (METHOD)", "refreshed" or "trained".
         """
         return "none" if self.trains_backbone else "exact"
+
+    def learner(self, setup: Setup) -> FeatureLearner | None:
+        """What does the same as :meth:`build` on features, where nothing is trained.
+
+        The runner then goes through the stream itself and imports no Avalanche, which takes
+        seconds; ``setup`` has neither plugins nor evaluator. It is written to checkpoints with
+        pickle. None, the default, has :meth:`build` called.
+        """
+        return None
 
     def build(self, setup: Setup) -> Any:
         """The Avalanche strategy with these settings, ready for its first ``train`` call."""
