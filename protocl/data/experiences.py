@@ -32,6 +32,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def classes(self) -> list[int]:
+        """Their class ids, in the order in which Avalanche has them."""
+        return list(set(self.y[self.rows].tolist()))
+
     def split(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Mini-batches of inputs ``(B, ...)``, labels ``(B,)`` and task labels ``(B,)`` in order.
 

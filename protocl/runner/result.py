@@ -59,14 +59,14 @@ def backbone_of(strategy: Any) -> Backbone | None:
 
 def _describe_benchmark(config: ExperimentConfig, prepared: Prepared) -> dict[str, Any]:
     stream = prepared.stream
-    experiences = range(len(stream))
+    train = [stream.train(t) for t in range(len(stream))]
     return {
         "name": config.benchmark.name,
         "n_experiences": len(stream),
-        "classes_per_experience": [list(set(classes)) for classes in stream.classes],
+        "classes_per_experience": [samples.classes for samples in train],
         "data_hash": prepared.data_hash,
-        "n_train": sum(len(stream.train(t)) for t in experiences),
-        "n_test": sum(len(stream.test(t)) for t in experiences),
+        "n_train": sum(map(len, train)),
+        "n_test": sum(len(stream.test(t)) for t in range(len(stream))),
         "class_names": prepared.class_names,
     }
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from protocl.config import Setup
 from protocl.config.compose import load
-from protocl.data import BenchmarkConfig, class_stream, load_data
+from protocl.data import ArrayData, BenchmarkConfig, class_stream
 from protocl.errors import DivergedError
 from protocl.io.checkpoint import CheckpointFolder
 from protocl.runner.context import CHECKPOINTS, RunContext
@@ -190,24 +190,29 @@ class Broken(torch.nn.Module):
         return x / 0
 
 
-@pytest.mark.parametrize("tasks", [False, True])
-def test_the_stream_is_avalanches(tasks: bool) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_experiences": 4, "task_labels": True, "class_order": [149, 8, 3, 1, 0, 42, 6, 77]},
+        *({"increment": 10, "order_seed": seed} for seed in range(3)),
+    ],
+)
+def test_the_stream_is_avalanches(settings: dict[str, Any]) -> None:
     """The same samples in the same order, also where a set of class ids is not in order."""
-    config = BenchmarkConfig(
-        n_experiences=4, task_labels=tasks, class_order=[9, 8, 3, 1, 0, 2, 6, 4]
-    )
-    stream = class_stream(config, load_data(config), seed=0)
+    y = torch.arange(900) % 150
+    x = torch.arange(900.0)[:, None]
+    data = ArrayData(x, y, x[:450] + 0.5, y[:450], [str(c) for c in range(150)], "toy")
+    stream = class_stream(BenchmarkConfig(**settings), data, seed=0)
     benchmark = stream.benchmark()
     for t, (train, test) in enumerate(
         zip(benchmark.train_stream, benchmark.test_stream, strict=True)
     ):
         for samples, theirs in ((stream.train(t), train.dataset), (stream.test(t), test.dataset)):
-            batches = list(samples.split(30))
-            x, y, task = (torch.cat(parts) for parts in zip(*batches, strict=True))
-            assert torch.equal(x, torch.stack([sample[0] for sample in theirs]))
-            assert y.tolist() == list(theirs.targets)
-            assert task.tolist() == list(theirs.targets_task_labels)
-        assert list(set(stream.classes[t])) == list(train.classes_in_this_experience)
+            inputs, labels, tasks = zip(*samples.split(7), strict=True)
+            assert torch.equal(torch.cat(inputs), torch.stack([sample[0] for sample in theirs]))
+            assert torch.cat(labels).tolist() == list(theirs.targets)
+            assert torch.cat(tasks).tolist() == list(theirs.targets_task_labels)
+        assert stream.train(t).classes == list(train.classes_in_this_experience)
 
 
 def test_what_a_frozen_run_imports(tmp_path: Path) -> None:
