@@ -71,6 +71,7 @@ HELD_BY = {
     ],
     "strategies/frozen": ["strategies/frozen/test_base.py"],
     "strategies/plugin": ["strategies/plugin/test_prototype_plugin.py"],
+    "strategies/ready_made": ["strategies/frozen/test_base.py"],
     "strategies/training": ["strategies/training/test_losses.py", "strategies/test_prd.py"],
     "federation/bench": ["bench/test_bench.py", "federation/robust/test_rules.py"],
     "federation/cli": ["federation/runner/test_run.py"],
