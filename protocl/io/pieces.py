@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from protocl.errors import DataError
-from protocl.io.atomic import atomic_write
+from protocl.io.atomic import atomic_write, discard_partial
 
 LARGE = 1 << 20
 """Bytes from which on an array is kept in pieces."""
@@ -120,7 +120,8 @@ class PieceFolder:
             content.readinto(bytes_of(into))
 
     def keep(self, names: Collection[str]) -> None:
-        """Remove all pieces but those named, and forget rows that were not asked for since."""
+        """Remove all but the pieces named, and forget rows that were not asked for since."""
+        discard_partial(self.path)  # of a process that was killed
         for file in self.path.glob("*.piece"):
             if file.stem not in names:
                 file.unlink()
