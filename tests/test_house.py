@@ -36,6 +36,7 @@ HELD_BY = {
     "protocl/bench": ["bench/test_bench.py"],
     "protocl/checks": ["checks/test_checks.py"],
     "protocl/cli": ["cli/test_main.py"],
+    "protocl/cli/model": ["cli/test_model_commands.py"],
     "protocl/config": ["config/test_compose.py", "config/test_unused.py"],
     "protocl/data": ["data/test_data.py", "data/test_archives.py", "data/test_pictures.py"],
     "protocl/data/augmentation": [

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from protocl.memory import PrototypeMemory
-    from protocl.model.answers import Answering
 
 
 @dataclass
@@ -86,7 +85,7 @@ class FeatureLearner(Protocol):
     def learn(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Take in an experience: features ``(B, D)``, labels and task labels ``(B,)`` a batch."""
 
-    def final_answer(self) -> Answering | None:
+    def final_answer(self) -> Any:
         """What a model on disk keeps of it; None where nothing was learned."""
 
     def to(self, device: torch.device) -> None:
@@ -199,17 +198,11 @@ class StrategyConfig(Registered):
             strategy: as :meth:`build` gave it, after its last experience.
 
         Returns:
-            The head and its memory, or a :class:`protocl.model.answers.Answer`: what the strategy
-            or one of its plugins gives as ``final_answer()``, else its model's own classifier.
-            None where neither is there.
+            The head and its memory, or a :class:`protocl.model.answers.Answer`. None, the default,
+            takes what the strategy or one of its plugins gives as ``final_answer()``, else its
+            model's own classifier.
         """
-        from protocl.model.answers import LinearAnswer
-
-        for owner in (strategy, *strategy.plugins):
-            if hasattr(owner, "final_answer"):
-                return owner.final_answer()
-        layer = getattr(strategy.model, "classifier", None)
-        return LinearAnswer.of(layer) if isinstance(layer, nn.Linear) else None
+        return None
 
     def learner(self, setup: Setup) -> FeatureLearner | None:
         """What does the same as :meth:`build` on features, where nothing is trained.

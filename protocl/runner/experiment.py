@@ -20,7 +20,7 @@ from protocl.runner.adapted_cache import AdaptedBackbones
 from protocl.runner.context import CHECKPOINTS, RunContext
 from protocl.runner.feature_run import FeatureRun
 from protocl.runner.kind import Kind
-from protocl.runner.model import write_model
+from protocl.runner.model import kept_answer, write_model
 from protocl.runner.prepare import Prepared, prepare, seed_generators
 from protocl.runner.result import backbone_of, build_result, memory_of
 
@@ -217,7 +217,7 @@ class _Run:
         trained = self.backbone is None and self.config.strategy.trains_backbone
         backbone = backbone_of(self.strategy) if trained else self.prepared.backbone
         assert backbone is not None  # the runner has put it there
-        answer, memory = self.config.strategy.kept_answer(self.strategy), memory_of(self.strategy)
+        answer, memory = kept_answer(self.config.strategy, self.strategy), memory_of(self.strategy)
         if memory is not None and not isinstance(answer, tuple):
             memory.save(self.run.folder / "memory.safetensors")  # it did not answer
         write_model(

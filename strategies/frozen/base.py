@@ -76,9 +76,7 @@ class FrozenBackbone(SupervisedTemplate):
         self.session: FirstSession | None = None
         if adaptation != "none":
             self.session = FirstSession(model, adaptation, session, layer=layer)
-        self.prototypes = plugin(
-            head, layer=layer, fingerprint=fingerprint, exact=sums.exact, step=sums.step
-        )
+        self.prototypes = plugin(head, layer=layer, fingerprint=fingerprint, **sums.arguments)
         for size in ("train_mb_size", "eval_mb_size"):
             settings.setdefault(size, getattr(StrategyConfig, size))
         settings.setdefault("evaluator", default_evaluator)

@@ -31,10 +31,19 @@ class Sums:
     Attributes:
         exact: in fixed point, so that any order of experiences or clients gives the same bits.
         step: its quantisation step.
+        forgettable: keep second moments of each class, so that the model of the run can forget a
+            class by name where its head shares one covariance.
     """
 
     exact: bool = default_of(Prototypes, "exact")
     step: float = ranged(default_of(Prototypes, "step"), POSITIVE)
+    forgettable: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of :class:`.Prototypes`."""
+        kept = {"level": "full"} if self.forgettable else {}
+        return {"exact": self.exact, "step": self.step, **kept}
 
 
 @dataclass
@@ -154,8 +163,7 @@ class RecipeConfig(FrozenBackboneConfig):
         return Prototypes(
             self.build_head(setup),
             fingerprint=setup.fingerprint,
-            exact=self.sums.exact,
-            step=self.sums.step,
+            **self.sums.arguments,
         )
 
 

@@ -83,7 +83,7 @@ def go(folder: Path, *settings: str, stop: str = "") -> Found:
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
     }
-    with safe_open(folder / "memory.safetensors", framework="pt") as file:
+    with safe_open(folder / "model" / "memory.safetensors", framework="pt") as file:
         memory = file.metadata()  # with a checksum of all tensors
     assert "checksum" in memory
     return Found(result, memory, curves, said)
