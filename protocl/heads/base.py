@@ -186,7 +186,7 @@ class Head(Settings, FollowsDevice):
         Without a table this follows from the statistics: the head answers for seeded samples from
         Student's distributions with the class means and the pooled covariance. It holds on digits
         (expected calibration error below 5 %) and makes a head of many similar classes too sure (21
-        to 38 % on features of CIFAR-100). A table of left-out samples knows better (2 to 5 % there).
+        to 38 % on features of CIFAR-100). A table of left-out samples knows better: 2 to 5 %.
 
         Args:
             memory: of level ``shared`` or ``full``; with a table of any level that suits the head.
