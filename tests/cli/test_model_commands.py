@@ -343,3 +343,15 @@ def test_file_names_that_are_no_unicode(taught: Path, pictures: Path, tmp_path: 
     assert json.loads(out.splitlines()[0])["label"] == "red"
     assert main(["teach", str(copy(taught, tmp_path / "model")), str(folder.parent)]) == 3
     assert "rename it" in capsys.readouterr().err
+
+
+def test_room_for_forgetting_is_that_of_all_classes_of_the_first_lesson(
+    pictures: Path, tmp_path: Path, monkeypatch: Any
+):
+    assert main(["teach", str(tmp_path / "small"), *NEW, str(pictures / "train")]) == 0
+    memory = load_model(tmp_path / "small").memory_
+    assert memory.level == "full"
+    enough = memory.bytes_for(len(COLOURS), "full") - 1
+    monkeypatch.setattr("protocl.model.classifier.FORGETTABLE_BYTES", enough)
+    assert main(["teach", str(tmp_path / "large"), *NEW, str(pictures / "train")]) == 0
+    assert load_model(tmp_path / "large").memory_.level == "shared"

@@ -41,10 +41,11 @@ def teach(args: argparse.Namespace) -> int:
         model = _new(args, folder) if args.new else _learning(folder)
         before = 0 if args.new else model.memory_.total
         with _as_our_errors():
-            for name, files in _lessons(args):
-                label = _label(model, name)
+            lessons = [(_label(model, name), files) for name, files in _lessons(args)]
+            labels = [label for label, _ in lessons]
+            for label, files in lessons:
                 for _, samples in batches(files, _refuse):
-                    model.partial_fit(samples, [label] * len(samples))
+                    model.partial_fit(samples, [label] * len(samples), classes=labels)
         save_model(model, folder)
     _print(f"{folder}: {model.memory_.total - before} samples more; {describe(model)}")
     return 0
