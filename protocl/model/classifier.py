@@ -145,7 +145,9 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         labels = like(other.classes_, self.classes_)
         mine, theirs = (repr((type(c.head_), c.head_.get_params())) for c in (self, other))
         if mine != theirs:
-            raise ValueError(f"heads differ, {mine} and {theirs}: merge classifiers of one head")
+            raise ValueError(
+                f"heads differ, {self.head_!r} and {other.head_!r}: merge classifiers of one head"
+            )
         ids = torch.from_numpy(self._ids_of(labels[np.argsort(other.ids_)]))
         self.memory_.merge(other.memory_.relabelled(ids))
         self._note(labels)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 from protocl import load_model
 from protocl.cli.main import main
@@ -355,3 +356,26 @@ def test_room_for_forgetting_is_that_of_all_classes_of_the_first_lesson(
     monkeypatch.setattr("protocl.model.classifier.FORGETTABLE_BYTES", enough)
     assert main(["teach", str(tmp_path / "large"), *NEW, str(pictures / "train")]) == 0
     assert load_model(tmp_path / "large").memory_.level == "shared"
+
+
+def test_a_full_disk_is_said_and_leaves_the_model(
+    taught: Path, pictures: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+):
+    model = copy(taught, tmp_path / "model")
+    before = content(model)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("protocl.memory.file.save_file", full)
+    assert main(["teach", str(model), "--class", "red", str(pictures / "test" / "red")]) == 1
+    message = capsys.readouterr().err
+    assert "memory.safetensors cannot be written" in message
+    assert "No space left" in message
+    assert content(model) == before
+
+
+def test_settings_of_a_new_model_are_not_ignored(taught: Path, pictures: Path, capsys: Any):
+    for option in (["--head", "lda"], ["--image-size", "8"], ["--forgettable", "no"]):
+        assert main(["teach", str(taught), *option, str(pictures / "train")]) == 2
+        assert f"{option[0]} is for a new model" in capsys.readouterr().err

@@ -36,6 +36,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def teach(args: argparse.Namespace) -> int:
     """Let a model learn from the files, all of them or none."""
+    _require_new(args)
     folder = args.model if args.new else model_folder(args.model)
     with _alone(folder):
         model = _new(args, folder) if args.new else _learning(folder)
@@ -102,6 +103,15 @@ def info(args: argparse.Namespace) -> int:
     folder = model_folder(args.model)
     show_info(load_model(folder), folder)
     return 0
+
+
+def _require_new(args: argparse.Namespace) -> None:
+    for option in ("backbone", "image_size", "head", "forgettable"):
+        if not args.new and getattr(args, option) is not None:
+            raise ConfigError(
+                f"--{option.replace('_', '-')} is for a new model, and {args.model} is there: "
+                "leave it out, or make another with --new"
+            )
 
 
 @contextlib.contextmanager
