@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.errors import ConfigError
+from protocl.memory.limits.capacity import require_bytes
 from protocl.memory.precision import in_full_precision
 from protocl.tracing import exporting
 
@@ -114,6 +115,12 @@ class ReluProjection(FeatureMap):
             raise ValueError(f"projection={dim}: expected a positive number of random features")
         source = f"seed={seed}"
         if weight is None:
+            require_bytes(
+                8 * feature_dim * dim,  # twice: what is drawn, and what is hashed
+                torch.device("cpu"),
+                f"a projection of {feature_dim:,} features to {dim:,} random ones",
+                lambda: {"projection=10000": 80_000 * feature_dim},
+            )
             generator = torch.Generator().manual_seed(seed)
             weight = (
                 torch.randn(feature_dim, dim, generator=generator).mul_(1024).round_().div_(1024)
