@@ -6,13 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from protocl.backbones import Backbone, BackboneConfig, Classifier, build_backbone, fingerprint
+from protocl.backbones import (
+    Backbone,
+    BackboneConfig,
+    Classifier,
+    build_backbone,
+    fingerprint,
+    standardise,
+)
+from protocl.backbones.build import build_unscaled
 from protocl.backbones.features import require_fit, takes_raw
 from protocl.config import ExperimentConfig
-from protocl.data import ArrayData, build_benchmark
+from protocl.data import ArrayData, build_benchmark, class_order, experience_sizes, hold_out
 from protocl.errors import ConfigError
+from protocl.memory import PrototypeMemory
 from protocl.runner.context import RunContext
 
 
@@ -90,12 +100,14 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
             "is; leave the augmentation out, or train on the first experience"
         )
     data = run.load_data()
-    backbone = build_backbone(config.backbone, data.input_shape, config.seed)
+    build = build_backbone if config.strategy.trains_backbone else build_unscaled
+    backbone = build(config.backbone, data.input_shape, config.seed)
     first, shape = backbone, data.input_shape
-    identity = fingerprint(backbone)
     require_fit(data, backbone)
     if not config.strategy.trains_backbone and not takes_raw(backbone):
         data = run.encode(data, backbone)
+        if config.backbone.layer_scale == "std":
+            data = _standardised(data, backbone, config)
         backbone = build_backbone(BackboneConfig(name="identity"), data.input_shape, config.seed)
     classifier = nn.Linear(backbone.feature_dim, data.n_classes)
     return Prepared(
@@ -108,8 +120,24 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
         data_hash=run.data_hash,
         backbone=first,
         sample_shape=shape,
-        fingerprint=identity,
+        fingerprint=fingerprint(first),
     )
+
+
+def _standardised(data: ArrayData, backbone: Backbone, config: ExperimentConfig) -> ArrayData:
+    """Features over their deviations in the first experience, which ``backbone`` keeps."""
+    seen = data
+    if config.benchmark.validation:
+        seen = hold_out(
+            data, config.benchmark.validation, config.seed, config.benchmark.class_order
+        )
+    order = class_order(config.benchmark, seen.y_train, config.seed)
+    first = order[: experience_sizes(config.benchmark, len(order))[0]]
+    rows = torch.isin(seen.y_train, torch.tensor(first))
+    memory = PrototypeMemory(backbone.feature_dim, "diagonal")
+    reader = standardise(backbone, memory.update(seen.x_train[rows], seen.y_train[rows])).reader
+    assert reader is not None
+    return data.with_samples(reader.scaled(data.x_train), reader.scaled(data.x_test))
 
 
 def _leaves(node: Any) -> Iterator[Any]:
