@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from protocl import PrototypeClassifier, load_model
 from protocl.backbones import BackboneConfig, fingerprint, standardise
 from protocl.backbones.layers.scale import deviations, standardised
+from protocl.cli.main import main
 from protocl.data import class_order, load_data
 from protocl.errors import ConfigError
 from protocl.memory import PrototypeMemory
@@ -122,6 +124,19 @@ def test_a_backbone_that_moves_has_no_lasting_deviations(tmp_path: Path):
         with pytest.raises(ConfigError, match=r"layer_scale=std: deviations are measured by"):
             run(tmp_path, *SMALL, f"strategy={strategy}", *more, "backbone.layers=2",
                 "backbone.layer_scale=std")  # fmt: skip
+
+
+def test_clients_send_statistics_of_layers(tmp_path: Path):
+    words = ["federation=digits", "backbone=conv4", "backbone.width=4", "backbone.image_size=16",
+             "backbone.layers=2", "verify=true", "method.exact=true"]  # fmt: skip
+    unit, std = tmp_path / "unit", tmp_path / "std"
+    assert main(["federate", *words, "backbone.layer_scale=unit", f"output={unit}"]) == 0
+    (file,) = unit.rglob("result.json")
+    result = json.loads(file.read_text())
+    assert result["federation"]["one_place"]["identical"]
+    assert result["backbone"]["feature_dim"] == 8
+    assert main(["federate", *words, "backbone.layer_scale=std", f"output={std}"]) != 0
+    assert not list(std.rglob("model"))
 
 
 def test_trained_strategies_train_through_the_layers(tmp_path: Path):
