@@ -33,6 +33,7 @@ HELD_BY = {
     "protocl": ["test_packaging.py", "checks/test_checks.py"],
     "protocl/backbones": ["backbones/test_backbones.py"],
     "protocl/backbones/adaptation": ["backbones/test_adaptation.py"],
+    "protocl/backbones/layers": ["backbones/layers/test_choice.py"],
     "protocl/bench": ["bench/test_bench.py"],
     "protocl/checks": ["checks/test_checks.py"],
     "protocl/cli": ["cli/test_main.py"],

@@ -5,6 +5,8 @@ A backbone takes images ``(N, C, H, W)`` in [0, 1], or feature vectors, and give
 
 from protocl.backbones.base import Backbone, Classifier, fingerprint
 from protocl.backbones.build import BackboneConfig, build_backbone
+from protocl.backbones.layers.choice import read_layers
+from protocl.backbones.layers.scale import standardise
 from protocl.backbones.weights import load_weights, save_weights
 
 __all__ = [
@@ -14,5 +16,7 @@ __all__ = [
     "build_backbone",
     "fingerprint",
     "load_weights",
+    "read_layers",
     "save_weights",
+    "standardise",
 ]

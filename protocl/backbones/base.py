@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own convention)
 
+from protocl.backbones.layers.multi_layer import MultiLayer
 from protocl.data.arrays import as_images, tensor_hash
 
 Precision = Literal["float32", "bfloat16"]
@@ -53,6 +54,10 @@ class Backbone(nn.Module):
         precision: ``"bfloat16"`` runs the network's products in half precision with channels-last
             images, two to three times as fast where the hardware has it; features are float32
             either way.
+
+    Attributes:
+        reader: what is read of the network instead of its own output
+            (:func:`protocl.backbones.read_layers`), or None.
     """
 
     mean: Tensor
@@ -83,6 +88,7 @@ class Backbone(nn.Module):
         self.interpolation = interpolation
         self.channels = channels
         self.precision: Precision = precision
+        self.reader: MultiLayer | None = None
         self.normalized = mean is not None or std is not None
         if self.normalized:
             for name, values in (("mean", mean or (0.0,)), ("std", std or (1.0,))):
@@ -113,13 +119,18 @@ class Backbone(nn.Module):
         """
         x = self.preprocess(x)
         if self.precision == "float32":
-            features: Tensor = self.network(x)
-            return features
+            return self._features(x)
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16):
-            features = self.network(x)
+            features = self._features(x)
         return features.float()
+
+    def _features(self, x: Tensor) -> Tensor:
+        if self.reader is not None:
+            return self.reader.read(self.network, x)
+        features: Tensor = self.network(x)
+        return features
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -139,7 +150,7 @@ class Backbone(nn.Module):
             return
         if self._range_seen and x.device.type != "cpu":
             return
-        self._range_seen = True
+        self._range_seen = x.device.type != "cpu"
         least, most = self.value_range
         low, high = (float(value) for value in x.detach().aminmax())
         if not (least <= low and high <= most):
@@ -165,6 +176,7 @@ class Backbone(nn.Module):
         size = "native size" if self.image_size is None else f"resized to {self.image_size}"
         size += " (bicubic)" if self.interpolation == "bicubic" else ""
         size += "" if self.precision == "float32" else f", in {self.precision}"
+        size += "" if self.reader is None else f", {self.reader.describe()}"
         if not self.normalized:
             return f"{self.architecture}, {size}"
         mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()

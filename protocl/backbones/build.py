@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 
 from protocl.backbones.adaptation import adapt
 from protocl.backbones.base import Backbone, Origin, Precision
+from protocl.backbones.layers.choice import read_layers
+from protocl.backbones.layers.multi_layer import Scaling
 from protocl.backbones.weights import load_weights
 from protocl.errors import ConfigError
 from protocl.registry import BACKBONES
@@ -32,6 +34,11 @@ class BackboneConfig:
             backbone's own choice.
         seed: seed of the initial weights; None takes the seed of the run.
         precision: ``"float32"``, or ``"bfloat16"`` for products in half precision.
+        layers: features are the averages of the last so many blocks, of ``all``, or of the layers
+            with these names (:func:`protocl.backbones.read_layers`); None for the network's own.
+        layer_scale: ``"none"``; ``"unit"`` for unit length in each of the layers; ``"std"`` to
+            divide by the deviations of the first experience (in a classifier, of the samples that
+            it is fitted to first).
     """
 
     name: str = "identity"
@@ -42,6 +49,8 @@ class BackboneConfig:
     image_size: int | None = None
     seed: int | None = None
     precision: str = "float32"
+    layers: Any = None
+    layer_scale: str = "none"
 
 
 def build_backbone(config: BackboneConfig, input_shape: tuple[int, ...], seed: int) -> Backbone:
@@ -56,8 +65,21 @@ def build_backbone(config: BackboneConfig, input_shape: tuple[int, ...], seed: i
 
     Raises:
         ConfigError: unknown name, an option that this backbone does not have, or samples that it
-            does not take.
+            does not take; or ``layer_scale`` is ``std``, for which there are no samples here.
         DataError: an extra that is not installed, or weights that are absent or do not fit.
+    """
+    if config.layer_scale == "std":
+        raise ConfigError(
+            "backbone.layer_scale=std: deviations are measured by protocl run on a frozen backbone "
+            "without adaptation, and by PrototypeClassifier; elsewhere take unit or none"
+        )
+    return build_unscaled(config, input_shape, seed)
+
+
+def build_unscaled(config: BackboneConfig, input_shape: tuple[int, ...], seed: int) -> Backbone:
+    """As :func:`build_backbone`, with layers of ``layer_scale=std`` still as they are.
+
+    Whoever calls it measures their deviations and calls :func:`.standardise`.
     """
     for key in ("width", "image_size"):
         value = getattr(config, key)
@@ -73,11 +95,29 @@ def build_backbone(config: BackboneConfig, input_shape: tuple[int, ...], seed: i
         backbone: Backbone = builder(config, input_shape)
     backbone.precision = cast(Precision, config.precision)
     backbone.origin = Origin(asdict(config), tuple(input_shape))
+    _read_layers(backbone, config)
     if config.adapted != "none":
         _insert_adaptation(backbone, config)
     if config.checkpoint is not None:
         load_weights(backbone, config.checkpoint)
     return backbone
+
+
+def _read_layers(backbone: Backbone, config: BackboneConfig) -> None:
+    scaling = config.layer_scale
+    if scaling not in get_args(Scaling):
+        raise ConfigError(
+            f"backbone.layer_scale={scaling}: expected one of {', '.join(get_args(Scaling))}"
+        )
+    if config.layers is None:
+        if scaling != "none":
+            raise ConfigError(
+                f"backbone.layer_scale={scaling} is of layers: give backbone.layers=all or a number"
+            )
+        return
+    assert backbone.origin is not None
+    scale = cast(Scaling, "none" if scaling == "std" else scaling)
+    read_layers(backbone, config.layers, backbone.origin.input_shape, scaling=scale)
 
 
 def _insert_adaptation(backbone: Backbone, config: BackboneConfig) -> None:

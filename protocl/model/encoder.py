@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocl.backbones import Backbone, BackboneConfig, build_backbone
+from protocl.backbones import Backbone, BackboneConfig
+from protocl.backbones.build import build_unscaled
 from protocl.backbones.features import default_batch_size, extract
+from protocl.backbones.layers.scale import standardised
 from protocl.data.pictures import pixels_of, read_picture
 from protocl.errors import DataError
 
@@ -50,6 +52,7 @@ class Encoder:
         self.backbone = backbone
         self.shape = None if shape is None else tuple(shape)
         self.batch_size = batch_size
+        self._measures = False  # deviations, of the first samples
 
     @classmethod
     def of(
@@ -63,7 +66,8 @@ class Encoder:
 
         Args:
             backbone: as users give it.
-            samples: the first ones, for whose shape a backbone is built that does not resize them.
+            samples: the first ones, for whose shape a backbone is built that does not resize them,
+                and whose deviations become those of ``layer_scale="std"``.
             batch_size: as for the class.
 
         Raises:
@@ -78,8 +82,9 @@ class Encoder:
                 f"backbone={backbone!r}: expected a name (protocl list backbones), a "
                 "BackboneConfig, or a protocl.backbones.Backbone around your network"
             )
-        made = _built(config, samples)
-        return cls(made, batch_size=batch_size)
+        encoder = cls(_built(config, samples), batch_size=batch_size)
+        encoder._measures = config.layer_scale == "std"
+        return encoder
 
     def __call__(self, samples: Any) -> Tensor:
         """Features ``(N, D)`` float32, on the CPU.
@@ -91,7 +96,10 @@ class Encoder:
         parts = [self._encode(batch) for batch in self._batches(listed(samples))]
         if not parts:
             raise ValueError("no samples: expected at least one image")
-        return torch.cat(parts)
+        features = torch.cat(parts)
+        if self._measures:
+            features, self._measures = standardised(self.backbone, features), False
+        return features
 
     def batch_size_for(self, shape: Sequence[int]) -> int:
         """Samples a forward pass of images ``(C, H, W)``."""
@@ -216,10 +224,10 @@ def _built(config: BackboneConfig, samples: Any) -> Backbone:
     shape = _first_shape(samples)
     size = config.image_size
     if size is None:
-        size = build_backbone(config, shape, config.seed or 0).image_size
+        size = build_unscaled(config, shape, config.seed or 0).image_size
     if size is not None and len(shape) == 3:
         shape = (shape[0], size, size)
-    return build_backbone(config, shape, config.seed or 0)
+    return build_unscaled(config, shape, config.seed or 0)
 
 
 def _first_shape(samples: Any) -> tuple[int, ...]:

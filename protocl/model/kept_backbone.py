@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from protocl.backbones import (
     Backbone,
     BackboneConfig,
-    build_backbone,
     fingerprint,
     save_weights,
 )
 from protocl.backbones.adaptation import adapt
 from protocl.backbones.base import Origin
 from protocl.backbones.branches import Branches, two_branches
+from protocl.backbones.build import build_unscaled
+from protocl.backbones.layers.scale import standardised
 from protocl.errors import ConfigError, DataError, FingerprintError
 from protocl.io.names import WEIGHTS_FILE
 
@@ -76,9 +77,11 @@ class Part(BaseModel):
     def build(self) -> Backbone:
         """The backbone, without the weights that it has on disk."""
         config = BackboneConfig(**self.settings)
-        backbone = build_backbone(config, tuple(self.input_shape), config.seed or 0)
+        backbone = build_unscaled(config, tuple(self.input_shape), config.seed or 0)
         if self.adapted != "none":
             adapt(backbone, self.adapted)
+        if config.layer_scale == "std":
+            standardised(backbone, torch.zeros(1, backbone.feature_dim))  # room for the deviations
         return backbone
 
 

@@ -12,11 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from protocl.backbones import Backbone, BackboneConfig, Classifier, build_backbone, fingerprint
+from protocl.backbones import (
+    Backbone,
+    BackboneConfig,
+    Classifier,
+    build_backbone,
+    fingerprint,
+    standardise,
+)
+from protocl.backbones.build import build_unscaled
 from protocl.backbones.features import require_fit, takes_raw
 from protocl.config import ExperimentConfig, Setup
 from protocl.data import ArrayData, ClassStream, class_stream
 from protocl.errors import ConfigError
+from protocl.memory import PrototypeMemory
 from protocl.runner.context import RunContext
 
 
@@ -131,12 +140,14 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
             "is; leave the augmentation out, or train on the first experience"
         )
     data = run.load_data()
-    backbone = build_backbone(config.backbone, data.input_shape, config.seed)
+    build = build_backbone if config.strategy.trains_backbone else build_unscaled
+    backbone = build(config.backbone, data.input_shape, config.seed)
     first, shape = backbone, data.input_shape
-    identity = fingerprint(backbone)
     require_fit(data, backbone)
     if not config.strategy.trains_backbone and not takes_raw(backbone):
         data = run.encode(data, backbone)
+        if config.backbone.layer_scale == "std":
+            data = _standardised(data, backbone, config)
         backbone = build_backbone(BackboneConfig(name="identity"), data.input_shape, config.seed)
     classifier = nn.Linear(backbone.feature_dim, data.n_classes)
     return Prepared(
@@ -149,8 +160,18 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
         data_hash=run.data_hash,
         backbone=first,
         sample_shape=shape,
-        fingerprint=identity,
+        fingerprint=fingerprint(first),
     )
+
+
+def _standardised(data: ArrayData, backbone: Backbone, config: ExperimentConfig) -> ArrayData:
+    """Features over their deviations in the first experience, which ``backbone`` keeps."""
+    first = class_stream(config.benchmark, data, config.seed).train(0)
+    memory = PrototypeMemory(backbone.feature_dim, "diagonal")
+    memory.update(first.x[first.rows], first.y[first.rows])
+    reader = standardise(backbone, memory).reader
+    assert reader is not None
+    return data.with_samples(reader.scaled(data.x_train), reader.scaled(data.x_test))
 
 
 def _leaves(node: Any) -> Iterator[Any]:

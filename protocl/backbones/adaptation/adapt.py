@@ -29,12 +29,26 @@ def adapt(module: nn.Module, name: str) -> list[nn.Parameter]:
         ConfigError: there is no such adaptation, or it does not apply to ``module``.
     """
     trained = find_adaptation(module, name).insert(module)
+    _read_on(module, name)
     if isinstance(module, Backbone) and module.origin is not None:
         module.origin = replace(module.origin, adapted=name)
     module.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
     return trained
+
+
+def _read_on(module: nn.Module, name: str) -> None:
+    """Have backbones that read layers hear the modules that stand in their places now."""
+    for backbone in (part for part in module.modules() if isinstance(part, Backbone)):
+        if backbone.reader is not None:
+            try:
+                backbone.reader.attach(backbone.network)
+            except (AttributeError, ValueError) as error:
+                raise ConfigError(
+                    f"adapt={name} moves the layers that backbone {backbone.architecture} reads "
+                    f"({error}): choose another adaptation, or leave backbone.layers out"
+                ) from error
 
 
 def find_adaptation(module: nn.Module, name: str) -> Adaptation:

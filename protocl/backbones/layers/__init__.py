@@ -1,0 +1,1 @@
+"""Several layers of a backbone as its features."""
