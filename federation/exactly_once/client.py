@@ -17,7 +17,8 @@ Kind = Literal["delta", "full", "merged"]
 MAX_PENDING = 8
 """Contributions that wait to be settled; more are replaced by the full state."""
 
-_MAX_LIVES = 16
+MAX_LIVES = 16
+"""Earlier lives that a contribution names at most."""
 
 
 class Label(Protocol):
@@ -148,7 +149,7 @@ class Life:
     def take_up(self) -> None:
         """Go on in a new life: what this state did last, another process or copy may have done."""
         if self.server:  # else it is new, and nobody has it
-            self.shares = (*self.shares, self.seq)[1 - _MAX_LIVES :]
+            self.shares = (*self.shares, self.seq)[1 - MAX_LIVES :]
             self._renew()
 
     def begin_anew(self) -> None:
@@ -161,7 +162,7 @@ class Life:
     def _renew(self) -> None:
         # The first stays: by it the server knows the client after any number of lives.
         lives = (*self.replaces, self.epoch)
-        self.replaces = (*lives[:1], *lives[1:][1 - _MAX_LIVES :])
+        self.replaces = (*lives[:1], *lives[1:][1 - MAX_LIVES :])
         self.epoch = secrets.token_hex(16)
 
     # -- to the server ----------------------------------------------------------------------

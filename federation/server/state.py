@@ -237,7 +237,7 @@ class MergedMemory:
             client: list(map(Packed.from_tensors, saved))
             for client, saved in state["_parts"].items()
         }
-        self.known.restore(state["known"])
+        self.known.restore(state.get("known", {}))
         rebuilt = {"ledger": Ledger(state["ledger"]), "_parts": parts, "known": self.known}
         vars(self).update(state | rebuilt)
         self._block = Block(self._form)

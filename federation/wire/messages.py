@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from numpy.typing import NDArray
 
 from protocl.errors import DataError
-from protocl.federation.exactly_once.client import Kind
+from protocl.federation.exactly_once.client import MAX_LIVES, Kind
 from protocl.federation.wire.codec import ERROR_BOUNDS, pack, pack_exactly, unpack
 from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
@@ -29,10 +29,11 @@ from protocl.memory.rows import class_id_of
 FORMAT = "protocl-memory"
 VERSION = 1
 
-T = TypeVar("T")
-
 KINDS: tuple[Kind, ...] = ("delta", "full", "merged")
 PRECISIONS = tuple(ERROR_BOUNDS)
+_LONGEST_LIFE = 64  # letters of the text that names a life of a client
+
+T = TypeVar("T")
 
 _COMMON = itemgetter("format", "version", "precision", "fingerprint", "statistics", "kind")
 """What the headers of one federation mostly have in common."""
@@ -274,6 +275,11 @@ def _checked_list(values: Mapping[str, object], key: str, kind: type[T]) -> tupl
     items = values.get(key, [])
     if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
         raise RejectedError("format", f"{key}={items!r:.80}: expected a list of {kind.__name__}")
+    if len(items) > MAX_LIVES or any(len(str(item)) > _LONGEST_LIFE for item in items):
+        raise RejectedError(
+            "format",
+            f"{key}={items!r:.80}: expected at most {MAX_LIVES} of {_LONGEST_LIFE} letters",
+        )
     return tuple(items)
 
 

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 
 from protocl import PrototypeMemory
-from protocl.errors import DataError
+from protocl.errors import AllFailedError, DataError
 from protocl.federation import ClientData, FederatedPrototypes, InProcessGrid, PrototypeClient
 from protocl.federation.client.state import StatesOnDisk
 from protocl.federation.server.sampling import Options
@@ -167,6 +167,15 @@ def test_who_was_forgotten_stays_away_from_a_server_set_back_to_the_checkpoint_b
     require_sum(again, {0: 4, 2: 4})
 
 
+def test_a_server_of_an_earlier_version_is_refused_in_a_sentence(tmp_path):
+    strategy = server(tmp_path)
+    rounds(strategy, nodes(tmp_path))
+    state = strategy.merged.state()
+    del state["known"]
+    with pytest.raises(ValueError, match="not of this version; begin the federation anew"):
+        FederatedPrototypes(EMPTY).merged.restore(state)
+
+
 def test_a_damaged_list_of_who_was_forgotten_is_not_passed_over(tmp_path):
     strategy = server(tmp_path)
     rounds(strategy, nodes(tmp_path))
@@ -176,15 +185,23 @@ def test_a_damaged_list_of_who_was_forgotten_is_not_passed_over(tmp_path):
         server(tmp_path)
 
 
-def test_a_message_that_shares_what_is_no_number_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("shares", ["x"], r"shares=\['x'\]: expected a list of int"),
+        ("shares", [1] * 17, "shares=.*expected at most 16 of 64 letters"),
+        ("replaces", ["x" * 65], "replaces=.*expected at most 16 of 64 letters"),
+    ],
+)
+def test_lives_that_no_client_has_are_refused(tmp_path, key, value, message):
     client = PrototypeClient(load, EMPTY, states=StatesOnDisk(tmp_path))
 
     class Wrong(InProcessGrid):
         def _answer(self, message: Message) -> Message:
             reply = super()._answer(message)
-            reply.content["header-0"]["shares"] = ["x"]
+            reply.content["header-0"][key] = value
             return reply
 
     strategy = FederatedPrototypes(EMPTY, Options(evaluate=0.0))
-    with pytest.raises(Exception, match=r"shares=\['x'\]: expected a list of int"):
+    with pytest.raises(AllFailedError, match=message):
         rounds(strategy, Wrong(client.app(), 1))

@@ -39,7 +39,7 @@ class Federation(RuleBasedStateMachine):
     @initialize(clients=st.integers(1, 3), lives=st.sampled_from([3, 16]))
     def begin(self, clients: int, lives: int) -> None:
         self.lives = pytest.MonkeyPatch()
-        self.lives.setattr(client_side, "_MAX_LIVES", lives)
+        self.lives.setattr(client_side, "MAX_LIVES", lives)
         self.world = World(clients)
 
     def teardown(self) -> None:
@@ -276,7 +276,7 @@ def test_what_is_known_of_clients_is_read_from_earlier_versions_or_refused():
     known = KnownClients()
     known.restore(earlier)
     assert known.settled_of("n0") == world.server.known.settled_of("n0")
-    for broken in ({"_settled": {}}, state | {"more": 1}):
+    for broken in ({}, {"_settled": {}}, state | {"more": 1}):
         with pytest.raises(ValueError, match="not of this version; begin the federation anew"):
             known.restore(broken)
 
