@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from protocl import PrototypeMemory
 from protocl.checks import assert_same
@@ -393,6 +396,26 @@ def test_client_state_survives_a_file(tmp_path, level, exact):
         (pending,) = state.pending
         assert (pending.seq, pending.kind) == (2, "delta")
         assert same_statistics(pending.memory, delta)
+
+
+def test_client_state_of_an_earlier_version_is_read(tmp_path):
+    store = StatesOnDisk(tmp_path)
+    with store.open("a", empty()) as state:
+        state.contribute(memory_of(1), 1)
+        state.contribute(memory_of(2), 2)
+    (path,) = tmp_path.glob("*.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    values = json.loads(header["state"])
+    for name in ("shares", "samples", "replaces", "server", "acknowledged"):
+        del values[name]
+    header |= {"format": "protocl-client-1", "state": json.dumps(values)}
+    save_file(load_file(path), path, metadata=header)
+    with store.open("a", empty()) as again:
+        assert again.life == state.life
+        server = MergedMemory(empty())
+        deliver(server, again)
+    assert same_statistics(server.memory, memory_of(1, 2))
 
 
 def test_client_state_is_not_saved_when_the_work_failed(tmp_path):
