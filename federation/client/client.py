@@ -22,7 +22,7 @@ from torch import Tensor
 
 from protocl.errors import FingerprintError
 from protocl.federation.client.state import ClientState, StatesInProcess, StateStore
-from protocl.federation.server.clients import Settled
+from protocl.federation.exactly_once.client import Settled
 from protocl.federation.wire.codec import Precision
 from protocl.federation.wire.messages import Contribution, decode, encode
 from protocl.federation.wire.npy import array_of
@@ -149,13 +149,13 @@ class PrototypeClient:
         data = self.load(context)
         with self.states.open(self.name(context), self.empty) as state:
             state.names = names_of(data)
-            self._notice_older_state(state, context)
+            _take_up(state, context)
             self._hear(state, config)
             self._count(state, data, int(cast(int, config["round"])))
             if config["full"]:
                 state.send_everything()
             pending = list(state.pending) if not config["forgotten"] else []
-        context.state[_NEWEST] = ConfigRecord({"epoch": state.epoch, "seq": state.seq})
+        context.state[_NEWEST] = _newest(state)
         # The state is saved before anything leaves: what is sent twice is merged once, but what
         # is forgotten after it was sent would be counted again.
         content = RecordDict()
@@ -223,18 +223,6 @@ class PrototypeClient:
             self.empty = self.empty.empty_like()
             self.empty.fingerprint = expected
 
-    def _notice_older_state(self, state: ClientState, context: Context) -> None:
-        """Begin another epoch where the disk holds less than this process has already sent.
-
-        Numbers that were used would be used again, and the server would take new statistics for
-        old ones. Flower keeps ``context.state`` for as long as the run and the node live.
-        """
-        newest = context.state.get(_NEWEST)
-        if not isinstance(newest, ConfigRecord) or newest["epoch"] != state.epoch:
-            return
-        if state.seq < cast(int, newest["seq"]):
-            state.begin_anew()
-
     def _features(self, x: Tensor) -> Tensor:
         return x if self.encode is None else self.encode(x)
 
@@ -266,6 +254,21 @@ class PrototypeClient:
                     f"the federation merges memories with {key}={theirs}, this client's "
                     f"has {key}={value}; give server and clients the same settings"
                 )
+
+
+def _take_up(state: ClientState, context: Context) -> None:
+    """Go on in a new life unless this very process made what the state did last.
+
+    Flower keeps ``context.state`` for as long as the run and the node live, and no longer: a
+    process that was started again, a copy, and a state that was restored under a running node do
+    not find theirs in it.
+    """
+    if context.state.get(_NEWEST) != _newest(state):
+        state.life.take_up()
+
+
+def _newest(state: ClientState) -> ConfigRecord:
+    return ConfigRecord({"epoch": state.life.epoch, "seq": state.life.seq})
 
 
 def names_of(data: ClientData) -> dict[int, str]:

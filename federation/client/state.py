@@ -7,10 +7,9 @@ nothing twice. So the state is the client's own, on its disk, and changes before
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,15 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from protocl.errors import DataError
-from protocl.federation.server.clients import Settled
-from protocl.federation.wire.messages import Contribution, Kind
+from protocl.federation.exactly_once.client import Life, Pending, Settled
+from protocl.federation.wire.messages import Contribution
 from protocl.io.atomic import atomic_path
 from protocl.memory import PrototypeMemory
 from protocl.memory.file import arrays_of, description_of
 
-_FORMATS = ("protocl-client-1", "protocl-client-2")
-_MAX_PENDING = 8
-_MAX_LIVES = 16  # of which a server that was set back knows one, it may be hoped
+_FORMATS = ("protocl-client-1", "protocl-client-2", "protocl-client-3")
 
 
 @dataclass
@@ -38,59 +35,25 @@ class ClientState:
     Attributes:
         memory: statistics of all samples counted so far.
         counted: number of data chunks counted so far.
-        epoch: random text, drawn once; a state that is lost is followed by another epoch.
-        seq: number of the last contribution made.
-        pending: contributions that the server has not acknowledged, oldest first.
+        life: what is settled of them, and what is still to be sent.
         names: class id -> name, where classes are known by name.
-        replaces: the epochs before this one, where this client began anew, newest last.
-        server: the server's state that was heard of last.
-        acknowledged: the highest number that it had settled.
     """
 
     memory: PrototypeMemory
     counted: int = 0
-    epoch: str = field(default_factory=lambda: secrets.token_hex(16))
-    seq: int = 0
-    pending: list[Contribution] = field(default_factory=list)
+    life: Life = field(default_factory=Life)
     names: Mapping[int, str] = field(default_factory=dict)
-    replaces: tuple[str, ...] = ()
-    server: str = ""
-    acknowledged: int = 0
+    _statistics: dict[int, PrototypeMemory] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> list[Contribution]:
+        """Contributions that the server has not settled, oldest first."""
+        return [self._labelled(pending) for pending in self.life.pending]
 
     def hear(self, server: str, settled: Settled) -> None:
-        """Drop what the server has settled, and notice if it or this client was set back.
-
-        Args:
-            server: names the server's state; another one after each restore.
-            settled: with this client, as far as the server knows.
-        """
-        known = settled.epoch == self.epoch and settled.seq <= self.seq
-        if known and settled.seq >= self.acknowledged:
-            self._drop(settled)
-        elif known and server != self.server:
-            self.acknowledged = settled.seq
-            self.send_everything()
-        elif not known and (settled.epoch == self.epoch or (settled.epoch and self.seq)):
-            # The server has heard more than this state knows of, or of another life.
-            self.begin_anew()
-        # Else the client is new to the server, or its request was overtaken by a later one.
-        self.server = server
-
-    def _drop(self, settled: Settled) -> None:
-        """Drop what is settled; begin anew where it is something else under the same number."""
-        self.acknowledged = settled.seq
-        self.pending = [c for c in self.pending if c.seq > settled.seq]
-        unsettled = sum(c.memory.total for c in self.pending)
-        replaced = any(c.kind == "full" for c in self.pending)
-        if not replaced and settled.samples != self.memory.total - unsettled:
-            self.begin_anew()
-
-    def begin_anew(self) -> None:
-        """Send the full state under another epoch, which replaces all that was sent before."""
-        self.replaces = (*self.replaces, self.epoch)[-_MAX_LIVES:]
-        self.epoch = secrets.token_hex(16)
-        self.seq, self.acknowledged, self.pending = 0, 0, []
-        self.send_everything()
+        """See :meth:`.Life.hear`."""
+        self.life.hear(server, settled)
+        self._keep_pending()
 
     def contribute(self, delta: PrototypeMemory, counted: int) -> None:
         """Add new samples to the memory and to what is to be sent.
@@ -101,24 +64,31 @@ class ClientState:
         """
         if len(delta):
             self.memory.merge(delta)
-            # The first contribution replaces whatever an earlier life of this client sent.
-            if self.seq == 0 or len(self.pending) >= _MAX_PENDING:
-                self.send_everything()
-            else:
-                self._append(delta, "delta")
+            self.life.contribute(delta.total)
+            self._keep_pending(delta)
         self.counted = counted
 
     def send_everything(self) -> None:
         """Send the full state in place of what is pending."""
-        newest = self.pending[-1] if self.pending else None
-        if len(self.memory) and (newest is None or newest.kind != "full"):
-            self.pending = []
-            self._append(self.memory.copy(), "full")
+        self.life.send_everything()
+        self._keep_pending()
 
-    def _append(self, memory: PrototypeMemory, kind: Kind) -> None:
-        self.seq += 1
+    def _keep_pending(self, delta: PrototypeMemory | None = None) -> None:
+        """Keep the statistics of what is pending and of nothing else; of the newest ``delta``."""
+        kept = {}
+        for seq, kind, _ in self.life.pending:
+            if seq in self._statistics:
+                kept[seq] = self._statistics[seq]
+            else:
+                kept[seq] = delta if delta is not None and kind == "delta" else self.memory.copy()
+        self._statistics = kept
+
+    def _labelled(self, pending: Pending) -> Contribution:
+        memory, life = self._statistics[pending.seq], self.life
         names = {int(c): self.names[int(c)] for c in memory.classes} if self.names else {}
-        self.pending.append(Contribution(memory, self.epoch, self.seq, kind, names, self.replaces))
+        return Contribution(
+            memory, life.epoch, pending.seq, pending.kind, names, life.replaces, life.shares
+        )
 
 
 class StateStore(Protocol):
@@ -196,13 +166,9 @@ def _save(path: Path, state: ClientState) -> None:
         "state": json.dumps(
             {
                 "counted": state.counted,
-                "epoch": state.epoch,
-                "seq": state.seq,
-                "pending": [[c.seq, c.kind] for c in state.pending],
                 "names": {str(key): name for key, name in state.names.items()},
-                "replaces": state.replaces,
-                "server": state.server,
-                "acknowledged": state.acknowledged,
+                **asdict(state.life),
+                "pending": [[p.seq, p.kind] for p in state.life.pending],
             }
         ),
     }
@@ -226,15 +192,19 @@ def _load(path: Path, empty: PrototypeMemory) -> ClientState:
     empty.require_compatible(like)
     memory = _memory(like, tensors, "memory")
     names = {int(key): name for key, name in values["names"].items()}
-    state = ClientState(memory, values["counted"], values["epoch"], values["seq"], names=names)
-    # Files of before these were kept have none of them.
-    state.replaces = tuple(values.get("replaces", ()))
-    state.server, state.acknowledged = values.get("server", ""), values.get("acknowledged", 0)
-    for seq, kind in values["pending"]:
-        part = _memory(like, tensors, str(seq))
-        known = {int(c): names[int(c)] for c in part.classes} if names else {}
-        state.pending.append(Contribution(part, state.epoch, seq, kind, known, state.replaces))
-    return state
+    parts = {seq: _memory(like, tensors, str(seq)) for seq, _ in values["pending"]}
+    life = Life(
+        values["epoch"],
+        values["seq"],
+        # Files of before these were kept have none of them.
+        tuple(values.get("replaces", ())),
+        tuple(values.get("shares", ())),
+        memory.total,
+        [Pending(seq, kind, parts[seq].total) for seq, kind in values["pending"]],
+        values.get("server", ""),
+        values.get("acknowledged", 0),
+    )
+    return ClientState(memory, values["counted"], life, names, parts)
 
 
 def _memory(like: PrototypeMemory, tensors: dict[str, Tensor], key: str) -> PrototypeMemory:

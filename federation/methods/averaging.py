@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 MAX_EXAMPLES = 10**9
 """Samples that one client may say that it trained on."""
 
+MAX_WEIGHT = 1e6
+"""Magnitude of a weight beyond which it is no network's: the average would be of it alone."""
+
 
 class WeightAveraging(FedAvg):
     """Flower's ``FedAvg`` with nodes drawn by seed, and without replies that would spoil it.
@@ -104,9 +107,11 @@ class WeightAveraging(FedAvg):
 
     def _read(self, content: RecordDict) -> tuple[Tensor, int]:
         weights = read_weights(content.array_records["arrays"])
-        if weights.shape != (self.size,) or not bool(weights.isfinite().all()):
+        # Of NaN the comparison is false.
+        if weights.shape != (self.size,) or not bool((weights.abs() <= MAX_WEIGHT).all()):
             raise DataError(
-                f"weights of shape {tuple(weights.shape)}: expected {self.size} finite values"
+                f"weights of shape {tuple(weights.shape)}: expected {self.size} finite values "
+                f"of at most {MAX_WEIGHT:g}"
             )
         examples = content.metric_records["metrics"]["num-examples"]
         if not isinstance(examples, int) or not 0 <= examples <= MAX_EXAMPLES:

@@ -108,6 +108,7 @@ class Intake:
                 continue
             self.equipped.add(reply.metadata.src_node_id)
             client = sender(reply)
+            self._merged.known.answered(client, self._round)
             try:
                 for arrays, header, size in read_headers(reply.content):
                     yield _Unread(client, arrays, header, size)

@@ -6,7 +6,7 @@ may die at any moment: the merged memory stays the exact sum over the contributi
 
 from __future__ import annotations
 
-import secrets
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocl.federation.exactly_once.server import KnownClients, Tombstone
 from protocl.federation.server.accumulator import Block
-from protocl.federation.server.clients import KnownClients
 from protocl.federation.wire.codec import pack_exactly
 from protocl.federation.wire.messages import Contribution, Received
 from protocl.federation.wire.statistics import Packed, PackedForm
@@ -25,20 +25,21 @@ from protocl.federation.wire.validation import RejectedError, until
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_tensor
 
+logger = logging.getLogger(__name__)
+
 _WIDEST = np.iinfo(np.int64).max
 
 _MAX_PARTS = 8
 """Contributions of a client that are kept as they came; more are added up."""
 
-_REBUILT = ("ledger", "known", "identity", "_form", "_block", "_last_ids", "_last_listed")
+_REBUILT = ("ledger", "known", "_form", "_block", "_last_ids", "_last_listed")
 
 
 class MergedMemory:
     """Merges contributions and remembers which.
 
-    Clients repeat what is not settled (:mod:`protocl.federation.server.clients`). A server that
-    was set back has settled less than it told before, and another :attr:`identity`; by that they
-    notice.
+    Three parts: what is known of the clients decides what is to be merged
+    (:class:`.KnownClients`), the contributions are kept, and their sum is the memory.
 
     Args:
         empty: memory without samples that all contributions must fit.
@@ -50,7 +51,6 @@ class MergedMemory:
         ledger: what was accepted from whom, and what was not.
         known: which client a node is, and what of it is settled.
         names: class id -> name, where classes are known by name.
-        identity: random text that is another one after every restore.
     """
 
     def __init__(self, empty: PrototypeMemory, *, keep_contributions: bool = True) -> None:
@@ -61,7 +61,6 @@ class MergedMemory:
         self.ledger = Ledger()
         self.known = KnownClients()
         self.names: dict[int, str] = {}
-        self.identity = secrets.token_hex(8)
         self._last_ids: NDArray[np.int64] | None = None
         self._last_listed: tuple[int, ...] = ()
         self._parts: dict[str, list[Packed]] = {}
@@ -98,27 +97,35 @@ class MergedMemory:
         Raises:
             RejectedError: it may not be merged; the merged memory is as it was.
         """
-        known, node, client = self.known, client, self.known.client_of(contribution, client)
-        epoch, seq, kind = contribution.epoch, contribution.seq, contribution.kind
-        if not epoch:
-            raise RejectedError("format", "epoch='': expected a text of the client's own")
-        if known.is_settled(epoch, seq):
-            known.hear(node, client, epoch)
-            duplicate = Entry(round_number, client, "duplicate", (), (), size, epoch, seq, kind)
-            self.ledger.add(duplicate)
+        node, known = client, self.known
+        verdict = known.judge(
+            contribution, node, replaceable=self.keep_contributions, now=round_number
+        )
+        client = verdict.client
+        labels = (size, contribution.epoch, contribution.seq, contribution.kind)
+        if verdict.outcome == "refuse":
+            raise RejectedError(verdict.reason, verdict.text)
+        if verdict.outcome == "duplicate":
+            known.repeat(contribution, client, node, round_number)
+            self.ledger.add(Entry(round_number, client, "duplicate", (), (), *labels))
             return False
-        known.require_sequence(contribution, client, node, replaceable=self.keep_contributions)
         whole = self._packed(contribution)
         packed = self._without_forgotten(whole)
-        entry = Entry(
-            round_number, client, "merged", self._listed(packed.class_ids),
-            tuple(packed.counts.tolist()), size, epoch, seq, kind,
-        )  # fmt: skip
-        self._merge(packed, client, kind == "full")
-        known.settle(contribution, client, node, int(whole.counts.sum()))
+        merged = self._listed(packed.class_ids), tuple(packed.counts.tolist())
+        self._merge(packed, client, contribution.kind == "full")
+        lost = known.settle(contribution, client, node, int(whole.counts.sum()), round_number)
         self.names.update(contribution.names)
-        self.ledger.add(entry)
+        self._enter(Entry(round_number, client, "merged", *merged, *labels), lost)
         return True
+
+    def _enter(self, entry: Entry, lost: int) -> None:
+        """Enter what was merged in the ledger; a full state in place of what was before."""
+        if entry.kind == "full":
+            self.ledger.replace(entry.client)
+        if lost:
+            entry = entry._replace(reason=f"lost with a restored client: {lost}")
+            logger.warning("client %s lost with a restored client: %d samples", entry.client, lost)
+        self.ledger.add(entry)
 
     def refuse(
         self, error: RejectedError, *, client: str, round_number: int = 0, size: int = 0,
@@ -138,12 +145,15 @@ class MergedMemory:
 
     # -- unlearning -------------------------------------------------------------------------
 
-    def forget_client(self, client: str) -> None:
+    def forget_client(self, client: str) -> Tombstone:
         """Remove all that ``client`` contributed and accept nothing more from it.
 
         In fixed point the merged memory is, bit for bit, what it would be if the client had never
         been heard; in floating point up to the rounding of :data:`.accumulator.TERMS`
         additions.
+
+        Returns:
+            By which an older state of the server forgets it too (:meth:`bury`).
 
         Raises:
             ValueError: contributions are not kept.
@@ -157,10 +167,19 @@ class MergedMemory:
         if client not in self._parts:
             known = ", ".join(sorted(self._parts)[:10])
             raise KeyError(f"client '{client}' contributed nothing; clients are {known}")
-        for part in self._parts.pop(client):
+        self._remove(client)
+        return self.known.forget(client)
+
+    def bury(self, tombstones: Iterable[Tombstone]) -> None:
+        """Forget who was forgotten after the state that was restored."""
+        for tombstone in tombstones:
+            for client in self.known.bury(tombstone):
+                self._remove(client)
+
+    def _remove(self, client: str) -> None:
+        for part in self._parts.pop(client, ()):
             self.memory.subtract(self._form.memory(part))
         self._block.learn_reach(self._memory)
-        self.known.forgotten.add(client)
         self.ledger.forget(client)
 
     def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
@@ -218,10 +237,9 @@ class MergedMemory:
             client: list(map(Packed.from_tensors, saved))
             for client, saved in state["_parts"].items()
         }
-        self.known.restore(state["known"])
+        self.known.restore(state.get("known", {}))
         rebuilt = {"ledger": Ledger(state["ledger"]), "_parts": parts, "known": self.known}
         vars(self).update(state | rebuilt)
-        self.identity = secrets.token_hex(8)
         self._block = Block(self._form)
         self._block.learn_reach(self._memory)
 

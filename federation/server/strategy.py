@@ -18,6 +18,7 @@ from protocl.federation.server.aggregation import Intake, Seconds
 from protocl.federation.server.resumable import LastingStrategy
 from protocl.federation.server.sampling import Options, choose_nodes
 from protocl.federation.server.state import MergedMemory
+from protocl.federation.server.tombstones import TombstoneFile
 from protocl.federation.wire.messages import Contribution, MessageReader, encode
 from protocl.federation.wire.received_backbone import backbone_record
 from protocl.federation.wire.replies import content_of, read_confusion, reading, sender
@@ -98,6 +99,7 @@ class FederatedPrototypes(LastingStrategy):
         verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
         self._intake = Intake(self.merged, reader, verdicts, self.seconds)
         self.evaluations: dict[int, Confusion] = {}
+        self._tombstones = None if checkpoints is None else TombstoneFile(checkpoints)
         self._backbone = None if backbone is None else backbone_record(backbone)
 
     @property
@@ -112,8 +114,14 @@ class FederatedPrototypes(LastingStrategy):
         return self._merged[1]
 
     def forget_client(self, client: str) -> None:
-        """Remove a client's contribution exactly; see :meth:`MergedMemory.forget_client`."""
-        self.merged.forget_client(client)
+        """Remove a client's contribution exactly; see :meth:`MergedMemory.forget_client`.
+
+        It stays away where the server goes on from an older checkpoint than the one of now, for
+        who was forgotten is also written to a file of its own beside them.
+        """
+        tombstone = self.merged.forget_client(client)
+        if self._tombstones is not None:
+            self._tombstones.add(tombstone)
         self._save(self.round)
 
     def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
@@ -217,7 +225,6 @@ class FederatedPrototypes(LastingStrategy):
                 **self.empty.describe(),
                 "fingerprint": self.empty.fingerprint or "",
                 "round": number,
-                "server": self.merged.identity,
                 **self.merged.known.terms_for(str(node)),
             }
         )
@@ -251,6 +258,8 @@ class FederatedPrototypes(LastingStrategy):
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
         self.merged.restore(state["merged"])
+        if self._tombstones is not None:
+            self.merged.bury(self._tombstones)
         self.evaluations = {
             key: Confusion.from_dict(value) for key, value in state["evaluations"].items()
         }

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from numpy.typing import NDArray
 
 from protocl.errors import DataError
+from protocl.federation.exactly_once.client import MAX_LIVES, Kind
 from protocl.federation.wire.codec import ERROR_BOUNDS, pack, pack_exactly, unpack
 from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
@@ -28,9 +29,11 @@ from protocl.memory.rows import class_id_of
 FORMAT = "protocl-memory"
 VERSION = 1
 
-Kind = Literal["delta", "full", "merged"]
 KINDS: tuple[Kind, ...] = ("delta", "full", "merged")
 PRECISIONS = tuple(ERROR_BOUNDS)
+_LONGEST_LIFE = 64  # letters of the text that names a life of a client
+
+T = TypeVar("T")
 
 _COMMON = itemgetter("format", "version", "precision", "fingerprint", "statistics", "kind")
 """What the headers of one federation mostly have in common."""
@@ -42,12 +45,8 @@ class Contribution:
 
     Attributes:
         memory: of the samples that are new (``delta``) or of all samples of the client (``full``).
-        epoch: random text that stands for one life of the client's state, the same in all its
-            messages until the state is lost.
-        seq: number of the contribution within the epoch, from 1.
-        kind: ``"delta"`` is added; ``"full"`` replaces what the client contributed before.
+        epoch, seq, kind, replaces, shares: see :class:`.Label`.
         names: class id -> name, where classes are known by name (:func:`class_id_of`).
-        replaces: the epochs before this one, where the client began anew, newest last.
     """
 
     memory: PrototypeMemory
@@ -56,6 +55,7 @@ class Contribution:
     kind: Kind = "delta"
     names: Mapping[int, str] = field(default_factory=dict)
     replaces: tuple[str, ...] = ()
+    shares: tuple[int, ...] = ()
 
 
 class Received(NamedTuple):
@@ -63,7 +63,7 @@ class Received(NamedTuple):
 
     Attributes:
         statistics: checked, and still in the bytes of the message.
-        epoch, seq, kind, names, replaces: see :class:`Contribution`.
+        epoch, seq, kind, names, replaces, shares: see :class:`Contribution`.
     """
 
     statistics: Packed
@@ -72,6 +72,7 @@ class Received(NamedTuple):
     kind: Kind
     names: Mapping[int, str]
     replaces: tuple[str, ...] = ()
+    shares: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, contribution: Contribution) -> Received:
@@ -79,7 +80,7 @@ class Received(NamedTuple):
         return cls(
             pack_exactly(contribution.memory),
             contribution.epoch, contribution.seq, contribution.kind, contribution.names,
-            contribution.replaces,
+            contribution.replaces, contribution.shares,
         )  # fmt: skip
 
 
@@ -97,6 +98,8 @@ def encode(
     header["seq"] = contribution.seq
     if contribution.replaces:
         header["replaces"] = list(contribution.replaces)
+    if contribution.shares:
+        header["shares"] = list(contribution.shares)
     if contribution.names:
         header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
     return records, header
@@ -182,7 +185,8 @@ class MessageReader:
             cast(int, values["seq"]),
             cast(Kind, values["kind"]),
             {} if names is None else _checked_names(packed.class_ids, names),
-            _checked_lives(values.get("replaces", [])),
+            _checked_list(values, "replaces", str),
+            _checked_list(values, "shares", int),
         )
 
     def _checked(self, records: ArrayRecord, precision: Precision) -> Packed:
@@ -267,10 +271,16 @@ def _description(memory: PrototypeMemory) -> str:
     return " ".join(f"{key}={value}" for key, value in described.items())
 
 
-def _checked_lives(epochs: object) -> tuple[str, ...]:
-    if not isinstance(epochs, list) or not all(isinstance(epoch, str) for epoch in epochs):
-        raise RejectedError("format", f"replaces={epochs!r:.80}: expected a list of str")
-    return tuple(epochs)
+def _checked_list(values: Mapping[str, object], key: str, kind: type[T]) -> tuple[T, ...]:
+    items = values.get(key, [])
+    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+        raise RejectedError("format", f"{key}={items!r:.80}: expected a list of {kind.__name__}")
+    if len(items) > MAX_LIVES or any(len(str(item)) > _LONGEST_LIFE for item in items):
+        raise RejectedError(
+            "format",
+            f"{key}={items!r:.80}: expected at most {MAX_LIVES} of {_LONGEST_LIFE} letters",
+        )
+    return tuple(items)
 
 
 def _checked_names(class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:

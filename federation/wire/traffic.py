@@ -17,7 +17,7 @@ from protocl.errors import AllFailedError
 from protocl.io.atomic import atomic_write
 from protocl.memory.rows import class_id_tensor
 
-Outcome = Literal["merged", "duplicate", "rejected", "failed", "forgotten"]
+Outcome = Literal["merged", "duplicate", "rejected", "failed", "replaced", "forgotten"]
 Direction = Literal["up", "down"]
 
 
@@ -28,12 +28,13 @@ class Entry(NamedTuple):
         round: number of the round in which it was handled, from 1.
         client: the client it counts for.
         outcome: ``merged``; ``duplicate`` of one merged before; ``rejected`` or ``failed`` with a
-            reason; ``forgotten`` where a merged one was removed later.
-        classes: ``(C,)`` class ids, empty unless merged.
+            reason; ``replaced`` or ``forgotten`` where a merged one was, by a later full state of
+            its client, or removed.
+        classes: ``(C,)`` class ids, empty unless merged or replaced.
         counts: ``(C,)`` samples of each.
         bytes: of its arrays and description, serialised.
         epoch, seq, kind: see :class:`protocl.federation.wire.messages.Contribution`.
-        reason: why it was rejected, or what failed.
+        reason: why it was rejected, what failed, or what was lost with what it replaced.
     """
 
     round: int
@@ -52,7 +53,10 @@ class Ledger:
     """All entries in the order in which they were made."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self._entries = list(entries)
+        self._entries: list[Entry] = []
+        self._merged: dict[str, list[int]] = {}  # client -> places of what counts of it
+        for entry in entries:
+            self.add(entry)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -62,16 +66,24 @@ class Ledger:
 
     def add(self, entry: Entry) -> None:
         """Append ``entry``."""
+        if entry.outcome == "merged":
+            self._merged.setdefault(entry.client, []).append(len(self._entries))
         self._entries.append(entry)
+
+    def replace(self, client: str) -> None:
+        """Mark what ``client`` contributed as replaced by what comes next."""
+        for place in self._merged.pop(client, ()):
+            self._entries[place] = self._entries[place]._replace(outcome="replaced")
 
     def forget(self, client: str) -> None:
         """Mark what ``client`` contributed as forgotten; its classes and counts are erased."""
         self._entries = [
             entry._replace(outcome="forgotten", classes=(), counts=())
-            if entry.client == client and entry.outcome == "merged"
+            if entry.client == client and entry.outcome in ("merged", "replaced")
             else entry
             for entry in self._entries
         ]
+        self._merged.pop(client, None)
 
     def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
         """Erase ``classes`` from every entry."""

@@ -14,7 +14,7 @@ from protocl.memory.symmetric import diagonal_places
 
 Reason = Literal[
     "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
-    "forgotten", "overflow", "screened",
+    "forgotten", "claimed", "overflow", "screened",
 ]  # fmt: skip
 
 
@@ -23,6 +23,7 @@ _UNTIL: dict[Reason, str] = {
     "overflow": "until the server merges with a larger step",
     "sequence": "until the full state arrives",
     "forgotten": "for good",
+    "claimed": "until that one is silent for some rounds",
 }
 
 

@@ -53,7 +53,7 @@ def test_the_state_of_a_client_of_version_1_goes_on(tmp_path):
     empty, arrays = PrototypeMemory(3, "full", exact=True), load_file(path)
     for _ in range(2):  # once as it was, once as this version wrote it
         with StatesOnDisk(tmp_path).open("c", empty) as state:
-            assert (state.counted, state.seq, [c.seq for c in state.pending]) == (2, 2, [1, 2])
+            assert (state.counted, state.life.seq, [c.seq for c in state.pending]) == (2, 2, [1, 2])
             assert torch.equal(state.memory.second, arrays["memory/second"])
             assert torch.equal(state.pending[1].memory.sum, arrays["2/sum"])
 

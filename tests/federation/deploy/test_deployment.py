@@ -240,12 +240,13 @@ def wait(what: str, condition: Callable[[], bool], seconds: float) -> None:
 
 
 def epochs(folder: Path) -> dict[str, int]:
-    """Epoch of each client's state on disk -> its partition."""
+    """The lives of each client's state on disk -> its partition."""
     found = {}
     for file in (folder / "clients").glob("*.safetensors"):
         with safe_open(file, framework="pt") as state:
-            epoch = json.loads(state.metadata()["state"])["epoch"]
-        found[epoch] = int(re.sub(r"\D", "", file.stem))
+            life = json.loads(state.metadata()["state"])
+        partition = int(re.sub(r"\D", "", file.stem))
+        found |= dict.fromkeys((life["epoch"], *life["replaces"]), partition)
     return found
 
 

@@ -101,6 +101,24 @@ def test_replies_that_would_spoil_the_average_are_left_out():
     assert strategy.aggregate_train(1, replies[1:]) == (None, None)
 
 
+@pytest.mark.parametrize("huge", [float("inf"), 3e38, -1.1e6])
+def test_one_huge_weight_spoils_nothing_for_the_others(huge):
+    """Two of 3e38 make the average infinite, one of 1e30 leaves nothing of the rest."""
+    grid = InProcessGrid(lambda message, context: None, 2)  # type: ignore[arg-type]
+    network = Classifier(nn.Identity(), nn.Linear(5, 3))
+    strategy = WeightAveraging(setup(), 18)
+    sent = strategy.configure_train(1, weights_record(network), ConfigRecord(), grid)
+    replies = []
+    for message, value in zip(sent, (1.0, huge), strict=False):
+        module = nn.Module()
+        module.register_buffer("weights", torch.ones(18).index_fill(0, torch.tensor([3]), value))
+        content = {"arrays": weights_record(module), "metrics": MetricRecord({"num-examples": 9})}
+        replies.append(Message(RecordDict(content), reply_to=message))
+    averaged, _ = strategy.aggregate_train(1, replies)
+    assert averaged is not None
+    assert torch.equal(read_weights(averaged), torch.ones(18))
+
+
 def federate(tmp_path, *words):
     (config,) = load(["federation=digits", f"output={tmp_path}", *words])
     return config, open_run(config)

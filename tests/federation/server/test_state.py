@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from protocl import PrototypeMemory
 from protocl.checks import assert_same
 from protocl.errors import DataError, FingerprintError
 from protocl.federation.client.state import ClientState, StatesInProcess, StatesOnDisk
-from protocl.federation.server.clients import Settled
+from protocl.federation.exactly_once.client import Settled
+from protocl.federation.exactly_once.server import PATIENCE
 from protocl.federation.server.state import MergedMemory, same_statistics
 from protocl.federation.wire.messages import Contribution, RejectedError
 from protocl.federation.wire.traffic import Ledger, Traffic
@@ -90,7 +94,8 @@ def test_a_client_that_lost_its_state_is_refused_where_contributions_are_not_kep
 
 def test_a_gap_is_refused_and_filled_by_the_full_state():
     server, client = MergedMemory(empty()), client_with(1, 2, 3)
-    client.pending = client.pending[2:]  # a server that was set back does not know of 1 and 2
+    # A server that was set back does not know of 1 and 2.
+    client.life.pending = client.life.pending[2:]
     deliver(server, client)
     assert len(server.memory) == 0
     assert server.known.wants_full == {"a"}
@@ -129,6 +134,7 @@ class World:
         self.nodes = ["0", "1", "2"]
         self.data: list[list[int]] = [[], [], []]
         self.late: list[tuple[int, list[Contribution]]] = []
+        self.round = 0
 
     def happen(self, client: int, event: str) -> None:
         if event == "learn":
@@ -145,12 +151,16 @@ class World:
             self.snapshots[client] = copy.deepcopy(self.clients[client])
         elif event == "restored from it":
             self.clients[client] = copy.deepcopy(self.snapshots[client])
+            self.clients[client].life.take_up()
             self.late = [sent for sent in self.late if sent[0] != client]
         elif event == "moves":  # a SuperNode without a key is another node when it starts again
             self.nodes[client] = f"{self.nodes[client]}'"
+            self.clients[client].life.take_up()
         elif event == "swaps":
             other = (client + 1) % 3
             self.nodes[client], self.nodes[other] = self.nodes[other], self.nodes[client]
+            self.clients[client].life.take_up()
+            self.clients[other].life.take_up()
         elif event == "loses its state":
             self.clients[client] = self.snapshots[client] = ClientState(empty())
         elif event == "server restarts":
@@ -158,6 +168,11 @@ class World:
             self.restore(self.saved[-1])
         elif event == "server set back":
             self.restore(self.saved[0])
+
+    def is_known(self, client: int) -> bool:
+        life = self.clients[client].life
+        heard = self.server.known.settled_of(self.nodes[client]).epoch
+        return heard in (life.epoch, *life.replaces)
 
     def restore(self, state) -> None:
         self.server = MergedMemory(empty())
@@ -173,7 +188,7 @@ class World:
     def exchange(self, client: int) -> None:
         state, node = self.clients[client], self.nodes[client]
         settled = self.server.known.settled_of(node)
-        state.hear(self.server.identity, settled)
+        state.hear(self.server.known.identity, settled)
         self.count(client)
         if not settled.epoch or node in self.server.known.wants_full:
             state.send_everything()
@@ -182,7 +197,7 @@ class World:
     def deliver(self, client: int, contributions: list[Contribution]) -> None:
         for c in contributions:
             try:
-                self.server.accept(c, client=self.nodes[client])
+                self.server.accept(c, client=self.nodes[client], round_number=self.round)
             except RejectedError as error:
                 self.server.refuse(error, client=self.nodes[client], epoch=c.epoch, seq=c.seq)
 
@@ -193,9 +208,13 @@ def check_that_it_heals(history: list[tuple[int, str]]) -> None:
     for client, event in history:
         if event in ("moves", "swaps") and {client, (client + 1) % 3} & unheard:
             continue  # whoever loses state and node is another client to the server
+        if event == "swaps" and (
+            forgets or not (world.is_known(client) and world.is_known((client + 1) % 3))
+        ):
+            continue  # to the server, whoever it never heard is the client of its node
         if event == "loses its state" and client in moved:
             heard = world.server.known.settled_of(world.nodes[client]).epoch
-            if forgets or heard != world.clients[client].epoch:
+            if forgets or heard != world.clients[client].life.epoch:
                 continue
         if event == "loses its state":
             unheard.add(client)
@@ -204,8 +223,9 @@ def check_that_it_heals(history: list[tuple[int, str]]) -> None:
         elif event == "send":
             unheard.discard(client)
         world.happen(client, event)
-    for client in range(3):
-        for _ in range(4):  # without anything new
+    for _ in range(PATIENCE + 4):  # without anything new
+        world.round += 1
+        for client in range(3):
             world.exchange(client)
     seeds = [seed for own in world.data for seed in own]
     assert same_statistics(world.server.memory, memory_of(*seeds))
@@ -231,7 +251,7 @@ def test_who_takes_over_a_node_is_another_client():
     deliver(server, mover, "y")
     for _ in range(3):
         for state, node in ((newcomer, "x"), (mover, "y")):
-            state.hear(server.identity, server.known.settled_of(node))
+            state.hear(server.known.identity, server.known.settled_of(node))
             deliver(server, state, node)
         assert same_statistics(server.memory, memory_of(1, 2, 3))
     assert len(server.clients) == 2
@@ -368,14 +388,34 @@ def test_client_state_survives_a_file(tmp_path, level, exact):
     with store.open("a", template) as state:
         state.contribute(delta, 1)
         state.contribute(delta, 2)
-        state.hear("server", Settled(state.epoch, 1, delta.total))
+        state.hear("server", Settled(state.life.epoch, 1, delta.total))
         first = state
     with store.open("a", template) as state:
-        assert (state.epoch, state.seq, state.counted) == (first.epoch, 2, 2)
+        assert (state.life.epoch, state.life.seq, state.counted) == (first.life.epoch, 2, 2)
         assert same_statistics(state.memory, delta + delta)
         (pending,) = state.pending
         assert (pending.seq, pending.kind) == (2, "delta")
         assert same_statistics(pending.memory, delta)
+
+
+def test_client_state_of_an_earlier_version_is_read(tmp_path):
+    store = StatesOnDisk(tmp_path)
+    with store.open("a", empty()) as state:
+        state.contribute(memory_of(1), 1)
+        state.contribute(memory_of(2), 2)
+    (path,) = tmp_path.glob("*.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    values = json.loads(header["state"])
+    for name in ("shares", "samples", "replaces", "server", "acknowledged"):
+        del values[name]
+    header |= {"format": "protocl-client-1", "state": json.dumps(values)}
+    save_file(load_file(path), path, metadata=header)
+    with store.open("a", empty()) as again:
+        assert again.life == state.life
+        server = MergedMemory(empty())
+        deliver(server, again)
+    assert same_statistics(server.memory, memory_of(1, 2))
 
 
 def test_client_state_is_not_saved_when_the_work_failed(tmp_path):
@@ -384,7 +424,7 @@ def test_client_state_is_not_saved_when_the_work_failed(tmp_path):
         state.contribute(memory_of(1), 1)
         raise InterruptedError
     with store.open("a", empty()) as state:
-        assert (state.seq, state.counted) == (0, 0)
+        assert (state.life.seq, state.counted) == (0, 0)
 
 
 def test_client_state_of_another_backbone_is_refused(tmp_path):
@@ -411,9 +451,9 @@ def test_states_in_process_are_kept_by_client():
     with store.open("a", empty()) as state:
         state.contribute(memory_of(1), 1)
     with store.open("a", empty()) as state:
-        assert state.seq == 1
+        assert state.life.seq == 1
     with store.open("b", empty()) as state:
-        assert state.seq == 0
+        assert state.life.seq == 0
 
 
 def test_ledger_and_traffic_survive_a_file(tmp_path):
