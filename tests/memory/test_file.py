@@ -83,7 +83,7 @@ def test_a_matrix_unlike_its_transpose_is_kept_to_the_last_bit(tmp_path):
     [
         ({"format_version": "3"}, "version 3, this protocl reads 1 and 2; upgrade protocl"),
         ({"checksum": None}, "no checksum"),
-        ({"format": "else"}, "not a prototype memory"),
+        ({"format": "else"}, "not a protocl memory"),
     ],
 )
 def test_other_versions_and_kinds_are_refused(change, message, tmp_path):
