@@ -34,7 +34,7 @@ HELD_BY = {
     "protocl/backbones": ["backbones/test_backbones.py"],
     "protocl/backbones/adaptation": ["backbones/test_adaptation.py"],
     "protocl/backbones/layers": ["backbones/layers/test_choice.py"],
-    "protocl/bench": ["bench/test_bench.py"],
+    "protocl/bench": ["bench/test_bench.py", "bench/test_script.py"],
     "protocl/checks": ["checks/test_checks.py"],
     "protocl/cli": ["cli/test_main.py"],
     "protocl/cli/model": ["cli/test_model_commands.py"],
@@ -61,7 +61,8 @@ HELD_BY = {
         "strategies/avalanche/test_in_memory.py",
         "strategies/training/test_trained_configs.py",
     ],
-    "strategies/bench": ["bench/test_bench.py"],
+    "strategies/bench": ["bench/test_bench.py", "bench/test_script.py"],
+    "strategies/bench/scripts": ["bench/test_script.py"],
     "strategies/drift": ["strategies/drift/test_estimators.py"],
     "strategies/exemplar_free": [
         "strategies/exemplar_free/test_kept_classes.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -43,6 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=None, help="also write a JSON file, and curves beside it"
     )
+    parser.add_argument(
+        "--runs", type=_positive, default=None, help="of each process, for script (default: 5)"
+    )
+    parser.add_argument(
+        "--cifar100", metavar="PATH", default=None,
+        help="CIFAR-100 for script: an .npz archive, or the folder of torchvision's download",
+    )  # fmt: skip
+    parser.add_argument(
+        "--per-class", type=_positive, default=None, metavar="N",
+        help="training images a class of it (default: 30; all: 500), a third as many for testing",
+    )  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:
@@ -53,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: an unknown group.
     """
-    size, threads = SIZES[args.size], args.threads or available_cores()
+    size, threads = _size(args), args.threads or available_cores()
     console = Console()
     found: list[SpeedComparison] = []
     with Console(stderr=True).status("measuring") as status:
@@ -72,6 +84,20 @@ def main(args: argparse.Namespace) -> int:
             atomic_write(picture, png(curves(found)))
             console.print(f"curves in {picture}")
     return 0
+
+
+def _size(args: argparse.Namespace) -> Size:
+    """The size that was asked for, with what was asked for besides."""
+    given = {name: getattr(args, name) for name in ("runs", "cifar100", "per_class")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(SIZES[args.size], **changes)
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1 on, as argparse asks for it."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 on")
+    return int(text)
 
 
 def run(

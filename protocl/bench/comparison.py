@@ -100,6 +100,10 @@ class Size:
         step_width: channels of the first stage of the ResNet-18 whose steps are timed.
         many_classes: numbers of classes of the curves of ``scale``.
         repeats: rounds of each interleaved measurement; the best of them counts.
+        runs: of each whole process that is timed; the median of them counts.
+        rows: of the commands that are timed as whole processes; None for all.
+        cifar100: file or folder of CIFAR-100 for them; None leaves its rows out.
+        per_class: training images a class of it; of the test images a third as many, at most all.
     """
 
     samples: int
@@ -110,6 +114,10 @@ class Size:
     step_width: int
     many_classes: tuple[int, ...]
     repeats: int
+    runs: int
+    rows: tuple[str, ...] | None = None
+    cifar100: str | None = None
+    per_class: int = 30
 
 
 SIZES = {
@@ -122,6 +130,7 @@ SIZES = {
         step_width=64,
         many_classes=(1_000, 3_000, 10_000, 30_000, 100_000),
         repeats=7,
+        runs=5,
     ),
     "small": Size(
         samples=600,
@@ -132,6 +141,8 @@ SIZES = {
         step_width=2,
         many_classes=(50, 200),
         repeats=1,
+        runs=1,
+        rows=("nearest_mean",),
     ),
 }
 """``full`` is what the targets are stated for; ``small`` only shows that everything runs."""

@@ -1,0 +1,1 @@
+"""What a user would write instead: plain scripts that ``protocl bench script`` is held to."""
