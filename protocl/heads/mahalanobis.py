@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Self
 
@@ -97,6 +98,7 @@ class Mahalanobis(CentredHead):
         self.correlation = correlation
         self.covariance = covariance
         self._fitted: dict[int, str] = {}
+        self._derived: dict[int, str] = {}
         self._form = _form(covariance, rank)
         self.required_level = self._form.level
         self.raw_means = tukey is not None and mean_of == "raw"
@@ -131,6 +133,13 @@ class Mahalanobis(CentredHead):
         parts = self._form.derive(means, matrices, self.dtype, known)
         self._set(**{f"_{name}": value for name, value in parts.items()})
         self._fitted = revisions
+        fit, before = uuid.uuid4().hex, self._derived
+        self._derived = {c: before[c] if row in known else fit for row, c in enumerate(revisions)}
+
+    def keyed_rows(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """See :class:`protocl.io.pieces.KeyedRows`: each factor belongs to the fit it is from."""
+        if self._form.keeps_classes and self._derived:
+            yield self._factors, [f"{fit} {class_id}" for class_id, fit in self._derived.items()]
 
     def _known(self, revisions: Mapping[int, str]) -> dict[int, Tensor]:
         """Row -> factor of the classes that are as they were at the last fit."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from protocl.config.validation import is_number
 from protocl.heads.centred import CentredHead
 from protocl.heads.covariance.directions import ROUNDING, warn_of_lost_predictions
+from protocl.heads.covariance.low_rank import FEW, eigenpairs
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
 from protocl.memory.feature_maps import FeatureMap, ReluProjection
@@ -35,16 +36,21 @@ where the minimum itself loses 1.7, and 7.2 at worst.
 """
 
 
+_NOTHING = 1e-9
+"""Share of ``lambda`` by which an eigenvalue may be below zero and count as zero."""
+
+
 class Spectrum(NamedTuple):
     """``G = V diag(e) V^T`` and the class sums in its basis.
 
     Attributes:
-        values: ``(W,)`` eigenvalues ``e``, none negative.
-        vectors: ``(W, W)`` eigenvectors ``V`` in columns.
-        rotated: ``(W, C)``, ``V^T C``.
+        values: ``(r,)`` eigenvalues ``e``, none negative; all that are not zero.
+        vectors: ``(W, r)`` eigenvectors ``V`` in columns.
+        rotated: ``(r, C)``, ``V^T C``.
         classes: ``(C,)`` class ids.
-        error: 0-d, how far ``G`` is from one that samples could have, by its least eigenvalue:
-            next to nothing, unless the statistics were rounded on their way.
+        error: 0-d, how far ``G`` is from one that samples could have, by its least eigenvalue or
+            what is left of it beside these: next to nothing, unless the statistics were rounded on
+            their way.
         samples: their number.
         grid: strengths that suit the size of ``G``, see :func:`grid_for`.
     """
@@ -60,6 +66,11 @@ class Spectrum(NamedTuple):
     def weights(self, regularization: float) -> Tensor:
         """``(G + lambda I)^-1 C``, ``(W, C)``."""
         return self.vectors @ (self.rotated / (self.values + regularization)[:, None])
+
+    def reach(self, regularization: float) -> Tensor:
+        """Diagonal of ``(G + lambda I)^-1 G (G + lambda I)^-1``, ``(W,)``."""
+        shares = self.values / (self.values + regularization).square()
+        return self.vectors.square() @ shares
 
 
 def grid_for(variance: float) -> tuple[float, ...]:
@@ -80,13 +91,12 @@ def grid_for(variance: float) -> tuple[float, ...]:
 def decompose(memory: PrototypeMemory) -> Spectrum:
     """Decompose the Gram matrix once, for every ``lambda``."""
     shared = memory if memory.level == "shared" else memory.at_level("shared")
-    values, vectors = torch.linalg.eigh(shared.second_moment)
+    values, vectors, error = eigenpairs(shared.second_moment, memory.total)
     mean = memory.sums.sum(0) / memory.total
     variance = float((shared.squares / memory.total - mean.square()).mean())
-    error = -values[0].clamp(max=0)
     rotated = vectors.T @ memory.sums.T
     return Spectrum(
-        values.clamp(min=0),
+        values,
         vectors,
         rotated,
         memory.classes,
@@ -96,18 +106,42 @@ def decompose(memory: PrototypeMemory) -> Spectrum:
     )
 
 
-def rounding_error(spectrum: Spectrum, weights: Tensor, regularization: float) -> float:
+def solve(memory: PrototypeMemory, regularization: float) -> tuple[Tensor, Tensor]:
+    """``(G + lambda I)^-1 C`` ``(W, C)`` and :meth:`Spectrum.reach` for a given ``lambda``.
+
+    A Cholesky factor tells both, where no eigenvalue is so far below zero that it counts; those
+    are taken for zero otherwise.
+    """
+    shared = memory if memory.level == "shared" else memory.at_level("shared")
+    gram = shared.second_moment
+    if memory.total > FEW * len(gram) and _is_semidefinite(gram, _NOTHING * regularization):
+        gram.diagonal().add_(regularization)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed:
+            inverse = torch.cholesky_inverse(factor)
+            reach = inverse.diagonal() - regularization * inverse.square().sum(1)
+            return torch.cholesky_solve(memory.sums.T, factor), reach.clamp(min=0)
+    spectrum = decompose(memory)
+    return spectrum.weights(regularization), spectrum.reach(regularization)
+
+
+def _is_semidefinite(gram: Tensor, slack: float) -> bool:
+    """Whether no eigenvalue is below ``-slack``, nor so close to it that rounding hides it."""
+    raised = gram.clone()
+    raised.diagonal().add_(slack)
+    return not torch.linalg.cholesky_ex(raised)[1]
+
+
+def rounding_error(memory: PrototypeMemory, weights: Tensor, reach: Tensor) -> float:
     """Root mean square over samples that rounding of ``G`` leaves in a prediction, by first order.
 
     Args:
-        spectrum: of the samples.
+        memory: of the samples.
         weights: ``(W, C)``, ``(G + lambda I)^-1 C``.
-        regularization: ``lambda``.
+        reach: ``(W,)``, see :meth:`Spectrum.reach`.
     """
-    energies, values = spectrum.vectors.square(), spectrum.values
-    squares = energies @ values  # the diagonal of G
-    reach = energies @ (values / (values + regularization).square())
-    errors = (squares @ reach) / spectrum.samples * (squares @ weights.square())
+    squares = memory.squares if memory.level == "shared" else memory.squares.sum(0)
+    errors = (squares @ reach) / memory.total * (squares @ weights.square())
     return ROUNDING * float(errors.max().sqrt())
 
 
@@ -123,8 +157,15 @@ def cross_validation_errors(spectrum: Spectrum) -> Tensor:
     grid = torch.tensor(spectrum.grid, dtype=values.dtype, device=values.device)[:, None]
     energy = spectrum.rotated.square().sum(1)
     shrunk = values + grid
-    residual = samples + (energy * (values / shrunk - 2) / shrunk).sum(1)
-    free = 1 - (values / shrunk).sum(1) / samples
+    if len(values) < len(spectrum.vectors):
+        # All but nothing of the targets is left, and differences to it would be rounding.
+        shares, left = energy / values, grid / shrunk
+        beyond = (samples - shares.sum()).clamp(min=0) if len(values) < samples else 0.0
+        residual = beyond + (shares * left.square()).sum(1)
+        free = (samples - len(values) + left.sum(1)) / samples
+    else:
+        residual = samples + (energy * (values / shrunk - 2) / shrunk).sum(1)
+        free = 1 - (values / shrunk).sum(1) / samples
     score = residual.clamp(min=0) / samples / free.square()
     return torch.where(free > 1e-6, score, torch.inf)
 
@@ -242,14 +283,15 @@ class Ridge(CentredHead):
         return self
 
     def _fit(self, memory: PrototypeMemory) -> None:
-        spectrum = decompose(memory)
         if self.regularization == "auto":
+            spectrum = decompose(memory)
             self.chosen = self._choose(memory, spectrum)
+            weights, reach = spectrum.weights(self.chosen), spectrum.reach(self.chosen)
         else:
             self.chosen = self.regularization
+            weights, reach = solve(memory, self.chosen)
         self._move(memory.means)
-        weights = spectrum.weights(self.chosen)
-        warn_of_lost_predictions(rounding_error(spectrum, weights, self.chosen))
+        warn_of_lost_predictions(rounding_error(memory, weights, reach))
         self._set(_weights=weights, _biases=self._centre.to(weights) @ weights)
 
     def _choose(self, memory: PrototypeMemory, spectrum: Spectrum) -> float:

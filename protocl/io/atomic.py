@@ -43,7 +43,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def atomic_write(target: str | os.PathLike[str], content: bytes | str) -> None:
+def atomic_write(target: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
     """Write ``content`` (text as UTF-8) to ``target``, whole or not at all."""
     data = content.encode() if isinstance(content, str) else content
     with atomic_path(target) as temporary:

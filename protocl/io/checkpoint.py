@@ -1,4 +1,4 @@
-"""Stop a run at any moment and continue it: the whole state in one verified file.
+"""Stop a run at any moment and continue it: the whole state in verified files.
 
 A checkpoint holds Python objects and is read with pickle: load only files that you wrote.
 
@@ -16,28 +16,30 @@ submodules and dill then tries to save the optimizer's class by value. The way o
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import dill
 import torch
-from torch.serialization import default_restore_location
 
 from protocl.errors import ConfigError, DataError
 from protocl.io.atomic import atomic_path
+from protocl.io.pickling import StatePickler, StateUnpickler
+from protocl.io.pieces import PieceFolder
 from protocl.io.provenance import installed_version
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 _MARK = b"protocl-checkpoint-%d" % FORMAT
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_LENGTH_BYTES = 8
 _KEPT = 2  # the newest, and one before it in case the newest is damaged
 
 
@@ -65,12 +67,7 @@ def save(path: Path, state: object, shared: Mapping[str, object] | None = None) 
         shared: large objects that the reader has anyway (the training data). They are saved as
             their key; the reader passes its own under the same keys.
     """
-    with atomic_path(path) as temporary, temporary.open("w+b") as file:
-        # Straight to the file: a copy in memory would double what a large memory takes.
-        with classes_by_reference():
-            torch.save(state, file, pickle_module=_writing_module(shared or {}))
-        file.write(_MARK)
-        file.write(_digest(file, file.tell()))
+    _write(path, state, shared or {}, None)
 
 
 def load(
@@ -91,16 +88,61 @@ def load(
         DataError: the file is truncated or changed, or needs a shared object that is missing.
         ConfigError: an earlier protocl wrote it.
     """
+    return _read(path, shared or {}, device, None)
+
+
+def _write(
+    path: Path, state: object, shared: Mapping[str, object], pieces: PieceFolder | None
+) -> None:
+    """A file of the tensors that are in no piece, the pickle, an index of both, and a checksum."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        # Straight to the file: a copy in memory would double what a large memory takes.
+        content = _Summed(file)
+        stream = io.BytesIO()
+        pickler = StatePickler(stream, shared, content.put, pieces)
+        with classes_by_reference():
+            pickler.dump(state)
+        begin = content.put(stream.getbuffer())
+        index = {"pickle": [begin, len(stream.getbuffer())], "pieces": sorted(pickler.used)}
+        text = json.dumps(index).encode()
+        content.put(text + len(text).to_bytes(_LENGTH_BYTES) + _MARK)
+        file.write(content.digest)
+
+
+def _read(
+    path: Path,
+    shared: Mapping[str, object],
+    device: torch.device | str | None,
+    pieces: PieceFolder | None,
+) -> Any:
     _verify(path)
     target = None if device is None else torch.device(device)
-
-    def place(storage: Any, location: str) -> Any:
-        return default_restore_location(storage, str(_placed(torch.device(location), target)))
-
-    module = _reading_module(shared or {}, path, target)
-    # The archive's directory is looked for from the end, past the checksum that follows it.
+    begin, size = _index(path)["pickle"]
     with path.open("rb") as file:
-        return torch.load(file, map_location=place, pickle_module=module, weights_only=False)
+        file.seek(begin)
+        stream = io.BytesIO(file.read(size))
+    state = StateUnpickler(stream, path, shared, target, pieces, outdated).load()
+    torch._utils._validate_loaded_sparse_tensors()
+    return state
+
+
+class _Summed:
+    """A file that is written from its beginning to its end, and its checksum so far."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def put(self, content: bytes | memoryview) -> int:
+        """Append ``content``, and tell where it begins."""
+        begin = self._file.tell()
+        self._file.write(content)
+        self._digest.update(content)
+        return begin
+
+    @property
+    def digest(self) -> bytes:
+        return self._digest.digest()
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
@@ -123,9 +165,25 @@ def _verify(path: Path) -> None:
                 f"{path} is damaged: its {size} bytes do not match their checksum; "
                 "delete it to continue from the checkpoint before it"
             )
-        file.seek(-_DIGEST_BYTES - len(_MARK), os.SEEK_END)
-        if file.read(len(_MARK)) != _MARK:
-            raise outdated(path)
+    if not _is_marked(path):
+        raise outdated(path)
+
+
+def _is_marked(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _DIGEST_BYTES - len(_MARK)))
+        return file.read(len(_MARK)) == _MARK
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """Where the pickle of a checkpoint of this format lies, and which pieces it refers to."""
+    end = path.stat().st_size - _DIGEST_BYTES - len(_MARK) - _LENGTH_BYTES
+    with path.open("rb") as file:
+        file.seek(end)
+        size = int.from_bytes(file.read(_LENGTH_BYTES))
+        file.seek(end - size)
+        index: dict[str, Any] = json.loads(file.read(size))
+    return index
 
 
 def outdated(path: Path) -> ConfigError:
@@ -139,12 +197,17 @@ def outdated(path: Path) -> ConfigError:
 class CheckpointFolder:
     """The checkpoints of one run, one file an experience, round, step or epoch; two are kept.
 
+    Beside them lie the large arrays that they refer to (:mod:`.pieces`): what has not changed
+    since the last checkpoint is not written again. Whenever the process is killed, the newest
+    checkpoint and all that it refers to are whole; the next one removes what no other needs.
+
     Args:
         path: the folder; it is created with the first checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._pieces = PieceFolder(path / "arrays")
 
     def files(self) -> list[Path]:
         """The checkpoints, newest first."""
@@ -152,9 +215,11 @@ class CheckpointFolder:
 
     def save(self, experience: int, state: object, shared: Mapping[str, object]) -> None:
         """Write the state after ``experience`` (from 0), then drop all but the last two."""
-        save(self.path / f"experience-{experience:05d}.ckpt", state, shared)
-        for old in self.files()[_KEPT:]:
+        _write(self.path / f"experience-{experience:05d}.ckpt", state, shared, self._pieces)
+        files = self.files()
+        for old in files[_KEPT:]:
             old.unlink()
+        self._pieces.keep({name for file in files[:_KEPT] for name in _pieces_of(file)})
 
     def load_newest(
         self,
@@ -167,10 +232,18 @@ class CheckpointFolder:
         """
         for file in self.files():
             try:
-                return load(file, shared, device)
+                return _read(file, shared, device, self._pieces)
             except DataError as error:
                 logger.warning("%s; continuing from the one before it", error)
         return None
+
+
+def _pieces_of(path: Path) -> list[str]:
+    """Names of the pieces that a checkpoint refers to; none where it cannot be read anyway."""
+    try:
+        return list(_index(path)["pieces"]) if _is_marked(path) else []
+    except (ValueError, KeyError, OSError):
+        return []
 
 
 def _save_class(pickler: Any, cls: type) -> None:
@@ -182,59 +255,3 @@ def _save_class(pickler: Any, cls: type) -> None:
         pickler.save_global(cls, name=cls.__qualname__)
     else:
         dill._dill.save_type(pickler, cls)
-
-
-def _shared(key: str) -> object:
-    """Stand-in that the reading side replaces by a look-up; see :func:`_reading_module`."""
-    raise DataError(f"this checkpoint refers to '{key}'; read it with protocl.io.checkpoint.load")
-
-
-def _device(name: str) -> torch.device:
-    """Stand-in of a saved ``torch.device``, likewise replaced by the reading side."""
-    return torch.device(name)
-
-
-def _placed(saved: torch.device, target: torch.device | None) -> torch.device:
-    return saved if target is None or saved.type == "cpu" else target
-
-
-def _writing_module(shared: Mapping[str, object]) -> SimpleNamespace:
-    """A pickle module for ``torch.save`` that writes shared objects as their keys."""
-    keys = {id(value): key for key, value in shared.items()}
-
-    class Pickler(dill.Pickler):
-        def reducer_override(self, obj: object) -> Any:
-            if isinstance(obj, torch.device):
-                # Else Avalanche's own reducer is used, which prints when it is read.
-                return _device, (str(obj),)
-            key = keys.get(id(obj))
-            return NotImplemented if key is None else (_shared, (key,))
-
-    return SimpleNamespace(__name__="protocl.io.checkpoint", Pickler=Pickler)
-
-
-def _reading_module(
-    shared: Mapping[str, object], path: Path, target: torch.device | None
-) -> SimpleNamespace:
-    """A pickle module for ``torch.load`` that resolves shared objects and devices."""
-
-    def resolve(key: str) -> object:
-        if key not in shared:
-            raise DataError(f"{path} needs the shared object '{key}', which was not given")
-        return shared[key]
-
-    def device(name: str) -> torch.device:
-        return _placed(torch.device(name), target)
-
-    replaced = {_shared.__name__: resolve, _device.__name__: device}
-
-    class Unpickler(dill.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            if module == __name__ and name in replaced:
-                return replaced[name]
-            try:
-                return super().find_class(module, name)
-            except (ImportError, AttributeError) as error:
-                raise outdated(path) from error
-
-    return SimpleNamespace(__name__="protocl.io.checkpoint", Unpickler=Unpickler)

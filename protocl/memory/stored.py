@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, Self, get_args
 
@@ -227,6 +227,13 @@ class StoredStatistics(StatisticsKind):
         """
         ids = self.class_ids.tolist()
         return {class_id: self._changed.get(class_id, self._changed_all) for class_id in ids}
+
+    def keyed_rows(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """See :class:`protocl.io.pieces.KeyedRows`: classes that have not changed are kept."""
+        revisions = self.class_revisions().items()
+        for name, buffer in self.named_buffers(recurse=False):
+            if name not in self._shared:
+                yield buffer, [f"{revision} {class_id} {name}" for class_id, revision in revisions]
 
     def _take_over(self, other: StoredStatistics) -> None:
         """Hold a copy of the statistics of ``other``."""

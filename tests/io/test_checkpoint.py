@@ -76,7 +76,7 @@ class TestFile:
     def test_one_of_an_earlier_protocl_is_refused_in_a_sentence(self, tmp_path: Path):
         (tmp_path / "experience-00001.ckpt").write_bytes(EARLIER.read_bytes())
         with pytest.raises(
-            ConfigError, match=r"not of format 2, .* protocl 0.* start anew without"
+            ConfigError, match=r"not of format 3, .* protocl 0.* start anew without"
         ):
             CheckpointFolder(tmp_path).load_newest({})
 
@@ -264,7 +264,7 @@ KILLED = [
 KILLED_OFTEN = [
     ["strategy=nearest_mean", "backbone=conv4", "backbone.width=4"],
     ["strategy=fecam", "strategy.first_experience_epochs=2", *CONV],
-    ["strategy=ranpac", "strategy.head.projection=100"],
+    ["strategy=ranpac", "strategy.head.projection=400"],
     *(
         [f"strategy={name}", *CONV]
         for name in ("naive", "lwf", "ewc", "cumulative", "joint", "replay")

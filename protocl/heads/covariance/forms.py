@@ -107,15 +107,18 @@ class ClassFactors(CovarianceForm):
         for row, factor in known.items():
             factors[row] = factor
         rows = iter(row for row in range(len(factors)) if row not in known)
+        # A pseudo-inverse, for a singular matrix, has a factor that is not triangular.
+        triangular = self._triangular or all(map(_is_triangular, known.values()))
         error = 0.0
         for part, squares in matrices:
             halves = whitening(part)
             error = max(error, whitened_error(halves, part, squares))
             for factor in halves:
-                factors[next(rows)] = factor
+                row = next(rows)
+                factors[row] = factor
+                triangular &= _is_triangular(factors[row])
         warn_of_lost_scatter(error)
-        # A pseudo-inverse, for a singular matrix, has a factor that is not triangular.
-        self._triangular = all(torch.equal(factor, factor.tril()) for factor in factors)
+        self._triangular = triangular
         return {"means": means, "factors": factors}
 
     def write(self, parts: Parts, queries: Tensor, chosen: slice, out: Tensor) -> None:
@@ -137,6 +140,10 @@ class ClassFactors(CovarianceForm):
             whitened = differences[..., :stop] @ factors[:, start : start + block, :stop].mT
             total += whitened.square_().sum(-1)
         return total
+
+
+def _is_triangular(factor: Tensor) -> bool:
+    return torch.equal(factor, factor.tril())
 
 
 class SharedFactor(CovarianceForm):

@@ -206,3 +206,16 @@ def test_what_rounding_leaves_of_a_feature_that_repeats_another_is_no_direction(
     matrix[1, 1] += roundings * torch.finfo(torch.float64).eps
     half = whitening(matrix[None])[0]
     torch.testing.assert_close(half.T @ half, torch.full_like(matrix, 0.25), rtol=1e-9, atol=0)
+
+
+def test_factors_that_are_kept_go_with_any_others() -> None:
+    """Of two samples a class has a singular matrix, whose factor is not triangular."""
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.rand(60, WIDTH, generator=generator)
+    steps = [(samples[:2], 1), (samples[2:30], 0), (samples[30:32], 2), (samples[32:], 1)]
+    head = Mahalanobis(None)
+    memory = head.new_memory(WIDTH)
+    for features, label in steps:
+        memory.update(features, torch.full((len(features),), label))
+        fresh = Mahalanobis(None).fit(memory)
+        assert torch.equal(head.fit(memory)(samples), fresh(samples))
