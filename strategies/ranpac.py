@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from protocl.config import Setup, StrategyInfo
+from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
 from protocl.heads import Ridge
-from protocl.strategies.frozen.base import FrozenBackbone
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
+from protocl.strategies.frozen.recipe import Recipe, SeededRecipeConfig
 
 
 class RanPAC(Recipe):
@@ -33,7 +32,7 @@ class RanPAC(Recipe):
 
 
 @dataclass
-class RanPACConfig(RecipeConfig):
+class RanPACConfig(SeededRecipeConfig):
     """Settings of :class:`RanPAC`; ``head`` has those of its head, whose seed is the run's."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -47,6 +46,3 @@ class RanPACConfig(RecipeConfig):
 
     name: str = "ranpac"
     head: Part = part(RanPAC.make_head, "seed")
-
-    def build(self, setup: Setup) -> FrozenBackbone:
-        return self._build(setup, RanPAC, seed=setup.seed, **self.head.arguments)

@@ -16,7 +16,7 @@ from protocl.cli.tables import plain_table
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError, ProtoclError
 from protocl.io.provenance import available_cores, installed_version
-from protocl.registry import BACKBONES, BENCHMARKS, HEADS, STRATEGIES, Registry
+from protocl.registry import BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
 
 _BROUGHT_BY_USER = ("npz", "image_folder")
 _SIGNS = {"ok": "[green]ok[/green]", "absent": "[yellow]absent[/yellow]", "bad": "[red]bad[/red]"}
@@ -96,7 +96,7 @@ def devices() -> Iterator[Finding]:
 
 def parts() -> Iterator[Finding]:
     """Whether everything registered under protocl's entry points can be imported."""
-    for registry in (STRATEGIES, HEADS, BACKBONES, BENCHMARKS):
+    for registry in (STRATEGIES, HEADS, MAPS, BACKBONES, BENCHMARKS):
         names = registry.names()
         broken = {name: _import_error(registry, name) for name in names}
         errors = [error for error in broken.values() if error is not None]

@@ -167,6 +167,14 @@ class RecipeConfig(FrozenBackboneConfig):
 
 
 @dataclass
+class SeededRecipeConfig(RecipeConfig):
+    """Settings of a :class:`Recipe` whose head draws numbers, by the seed of the run."""
+
+    def build(self, setup: Setup) -> FrozenBackbone:
+        return self._build(setup, self.recipe, seed=setup.seed, **self.head.arguments)
+
+
+@dataclass
 class AnyHeadConfig(FrozenBackboneConfig):
     """Any registered head over a frozen backbone: ``strategy=frozen strategy.head=NAME``.
 
