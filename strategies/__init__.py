@@ -1,5 +1,10 @@
 """Continual learning strategies on prototype memories, as Avalanche plugins."""
 
+from protocl.strategies.analytic.acil import ACIL
+from protocl.strategies.analytic.afl import AFL
+from protocl.strategies.analytic.air import AIR
+from protocl.strategies.analytic.fed3r import Fed3R
+from protocl.strategies.analytic.flycl import FlyCL
 from protocl.strategies.aper import APER
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.drift.compensation import DriftCompensation, DriftEstimator
@@ -21,6 +26,9 @@ from protocl.strategies.simplecil import SimpleCIL
 from protocl.strategies.slda import SLDA
 
 __all__ = [
+    "ACIL",
+    "AFL",
+    "AIR",
     "APER",
     "IL2A",
     "NAPAVQ",
@@ -32,6 +40,8 @@ __all__ = [
     "FeCAM",
     "FeTrIL",
     "FeTrILPlugin",
+    "Fed3R",
+    "FlyCL",
     "FrozenBackbone",
     "ICaRL",
     "ICaRLPlugin",
