@@ -48,12 +48,13 @@ class Registry:
         self.group = group
         self.kind = kind
 
-    def _entries(self) -> dict[str, EntryPoint]:
+    def entries(self) -> dict[str, EntryPoint]:
+        """Where each registered part is, by name; read anew from all that is installed."""
         return {entry.name: entry for entry in entry_points(group=self.group)}
 
     def names(self) -> list[str]:
         """Registered names in alphabetical order."""
-        return sorted(self._entries())
+        return sorted(self.entries())
 
     def get(self, name: str) -> Any:
         """Import and return the part called ``name``.
@@ -61,20 +62,28 @@ class Registry:
         Raises:
             ConfigError: nothing is registered under ``name``, or its package fails to import.
         """
-        entries = self._entries()
+        entries = self.entries()
         if name not in entries:
             raise unknown_name(self.kind, name, entries)
+        return self.load(entries[name])
+
+    def load(self, entry: EntryPoint) -> Any:
+        """Import and return the part of one of :meth:`entries`.
+
+        Raises:
+            ConfigError: its package fails to import.
+        """
         try:
-            return entries[name].load()
+            return entry.load()
         except (ImportError, AttributeError) as error:
             raise ConfigError(
-                f"{self.kind} '{name}' is registered as {entries[name].value}, "
+                f"{self.kind} '{entry.name}' is registered as {entry.value}, "
                 f"which cannot be imported: {error}; install that package again"
             ) from error
 
     def name_of(self, part: Any) -> str | None:
         """The name under which ``part`` is registered, or None."""
-        for name, entry in sorted(self._entries().items()):
+        for name, entry in sorted(self.entries().items()):
             if entry.value.rpartition(":")[2] == part.__qualname__ and self.get(name) is part:
                 return name
         return None

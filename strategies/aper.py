@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from protocl.config import StrategyInfo
-from protocl.strategies.frozen.first_session import Session
-from protocl.strategies.simplecil import SimpleCIL, SimpleCILConfig
+from protocl.strategies.frozen.session import Session
+from protocl.strategies.ready_made.recipes import SimpleCIL
+from protocl.strategies.simplecil import SimpleCILConfig
 
 SESSION = Session("adapter", classifier="cosine", two_branches=True)
 
@@ -50,7 +51,6 @@ class APERConfig(SimpleCILConfig):
         keeps_data=False,
         bytes_per_class="32 D + 16",
     )
-    recipe = APER
 
     name: str = "aper"
     first_experience_epochs: int = 20

@@ -8,31 +8,12 @@ from typing import ClassVar
 from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
 from protocl.heads import Mahalanobis
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
-
-
-class FeCAM(Recipe):
-    """Mahalanobis distance with one covariance for each class, over a frozen backbone: FeCAM.
-
-    Classes differ in shape, not only in place, so each has its own covariance, shrunk and
-    normalised to correlations to be comparable (Goswami et al., FeCAM: Exploiting the
-    Heterogeneity of Class Distributions in Exemplar-Free Continual Learning, NeurIPS 2023).
-
-    Stored between experiences: count and two means of each class and one ``(D, D)`` matrix a class;
-    no samples. For 512 features that is 4 MiB a class (with the rounding errors kept alongside).
-    On the command line: ``strategy=fecam strategy.head.tukey=null``.
-
-    Args:
-        **settings: those of :class:`~protocl.heads.Mahalanobis`, such as ``shrinkage`` and
-            ``tukey``, and of :class:`.FrozenBackbone` but ``head``.
-    """
-
-    make_head = Mahalanobis
+from protocl.strategies.frozen.recipe import RecipeConfig
 
 
 @dataclass
 class FeCAMConfig(RecipeConfig):
-    """Settings of :class:`FeCAM`; ``head`` has those of its head.
+    """Settings of :class:`.FeCAM`; ``head`` has those of its head.
 
     Tukey's transform needs features that are not negative; ``head.tukey=null`` for others.
     """
@@ -44,7 +25,6 @@ class FeCAMConfig(RecipeConfig):
         keeps_data=False,
         bytes_per_class="16 D^2 + 32 D + 16",
     )
-    recipe = FeCAM
 
     name: str = "fecam"
-    head: Part = part(FeCAM.make_head)
+    head: Part = part(Mahalanobis)

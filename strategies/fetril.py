@@ -271,7 +271,7 @@ class FeTrILConfig(FrozenBackboneConfig):
 
     @property
     def unused(self) -> dict[str, str]:
-        unused = super().unused
+        unused = super().unused | {"sums.forgettable": "it keeps means alone"}
         return unused if self.svm_c is None else unused | {"head": "svm_c takes its place"}
 
     def build(self, setup: Setup) -> FrozenBackbone:

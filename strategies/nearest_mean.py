@@ -8,32 +8,12 @@ from typing import ClassVar
 from protocl import heads
 from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
-
-
-class NearestMean(Recipe):
-    """Nearest class mean over a frozen backbone.
-
-    A class is the mean of its features, a sample belongs to the nearest mean (Mensink et al.,
-    TPAMI 2013). The switches give NMC (Janson et al., A Simple Baseline that Questions the Use of
-    Pretrained-Models in Continual Learning, 2022: normalised inputs), SimpleCIL (Zhou et al., IJCV
-    2024: cosine) and the rule of prototypical networks (Snell et al., NeurIPS 2017: all off).
-
-    Stored between experiences: count and mean of each class, ``8 (D + 1)`` bytes a class and as
-    many again for the rounding errors; no samples.
-    On the command line: ``strategy=nearest_mean strategy.head.metric=cosine``.
-
-    Args:
-        **settings: those of :class:`protocl.heads.NearestMean`, such as ``metric``, and of
-            :class:`.FrozenBackbone` but ``head``.
-    """
-
-    make_head = heads.NearestMean
+from protocl.strategies.frozen.recipe import RecipeConfig
 
 
 @dataclass
 class NearestMeanConfig(RecipeConfig):
-    """Settings of :class:`NearestMean`; ``head`` has those of its head."""
+    """Settings of :class:`.NearestMean`; ``head`` has those of its head."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="Nearest mean",
@@ -42,7 +22,6 @@ class NearestMeanConfig(RecipeConfig):
         keeps_data=False,
         bytes_per_class="16 D + 16",
     )
-    recipe = NearestMean
 
     name: str = "nearest_mean"
-    head: Part = part(NearestMean.make_head)
+    head: Part = part(heads.NearestMean)

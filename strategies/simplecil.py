@@ -9,31 +9,12 @@ from typing import ClassVar
 from protocl import heads
 from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
-
-
-class SimpleCIL(Recipe):
-    """Nearest class mean by cosine over a frozen backbone: SimpleCIL, as published.
-
-    A class is the mean of its features as they are, a sample belongs to the mean of largest cosine
-    (Zhou et al., Revisiting Class-Incremental Learning with Pre-Trained Models, IJCV 2024). Not the
-    same as NMC (Janson et al., 2022), which divides each feature vector by its norm before
-    averaging and compares by Euclidean distance, so that a mean's length counts: ``nearest_mean``
-    with ``normalize_input``.
-
-    Stored between experiences: count and mean of each class; no samples.
-    On the command line: ``strategy=simplecil``.
-
-    Args:
-        **settings: those of :class:`.FrozenBackbone` but ``head``.
-    """
-
-    make_head = staticmethod(partial(heads.NearestMean, "cosine"))
+from protocl.strategies.frozen.recipe import RecipeConfig
 
 
 @dataclass
 class SimpleCILConfig(RecipeConfig):
-    """Settings of :class:`SimpleCIL`."""
+    """Settings of :class:`.SimpleCIL`."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="SimpleCIL",
@@ -42,7 +23,6 @@ class SimpleCILConfig(RecipeConfig):
         keeps_data=False,
         bytes_per_class="16 D + 16",
     )
-    recipe = SimpleCIL
 
     name: str = "simplecil"
-    head: Part = part(SimpleCIL.make_head)
+    head: Part = part(partial(heads.NearestMean, "cosine"))

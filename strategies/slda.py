@@ -8,32 +8,12 @@ from typing import ClassVar
 from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
 from protocl.heads import LinearDiscriminant
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
-
-
-class SLDA(Recipe):
-    """Linear discriminant analysis over a frozen backbone: SLDA, exact.
-
-    All classes share one covariance, so the boundaries are linear and follow from class means and
-    one matrix: ``w_c . (f - m) + b_c``. Deep SLDA (Hayes & Kanan, Lifelong Machine Learning with
-    Deep Streaming Linear Discriminant Analysis, CVPR Workshops 2020) keeps a running estimate of
-    that matrix, which depends on the order of the samples; here it is the covariance itself,
-    whatever the order. ``streaming=True`` gives theirs.
-
-    Stored between experiences: count and mean of each class and one ``(D, D)`` matrix; no samples.
-    On the command line: ``strategy=slda strategy.head.shrinkage=0.1``.
-
-    Args:
-        **settings: those of :class:`~protocl.heads.LinearDiscriminant`, such as ``shrinkage``, and
-            of :class:`.FrozenBackbone` but ``head``.
-    """
-
-    make_head = LinearDiscriminant
+from protocl.strategies.frozen.recipe import RecipeConfig
 
 
 @dataclass
 class SLDAConfig(RecipeConfig):
-    """Settings of :class:`SLDA`; ``head`` has those of its head."""
+    """Settings of :class:`.SLDA`; ``head`` has those of its head."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="SLDA",
@@ -42,7 +22,6 @@ class SLDAConfig(RecipeConfig):
         keeps_data=False,
         bytes_per_class="16 D + 16",
     )
-    recipe = SLDA
 
     name: str = "slda"
-    head: Part = part(SLDA.make_head)
+    head: Part = part(LinearDiscriminant)

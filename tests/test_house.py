@@ -37,6 +37,7 @@ HELD_BY = {
     "protocl/bench": ["bench/test_bench.py"],
     "protocl/checks": ["checks/test_checks.py"],
     "protocl/cli": ["cli/test_main.py"],
+    "protocl/cli/model": ["cli/test_model_commands.py"],
     "protocl/config": ["config/test_compose.py", "config/test_unused.py"],
     "protocl/data": ["data/test_data.py", "data/test_archives.py", "data/test_pictures.py"],
     "protocl/data/augmentation": [
@@ -75,6 +76,7 @@ HELD_BY = {
     ],
     "strategies/frozen": ["strategies/frozen/test_base.py"],
     "strategies/plugin": ["strategies/plugin/test_prototype_plugin.py"],
+    "strategies/ready_made": ["strategies/frozen/test_base.py"],
     "strategies/training": ["strategies/training/test_losses.py", "strategies/test_prd.py"],
     "federation/bench": ["bench/test_bench.py", "federation/robust/test_rules.py"],
     "federation/cli": ["federation/runner/test_run.py"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import shutil
@@ -166,6 +167,51 @@ def test_import_loads_nothing_heavy(module: str, needs_torch: bool) -> None:
     assert "json" in loaded, "the list of modules does not look like one"
     assert ("torch" in loaded) is needs_torch
     assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("package", ["protocl.strategies", "protocl.federation"])
+def test_every_public_name_is_found_when_it_is_asked_for(package: str) -> None:
+    module = importlib.import_module(package)
+    assert [getattr(module, name).__name__ for name in module.__all__] == module.__all__
+    with pytest.raises(AttributeError, match="no attribute 'SLAD'"):
+        module.SLAD  # noqa: B018
+
+
+LIGHT = [
+    ["--version"],
+    ["--help"],
+    *([name, "--help"] for name in ("run", "list", "compare", "doctor", "federate", "pretrain")),
+    ["list"],
+    ["lst"],
+    ["run"],
+    ["run", "slda"],
+    ["run", "strategy=sdla"],
+    ["run", "strategy=slda", "benchmark=digit"],
+    ["run", "experiment=dmo"],
+    ["run", "strategy=slda,sdla", "backbone=[1"],
+]
+"""Commands and mistakes that are answered without torch."""
+
+
+def test_what_needs_no_torch_does_not_import_it() -> None:
+    script = (
+        "import sys\n"
+        "from protocl.cli.main import main\n"
+        f"for words in {LIGHT}:\n"
+        "    try:\n"
+        "        code = main(words)\n"
+        "    except SystemExit as ended:\n"
+        "        code = ended.code\n"
+        "    heavy = {'torch', 'numpy', 'avalanche', 'matplotlib'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+        "    assert code == (2 if words[0] in ('lst', 'run') and '--help' not in words else 0)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "did you mean 'slda'?" in run.stderr
+    assert "Hayes & Kanan" in run.stdout
 
 
 def imported_modules(path: Path) -> set[str]:

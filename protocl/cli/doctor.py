@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import metadata, requires
+from importlib.metadata import EntryPoint, metadata, requires
 
-import torch
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.text import Text
@@ -17,6 +16,7 @@ from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError, ProtoclError
 from protocl.io.provenance import available_cores, installed_version
 from protocl.registry import BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
+from protocl.source import definition
 
 _BROUGHT_BY_USER = ("npz", "image_folder")
 _SIGNS = {"ok": "[green]ok[/green]", "absent": "[yellow]absent[/yellow]", "bad": "[red]bad[/red]"}
@@ -86,6 +86,8 @@ def devices() -> Iterator[Finding]:
     """Processors that a run can use."""
     cores, memory = available_cores(), _memory_gib()
     yield Finding("cpu", "ok", f"{cores} cores, {memory:.1f} GiB memory")
+    import torch
+
     if not torch.cuda.is_available():
         yield Finding("cuda", "absent", "no CUDA device: device=auto takes the CPU")
     for index in range(torch.cuda.device_count()):
@@ -95,15 +97,19 @@ def devices() -> Iterator[Finding]:
 
 
 def parts() -> Iterator[Finding]:
-    """Whether everything registered under protocl's entry points can be imported."""
+    """Whether everything registered under protocl's entry points is there.
+
+    Other packages' parts are imported. Our own are looked up in their source, since importing them
+    takes seconds; what they import are the packages of :func:`packages`.
+    """
     for registry in (STRATEGIES, HEADS, MAPS, BACKBONES, BENCHMARKS):
-        names = registry.names()
-        broken = {name: _import_error(registry, name) for name in names}
-        errors = [error for error in broken.values() if error is not None]
-        if errors or not names:
+        entries = registry.entries()
+        broken = [_import_error(registry, entry) for entry in entries.values()]
+        errors = [error for error in broken if error is not None]
+        if errors or not entries:
             yield Finding(registry.group, "bad", "; ".join(errors) or "nothing is registered")
         else:
-            yield Finding(registry.group, "ok", ", ".join(names))
+            yield Finding(registry.group, "ok", ", ".join(sorted(entries)))
 
 
 def data_sets(root: str | None = None) -> Iterator[Finding]:
@@ -133,9 +139,12 @@ def _extra_of(requirement: Requirement) -> str | None:
     return next((extra for extra in extras if marker.evaluate({"extra": extra})), None)
 
 
-def _import_error(registry: Registry, name: str) -> str | None:
+def _import_error(registry: Registry, entry: EntryPoint) -> str | None:
+    ours = entry.dist is not None and entry.dist.name == "protocl"
+    if ours and definition(entry) is not None:
+        return None
     try:
-        registry.get(name)
+        registry.load(entry)
     except ConfigError as error:
         return str(error)
     return None

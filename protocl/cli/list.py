@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from importlib.resources import files
 from itertools import takewhile
 
@@ -12,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from protocl.cli.tables import plain_table
-from protocl.config import StrategyConfig
+from protocl.config.info import StrategyInfo
 from protocl.config.presets import group_names
 from protocl.errors import ConfigError
 from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
+from protocl.source import constant, definition, docstring
 
 _ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")  # cross-references of reStructuredText
 _SENTENCE_END = re.compile(r"(?<=\.)\s")
@@ -57,16 +59,16 @@ def _strategies() -> Table:
     table.add_column("method, and what it keeps between experiences")
     table.add_column("bytes a class")
     table.add_column("data kept")
+    entries = STRATEGIES.entries()
     for name in group_names("strategy"):
-        if name not in STRATEGIES.names():
+        if name not in entries:
             table.add_row(name, Text(_comment("strategy", name)))
             continue
         try:
-            schema: type[StrategyConfig] = STRATEGIES.get(name)
+            info = _info(entries[name])
         except ConfigError as error:  # one broken package must not hide the others
             table.add_row(name, Text(str(error), "red"))
             continue
-        info = schema.info
         method = info.title if info.paper == "-" else f"{info.title} ({info.paper})"
         kept = Text.assemble(f"{method}\n", (info.stored_between_experiences, "italic"))
         keeps_data = "yes" if info.keeps_data else "no"
@@ -74,28 +76,51 @@ def _strategies() -> Table:
     return table
 
 
+def _info(entry: EntryPoint) -> StrategyInfo:
+    """What a strategy says of itself in its source, or else when it is imported.
+
+    Raises:
+        ConfigError: it has to be imported, and cannot be.
+    """
+    part = definition(entry)
+    stated = None if part is None else constant(part, "info", StrategyInfo)
+    info: StrategyInfo = STRATEGIES.load(entry).info if stated is None else stated
+    return info
+
+
 def _others(kind: str) -> Table:
     group, registry = _GROUPS[kind]
     table = plain_table(_TITLES.get(kind, f"{group}=NAME"))
     table.add_column("name", no_wrap=True)
     table.add_column("what it is")
-    names = registry.names() if kind in _TITLES and registry else group_names(group)
-    for name in names:
-        table.add_row(name, _description(group, name, registry))
+    entries = registry.entries() if registry else {}
+    for name in sorted(entries) if kind in _TITLES else group_names(group):
+        text = Text(_comment(group, name))
+        if not text and registry is not None:
+            text = _description(registry, entries[name])
+        table.add_row(name, text)
     return table
 
 
-def _description(group: str, name: str, registry: Registry | None) -> Text:
-    """First sentence of the YAML file's comment, else of the registered part's docstring."""
-    comment = _comment(group, name)
-    if comment or registry is None:
-        return Text(comment)
+def _description(registry: Registry, entry: EntryPoint) -> Text:
+    """First sentence of the registered part's docstring."""
     try:
-        part = registry.get(name)
+        text = _docstring(registry, entry)
     except ConfigError as error:
         return Text(str(error), "red")
-    paragraph = (inspect.getdoc(part) or "").partition("\n\n")[0]
+    paragraph = text.partition("\n\n")[0]
     return Text(_first_sentence(_ROLE.sub(r"\1", paragraph).replace("`", "")))
+
+
+def _docstring(registry: Registry, entry: EntryPoint) -> str:
+    """The docstring in the part's source, or else the one that it has when it is imported.
+
+    Raises:
+        ConfigError: it has to be imported, and cannot be.
+    """
+    part = definition(entry)
+    stated = None if part is None else docstring(part)
+    return (inspect.getdoc(registry.load(entry)) or "") if stated is None else stated
 
 
 def _comment(group: str, name: str) -> str:

@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 a run failed; 2 wrong arguments or configuration; 3 data or weights absent;
 4 statistics of another backbone; 130 interrupted. Each subcommand imports what it needs when it is
-called, so that ``--help``, ``list`` and ``doctor`` do not wait for Avalanche.
+called: ``--help``, ``list`` and what is mistyped do not wait for torch, nor ``doctor`` for
+Avalanche.
 """
 
 from __future__ import annotations
@@ -171,6 +172,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from protocl.config.presets import require_readable
+
+    require_readable(args.settings)
     from protocl.cli.sweep import run_command
     from protocl.runner.experiment import EXPERIMENT
 
@@ -182,11 +186,8 @@ def _list(args: argparse.Namespace) -> int:
 
     from protocl.cli.list import tables
 
-    # Strategies are described by their own modules, whose import takes seconds.
-    with Console(stderr=True).status("reading what is installed"):
-        found = list(tables(args.what))
     console = Console()
-    for table in found:
+    for table in tables(args.what):
         console.print(table)
     return 0
 

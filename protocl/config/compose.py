@@ -24,11 +24,12 @@ from protocl.config.presets import (
     group_names,
     parse,
     read_mapping,
+    require_known,
 )
 from protocl.config.schema import ExperimentConfig
 from protocl.config.unused import refuse_unused
 from protocl.errors import ConfigError
-from protocl.registry import Registry, unknown_name
+from protocl.registry import Registry
 
 DEFAULTS = {"benchmark": "digits", "backbone": "identity"}
 """Parts that are picked where nothing else says so; a benchmark's file may name another backbone
@@ -141,11 +142,9 @@ def _pick(
             f"{', '.join(group_names(group, registry))}"
         )
     name = str(picked)
+    require_known(group, name, registry)
     source = group_file(group, name)
     if source is None:
-        # A family such as timm/NAME is registered under its first part.
-        if name.partition("/")[0] not in registry.names():
-            raise unknown_name(group, name, group_names(group, registry))
         return {"name": name}
     return {"name": name, **read_mapping(source.read_bytes(), str(source))}
 

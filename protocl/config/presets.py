@@ -118,6 +118,31 @@ def group_file(group: str, name: str) -> Traversable | None:
     return shipped if shipped.is_file() else None
 
 
+def require_known(group: str, name: str, registry: Registry) -> None:
+    """Refuse a ``group=NAME`` that is neither a file nor a registered part.
+
+    Raises:
+        ConfigError: it names the nearest name that exists.
+    """
+    # A family such as timm/NAME is registered under its first part.
+    if group_file(group, name) is None and name.partition("/")[0] not in registry.names():
+        raise unknown_name(group, name, group_names(group, registry))
+
+
+def require_readable(arguments: Sequence[str]) -> None:
+    """Refuse arguments whose form, preset or names of parts are wrong, without importing any part.
+
+    So that whoever mistypes is told at once: parts import torch, which takes seconds.
+
+    Raises:
+        ConfigError: as when a configuration is composed.
+    """
+    values = parse(arguments)
+    for group, registry in GROUPS.items():
+        for name in values.get(group) or values.get(f"{group}.name") or []:
+            require_known(group, str(name), registry)
+
+
 def _read_group(group: str, name: str) -> Settings:
     source = group_file(group, name)
     if source is None:

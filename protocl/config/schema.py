@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from torch import nn
 
 from protocl.backbones import BackboneConfig
+from protocl.config.info import StrategyInfo
 from protocl.config.sections import Registered
 from protocl.config.validation import (
     AT_LEAST_0,
@@ -27,28 +28,12 @@ from protocl.data import BenchmarkConfig
 from protocl.registry import STRATEGIES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
+    from torch import Tensor
 
-
-@dataclass(frozen=True)
-class StrategyInfo:
-    """What ``protocl list strategies`` and reports say about a strategy.
-
-    Attributes:
-        title: name as the field writes it ("Streaming LDA").
-        paper: authors, year and venue, or "-" for a plain baseline.
-        stored_between_experiences: what is kept from one experience to the next, in words.
-        keeps_data: whether training samples themselves are among it.
-        bytes_per_class: what one more class adds to it besides samples, in bytes for ``D``
-            features, as text ("16 D + 16"); sums are kept as pairs of float64. ``C`` stands for
-            the classes before it, ``M`` for the width of random features.
-    """
-
-    title: str
-    paper: str
-    stored_between_experiences: str
-    keeps_data: bool
-    bytes_per_class: str = "not stated"
+    from protocl.memory import PrototypeMemory
 
 
 @dataclass
@@ -86,6 +71,28 @@ class AdaptsOnce(Protocol):
 
     def release_backbone(self) -> Any:
         """Hand over the backbone after the first experience, and take features for images then."""
+
+
+class FeatureLearner(Protocol):
+    """What learns the features of a backbone that stays, without Avalanche.
+
+    Attributes:
+        memory: the statistics, or None before the first features.
+    """
+
+    memory: PrototypeMemory | None
+
+    def learn(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Take in an experience: features ``(B, D)``, labels and task labels ``(B,)`` a batch."""
+
+    def final_answer(self) -> Any:
+        """What a model on disk keeps of it; None where nothing was learned."""
+
+    def to(self, device: torch.device) -> None:
+        """Move to the device of the features."""
+
+    def logits(self, features: Tensor, tasks: Tensor, width: int) -> Tensor:
+        """Logits ``(N, width or more)`` of features ``(N, D)`` with task labels ``(N,)``."""
 
 
 @dataclass
@@ -191,17 +198,20 @@ class StrategyConfig(Registered):
             strategy: as :meth:`build` gave it, after its last experience.
 
         Returns:
-            The head and its memory, or a :class:`protocl.model.answers.Answer`: what the strategy
-            or one of its plugins gives as ``final_answer()``, else its model's own classifier.
-            None where neither is there.
+            The head and its memory, or a :class:`protocl.model.answers.Answer`. None, the default,
+            takes what the strategy or one of its plugins gives as ``final_answer()``, else its
+            model's own classifier.
         """
-        from protocl.model.answers import LinearAnswer
+        return None
 
-        for owner in (strategy, *strategy.plugins):
-            if hasattr(owner, "final_answer"):
-                return owner.final_answer()
-        layer = getattr(strategy.model, "classifier", None)
-        return LinearAnswer.of(layer) if isinstance(layer, nn.Linear) else None
+    def learner(self, setup: Setup) -> FeatureLearner | None:
+        """What does the same as :meth:`build` on features, where nothing is trained.
+
+        The runner then goes through the stream itself and imports no Avalanche, which takes
+        seconds; ``setup`` has neither plugins nor evaluator. It is written to checkpoints with
+        pickle. None, the default, has :meth:`build` called.
+        """
+        return None
 
     def build(self, setup: Setup) -> Any:
         """The Avalanche strategy with these settings, ready for its first ``train`` call."""

@@ -18,21 +18,19 @@ from protocl.data.torchvision_sets import is_archive, open_both, root_of
 
 def load_cifar10(config: BenchmarkConfig) -> ArrayData:
     """CIFAR-10, through torchvision or from an ``.npz`` archive at ``benchmark.path``."""
-    from torchvision.datasets import CIFAR10
-
-    return load_npz(config) if is_archive(config) else _load(CIFAR10, config)
+    return _load("CIFAR10", "cifar-10-batches-py", config)
 
 
 def load_cifar100(config: BenchmarkConfig) -> ArrayData:
     """CIFAR-100 with its 100 fine classes, through torchvision or from an ``.npz`` archive."""
-    from torchvision.datasets import CIFAR100
-
-    return load_npz(config) if is_archive(config) else _load(CIFAR100, config)
+    return _load("CIFAR100", "cifar-100-python", config)
 
 
-def _load(kind: Any, config: BenchmarkConfig) -> ArrayData:
+def _load(kind: str, folder: str, config: BenchmarkConfig) -> ArrayData:
+    if is_archive(config):
+        return load_npz(config)
     refuse(config, "split", "image_size")
-    train, test = open_both(kind, config, root_of(config) / kind.base_folder)
+    train, test = open_both(kind, config, root_of(config) / folder)
     return ArrayData(*_tensors(train), *_tensors(test), list(train.classes), config.name)
 
 

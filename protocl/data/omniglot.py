@@ -6,7 +6,6 @@ Source: Lake et al., Human-level Concept Learning through Probabilistic Program 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,15 +37,9 @@ def load_omniglot(config: BenchmarkConfig) -> ArrayData:
     split = chosen_split(config)
     folder = root_of(config) / "omniglot-py" / f"images_{split}"
     if not folder.is_dir():
-        open_set(lambda: _through_torchvision(split, config), config, folder)
+        settings = {"background": split == "background", "download": config.download}
+        open_set("Omniglot", config, folder, **settings)
     return _read_tree(folder, config)
-
-
-def _through_torchvision(split: str, config: BenchmarkConfig) -> Any:
-    from torchvision.datasets import Omniglot
-
-    background = split == "background"
-    return Omniglot(str(root_of(config)), background=background, download=config.download)
 
 
 def _read_tree(folder: Path, config: BenchmarkConfig) -> ArrayData:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocl.data.arrays import ArrayData, TensorData
+from protocl.data.arrays import ArrayData
+from protocl.data.experiences import ClassStream
 from protocl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,21 +21,16 @@ if TYPE_CHECKING:
 _PROTOCOL = re.compile(r"B(\d+)-Inc(\d+)", re.IGNORECASE)
 
 
-def build_benchmark(config: BenchmarkConfig, data: ArrayData, seed: int) -> Any:
-    """An Avalanche class-incremental benchmark over ``data``.
+def class_stream(config: BenchmarkConfig, data: ArrayData, seed: int) -> ClassStream:
+    """The class-incremental stream that ``config`` makes of ``data``.
 
-    It is built with ``nc_benchmark``, so that batches are ``(x, y, t)`` as LwF, iCaRL and others
-    need; every class of the order and every sample of it is in exactly one experience, and class
-    ids are those of the data set. The global random state is neither read nor changed.
+    Every class of the order and every sample of it is in exactly one experience, and class ids are
+    those of the data set. The global random state is neither read nor changed.
 
     Args:
         config: how to order and cut the classes.
         data: images or features.
         seed: seed of the run: held-out samples, and the class order unless ``order_seed`` is set.
-
-    Returns:
-        An Avalanche ``NCScenario`` with ``train_stream`` and ``test_stream``; the data set at the
-        root of both is :class:`TensorData`.
 
     Raises:
         ConfigError: the order or the cut does not fit the classes.
@@ -46,18 +42,22 @@ def build_benchmark(config: BenchmarkConfig, data: ArrayData, seed: int) -> Any:
     order = class_order(config, data.y_train, seed)
     sizes = experience_sizes(config, len(order))
     _require_test_samples(data, order)
-    data = _without_untrained(data, config)
-    from avalanche.benchmarks import nc_benchmark
+    arriving = iter(order)
+    classes = [[next(arriving) for _ in range(size)] for size in sizes]
+    return ClassStream(_without_untrained(data, config), classes, config.task_labels)
 
-    return nc_benchmark(
-        TensorData(data.x_train, data.y_train),
-        TensorData(data.x_test, data.y_test),
-        n_experiences=len(sizes),
-        task_labels=config.task_labels,
-        shuffle=False,
-        fixed_class_order=order,
-        per_exp_classes=dict(enumerate(sizes)),
-    )
+
+def build_benchmark(config: BenchmarkConfig, data: ArrayData, seed: int) -> Any:
+    """:func:`class_stream` as an Avalanche benchmark.
+
+    It is built with ``nc_benchmark``, so that batches are ``(x, y, t)`` as LwF, iCaRL and others
+    need.
+
+    Returns:
+        An Avalanche ``NCScenario`` with ``train_stream`` and ``test_stream``; the data set at the
+        root of both is :class:`.TensorData`.
+    """
+    return class_stream(config, data, seed).benchmark()
 
 
 def _require_test_samples(data: ArrayData, classes: list[int]) -> None:

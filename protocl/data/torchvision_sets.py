@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +19,39 @@ def is_archive(config: BenchmarkConfig) -> bool:
     return config.path is not None and Path(config.path).suffix == ".npz"
 
 
-def open_both(kind: Any, config: BenchmarkConfig, expected: Path) -> tuple[Any, Any]:
-    """The training and the test part of a torchvision data set of class ``kind``.
+def open_both(kind: str, config: BenchmarkConfig, expected: Path) -> tuple[Any, Any]:
+    """The training and the test part of the torchvision data set called ``kind``.
 
-    Arguments and errors are those of :func:`open_set`.
+    Other arguments and errors are those of :func:`open_set`.
     """
 
     def part(train: bool) -> Any:
-        return open_set(
-            lambda: kind(str(root_of(config)), train=train, download=config.download),
-            config,
-            expected,
-        )
+        settings = {"train": train, "download": config.download}
+        return open_set(kind, config, expected, **settings)
 
     return part(True), part(False)
 
 
-def open_set(factory: Callable[[], Any], config: BenchmarkConfig, expected: Path) -> Any:
+def open_set(kind: str, config: BenchmarkConfig, expected: Path, **settings: Any) -> Any:
     """Make a data set of torchvision, or say what is missing.
 
+    torchvision, whose import takes seconds, is not imported where the folder is absent.
+
     Args:
-        factory: makes it; downloads first if ``config.download``.
+        kind: name of its class; downloads first if ``config.download``.
         config: names the set in messages.
-        expected: file or folder in which torchvision looks.
+        expected: folder in which torchvision looks.
+        **settings: arguments of the class besides the root.
 
     Raises:
         DataError: the files are absent or damaged, or the download failed.
     """
+    if not config.download and not expected.is_dir():
+        raise _absent(config, expected, "there is no such folder")
+    from torchvision import datasets
+
     try:
-        return factory()
+        return getattr(datasets, kind)(str(root_of(config)), **settings)
     # torchvision raises RuntimeError for absent or damaged files; a download without a
     # network ends in URLError, which is an OSError.
     except (RuntimeError, OSError, EOFError) as error:
@@ -57,7 +60,11 @@ def open_set(factory: Callable[[], Any], config: BenchmarkConfig, expected: Path
                 f"{config.name} could not be downloaded ({error}); without a network, copy it from "
                 f"another machine to {expected} or give benchmark.path=FILE.npz"
             ) from error
-        raise DataError(
-            f"{config.name} was not found in {expected} ({error}); fetch it with "
-            "benchmark.download=true, or give benchmark.path= an .npz archive or another folder"
-        ) from error
+        raise _absent(config, expected, str(error)) from error
+
+
+def _absent(config: BenchmarkConfig, expected: Path, reason: str) -> DataError:
+    return DataError(
+        f"{config.name} was not found in {expected} ({reason}); fetch it with "
+        "benchmark.download=true, or give benchmark.path= an .npz archive or another folder"
+    )

@@ -57,7 +57,7 @@ class Head(Settings, MappedQueries):
         self._revision: str | None = None
         self._feature_dim = 0
         self._calibration: tuple[str, Calibration] | None = None
-        self._calibrated_by_statistics: str | None = None
+        self._by_statistics: str | None = None  # revision whose calibration came without a table
 
     # -- for users --------------------------------------------------------------------------
 
@@ -180,11 +180,9 @@ class Head(Settings, MappedQueries):
         """Fit to ``memory``, and learn from it how sure the answers are.
 
         Without a table this follows from the statistics: the head answers for seeded samples from
-        Student's distributions that have the class means and the pooled covariance of the
-        memory. That takes the classes for alike in scatter. It holds on digits (expected
-        calibration error below 5 %) and makes a head of many similar classes too sure (21 to 38 %
-        on pretrained features of CIFAR-100). A table of left-out samples knows better (2 to 5 %
-        there), and costs a second exchange.
+        Student's distributions with the class means and the pooled covariance. It holds on digits
+        (expected calibration error below 5 %) and makes a head of many similar classes too sure (21
+        to 38 % on features of CIFAR-100). A table of left-out samples knows better: 2 to 5 %.
 
         Args:
             memory: of level ``shared`` or ``full``; with a table of any level that suits the head.
@@ -196,9 +194,9 @@ class Head(Settings, MappedQueries):
         """
         self.fit(memory)
         assert self._revision is not None  # fit has set it
-        if table is not None or self._calibrated_by_statistics != self._revision:
+        if table is not None or self._by_statistics != self._revision:
             self._calibration = self._revision, calibration_of(self, memory, table)
-            self._calibrated_by_statistics = self._revision if table is None else None
+            self._by_statistics = self._revision if table is None else None
         return self
 
     @torch.no_grad()

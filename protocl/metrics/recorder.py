@@ -59,23 +59,37 @@ class EvaluationRecorder:
 
     def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Note the answers to one mini-batch, on its device."""
-        key = int(strategy.experience.current_experience)
-        answers = self._answers.setdefault(key, _Answers())
-        answers.add(strategy.mb_output.detach(), strategy.mb_y, self.calibration)
+        experience = int(strategy.experience.current_experience)
+        self.note(experience, strategy.mb_output.detach(), strategy.mb_y)
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
-        """Count the answers and bring the counts to the host.
+        """Count the answers, as :meth:`conclude`."""
+        self._last = self.conclude()
+
+    def note(self, experience: int, logits: Tensor, labels: Tensor) -> None:
+        """Note the answers to one mini-batch of a test experience.
+
+        Args:
+            experience: its id.
+            logits: ``(N, classes)``, of which no graph is kept.
+            labels: true class ids ``(N,)``.
+        """
+        answers = self._answers.setdefault(experience, _Answers())
+        answers.add(logits, labels, self.calibration)
+
+    def conclude(self) -> Evaluation:
+        """Bring the counts of all answers noted to the host; the next evaluation starts anew.
 
         Raises:
             DivergedError: logits are NaN or infinitely large, so that nothing is answered.
         """
-        for key, answers in self._answers.items():
+        noted, self._answers = self._answers, {}
+        for key, answers in noted.items():
             answers.require_numbers(key)
-        confusion = {key: answers.confusion() for key, answers in self._answers.items()}
-        bins = [answers.reliability() for answers in self._answers.values()]
+        confusion = {key: answers.confusion() for key, answers in noted.items()}
+        bins = [answers.reliability() for answers in noted.values()]
         reliability = sum(bins[1:], bins[0]) if bins and self.calibration else None
-        self._answers = {}
-        self._last = Evaluation(confusion, reliability)
+        return Evaluation(confusion, reliability)
 
 
 class _Answers:

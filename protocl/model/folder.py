@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -29,19 +29,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from protocl import __version__
 from protocl.backbones import Backbone
 from protocl.errors import DataError
+from protocl.heads.written_settings import plain, restored
 from protocl.io.atomic import atomic_folder
 from protocl.io.names import MODEL_FOLDER
 from protocl.memory import PrototypeMemory
 from protocl.memory import file as memory_file
-from protocl.model.answers import Answer
-from protocl.model.classifier import PrototypeClassifier
+from protocl.model.answers import Answer, Answering
 from protocl.model.encoder import Encoder
 from protocl.model.kept_backbone import KeptBackbone
 from protocl.model.labels import Labels
-from protocl.model.settings import plain, restored
 from protocl.model.trained import TrainedClassifier
 from protocl.registry import ANSWERS, HEADS, Registry
 
+if TYPE_CHECKING:
+    from protocl.model.classifier import PrototypeClassifier
+
+Model: TypeAlias = "PrototypeClassifier | TrainedClassifier"
 FORMAT = "protocl-model"
 FORMAT_VERSION = 1
 DESCRIPTION = "model.json"
@@ -83,7 +86,18 @@ class Description(BaseModel):
     versions: dict[str, str]
 
 
-Model = PrototypeClassifier | TrainedClassifier
+class Parts(NamedTuple):
+    """What a model is made of, whoever uses it.
+
+    Attributes:
+        answering: the head and its memory, or trained parameters.
+        labels: ``(C,)`` of the classes, in the order of ids or of the answer's columns.
+        encoder: of samples; None where they are features.
+    """
+
+    answering: Answering
+    labels: Labels
+    encoder: Encoder | None
 
 
 def save_model(model: Model, path: str | os.PathLike[str]) -> None:
@@ -98,10 +112,21 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
         ValueError: the classifier knows nothing, or has parts that a folder cannot name.
         DataError: the folder holds something else.
     """
-    folder = Path(path)
-    description = describe(model)
+    if isinstance(model, TrainedClassifier):
+        write(Parts(model.answer, model.labels, model.encoder_), Path(path))
+        return
+    if not hasattr(model, "memory_"):
+        raise ValueError("the classifier has not learned yet: call fit or partial_fit first")
+    labels = model.classes_[np.argsort(model.ids_)]
+    encoder = getattr(model, "encoder_", None)
+    write(Parts((model.head_, model.memory_), labels, encoder), Path(path))
+
+
+def write(parts: Parts, folder: Path) -> None:
+    """Write what a model is made of: see :func:`save_model`."""
+    description = describe(parts)
     if (folder / DESCRIPTION).exists() and read_description(folder) == description:
-        _write_state(model, folder)
+        _write_state(parts, folder)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
@@ -109,10 +134,9 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
             "another folder, or remove it"
         )
     with atomic_folder(folder) as temporary:
-        encoder: Encoder | None = getattr(model, "encoder_", None)
-        if encoder is not None and description.backbone is not None:
-            description.backbone.save(encoder.backbone, temporary)
-        _write_state(model, temporary)
+        if parts.encoder is not None and description.backbone is not None:
+            description.backbone.save(parts.encoder.backbone, temporary)
+        _write_state(parts, temporary)
         content = description.model_dump(mode="json")
         content["checksum"] = _checksum(content)
         text = json.dumps(content, indent=1, allow_nan=False)
@@ -155,16 +179,13 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     return inside if (inside / DESCRIPTION).is_file() else Path(path)
 
 
-def describe(model: Model) -> Description:
-    """What ``model.json`` says of a classifier."""
-    encoder: Encoder | None = getattr(model, "encoder_", None)
-    head = answer = None
-    if isinstance(model, PrototypeClassifier) and not hasattr(model, "memory_"):
-        raise ValueError("the classifier has not learned yet: call fit or partial_fit first")
-    if isinstance(model, TrainedClassifier):
-        answer = _named(ANSWERS, model.answer, model.answer.arguments)
+def describe(parts: Parts) -> Description:
+    """What ``model.json`` says of a model."""
+    answering, encoder, head, answer = parts.answering, parts.encoder, None, None
+    if isinstance(answering, tuple):
+        head = _named(HEADS, answering[0], answering[0].get_params())
     else:
-        head = _named(HEADS, model.head_, model.head_.get_params())
+        answer = _named(ANSWERS, answering, answering.arguments)
     return Description(
         head=head,
         answer=answer,
@@ -203,14 +224,14 @@ def read_description(folder: Path) -> Description:
         raise DataError(f"{file} is damaged: {error}") from error
 
 
-def _write_state(model: Model, folder: Path) -> None:
-    if isinstance(model, TrainedClassifier):
-        labels = {_LABELS: json.dumps(model.labels.tolist())}
-        memory_file.write(folder / ANSWER, labels, model.answer.state_dict(), kind=FORMAT)
+def _write_state(parts: Parts, folder: Path) -> None:
+    labels = {_LABELS: json.dumps(parts.labels.tolist())}
+    if not isinstance(parts.answering, tuple):
+        memory_file.write(folder / ANSWER, labels, parts.answering.state_dict(), kind=FORMAT)
         return
-    description = memory_file.description_of(model.memory_)
-    labels = {_LABELS: json.dumps(model.classes_[np.argsort(model.ids_)].tolist())}
-    memory_file.write(folder / MEMORY, description | labels, memory_file.arrays_of(model.memory_))
+    _, memory = parts.answering
+    description = memory_file.description_of(memory) | labels
+    memory_file.write(folder / MEMORY, description, memory_file.arrays_of(memory))
 
 
 def read_memory(folder: Path) -> tuple[PrototypeMemory, Labels]:
@@ -230,6 +251,8 @@ def read_memory(folder: Path) -> tuple[PrototypeMemory, Labels]:
 
 
 def _load_memory(folder: Path, head: Named, encoder: Encoder | None) -> PrototypeClassifier:
+    from protocl.model.classifier import PrototypeClassifier
+
     memory, labels = read_memory(folder)
     options = restored(head.settings)
     return PrototypeClassifier(

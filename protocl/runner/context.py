@@ -124,7 +124,7 @@ class RunContext(Generic[Config]):
         """What has to be the same for whoever continues the run, and its phases so far."""
         return {
             "data_hash": self.data_hash,
-            "versions": provenance.versions(),
+            "versions": self._versions,
             "threads": torch.get_num_threads(),
             "phases": self.phases.entries,
         }
@@ -143,7 +143,7 @@ class RunContext(Generic[Config]):
                 f"{self.folder}: the data of benchmark '{self.config.benchmark.name}' changed "
                 "since the run began; restore it, or start anew without resume=true"
             )
-        present = provenance.versions()
+        present = self._versions
         if origin["versions"] != present:
             changed = sorted(dict(origin["versions"].items() ^ present.items()))
             raise ConfigError(
@@ -175,7 +175,7 @@ class RunContext(Generic[Config]):
             "status": "complete" if complete else "running",
             **found,
             "phases": self.phases.entries,
-            "versions": provenance.versions(),
+            "versions": self._versions,
             "git": self._git,
             "machine": provenance.machine(str(self.device), torch.get_num_threads()),
         }
@@ -183,6 +183,10 @@ class RunContext(Generic[Config]):
             plot_run(result, self.folder / "plots")
         atomic_write(self.folder / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
         return result
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return provenance.versions()
 
     @cached_property
     def _git(self) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from protocl.backbones import Backbone
-from protocl.config import ExperimentConfig, Setup
+from protocl.config import ExperimentConfig
 from protocl.config.arguments import Argument, Settings, expand
 from protocl.config.compose import compose, load
 from protocl.config.presets import parse
@@ -18,9 +18,10 @@ from protocl.metrics.history import History
 from protocl.metrics.recorder import EvaluationRecorder
 from protocl.runner.adapted_cache import AdaptedBackbones
 from protocl.runner.context import CHECKPOINTS, RunContext
+from protocl.runner.feature_run import FeatureRun
 from protocl.runner.kind import Kind
-from protocl.runner.model import write_model
-from protocl.runner.prepare import prepare
+from protocl.runner.model import kept_answer, write_model
+from protocl.runner.prepare import Prepared, prepare, seed_generators
 from protocl.runner.result import backbone_of, build_result, memory_of
 
 BACKBONE = "backbone"
@@ -48,7 +49,13 @@ class ExperimentKind(Kind[ExperimentConfig]):
 
     def execute(self, run: RunContext[ExperimentConfig]) -> dict[str, Any]:
         """See :class:`protocl.runner.kind.Kind`."""
-        return _Run(run).finish()
+        seed_generators(run.config.seed)
+        prepared = prepare(run)
+        with as_config_error(f"strategy={run.config.strategy.name}: "):
+            learner = run.config.strategy.learner(prepared.setup(run))
+        if learner is not None:
+            return FeatureRun(run, prepared, learner).finish()
+        return _Run(run, prepared).finish()
 
 
 EXPERIMENT = ExperimentKind()
@@ -71,9 +78,9 @@ class EpochProgress:
 
 
 class _Run:
-    """The state of one run; :meth:`finish` takes it from wherever it stands to its end."""
+    """The state of one run of an Avalanche strategy; :meth:`finish` takes it to its end."""
 
-    def __init__(self, run: RunContext[ExperimentConfig]) -> None:
+    def __init__(self, run: RunContext[ExperimentConfig], prepared: Prepared) -> None:
         from avalanche.training.determinism.rng_manager import RNGManager
 
         from protocl.runner.tensorboard import EpochLoss, EventLogger
@@ -84,8 +91,7 @@ class _Run:
         self.released = CheckpointFolder(run.folder / CHECKPOINTS / BACKBONE)
         self.backbone: Backbone | None = None
         self.adapted = AdaptedBackbones(run.config.cache)
-        self.random.set_random_seeds(run.config.seed)
-        self.prepared = prepare(run)
+        self.prepared = prepared
         self.events = EventLogger(run.folder)
         self.epochs = EpochProgress(lambda epoch, n: self._tell("train", epoch=epoch, n_epochs=n))
         self.loss = EpochLoss(self.events)
@@ -100,7 +106,7 @@ class _Run:
 
     @property
     def n_experiences(self) -> int:
-        return len(self.prepared.benchmark.train_stream)
+        return len(self.prepared.stream)
 
     def finish(self) -> dict[str, Any]:
         """Train and evaluate on the experiences that remain, then write memory and weights."""
@@ -119,15 +125,10 @@ class _Run:
 
         self.history = History()
         self.recorder = EvaluationRecorder()
-        setup = Setup(
-            model=self.prepared.model,
-            feature_dim=self.prepared.feature_dim,
-            n_classes=self.prepared.n_classes,
-            device=self.run.device,
-            seed=self.config.seed,
+        setup = self.prepared.setup(
+            self.run,
             plugins=[*self._augmentation(), self.recorder, self.epochs, self.loss],
             evaluator=evaluation_plugin(self.events),
-            fingerprint=self.prepared.fingerprint,
         )
         with as_config_error(f"strategy={self.config.strategy.name}: "):
             self.strategy = self.config.strategy.build(setup)
@@ -216,7 +217,7 @@ class _Run:
         trained = self.backbone is None and self.config.strategy.trains_backbone
         backbone = backbone_of(self.strategy) if trained else self.prepared.backbone
         assert backbone is not None  # the runner has put it there
-        answer, memory = self.config.strategy.kept_answer(self.strategy), memory_of(self.strategy)
+        answer, memory = kept_answer(self.config.strategy, self.strategy), memory_of(self.strategy)
         if memory is not None and not isinstance(answer, tuple):
             memory.save(self.run.folder / "memory.safetensors")  # it did not answer
         write_model(
@@ -229,7 +230,9 @@ class _Run:
         )
 
     def _result(self) -> dict[str, Any]:
-        return build_result(self.config, self.prepared, self.strategy, self.history)
+        trained = backbone_of(self.strategy) if self.config.strategy.trains_backbone else None
+        memory = memory_of(self.strategy)
+        return build_result(self.config, self.prepared, self.history, memory, trained)
 
     def _tell(self, phase: str, **more: int) -> None:
         self.run.tell(phase, len(self.history.evaluations), total=self.n_experiences, **more)

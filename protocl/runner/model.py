@@ -6,40 +6,38 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from protocl.backbones import Backbone
+from protocl.config import StrategyConfig
 from protocl.io.names import MODEL_FOLDER
-from protocl.model.answers import Answering
-from protocl.model.classifier import PrototypeClassifier
+from protocl.model.answers import Answering, LinearAnswer
 from protocl.model.encoder import Encoder
-from protocl.model.folder import save_model
+from protocl.model.folder import Parts, write
 from protocl.model.labels import Labels
-from protocl.model.trained import TrainedClassifier
 
 logger = logging.getLogger(__name__)
 
 
-def model_of(
-    answer: Answering, encoder: Encoder, class_names: Sequence[str]
-) -> PrototypeClassifier | TrainedClassifier:
-    """The classifier of a run.
+def kept_answer(config: StrategyConfig, strategy: Any) -> Answering | None:
+    """What answers for a strategy that has learned; None where no model can hold it.
 
     Args:
-        answer: what answered in it; its class ids are places in ``class_names``.
-        encoder: of its samples.
-        class_names: one name for each class id.
+        config: of the strategy; see :meth:`protocl.config.StrategyConfig.kept_answer`.
+        strategy: after its last experience.
     """
-    if not isinstance(answer, tuple):
-        answer = answer.cpu()
-        return TrainedClassifier(answer, _labels(class_names, answer.classes.tolist()), encoder)
-    head, memory = answer
-    memory = memory.copy().cpu()
-    return PrototypeClassifier(
-        head, backbone=encoder.backbone, forgettable=memory.level != "shared",
-        exact=memory.exact, step=memory.step,
-    ).hold(memory, _labels(class_names, memory.classes.tolist()), encoder)  # fmt: skip
+    found: Answering | None = config.kept_answer(strategy)
+    if found is not None:
+        return found
+    for owner in (strategy, *strategy.plugins):
+        if hasattr(owner, "final_answer"):
+            answer: Answering | None = owner.final_answer()
+            return answer
+    layer = getattr(strategy.model, "classifier", None)
+    return LinearAnswer.of(layer) if isinstance(layer, nn.Linear) else None
 
 
 def write_model(
@@ -67,7 +65,8 @@ def write_model(
         return
     shutil.rmtree(run / MODEL_FOLDER, ignore_errors=True)  # of a run that was killed after it
     encoder = Encoder(backbone.cpu(), shape, batch_size=batch_size)
-    save_model(model_of(answer, encoder, class_names), run / MODEL_FOLDER)
+    ids = answer[1].classes if isinstance(answer, tuple) else answer.classes
+    write(Parts(answer, _labels(class_names, ids.tolist()), encoder), run / MODEL_FOLDER)
 
 
 def _labels(names: Sequence[str], ids: Sequence[int]) -> Labels:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from protocl.backbones import Backbone, BackboneConfig, Classifier, build_backbone, fingerprint
 from protocl.backbones.features import require_fit, takes_raw
-from protocl.config import ExperimentConfig
-from protocl.data import ArrayData, build_benchmark
+from protocl.config import ExperimentConfig, Setup
+from protocl.data import ArrayData, ClassStream, class_stream
 from protocl.errors import ConfigError
 from protocl.runner.context import RunContext
 
@@ -22,7 +26,7 @@ class Prepared:
 
     Attributes:
         data: what the benchmark is made of.
-        benchmark: Avalanche benchmark, over images or over features computed beforehand.
+        stream: which samples come when: images, or features computed beforehand.
         model: classifier on the device of the run; its backbone is the identity where the
             features were computed beforehand.
         feature_dim: width ``D`` of the features.
@@ -37,7 +41,7 @@ class Prepared:
     """
 
     data: ArrayData
-    benchmark: Any
+    stream: ClassStream
     model: Classifier
     feature_dim: int
     n_classes: int
@@ -46,6 +50,11 @@ class Prepared:
     backbone: Backbone
     sample_shape: tuple[int, ...]
     fingerprint: str
+
+    @cached_property
+    def benchmark(self) -> Any:
+        """The stream as an Avalanche benchmark."""
+        return self.stream.benchmark()
 
     def shared_objects(self, prefix: str = "") -> dict[str, object]:
         """The objects, by name, that a checkpoint refers to instead of holding them."""
@@ -61,6 +70,30 @@ class Prepared:
                 shared[f"{part}_data_{number}"] = leaf
         return {prefix + name: value for name, value in shared.items()}
 
+    def setup(
+        self,
+        run: RunContext[ExperimentConfig],
+        plugins: Sequence[Any] = (),
+        evaluator: Any = None,
+    ) -> Setup:
+        """What a strategy needs besides its own settings.
+
+        Args:
+            run: the run.
+            plugins: Avalanche plugins of the runner.
+            evaluator: Avalanche's, or None where there is no Avalanche.
+        """
+        return Setup(
+            model=self.model,
+            feature_dim=self.feature_dim,
+            n_classes=self.n_classes,
+            device=run.device,
+            seed=run.config.seed,
+            plugins=list(plugins),
+            evaluator=evaluator,
+            fingerprint=self.fingerprint,
+        )
+
     def encoded(self, run: RunContext[ExperimentConfig], backbone: Backbone) -> Prepared:
         """The same stream over the features of ``backbone``, which stays as it is from now on.
 
@@ -70,11 +103,19 @@ class Prepared:
         return replace(
             self,
             data=data,
-            benchmark=build_benchmark(run.config.benchmark, data, run.config.seed),
+            stream=class_stream(run.config.benchmark, data, run.config.seed),
             feature_dim=backbone.feature_dim,
             backbone=backbone,
             fingerprint=fingerprint(backbone),
         )
+
+
+def seed_generators(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators, as Avalanche's ``RNGManager`` does."""
+    torch.default_generator.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
@@ -100,7 +141,7 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
     classifier = nn.Linear(backbone.feature_dim, data.n_classes)
     return Prepared(
         data=data,
-        benchmark=build_benchmark(config.benchmark, data, config.seed),
+        stream=class_stream(config.benchmark, data, config.seed),
         model=Classifier(backbone, classifier).to(run.device),
         feature_dim=backbone.feature_dim,
         n_classes=data.n_classes,

@@ -12,18 +12,22 @@ from protocl.runner.prepare import Prepared
 
 
 def build_result(
-    config: ExperimentConfig, prepared: Prepared, strategy: Any, history: History
+    config: ExperimentConfig,
+    prepared: Prepared,
+    history: History,
+    memory: PrototypeMemory | None,
+    trained: Backbone | None = None,
 ) -> dict[str, Any]:
     """What ``result.json`` says of an experiment after at least one evaluation.
 
     Args:
         config: what is run.
         prepared: stream and model.
-        strategy: the Avalanche strategy in its present state.
         history: the evaluations so far.
+        memory: what the strategy keeps of the classes at present, if prototypes.
+        trained: the backbone in its present state, if the strategy trains it.
     """
     info = config.strategy.info
-    memory = memory_of(strategy)
     return {
         "benchmark": _describe_benchmark(config, prepared),
         "strategy": {
@@ -34,7 +38,7 @@ def build_result(
             "old_prototypes": config.strategy.old_prototypes,
             "state_bytes": None if memory is None else memory.nbytes,
         },
-        "backbone": _describe_backbone(config, prepared, strategy),
+        "backbone": _describe_backbone(config, prepared, trained),
         **history.measures(),
     }
 
@@ -54,24 +58,22 @@ def backbone_of(strategy: Any) -> Backbone | None:
 
 
 def _describe_benchmark(config: ExperimentConfig, prepared: Prepared) -> dict[str, Any]:
-    train, test = prepared.benchmark.train_stream, prepared.benchmark.test_stream
+    stream = prepared.stream
+    train = [stream.train(t) for t in range(len(stream))]
     return {
         "name": config.benchmark.name,
-        "n_experiences": len(train),
-        "classes_per_experience": [
-            [int(c) for c in experience.classes_in_this_experience] for experience in train
-        ],
+        "n_experiences": len(stream),
+        "classes_per_experience": [samples.classes for samples in train],
         "data_hash": prepared.data_hash,
-        "n_train": sum(len(experience.dataset) for experience in train),
-        "n_test": sum(len(experience.dataset) for experience in test),
+        "n_train": sum(map(len, train)),
+        "n_test": sum(len(stream.test(t)) for t in range(len(stream))),
         "class_names": prepared.class_names,
     }
 
 
 def _describe_backbone(
-    config: ExperimentConfig, prepared: Prepared, strategy: Any
+    config: ExperimentConfig, prepared: Prepared, trained: Backbone | None
 ) -> dict[str, Any]:
-    trained = backbone_of(strategy) if config.strategy.trains_backbone else None
     return {
         "name": config.backbone.name,
         "fingerprint": prepared.fingerprint if trained is None else fingerprint(trained),

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
-
 from protocl.config import StrategyConfig
 from protocl.config.sections import default_of
 from protocl.config.validation import AT_LEAST_0, ranged
@@ -35,10 +33,11 @@ def cosine_factor(epoch: int, epochs: int) -> float:
     return (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-class EpochSchedule(SupervisedPlugin[Any]):
+class EpochSchedule:
     """Give the first experience its own number of epochs, and let learning rates fall.
 
-    Rates return to their start with each experience. Every parameter group keeps its own.
+    An Avalanche plugin, which needs no base class of Avalanche's. Rates return to their start with
+    each experience. Every parameter group keeps its own.
 
     Args:
         first_experience_epochs: epochs of the first experience; None for those of the strategy.
@@ -54,7 +53,6 @@ class EpochSchedule(SupervisedPlugin[Any]):
         factor: float = 0.1,
         cosine: bool = False,
     ) -> None:
-        super().__init__()
         if first_experience_epochs is not None and first_experience_epochs < 0:
             raise ValueError(f"first_experience_epochs={first_experience_epochs}: expected >= 0")
         self.first_experience_epochs = first_experience_epochs

@@ -145,6 +145,3 @@ class AvalancheFeCAMConfig(AvalancheHeadConfig):
 
     def build(self, setup: Setup) -> Naive:
         return self._naive(setup, FeCAMClassifier(), CurrentDataFeCAMUpdate())
-
-    def kept_answer(self, strategy: Naive) -> None:
-        """Nothing: its matrices have no form among our answers; ``fecam`` is ours."""

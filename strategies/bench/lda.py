@@ -13,8 +13,8 @@ from protocl.bench import Size, SpeedComparison
 from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import features
 from protocl.bench.timing import interleaved
+from protocl.strategies import SLDA
 from protocl.strategies.bench.peers import experience, linear_network, silent
-from protocl.strategies.slda import SLDA
 
 TARGET = 45.0
 

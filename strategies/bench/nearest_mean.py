@@ -14,6 +14,7 @@ from protocl.bench import Size, SpeedComparison
 from protocl.bench.comparison import require_equal
 from protocl.bench.synthetic import features
 from protocl.bench.timing import interleaved
+from protocl.strategies import NearestMean
 from protocl.strategies.bench.peers import (
     avalanche_experience,
     experience,
@@ -21,7 +22,6 @@ from protocl.strategies.bench.peers import (
     linear_network,
     silent,
 )
-from protocl.strategies.nearest_mean import NearestMean
 
 TARGET = 10.0
 

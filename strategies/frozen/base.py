@@ -9,7 +9,6 @@ moves, merged statistics equal those of joint training.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from avalanche.training.plugins.evaluation import default_evaluator
@@ -19,27 +18,14 @@ from torch import Tensor, nn, optim
 from protocl import backbones
 from protocl.backbones import Backbone, Classifier
 from protocl.config import StrategyConfig
-from protocl.config.sections import default_of
-from protocl.config.validation import POSITIVE, ranged
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.strategies.frozen.first_session import FirstSession, Session
+from protocl.strategies.frozen.first_session import FirstSession
+from protocl.strategies.frozen.recipe import FrozenBackboneConfig, Sums
+from protocl.strategies.frozen.session import Session
 from protocl.strategies.plugin.extraction import classes_of
 from protocl.strategies.plugin.model_output import ScoresCrossEntropy
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
-
-
-@dataclass(frozen=True)
-class Sums:
-    """How statistics are summed.
-
-    Attributes:
-        exact: in fixed point, so that any order of experiences or clients gives the same bits.
-        step: its quantisation step.
-    """
-
-    exact: bool = default_of(PrototypePlugin, "exact")
-    step: float = ranged(default_of(PrototypePlugin, "step"), POSITIVE)
 
 
 class FrozenBackbone(SupervisedTemplate):
@@ -74,7 +60,7 @@ class FrozenBackbone(SupervisedTemplate):
         *,
         model: nn.Module,
         head: Head,
-        first_experience_epochs: int = 0,
+        first_experience_epochs: int = FrozenBackboneConfig.first_experience_epochs,
         optimizer: optim.Optimizer | None = None,
         session: Session = Session(),
         criterion: Any = None,
@@ -90,9 +76,7 @@ class FrozenBackbone(SupervisedTemplate):
         self.session: FirstSession | None = None
         if adaptation != "none":
             self.session = FirstSession(model, adaptation, session, layer=layer)
-        self.prototypes = plugin(
-            head, layer=layer, fingerprint=fingerprint, exact=sums.exact, step=sums.step
-        )
+        self.prototypes = plugin(head, layer=layer, fingerprint=fingerprint, **sums.arguments)
         for size in ("train_mb_size", "eval_mb_size"):
             settings.setdefault(size, getattr(StrategyConfig, size))
         settings.setdefault("evaluator", default_evaluator)

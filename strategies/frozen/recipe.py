@@ -1,22 +1,22 @@
-"""Strategies on a frozen backbone that differ in their head alone, and the settings of all."""
+"""Settings of strategies on a frozen backbone, of which those here differ in their head alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import Parameter, Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from protocl.config import Setup, StrategyConfig, StrategyInfo
 from protocl.config.sections import HeadChoice, Part, default_of, head, name_of_head
-from protocl.config.validation import AT_LEAST_0, ranged
+from protocl.config.validation import AT_LEAST_0, POSITIVE, ranged
 from protocl.heads.base import Head
 from protocl.strategies.avalanche.epoch_schedule import EpochSchedule
-from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
-from protocl.strategies.frozen.base import FrozenBackbone, Sums
-from protocl.strategies.frozen.documentation import with_arguments
-from protocl.strategies.frozen.first_session import Session
+from protocl.strategies.frozen.session import Session
+from protocl.strategies.plugin.prototypes import Prototypes
+
+if TYPE_CHECKING:
+    from protocl.strategies.frozen.base import FrozenBackbone
 
 _SESSION = ("session.classifier", "session.two_branches", "session.normalize_branches")
 _DESCENT = (
@@ -24,43 +24,26 @@ _DESCENT = (
 )  # fmt: skip
 
 
-class Recipe(FrozenBackbone):
-    """A frozen backbone under a head that takes its arguments from those of the strategy.
-
-    A subclass states the head; its own arguments are those of the head, with their defaults, and
-    those of :class:`.FrozenBackbone` but ``head``. Its docstring lists them all.
+@dataclass(frozen=True)
+class Sums:
+    """How statistics are summed.
 
     Attributes:
-        make_head: makes the head of its arguments.
+        exact: in fixed point, so that any order of experiences or clients gives the same bits.
+        step: its quantisation step.
+        forgettable: keep second moments of each class, so that the model of the run can forget a
+            class by name where its head shares one covariance.
     """
 
-    make_head: ClassVar[Callable[..., Head]]
+    exact: bool = default_of(Prototypes, "exact")
+    step: float = ranged(default_of(Prototypes, "step"), POSITIVE)
+    forgettable: bool = False
 
-    if TYPE_CHECKING:
-
-        def __init__(self, **settings: Any) -> None: ...
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        if "make_head" in vars(cls):
-            cls.__init__ = _constructor(cls.make_head)  # type: ignore[method-assign]
-        if cls.__doc__ is not None:
-            cls.__doc__ = with_arguments(cls.__doc__, cls.make_head, FrozenBackbone, made="head")
-        super().__init_subclass__(**kwargs)
-
-
-def _constructor(make_head: Callable[..., Head]) -> Callable[..., None]:
-    """``__init__`` with the arguments of ``make_head``, where Avalanche looks for known ones."""
-    arguments = signature(make_head).parameters
-
-    def construct(self: Any, **settings: Any) -> None:
-        own = {name: settings.pop(name) for name in arguments if name in settings}
-        FrozenBackbone.__init__(self, head=make_head(**own), **settings)
-
-    shown = [argument.replace(kind=Parameter.KEYWORD_ONLY) for argument in arguments.values()]
-    instance, others = signature(construct).parameters.values()
-    construct.__name__, construct.__qualname__ = "__init__", "Recipe.__init__"
-    construct.__signature__ = Signature([instance, *shown, others])  # type: ignore[attr-defined]
-    return construct
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of :class:`.Prototypes`."""
+        kept = {"level": "full"} if self.forgettable else {}
+        return {"exact": self.exact, "step": self.step, **kept}
 
 
 @dataclass
@@ -76,9 +59,7 @@ class FrozenBackboneConfig(StrategyConfig):
         sums: how statistics are summed.
     """
 
-    first_experience_epochs: int = ranged(
-        default_of(FrozenBackbone, "first_experience_epochs"), AT_LEAST_0
-    )
+    first_experience_epochs: int = ranged(0, AT_LEAST_0)
     session: Session = field(default_factory=Session)
     milestones: tuple[int, ...] = default_of(EpochSchedule, "milestones")
     cosine_schedule: bool = default_of(EpochSchedule, "cosine")
@@ -121,6 +102,8 @@ class FrozenBackboneConfig(StrategyConfig):
         self, setup: Setup, kind: Callable[..., FrozenBackbone], **settings: Any
     ) -> FrozenBackbone:
         """A strategy of class ``kind`` with ``settings`` of its own."""
+        from protocl.strategies.avalanche.in_memory import InMemory
+
         trains = self.trains_backbone
         schedule = EpochSchedule(milestones=self.milestones, cosine=self.cosine_schedule)
         return kind(
@@ -142,14 +125,11 @@ class FrozenBackboneConfig(StrategyConfig):
 
 @dataclass
 class RecipeConfig(FrozenBackboneConfig):
-    """Settings of a :class:`Recipe`; a subclass names the head's as ``head``.
+    """Settings of a strategy that is a head over a frozen backbone.
 
     Attributes:
-        recipe: the strategy.
-        head: arguments of its head.
+        head: arguments of the head; a subclass says of which.
     """
-
-    recipe: ClassVar[type[Recipe]]
 
     head: Part = field(default_factory=Part)
 
@@ -157,25 +137,47 @@ class RecipeConfig(FrozenBackboneConfig):
     def refusal(cls, setting: str, value: Any) -> str | None:
         if setting != "head":
             return super().refusal(setting, value)
-        fixed = name_of_head(cls.recipe.make_head)
+        made_by = type(cls().head).made_by
+        fixed = "of its own" if made_by is None else name_of_head(made_by)
         if value == fixed:
             return "has this head anyway; leave it out"
         return f"has a fixed head, {fixed}; for another type strategy=frozen strategy.head={value}"
 
+    def build_head(self, setup: Setup) -> Head:
+        """The head with these settings."""
+        made: Head = self.head.build()
+        return made
+
     def build(self, setup: Setup) -> FrozenBackbone:
-        return self._build(setup, self.recipe, **self.head.arguments)
+        from protocl.strategies.frozen.base import FrozenBackbone
+
+        return self._build(setup, FrozenBackbone, head=self.build_head(setup))
+
+    def learner(self, setup: Setup) -> Prototypes | None:
+        """What :meth:`build` makes, without its host; None where something is to be trained.
+
+        And for a subclass that builds another strategy.
+        """
+        if self.trains_backbone or type(self).build is not RecipeConfig.build:
+            return None
+        return Prototypes(
+            self.build_head(setup),
+            fingerprint=setup.fingerprint,
+            **self.sums.arguments,
+        )
 
 
 @dataclass
 class SeededRecipeConfig(RecipeConfig):
-    """Settings of a :class:`Recipe` whose head draws numbers, by the seed of the run."""
+    """Settings of a strategy whose head draws numbers, by the seed of the run."""
 
-    def build(self, setup: Setup) -> FrozenBackbone:
-        return self._build(setup, self.recipe, seed=setup.seed, **self.head.arguments)
+    def build_head(self, setup: Setup) -> Head:
+        made: Head = self.head.build(seed=setup.seed)
+        return made
 
 
 @dataclass
-class AnyHeadConfig(FrozenBackboneConfig):
+class AnyHeadConfig(RecipeConfig):
     """Any registered head over a frozen backbone: ``strategy=frozen strategy.head=NAME``.
 
     Attributes:
@@ -192,6 +194,3 @@ class AnyHeadConfig(FrozenBackboneConfig):
 
     name: str = "frozen"
     head: HeadChoice = head("nearest_mean")
-
-    def build(self, setup: Setup) -> FrozenBackbone:
-        return self._build(setup, FrozenBackbone, head=self.head.build())

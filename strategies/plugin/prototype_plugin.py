@@ -33,26 +33,19 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from avalanche.core import SupervisedPlugin
-from torch import Tensor
 
-from protocl.errors import NotFittedError
-from protocl.heads import NearestMean
 from protocl.heads.base import Head
-from protocl.memory import PrototypeMemory
-from protocl.memory.batch import Level
-from protocl.model.answers import Answering
-from protocl.strategies.plugin.class_statistics import class_statistics, memory_from, memory_state
 from protocl.strategies.plugin.extra_pass import ExtraPass
 from protocl.strategies.plugin.extraction import classes_of, features_of
-from protocl.strategies.plugin.feature_buffer import FeatureChunk
 from protocl.strategies.plugin.feature_hook import refuse_compiled, undisturbed
 from protocl.strategies.plugin.feature_reader import FeatureReader
+from protocl.strategies.plugin.prototypes import Prototypes
 from protocl.strategies.plugin.still_backbone import StillBackbone
-from protocl.strategies.plugin.task_classes import TaskClasses, refuse_empty, tasks_of
+from protocl.strategies.plugin.task_classes import refuse_empty, tasks_of
 from protocl.strategies.plugin.training_pass import TrainingPass, was_cut
 
 
-class PrototypePlugin(SupervisedPlugin[Any]):
+class PrototypePlugin(Prototypes, SupervisedPlugin[Any]):
     """Maintains a prototype memory during training and answers from it at evaluation.
 
     Args:
@@ -68,17 +61,9 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             and with augmentation; replayed samples of classes that are not in the experience are
             left out. Where that epoch is cut short, drops samples or replays some of the classes of
             the experience, an extra pass takes its place, with a warning.
-        memory: statistics to start from, such as a loaded or merged memory.
-        level: keep more than the head needs, for instance to fit another head later.
         num_workers: processes that load data in the extra pass; by default those of ``train``.
-        floor: logit of classes never seen. Cross-entropy on samples of such a class is infinite
-            for ``-inf``; a finite floor is lowered where a seen class scores less.
-        mask_tasks: where samples carry task labels, let only classes seen under that label win.
-        per_task: keep a prototype for each pair of task and class, for benchmarks whose class ids
-            start at zero in each task.
-        fingerprint: identity of a frozen backbone, kept in the memory.
-        exact: sum in fixed point, as :class:`protocl.PrototypeMemory` explains.
-        step: quantisation step of ``exact``.
+        **settings: those of :class:`.Prototypes`: ``memory``, ``level``, ``floor``, ``mask_tasks``,
+            ``per_task``, ``fingerprint``, ``exact`` and ``step``.
 
     Attributes:
         reader: reads the features of mini-batches.
@@ -95,32 +80,16 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         *,
         layer: str | None = None,
         collect: Literal["extra_pass", "training"] = "extra_pass",
-        memory: PrototypeMemory | None = None,
-        level: Level | None = None,
         num_workers: int | None = None,
-        floor: float = float("-inf"),
-        mask_tasks: bool = True,
-        per_task: bool = False,
-        fingerprint: str | None = None,
-        exact: bool = False,
-        step: float = 2.0**-16,
+        **settings: Any,
     ) -> None:
-        super().__init__()
+        SupervisedPlugin.__init__(self)
         if collect not in ("extra_pass", "training"):
             raise ValueError(f"collect='{collect}': expected 'extra_pass' or 'training'")
-        if not isinstance(head, Head | None):
-            raise TypeError(f"head={head!r}: expected a head, such as NearestMean()")
-        self.head = NearestMean() if head is None else head
+        Prototypes.__init__(self, head, **settings)
         self.layer = layer
         self.collect = collect
-        self.memory = memory
-        self.level = level
         self.num_workers = num_workers
-        self.floor = floor
-        self.fingerprint = fingerprint
-        self.exact = exact
-        self.step = step
-        self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
         self.reader = FeatureReader(layer)
         self.still: StillBackbone | None = StillBackbone()
         self._collects = False
@@ -212,27 +181,12 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         part = self._statistics(self._training_pass.take())
         self.memory = self._training_pass.give(self.memory, part)
 
-    def _statistics(self, chunks: Iterable[FeatureChunk]) -> PrototypeMemory | None:
-        return class_statistics(chunks, self._new_memory, self.tasks.note)
-
-    def _new_memory(self, features: Tensor) -> PrototypeMemory:
-        memory = self.head.new_memory(
-            features.shape[1],
-            level=self.level,
-            exact=self.exact,
-            step=self.step,
-            fingerprint=self.fingerprint,
-        )
-        return memory.to(features.device)
-
     # -- answering --------------------------------------------------------------------------
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         refuse_compiled(strategy.model)
         self._add_waiting()  # an evaluation in the middle of training
-        if self.memory is not None:
-            self.memory.to(strategy.device)
-            self.head.to(strategy.device)
+        self.to(strategy.device)
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         if self.memory is not None and len(self.memory) > 0:
@@ -244,26 +198,6 @@ class PrototypePlugin(SupervisedPlugin[Any]):
             width = self.reader.width(strategy)
             strategy.mb_output = self.logits(features, tasks_of(strategy), width)
 
-    def logits(self, features: Tensor, tasks: Tensor | None = None, width: int = 0) -> Tensor:
-        """Logits ``(N, width or more)`` with one column for each class id.
-
-        Args:
-            features: ``(N, D)``.
-            tasks: task labels ``(N,)``, if the samples carry any.
-            width: least number of columns.
-
-        Raises:
-            NotFittedError: no features have been seen.
-        """
-        if self.memory is None:
-            raise NotFittedError("PrototypePlugin has no prototypes yet: train an experience first")
-        logits = self.head.fit(self.memory)(features)
-        return self.tasks.dense(logits, self.head.classes, tasks, width, self.floor)
-
-    def final_answer(self) -> Answering | None:
-        """What a model on disk keeps of it; None where nothing was learned."""
-        return None if self.memory is None else (self.head, self.memory)
-
     # -- state ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,10 +206,9 @@ class PrototypePlugin(SupervisedPlugin[Any]):
         What the last experience contributed is not part of it: after loading, training on that
         same experience again adds to what it contributed before.
         """
-        return {**memory_state(self.memory), "tasks": self.tasks.state_dict()}
+        return super().state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state_dict` gave of a plugin with the same arguments."""
         self._extra_pass.forget()
-        self.tasks.load_state_dict(state["tasks"])
-        self.memory = memory_from(state, self._new_memory, self.memory)
+        super().load_state_dict(state)

@@ -291,7 +291,7 @@ def test_a_command_that_cannot_be_imported_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     gone = EntryPoint("federate", "protocl.no_such_module:add_command", "protocl.commands")
-    monkeypatch.setattr(COMMANDS, "_entries", lambda: {"federate": gone})
+    monkeypatch.setattr(COMMANDS, "entries", lambda: {"federate": gone})
     assert main(["federate", "federation=digits"]) == 2
     assert "install that package again" in capsys.readouterr().err
 

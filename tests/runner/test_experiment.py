@@ -138,12 +138,12 @@ class TestResult:
         assert {file.suffix for file in (folder / "plots").iterdir()} == {".png"}
         assert not (folder / "checkpoint").exists()
 
-    def test_avalanches_metrics_in_tensorboard_are_ours(self, slda: Any):
+    def test_the_curves_of_the_result_are_in_tensorboard(self, slda: Any):
         result, folder = slda
         ours = [np.float32(value) for value in result["metrics"]["stream_accuracy"]]
         events = EventAccumulator(str(folder)).Reload()
-        (avalanches,) = [t for t in events.Tags()["scalars"] if t.startswith("Top1_Acc_Stream")]
-        assert [event.value for event in events.Scalars(avalanches)] == ours
+        (stream,) = [t for t in events.Tags()["scalars"] if t.startswith("Top1_Acc_Stream")]
+        assert [event.value for event in events.Scalars(stream)] == ours
         curve = events.Scalars("stream_accuracy")
         assert [(event.step, event.value) for event in curve] == list(enumerate(ours))
 

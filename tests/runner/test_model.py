@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from protocl import load_model
 from protocl.data import load_data
@@ -65,3 +66,35 @@ def test_it_answers_as_the_run_did(name: str, tmp_path: Path):
     learns = isinstance(model, PrototypeClassifier)
     assert learns or isinstance(model, TrainedClassifier)
     assert len(list(folder.rglob("memory.safetensors"))) <= 1
+
+
+def test_pictures_are_seen_as_the_run_saw_them(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 5)):
+        for shade, name in enumerate(("a b", "ö", "c")):
+            folder = tmp_path / "pictures" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (20 + i, 31 - i, 3)) + 40 * shade
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    result, folder = run(
+        tmp_path, "benchmark=image_folder", f"benchmark.path={tmp_path / 'pictures'}",
+        "benchmark.image_size=18", "benchmark.n_experiences=3", "backbone=conv4",
+        "backbone.width=4", "backbone.image_size=16", "strategy=slda",
+    )  # fmt: skip
+    files = sorted((tmp_path / "pictures" / "test").rglob("*.png"))
+    answers = load_model(folder).predict(files)
+    right = np.mean([file.parent.name == label for file, label in zip(files, answers, strict=True)])
+    assert right == result["metrics"]["last_accuracy"] > 0.4
+
+
+def test_a_run_can_keep_what_forgetting_by_name_takes(tmp_path: Path):
+    shared = run(tmp_path, "strategy=slda", *SMALL)
+    apart = run(tmp_path, "strategy=slda", "strategy.sums.forgettable=true", *SMALL)
+    accuracies = [result["metrics"]["accuracy_matrix"] for result, _ in (shared, apart)]
+    assert accuracies[0] == accuracies[1]
+    model = load_model(apart[1])
+    gone, *kept = model.classes_
+    assert model.forget(classes=[gone]).classes_.tolist() == kept
+    with pytest.raises(ValueError, match="give the samples"):
+        load_model(shared[1]).forget(classes=[gone])

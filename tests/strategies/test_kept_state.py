@@ -114,7 +114,7 @@ def test_a_baseline_answers_by_compensated_prototypes(tmp_path: Path) -> None:
     assert fates == ["left", "compensated (ldc)"]
     left, compensated = (result["metrics"]["last_accuracy"] for result in results)
     assert compensated > left + 0.3
-    assert (tmp_path / "ldc" / "memory.safetensors").is_file()
+    assert (tmp_path / "ldc" / "model" / "memory.safetensors").is_file()
 
 
 def test_compensation_of_nothing_is_refused(tmp_path: Path) -> None:

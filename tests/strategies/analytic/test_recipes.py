@@ -69,7 +69,7 @@ def test_a_federation_takes_the_same_settings_and_gives_what_one_place_gives(
     )
     compared = run_federation(config, open_run(config))["federation"]["one_place"]
     assert compared["identical"]
-    assert compared["accuracy"] == compared["federated_accuracy"] > 0.7
+    assert compared["accuracy"] == compared["federated_accuracy"] > 0.6
 
 
 def test_balance_raises_the_rare_classes_of_a_long_tail() -> None:

@@ -11,7 +11,8 @@ import pytest
 from protocl.heads import LinearDiscriminant, NearestMean
 from protocl.registry import STRATEGIES
 from protocl.strategies.frozen.documentation import with_arguments
-from protocl.strategies.frozen.recipe import Recipe, RecipeConfig
+from protocl.strategies.frozen.recipe import RecipeConfig
+from protocl.strategies.ready_made.recipes import Recipe
 
 CONFIGS = [
     config

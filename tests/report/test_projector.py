@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from protocl import PrototypeMemory
-from protocl.runner.projector import write_projector
+from protocl.report.projector import write_projector
 
 
 def test_the_projector_gets_every_prototype_with_its_name_and_count(tmp_path):

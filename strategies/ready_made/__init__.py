@@ -1,0 +1,1 @@
+"""Avalanche strategies made of nothing but settings of other modules."""
