@@ -20,6 +20,7 @@ from protocl.config import Setup, StrategyInfo
 from protocl.config.sections import HeadChoice
 from protocl.config.validation import AT_LEAST_0, NOT_NEGATIVE, POSITIVE, ranged
 from protocl.errors import ConfigError
+from protocl.model import answers
 from protocl.strategies.avalanche.epoch_schedule import ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.kept import nearest_means
@@ -28,7 +29,6 @@ from protocl.strategies.drift.compensation import DriftCompensation, DriftEstima
 from protocl.strategies.exemplars.sample_memory import SampleMemory, Selection
 from protocl.strategies.plugin.model_output import ScoresCrossEntropy
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
-from protocl.strategies.training.answers import PrototypeAnswer
 
 
 @dataclass
@@ -263,7 +263,7 @@ class AvalancheICaRLConfig(BaselineConfig):
             fixed_memory=True,
         )
 
-    def kept_answer(self, strategy: ICaRL) -> PrototypeAnswer:
+    def kept_answer(self, strategy: ICaRL) -> answers.Answer:
         return nearest_means(strategy.model.eval_classifier)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from protocl.errors import DataError
@@ -35,7 +36,7 @@ def read_picture(file: str | Path | Image) -> Image:
     from PIL import Image, ImageOps
 
     if isinstance(file, Image.Image):
-        return _rgb(file, file.format, "the picture")
+        return _rgb(ImageOps.exif_transpose(file), file.format, "the picture")
     try:
         with warnings.catch_warnings():
             # A file that Pillow only warns about would be read in part.
@@ -59,16 +60,25 @@ def pixels_of(picture: Image, size: int | Sequence[int] | None = None, channels:
             the middle; None leaves it as it is.
         channels: 3, or 1 for grey.
     """
-    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+    from PIL.Image import Resampling
 
+    # As torchvision does, which takes as long to import as all the rest.
     if channels == 1:
         picture = picture.convert("L")
     if size is not None:
         target = (size, size) if isinstance(size, int) else (size[0], size[1])
         if (picture.height, picture.width) != target:
-            picture = center_crop(resize(picture, _covering(picture, target)), list(target))
-    pixels: Tensor = pil_to_tensor(picture)
-    return pixels
+            height, width = _covering(picture, target)
+            picture = _middle(picture.resize((width, height), Resampling.BILINEAR), target)
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels.view(picture.height, picture.width, -1).permute(2, 0, 1)
+
+
+def _middle(picture: Image, target: tuple[int, int]) -> Image:
+    """The middle of a picture, of this height and width."""
+    top = round((picture.height - target[0]) / 2)
+    left = round((picture.width - target[1]) / 2)
+    return picture.crop((left, top, left + target[1], top + target[0]))
 
 
 def _covering(picture: Image, target: tuple[int, int]) -> list[int]:

@@ -44,7 +44,11 @@ def plain(name: str, value: Any) -> Any:
 
 
 def restored(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that :func:`plain` gave."""
+    """Settings that :func:`plain` gave.
+
+    Raises:
+        ValueError, TypeError: it gave none such.
+    """
     return {name: _restored(value) for name, value in settings.items()}
 
 
@@ -55,8 +59,25 @@ def _restored(value: Any) -> Any:
         return value
     if _PRIOR in value:
         fields = {name: _restored(each) for name, each in value.items() if name != _PRIOR}
-        return getattr(priors, value[_PRIOR])(**fields)
+        return _prior(value[_PRIOR])(**fields)
     if _MAP in value:
-        return feature_map(value[_MAP])
-    dtype = getattr(torch, value[_DTYPE])
+        return feature_map(str(value[_MAP]))
+    dtype = _dtype(value.get(_DTYPE))
     return torch.tensor(value[_TENSOR], dtype=dtype) if _TENSOR in value else dtype
+
+
+# A file may name anything: what is found in a module is only taken if it is what it should be.
+
+
+def _prior(name: Any) -> type[priors.Prior]:
+    found = vars(priors).get(name) if isinstance(name, str) else None
+    if not isinstance(found, type) or not issubclass(found, priors.Prior):
+        raise ValueError(f"{name!r} is none of our priors")
+    return found
+
+
+def _dtype(name: Any) -> torch.dtype:
+    found = vars(torch).get(name) if isinstance(name, str) else None
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return found

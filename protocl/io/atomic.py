@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     The file is flushed to disk before it is renamed, and removed when the block raises: a
     reader sees the old content or the new, never a part of it. Missing folders are created.
     Only a killed process leaves the temporary file: see :func:`discard_partial`.
+
+    Raises:
+        OSError: the file cannot be written; safetensors' own error for it is none.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +43,8 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
         _flush(target.parent)
+    except SafetensorError as error:
+        raise OSError(f"{target} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

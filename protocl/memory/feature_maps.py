@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from protocl.errors import ConfigError
+from protocl.memory.limits.capacity import require_bytes
 from protocl.memory.precision import in_full_precision
 from protocl.registry import MAPS
 from protocl.tracing import exporting
@@ -147,6 +148,7 @@ class ReluProjection(FeatureMap):
             raise ValueError(f"projection={dim}: expected a positive number of random features")
         source = f"seed={seed}"
         if weight is None:
+            require_room(feature_dim, dim)
             weight = self._draw(feature_dim, dim, torch.Generator().manual_seed(seed))
         elif tuple(weight.shape) != (feature_dim, dim):
             raise ValueError(
@@ -187,6 +189,20 @@ class ReluProjection(FeatureMap):
     @in_full_precision
     def forward(self, features: Tensor) -> Tensor:
         return torch.relu(features @ self.weight.to(features.dtype))
+
+
+def require_room(feature_dim: int, dim: int) -> None:
+    """Refuse random weights ``(feature_dim, dim)`` that do not fit in memory.
+
+    Raises:
+        CapacityError: they do not.
+    """
+    require_bytes(
+        8 * feature_dim * dim,  # twice: what is drawn, and what is hashed
+        torch.device("cpu"),
+        f"a projection of {feature_dim:,} features to {dim:,} random ones",
+        lambda: {"projection=10000": 80_000 * feature_dim},
+    )
 
 
 def digest(*arrays: Tensor) -> str:

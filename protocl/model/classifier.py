@@ -25,9 +25,9 @@ from protocl.backbones import Backbone, BackboneConfig, fingerprint
 from protocl.errors import DataError
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
-from protocl.model.encoder import Encoder, is_pictures, on_host
+from protocl.model.encoder import Encoder, is_pictures, listed, on_host
 from protocl.model.head_parameters import HeadParameters, built
-from protocl.model.labels import Labels, ids_beside, kind_of, like
+from protocl.model.labels import Labels, as_given, ids_beside, kind_of, like
 from protocl.model.replies import Replies
 from protocl.registry import HEADS
 
@@ -138,23 +138,33 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         Raises:
             ValueError, TypeError: the two differ in features, kind of labels, head or arithmetic.
         """
+        if not isinstance(other, PrototypeClassifier):
+            raise TypeError(f"merge takes a PrototypeClassifier, got a {type(other).__name__}")
         check_is_fitted(self, "memory_")
         check_is_fitted(other, "memory_")
         labels = like(other.classes_, self.classes_)
         mine, theirs = (repr((type(c.head_), c.head_.get_params())) for c in (self, other))
         if mine != theirs:
-            raise ValueError(f"heads differ, {mine} and {theirs}: merge classifiers of one head")
+            raise ValueError(
+                f"heads differ, {self.head_!r} and {other.head_!r}: merge classifiers of one head"
+            )
         ids = torch.from_numpy(self._ids_of(labels[np.argsort(other.ids_)]))
         self.memory_.merge(other.memory_.relabelled(ids))
         self._note(labels)
         return self
 
     def __add__(self, other: PrototypeClassifier) -> PrototypeClassifier:
+        if not isinstance(other, PrototypeClassifier):
+            return NotImplemented
         twin = type(self)(**self.get_params(deep=False))
         twin.__dict__.update(self.__dict__)
         twin.memory_ = self.memory_.copy()
         twin.head_ = self.head_.twin()
         return twin.merge(other)
+
+    def __radd__(self, other: int) -> PrototypeClassifier:
+        """``sum`` starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def forget(
         self,
@@ -244,6 +254,7 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
 
     def _encoded(self, X: Any) -> Any:
         """Features of images; what is given where there is no backbone."""
+        X = listed(X)
         if self.backbone is None:
             if is_pictures(X):
                 raise ValueError(
@@ -257,7 +268,7 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         return self.encoder_(X).numpy()
 
     def _checked(self, X: Any, y: ArrayLike, *, reset: bool) -> tuple[NDArray[Any], Labels]:
-        y = on_host(y)
+        y = as_given(on_host(y))
         if getattr(getattr(y, "dtype", None), "kind", "") == "O":
             kind_of(np.asarray(y))  # refuses several types in better words than a sort does
         X, y = validate_data(self, self._encoded(X), y, reset=reset, dtype=_DTYPES)

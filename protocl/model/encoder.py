@@ -88,7 +88,7 @@ class Encoder:
             DataError: a file is no image, or samples have another shape than the first ones.
             ValueError: an image has another range than the backbone takes.
         """
-        parts = [self._encode(batch) for batch in self._batches(samples)]
+        parts = [self._encode(batch) for batch in self._batches(listed(samples))]
         if not parts:
             raise ValueError("no samples: expected at least one image")
         return torch.cat(parts)
@@ -111,7 +111,7 @@ class Encoder:
 
     def _batches(self, samples: Any) -> Iterator[Tensor]:
         if is_pictures(samples):
-            pictures = [samples] if isinstance(samples, str | Path) else list(samples)
+            pictures = list(samples)
             for start in range(0, len(pictures), _AT_ONCE):
                 yield self._read(pictures[start : start + _AT_ONCE])
         else:
@@ -119,6 +119,12 @@ class Encoder:
 
     def _read(self, pictures: Sequence[str | Path | Image]) -> Tensor:
         shape = self.shape or self._native()
+        strange = {type(each).__name__ for each in pictures if not _is_picture(each)}
+        if strange:
+            raise DataError(
+                f"samples are pictures and {', '.join(sorted(strange))}: expected all of one kind, "
+                "image files and PIL pictures, or one array"
+            )
         if shape is not None and len(shape) != 3:
             raise DataError(
                 f"this model takes vectors of {shape[0]} features, not pictures: give an array "
@@ -140,16 +146,28 @@ class Encoder:
         return None if size is None else (self.backbone.channels or CHANNELS, size, size)
 
 
+def listed(samples: Any) -> Any:
+    """Samples with a length: one picture as a list, a column of files as an array."""
+    if isinstance(samples, str | Path) or hasattr(samples, "convert"):
+        return [samples]
+    if isinstance(samples, Iterator):
+        return list(samples)
+    column = hasattr(samples, "to_numpy") and getattr(samples, "ndim", 0) == 1
+    return samples.to_numpy() if column else samples  # pandas' and others' columns
+
+
 def is_pictures(samples: Any) -> bool:
-    """Whether samples are files or PIL pictures rather than numbers."""
-    if isinstance(samples, str | Path):
-        return True
+    """Whether samples are files or PIL pictures rather than numbers; they are :func:`listed`."""
     several = isinstance(samples, list | tuple) or (
         isinstance(samples, np.ndarray) and samples.ndim == 1
     )
     if not several or not len(samples):
         return False
-    return isinstance(samples[0], str | Path) or hasattr(samples[0], "convert")
+    return _is_picture(samples[0])
+
+
+def _is_picture(sample: Any) -> bool:
+    return isinstance(sample, str | Path) or hasattr(sample, "convert")
 
 
 def as_batch(samples: Any) -> Tensor:
@@ -158,7 +176,7 @@ def as_batch(samples: Any) -> Tensor:
     Raises:
         ValueError: they are neither images nor vectors, or not of numbers.
     """
-    numbers = samples if isinstance(samples, Tensor) else torch.from_numpy(np.asarray(samples))
+    numbers = samples if isinstance(samples, Tensor) else _numbers(samples)
     if numbers.ndim not in (2, 4):
         raise ValueError(
             f"samples have shape {tuple(numbers.shape)}: expected images (N, C, H, W) or "
@@ -173,6 +191,16 @@ def as_batch(samples: Any) -> Tensor:
             f"samples are of {numbers.dtype}: expected uint8 in 0..255 or floating point in [0, 1]"
         )
     return numbers.to(torch.float32).contiguous()
+
+
+def _numbers(samples: Any) -> Tensor:
+    try:
+        return torch.from_numpy(np.asarray(samples))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"samples are no array of numbers ({error}): expected image files, PIL pictures, or "
+            "arrays of images of one size, all of one kind"
+        ) from error
 
 
 def on_host(values: Any) -> Any:
@@ -197,5 +225,4 @@ def _built(config: BackboneConfig, samples: Any) -> Backbone:
 def _first_shape(samples: Any) -> tuple[int, ...]:
     if not is_pictures(samples):
         return tuple(as_batch(samples).shape[1:])
-    first = samples if isinstance(samples, str | Path) else samples[0]
-    return tuple(pixels_of(read_picture(first)).shape)
+    return tuple(pixels_of(read_picture(samples[0])).shape)

@@ -20,15 +20,16 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from protocl import __version__
 from protocl.backbones import Backbone
-from protocl.errors import DataError
+from protocl.errors import ConfigError, DataError, FingerprintError
+from protocl.heads.base import Head
 from protocl.heads.written_settings import plain, restored
 from protocl.io.atomic import atomic_folder
 from protocl.io.names import MODEL_FOLDER
@@ -36,7 +37,7 @@ from protocl.memory import PrototypeMemory
 from protocl.memory import file as memory_file
 from protocl.model.answers import Answer, Answering
 from protocl.model.encoder import Encoder
-from protocl.model.kept_backbone import KeptBackbone
+from protocl.model.kept_backbone import KeptBackbone, of_a_sample
 from protocl.model.labels import Labels
 from protocl.model.trained import TrainedClassifier
 from protocl.registry import ANSWERS, HEADS, Registry
@@ -81,8 +82,8 @@ class Description(BaseModel):
     head: Named | None = None
     answer: Named | None = None
     backbone: KeptBackbone | None = None
-    shape: list[int] | None = None
-    batch_size: int | None = None
+    shape: Annotated[list[PositiveInt], AfterValidator(of_a_sample)] | None = None
+    batch_size: PositiveInt | None = None
     versions: dict[str, str]
 
 
@@ -170,7 +171,7 @@ def load_model(path: str | os.PathLike[str], *, backbone: Backbone | None = None
         return _load_answer(folder, found.answer, encoder)
     if found.head is None:
         raise DataError(f"{folder / DESCRIPTION} is damaged: neither a head nor an answer")
-    return _load_memory(folder, found.head, encoder)
+    return _load_memory(folder, found, encoder)
 
 
 def model_folder(path: str | os.PathLike[str]) -> Path:
@@ -208,7 +209,7 @@ def read_description(folder: Path) -> Description:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         checksum = content.pop("checksum")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(f"{file} is damaged: {error}; restore it from a copy") from error
     version = content.get("format_version")
     if content.get("format") != FORMAT or version != FORMAT_VERSION:
@@ -250,13 +251,20 @@ def read_memory(folder: Path) -> tuple[PrototypeMemory, Labels]:
     return memory, labels
 
 
-def _load_memory(folder: Path, head: Named, encoder: Encoder | None) -> PrototypeClassifier:
+def _load_memory(folder: Path, found: Description, encoder: Encoder | None) -> PrototypeClassifier:
     from protocl.model.classifier import PrototypeClassifier
 
     memory, labels = read_memory(folder)
-    options = restored(head.settings)
+    assert found.head is not None
+    head: Head = _made(HEADS, found.head, folder)
+    _require_partners(folder, found, head, memory)
+    if encoder is not None and encoder.backbone.feature_dim != memory.feature_dim:
+        raise FingerprintError(
+            f"{folder / MEMORY} holds {memory.feature_dim} features and its backbone gives "
+            f"{encoder.backbone.feature_dim}: it belongs to another model"
+        )
     return PrototypeClassifier(
-        HEADS.get(head.name)(**options),
+        head,
         backbone=None if encoder is None else encoder.backbone,
         forgettable=memory.level != "shared",
         exact=memory.exact,
@@ -266,14 +274,49 @@ def _load_memory(folder: Path, head: Named, encoder: Encoder | None) -> Prototyp
 
 def _load_answer(folder: Path, answer: Named, encoder: Encoder) -> TrainedClassifier:
     header, tensors = memory_file.read(folder / ANSWER, kind=FORMAT)
-    made: Answer = ANSWERS.get(answer.name)(**answer.settings)
+    made: Answer = _made(ANSWERS, answer, folder)
     return TrainedClassifier(made.hold(**tensors), _labels(header, folder / ANSWER), encoder)
+
+
+def _made(registry: Registry, part: Named, folder: Path) -> Any:
+    """The registered part that a description names."""
+    try:
+        return registry.get(part.name)(**restored(part.settings))
+    except (ConfigError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder / DESCRIPTION}: its {registry.kind} '{part.name}' cannot be made: {error}; "
+            "install the package that brings it, or restore the file from a copy"
+        ) from error
+
+
+def _require_partners(
+    folder: Path, found: Description, head: Head, memory: PrototypeMemory
+) -> None:
+    """Refuse a memory of another backbone or head, such as one copied from another model."""
+    file = folder / MEMORY
+    backbone = None if found.backbone is None else found.backbone.fingerprint
+    if memory.fingerprint is not None and memory.fingerprint != backbone:
+        raise FingerprintError(
+            f"{file} was built from backbone {memory.fingerprint}, not from that of its model, "
+            f"{backbone}: it belongs to another model"
+        )
+    wanted, given = head.feature_map(memory.feature_dim).spec, memory.feature_map.spec
+    if wanted != given or not memory.provides(head.required_level):
+        raise DataError(
+            f"{file} does not suit the head of its model, which needs level {head.required_level} "
+            f"under the map '{wanted}': it has level {memory.level} under '{given}', and belongs "
+            "to another model"
+        )
 
 
 def _labels(header: dict[str, str], file: Path) -> Labels:
     try:
-        return np.array(json.loads(header[_LABELS]))
-    except (KeyError, ValueError) as error:
+        labels = json.loads(header[_LABELS])
+        kinds = {type(label) for label in labels}
+        if not isinstance(labels, list) or len(kinds) > 1 or kinds - {str, int, float, bool}:
+            raise ValueError("expected a list of texts, numbers or truth values")
+        return np.array(labels)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{file} is damaged: it has no labels ({error})") from error
 
 

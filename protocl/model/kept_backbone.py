@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter
 from safetensors import SafetensorError
 
 from protocl.backbones import (
@@ -19,8 +23,39 @@ from protocl.backbones import (
 from protocl.backbones.adaptation import adapt
 from protocl.backbones.base import Origin
 from protocl.backbones.branches import Branches, two_branches
-from protocl.errors import DataError, FingerprintError
+from protocl.errors import ConfigError, DataError, FingerprintError
 from protocl.io.names import WEIGHTS_FILE
+
+_LARGEST = 2**29
+"""Numbers in one sample: some more than the largest image that Pillow takes for honest."""
+
+
+def of_a_sample(shape: list[int]) -> list[int]:
+    """The shape of a sample, as a description has it.
+
+    Raises:
+        ValueError: it is of none.
+    """
+    if len(shape) not in (1, 3) or math.prod(shape) > _LARGEST:
+        raise ValueError(f"expected the shape of an image (C, H, W) or a vector (D,), got {shape}")
+    return shape
+
+
+def inside(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a backbone that takes its weights from nowhere but its model and its package.
+
+    Raises:
+        ValueError: they name another place, or are no settings.
+    """
+    strange = settings.keys() - {field.name for field in fields(BackboneConfig)}
+    if strange:
+        raise ValueError(f"unknown settings {sorted(strange)}")
+    config = TypeAdapter(BackboneConfig).validate_json(json.dumps(settings), strict=True)
+    if config.checkpoint is not None:
+        raise ValueError(f"a checkpoint outside of the model, {config.checkpoint}")
+    if config.name.startswith("timm/") and config.pretrained:
+        raise ValueError(f"weights of {config.name}, which would be downloaded")
+    return settings
 
 
 class Part(BaseModel):
@@ -34,8 +69,8 @@ class Part(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    settings: dict[str, Any]
-    input_shape: list[int]
+    settings: Annotated[dict[str, Any], AfterValidator(inside)]
+    input_shape: Annotated[list[PositiveInt], AfterValidator(of_a_sample)]
     adapted: str
 
     def build(self) -> Backbone:
@@ -63,7 +98,7 @@ class KeptBackbone(BaseModel):
 
     architecture: str
     fingerprint: str
-    parts: list[Part]
+    parts: Annotated[list[Part], Field(max_length=2)]
     normalize_branches: bool = False
     weights: Literal["file", "installed"]
 
@@ -126,11 +161,28 @@ class KeptBackbone(BaseModel):
                 f"{folder}: its backbone {self.architecture} was a network of its owner's; give it "
                 "as load_model(PATH, backbone=...)"
             )
-        built = [part.build() for part in self.parts]
+        try:
+            if self.weights == "file":
+                self._require_size(folder / WEIGHTS_FILE)
+            built = [part.build() for part in self.parts]
+        except ConfigError as error:
+            raise DataError(f"{folder}: its backbone cannot be built: {error}") from error
         if len(built) == 1:
             return built[0]
         pretrained, adapted = built
         return two_branches(pretrained, adapted, adapted.feature_dim, self.normalize_branches)
+
+    def _require_size(self, weights: Path) -> None:
+        """Refuse a width with which the backbone would be larger than its file of weights."""
+        parts = [part for part in self.parts if part.settings.get("width") is not None]
+        with torch.device("meta"):  # allocates nothing
+            states = [part.build().state_dict().values() for part in parts]
+        needed = sum(tensor.nbytes for state in states for tensor in state)
+        if not weights.is_file() or needed > weights.stat().st_size:
+            raise DataError(
+                f"{weights} is absent or smaller than the {needed} bytes of its backbone: restore "
+                "it from a copy"
+            )
 
 
 def _part(origin: Origin) -> Part:

@@ -16,6 +16,24 @@ classes count as numbers."""
 _KINDS = {"U": "texts", "O": "texts", "b": "truth values", "i": "numbers", "u": "numbers"}
 
 
+def as_given(labels: Any) -> Any:
+    """Labels, those of a list of several types as the objects that they are.
+
+    NumPy would make them one type: of 3 and "3" the same text.
+    """
+    if not isinstance(labels, list | tuple) or len({_type(label) for label in labels}) < 2:
+        return labels
+    objects = np.empty(len(labels), dtype=object)
+    objects[:] = labels
+    return objects
+
+
+def _type(label: Any) -> str:
+    if isinstance(label, str):
+        return "text"
+    return "truth value" if isinstance(label, bool | np.bool_) else "other"
+
+
 def kind_of(labels: Labels) -> str:
     """What the labels are: ``"texts"``, ``"numbers"`` or ``"truth values"``.
 
@@ -57,7 +75,13 @@ def ids_beside(labels: Labels, known: Labels, known_ids: NDArray[np.int64]) -> N
 
 def _id_of(label: str | float | bool) -> int:
     if isinstance(label, str):
-        return class_id_of(label)
+        try:
+            return class_id_of(label)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"label {label!r} is no Unicode text, perhaps a file name of another encoding: "
+                "rename it"
+            ) from error
     whole = int(label)  # scikit-learn takes floats for classes where they are whole
     return whole if whole >= 0 else class_id_of(str(whole))
 

@@ -68,9 +68,16 @@ class Replies:
         under the head's map.
 
         Raises:
-            ValueError: the memory keeps too little for it.
+            ValueError: the memory keeps too little for it, or knows one class only.
         """
-        return self._strangeness(self._features(X))
+        features = self._features(X)
+        self._require_scatter()
+        if len(self.classes_) < 2:
+            raise ValueError(
+                "one class is known, so that nothing tells how classes lie apart, and what another "
+                "would look like: learn samples of a second one"
+            )
+        return self._strangeness(features)
 
     def guesses(self, X: Any, top: int = 5) -> list[Guesses]:
         """The best classes of each sample, how sure each is, and how unknown the sample.
@@ -98,13 +105,16 @@ class Replies:
         return cast(Scores, logits[:, self._columns()])
 
     def _chances(self, features: Tensor) -> Scores:
+        self._require_scatter()
+        chances = self.head_.calibrate(self.memory_).predict_proba(features).numpy()
+        return cast(Scores, chances[:, self._columns()])
+
+    def _require_scatter(self) -> None:
         if not self.says_how_sure:
             raise ValueError(
                 "no class has two samples, or no second moments are kept, so that nothing tells "
                 "how classes scatter: learn more samples, with a memory of level shared or full"
             )
-        chances = self.head_.calibrate(self.memory_).predict_proba(features).numpy()
-        return cast(Scores, chances[:, self._columns()])
 
     def _strangeness(self, features: Tensor) -> Scores:
         known = self.memory_.at_level("shared")

@@ -73,10 +73,19 @@ class Results(Sequence[One], Generic[One]):
     Args:
         runs: finished ones.
         failures: runs that were asked for and failed.
+
+    Raises:
+        TypeError: something else is among them.
     """
 
     def __init__(self, runs: Iterable[One] = (), failures: Iterable[Failure] = ()) -> None:
         self._runs: tuple[One, ...] = tuple(runs)
+        for one in self._runs:
+            if not isinstance(one, Run | Embedding):
+                raise TypeError(
+                    f"Results take runs, got a {type(one).__name__}: protocl.load_run(FOLDER) "
+                    "reads one"
+                )
         self.failures = tuple(failures)
 
     def __len__(self) -> int:

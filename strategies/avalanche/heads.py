@@ -18,11 +18,10 @@ from torch import nn
 
 from protocl.config import Setup, StrategyConfig, StrategyInfo
 from protocl.config.validation import SHARE, ranged
-from protocl.model.answers import LinearAnswer
+from protocl.model.answers import Answer, LinearAnswer
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.kept import nearest_means, streaming_lda
 from protocl.strategies.avalanche.optimizers import build_optimizer
-from protocl.strategies.training.answers import PrototypeAnswer
 
 
 @dataclass
@@ -80,7 +79,7 @@ class AvalancheNCMConfig(AvalancheHeadConfig):
     def build(self, setup: Setup) -> Naive:
         return self._naive(setup, NCMClassifier(normalize=self.normalize), CurrentDataNCMUpdate())
 
-    def kept_answer(self, strategy: Naive) -> PrototypeAnswer:
+    def kept_answer(self, strategy: Naive) -> Answer:
         return nearest_means(strategy.model.eval_classifier)
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from protocl.model.answers import LinearAnswer
-from protocl.strategies.training.answers import PrototypeAnswer
+from protocl.model.answers import Answer, LinearAnswer
+from protocl.registry import ANSWERS
 
 
-def nearest_means(classifier: Any) -> PrototypeAnswer:
+def nearest_means(classifier: Any) -> Answer:
     """Of an ``NCMClassifier``."""
     means = classifier.class_means
-    answer = PrototypeAnswer("distance", unit_length=classifier.normalize)
+    answer: Answer = ANSWERS.get("prototypes")("distance", unit_length=classifier.normalize)
     return answer.hold(classes=torch.arange(len(means)), prototypes=means)
 
 

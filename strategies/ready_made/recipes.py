@@ -40,7 +40,8 @@ class Recipe(FrozenBackbone):
         make_head = type(cls.settings().head).made_by if "settings" in vars(cls) else None
         if make_head is not None:
             cls.__init__ = _constructor(make_head)  # type: ignore[method-assign]
-            cls.__doc__ = with_arguments(cls.__doc__ or "", make_head, FrozenBackbone, made="head")
+            if cls.__doc__ is not None:
+                cls.__doc__ = with_arguments(cls.__doc__, make_head, FrozenBackbone, made="head")
         super().__init_subclass__(**kwargs)
 
 

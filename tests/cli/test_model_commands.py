@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 from protocl import load_model
 from protocl.cli.main import main
@@ -285,3 +289,93 @@ def test_killed_while_teaching_it_is_the_model_before_or_after(tmp_path: Path):
         assert read.classes_.tolist() == ["a", "b"]
         assert (read.memory_.total - 12) % 2 == 0
     assert totals == sorted(set(totals))
+
+
+def test_one_model_by_several_ways_is_changed_by_one_at_a_time(
+    taught: Path, pictures: Path, tmp_path: Path, monkeypatch: Any
+):
+    copy(taught, tmp_path / "model")
+    (tmp_path / "link").symlink_to("model")
+    held: list[Path] = []
+
+    @contextlib.contextmanager
+    def locked(path: Path) -> Iterator[None]:
+        held.append(path)
+        yield
+
+    monkeypatch.setattr("protocl.cli.model.actions.locked", locked)
+    monkeypatch.chdir(tmp_path / "model")
+    for way in (tmp_path / "model", tmp_path / "link", Path()):
+        assert main(["teach", str(way), "--class", "red", str(pictures / "test" / "red")]) == 0
+    assert len(set(held)) == 1
+
+
+def test_merging_replaces_no_third_model(taught: Path, tmp_path: Path, capsys: Any):
+    one, other = copy(taught, tmp_path / "one"), copy(taught, tmp_path / "other")
+    third = copy(taught, tmp_path / "third")
+    before = content(third)
+    assert main(["merge", str(one), str(other), "-o", str(third)]) == 2
+    assert "is a model already" in capsys.readouterr().err
+    assert content(third) == before
+    assert main(["merge", str(one), str(other), "-o", str(one)]) == 0
+    assert load_model(one).memory_.total == 2 * load_model(other).memory_.total
+
+
+def test_a_name_written_in_two_ways_is_one_class(taught: Path, pictures: Path, tmp_path: Path):
+    model = copy(taught, tmp_path / "model")
+    decomposed = unicodedata.normalize("NFD", "blaugrün")
+    folder = tmp_path / "more" / decomposed
+    shutil.copytree(pictures / "train" / "blaugrün", folder)
+    assert main(["teach", str(model), str(folder.parent)]) == 0
+    assert sorted(load_model(model).classes_.tolist()) == sorted(COLOURS)
+    assert main(["forget", str(model), "--class", decomposed]) == 0
+    assert "blaugrün" not in load_model(model).classes_
+
+
+def test_file_names_that_are_no_unicode(taught: Path, pictures: Path, tmp_path: Path, capsys: Any):
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/pictures/caf\xe9"))
+    try:
+        shutil.copytree(pictures / "test" / "red", folder)
+    except OSError:
+        pytest.skip("this file system takes Unicode only")
+    assert main(["predict", str(taught), str(folder), "--json"]) == 0
+    out = capsys.readouterr().out
+    out.encode()  # can be printed
+    assert json.loads(out.splitlines()[0])["label"] == "red"
+    assert main(["teach", str(copy(taught, tmp_path / "model")), str(folder.parent)]) == 3
+    assert "rename it" in capsys.readouterr().err
+
+
+def test_room_for_forgetting_is_that_of_all_classes_of_the_first_lesson(
+    pictures: Path, tmp_path: Path, monkeypatch: Any
+):
+    assert main(["teach", str(tmp_path / "small"), *NEW, str(pictures / "train")]) == 0
+    memory = load_model(tmp_path / "small").memory_
+    assert memory.level == "full"
+    enough = memory.bytes_for(len(COLOURS), "full") - 1
+    monkeypatch.setattr("protocl.model.classifier.FORGETTABLE_BYTES", enough)
+    assert main(["teach", str(tmp_path / "large"), *NEW, str(pictures / "train")]) == 0
+    assert load_model(tmp_path / "large").memory_.level == "shared"
+
+
+def test_a_full_disk_is_said_and_leaves_the_model(
+    taught: Path, pictures: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+):
+    model = copy(taught, tmp_path / "model")
+    before = content(model)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("protocl.memory.file.save_file", full)
+    assert main(["teach", str(model), "--class", "red", str(pictures / "test" / "red")]) == 1
+    message = capsys.readouterr().err
+    assert "memory.safetensors cannot be written" in message
+    assert "No space left" in message
+    assert content(model) == before
+
+
+def test_settings_of_a_new_model_are_not_ignored(taught: Path, pictures: Path, capsys: Any):
+    for option in (["--head", "lda"], ["--image-size", "8"], ["--forgettable", "no"]):
+        assert main(["teach", str(taught), *option, str(pictures / "train")]) == 2
+        assert f"{option[0]} is for a new model" in capsys.readouterr().err

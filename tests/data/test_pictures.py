@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from protocl.data import BenchmarkConfig, load_data
-from protocl.data.pictures import read_picture
+from protocl.data.pictures import pixels_of, read_picture
 from protocl.errors import DataError
 
 SIDE = 8
@@ -243,3 +243,28 @@ def test_a_dark_picture_among_others_and_black_ones_are_no_dark_data_set(
             Image.new("L", (8, 8), value).save(tmp_path / part / name / "x.png")
     load_data(BenchmarkConfig(name="image_folder", path=str(tmp_path)))
     assert "multiplied" not in caplog.text
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(1, 24),
+    st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_pixels_are_those_of_torchvision(
+    width: int, height: int, tall: int, wide: int, channels: int
+) -> None:
+    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    scale = max(tall / height, wide / width)
+    covering = [max(tall, int(height * scale + 1e-9)), max(wide, int(width * scale + 1e-9))]
+    expected = picture.convert("L") if channels == 1 else picture
+    if (height, width) != (tall, wide):
+        expected = center_crop(resize(expected, covering), [tall, wide])
+    found = pixels_of(picture, (tall, wide), channels)
+    assert torch.equal(found, pil_to_tensor(expected))
+    assert torch.equal(
+        pixels_of(picture, None, channels).float(),
+        pil_to_tensor(picture.convert("L") if channels == 1 else picture).float(),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -22,7 +24,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from protocl import PrototypeClassifier
-from protocl.errors import ConfigError
+from protocl.backbones import BackboneConfig
+from protocl.errors import ConfigError, DataError
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
 
 X, Y = load_digits(return_X_y=True)
@@ -281,3 +284,93 @@ class TestInputs:
                 PrototypeClassifier(head).fit(X, Y)
         with pytest.raises(ConfigError, match="shrinkage"):
             PrototypeClassifier("lda", head_options={"shrinkage": 3}).fit(X, Y)
+
+
+class TestPictures:
+    """Samples as people have them."""
+
+    @pytest.fixture(scope="class")
+    def files(self, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+        root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(2)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            turned = Image.Exif()
+            turned[0x0112] = 6  # orientation: a camera turned to the right
+            Image.fromarray(pixels).save(root / f"{i}.png", exif=turned if i % 2 else None)
+        return sorted(root.iterdir())
+
+    @pytest.fixture(scope="class")
+    def known(self, files: list[Path]) -> PrototypeClassifier:
+        config = BackboneConfig(name="conv4", width=4, image_size=16)
+        return PrototypeClassifier(backbone=config, exact=True).fit(files, list("ababab"))
+
+    def test_of_every_form_are_the_same(self, known: PrototypeClassifier, files: Any) -> None:
+        expected = known.scores(files)
+        column = pandas_like(files)
+        opened = [Image.open(file) for file in files]  # a camera that was turned is turned back
+        for samples in (opened, iter(files), np.array(list(map(str, files))), column):
+            np.testing.assert_array_equal(known.scores(samples), expected)
+        for one in (files[1], opened[1], str(files[1])):
+            np.testing.assert_array_equal(known.scores(one), expected[1:2])
+
+    @pytest.mark.parametrize(
+        ("strange", "message"),
+        [
+            ([None], "no array of numbers"),
+            ([b"a.png"], "no array of numbers"),
+            ([np.zeros((16, 16, 3)), np.zeros((20, 20, 3))], "of one size"),
+            ([Image.new("RGB", (16, 16)), np.zeros((16, 16, 3))], "pictures and ndarray"),
+        ],
+    )
+    def test_what_is_none_is_named(
+        self, known: PrototypeClassifier, strange: Any, message: str
+    ) -> None:
+        with pytest.raises((DataError, ValueError), match=message):
+            known.predict(strange)
+
+
+def pandas_like(values: list[Any]) -> Any:
+    """A column of a data frame, as far as pandas' own is used."""
+
+    class Column:
+        ndim = 1
+
+        def to_numpy(self) -> Any:
+            return np.array(values, dtype=object)
+
+    return Column()
+
+
+class TestLittleKnown:
+    """One sample a class, one class: what can be said is said, and nothing else."""
+
+    def test_one_sample_a_class_tells_no_scatter(self) -> None:
+        known = PrototypeClassifier().fit(np.eye(3), ["a", "b", "c"])
+        for answer in (known.unknown, known.predict_proba):
+            with pytest.raises(ValueError, match="no class has two samples"):
+                answer(np.eye(3))
+        guesses = known.guesses(np.eye(3))[0]
+        assert guesses.unknown is None
+        assert guesses.best[0].probability is None
+
+    def test_one_class_tells_no_other(self) -> None:
+        known = PrototypeClassifier().fit(np.random.default_rng(0).random((9, 3)), ["a"] * 9)
+        with pytest.raises(ValueError, match="one class is known"):
+            known.unknown(np.eye(3))
+
+    def test_a_sum_of_classifiers(self) -> None:
+        x, y = load_wine(return_X_y=True)
+        x = x / 100
+        parts = [PrototypeClassifier(exact=True).fit(x[i::3], y[i::3]) for i in range(3)]
+        whole = PrototypeClassifier(exact=True).fit(x, y)
+        np.testing.assert_array_equal(sum(parts).scores(x), whole.scores(x))  # type: ignore[union-attr]
+        for other in (3, "a", None):
+            with pytest.raises(TypeError):
+                parts[0] + other
+        with pytest.raises(TypeError, match="got a int"):
+            parts[0].merge(3)
+
+    @pytest.mark.parametrize("mixed", [[3, "3"], ["a", True], [True, 1]])
+    def test_labels_of_several_types_in_a_list(self, mixed: list[Any]) -> None:
+        with pytest.raises(TypeError, match="of one type"):
+            PrototypeClassifier().fit(np.eye(2), mixed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from torch import nn
 
 from protocl import PrototypeClassifier, load_model, save_model
 from protocl.backbones import Backbone, BackboneConfig
-from protocl.errors import DataError, FingerprintError
+from protocl.errors import CapacityError, DataError, FingerprintError
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Ridge, SharedPrior
+from protocl.memory import file as memory_file
 from protocl.model.folder import DESCRIPTION, MEMORY
 from protocl.registry import HEADS
 
@@ -146,6 +149,112 @@ class TestDamage:
         with pytest.raises(ValueError, match="not learned yet"):
             save_model(PrototypeClassifier("lda"), tmp_path / "model")
         assert not (tmp_path / "model").exists()
+
+
+def edited(folder: Path, keys: tuple[Any, ...], value: Any) -> None:
+    """Change a description as one would who wants it believed: with its checksum."""
+    found = json.loads((folder / DESCRIPTION).read_text())
+    del found["checksum"]
+    part = found
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    text = json.dumps(found, sort_keys=True).encode()
+    found["checksum"] = hashlib.sha256(text).hexdigest()
+    (folder / DESCRIPTION).write_text(json.dumps(found))
+
+
+SMALL = BackboneConfig(name="conv4", width=4, image_size=16)
+NETWORK = ("backbone", "parts", 0, "settings")
+
+
+class TestHostile:
+    """Folders from elsewhere: nothing is executed, fetched or allocated beyond what they hold."""
+
+    @pytest.fixture(scope="class")
+    def source(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("models") / "pictures"
+        PrototypeClassifier("lda", backbone=SMALL).fit(*pictures()).save(folder)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("keys", "value", "message"),
+        [
+            (("head", "name"), "os:system", "unknown head"),
+            (("head", "settings"), {"shrink": 1}, "head 'lda' cannot be made"),
+            (("head", "settings", "shrinkage"), "much", "expected 'auto'"),
+            (("head", "settings", "dtype"), {"torch.dtype": "load"}, "'load' is no dtype"),
+            (("head", "settings", "dtype"), {}, "no dtype"),
+            (("head", "settings", "dtype"), {"protocl.Prior": "dataclass"}, "none of our priors"),
+            (("head", "settings", "dtype"), {"protocl.Prior": "Tensor"}, "none of our priors"),
+            (NETWORK, {"name": "conv4", "checkpoint": "/etc/passwd"}, "outside of the model"),
+            (NETWORK, {"name": "timm/resnet18", "pretrained": True}, "would be downloaded"),
+            (NETWORK, {"name": "evil"}, "unknown backbone"),
+            (NETWORK, {"name": 3}, "valid string"),
+            ((*NETWORK, "width"), 10**7, "smaller than the"),
+            ((*NETWORK, "width"), "4", "valid integer"),
+            ((*NETWORK, "wide"), 4, "unknown settings"),
+            (("backbone", "parts", 0, "input_shape"), [3, 10**6, 10**6], "shape of an image"),
+            (("backbone", "parts"), [{}] * 3, "damaged"),
+            (("shape",), [3, 10**6, 10**6], "shape of an image"),
+            (("shape",), [3, 0, 4], "greater than 0"),
+            (("batch_size",), -1, "greater than 0"),
+        ],
+    )
+    def test_a_forged_description_is_refused(
+        self, source: Path, tmp_path: Path, keys: tuple[Any, ...], value: Any, message: str
+    ):
+        folder = shutil.copytree(source, tmp_path / "model")
+        edited(folder, keys, value)
+        with pytest.raises(DataError, match=message):
+            load_model(folder)
+
+    def test_a_projection_that_does_not_fit_is_not_drawn(self, tmp_path: Path):
+        PrototypeClassifier("ridge").fit(*sums()).save(tmp_path / "model")
+        edited(tmp_path / "model", ("head", "settings", "projection"), 10**14)
+        with pytest.raises(CapacityError, match="projection of 4 features"):
+            load_model(tmp_path / "model")
+
+    @pytest.mark.parametrize(
+        "labels",
+        [["a", "b", "c", "d", 3], [["a"]] * 5, "abcde", {"a": 1}, [None] * 5, 5, [1, True]],
+    )
+    def test_labels_of_several_kinds_are_refused(self, tmp_path: Path, labels: Any):
+        PrototypeClassifier("lda").fit(*sums()).save(tmp_path / "model")
+        header, arrays = memory_file.read(tmp_path / "model" / MEMORY)
+        own = {name: text for name, text in header.items() if not name.startswith("format")}
+        forged = own | {"labels": json.dumps(labels)}
+        memory_file.write(tmp_path / "model" / MEMORY, forged, arrays)
+        with pytest.raises(DataError, match="no labels"):
+            load_model(tmp_path / "model")
+
+
+class TestSwapped:
+    """A memory copied from another model is noticed, not answered from."""
+
+    @pytest.mark.parametrize("other", ["mahalanobis", "ridge"])
+    def test_of_another_feature_map(self, other: str, tmp_path: Path):
+        options = {"projection": 8} if other == "ridge" else {}
+        PrototypeClassifier("lda").fit(*sums()).save(tmp_path / "one")
+        PrototypeClassifier(other, head_options=options).fit(*sums()).save(tmp_path / "other")
+        for one, two in (("one", "other"), ("other", "one")):
+            mixed = shutil.copytree(tmp_path / one, tmp_path / f"{one} with {two}")
+            shutil.copy(tmp_path / two / MEMORY, mixed)
+            with pytest.raises(DataError, match="belongs to another model"):
+                load_model(mixed)
+
+    def test_of_another_backbone(self, tmp_path: Path):
+        x, y = pictures()
+        for seed in (1, 2):
+            config = BackboneConfig(name="conv4", width=4, image_size=16, seed=seed)
+            PrototypeClassifier("lda", backbone=config).fit(x, y).save(tmp_path / str(seed))
+        PrototypeClassifier("lda").fit(*sums(width=4)).save(tmp_path / "features")
+        PrototypeClassifier("lda").fit(*sums(width=9)).save(tmp_path / "wide")
+        for one, two in (("1", "2"), ("features", "1"), ("2", "wide")):
+            mixed = shutil.copytree(tmp_path / one, tmp_path / f"{one} with {two}")
+            shutil.copy(tmp_path / two / MEMORY, mixed)
+            with pytest.raises(FingerprintError, match="belongs to another model"):
+                load_model(mixed)
 
 
 class Tiny(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,3 +166,9 @@ def test_what_is_no_run_is_refused_with_the_reason(tmp_path: Path) -> None:
     ):
         (stopped / "result.json").write_text(content)
         assert reason in refusal(stopped)
+
+
+@pytest.mark.parametrize("strange", [["runs/a"], [{"accuracy": 1.0}], "abc", [Path("runs")]])
+def test_what_is_no_run_is_none_of_the_results(strange: Any) -> None:
+    with pytest.raises(TypeError, match="load_run"):
+        Results(strange)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,17 @@ def predict(args: argparse.Namespace) -> int:
 
 def teach(args: argparse.Namespace) -> int:
     """Let a model learn from the files, all of them or none."""
+    _require_new(args)
     folder = args.model if args.new else model_folder(args.model)
-    with locked(folder.parent / f".{folder.name}"):
+    with _alone(folder):
         model = _new(args, folder) if args.new else _learning(folder)
         before = 0 if args.new else model.memory_.total
         with _as_our_errors():
-            for name, files in _lessons(args):
-                label = _label(model, name)
+            lessons = [(_label(model, name), files) for name, files in _lessons(args)]
+            labels = [label for label, _ in lessons]
+            for label, files in lessons:
                 for _, samples in batches(files, _refuse):
-                    model.partial_fit(samples, [label] * len(samples))
+                    model.partial_fit(samples, [label] * len(samples), classes=labels)
         save_model(model, folder)
     _print(f"{folder}: {model.memory_.total - before} samples more; {describe(model)}")
     return 0
@@ -52,7 +55,7 @@ def teach(args: argparse.Namespace) -> int:
 def forget(args: argparse.Namespace) -> int:
     """Take a class, or samples of it, out of a model."""
     folder = model_folder(args.model)
-    with locked(folder.parent / f".{folder.name}"):
+    with _alone(folder):
         model = _learning(folder)
         before, label = model.memory_.total, _label(model, args.label)
         with _as_our_errors():
@@ -68,6 +71,13 @@ def forget(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """Write a model that knows what all of ``args.models`` know."""
+    output = model_folder(args.output)
+    there = (output / DESCRIPTION).exists()
+    if there and not any(output.samefile(model_folder(path)) for path in args.models):
+        raise ConfigError(
+            f"-o {args.output} is a model already, and none of those that are merged: choose "
+            "another folder, or name it among them"
+        )
     first, *others = [_learning(model_folder(path)) for path in args.models]
     with _as_our_errors():
         for other in others:
@@ -95,6 +105,23 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
+def _require_new(args: argparse.Namespace) -> None:
+    for option in ("backbone", "image_size", "head", "forgettable"):
+        if not args.new and getattr(args, option) is not None:
+            raise ConfigError(
+                f"--{option.replace('_', '-')} is for a new model, and {args.model} is there: "
+                "leave it out, or make another with --new"
+            )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for others that change the model, whatever way to its folder they were given."""
+    place = folder.resolve()
+    with locked(place.parent / f".{place.name}"):
+        yield
+
+
 def _new(args: argparse.Namespace, folder: Path) -> PrototypeClassifier:
     from protocl.backbones import BackboneConfig
 
@@ -102,7 +129,7 @@ def _new(args: argparse.Namespace, folder: Path) -> PrototypeClassifier:
         raise ConfigError(f"--new: {folder} is a model already; teach it without --new")
     config = BackboneConfig(name=args.backbone or "efficientnet_lite0", image_size=args.image_size)
     return PrototypeClassifier(
-        args.head or "nearest_mean", backbone=config, forgettable=_WAYS[args.forgettable],
+        args.head or "ridge", backbone=config, forgettable=_WAYS[args.forgettable],
         exact=True,
     )  # fmt: skip
 
@@ -121,7 +148,9 @@ def _label(model: PrototypeClassifier, name: str) -> Any:
     """A name on the command line as the model's labels are."""
     known = getattr(model, "classes_", None)
     if known is None or not len(known) or known.dtype.kind == "U":
-        return name
+        # Some systems write the names of folders decomposed: the same word is the same class.
+        composed = unicodedata.normalize("NFC", name)
+        return name if known is not None and name in known else composed
     words = {str(label): label for label in known.tolist()}
     try:
         return words[name] if name in words else int(name)

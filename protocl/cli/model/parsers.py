@@ -83,7 +83,7 @@ def _teach(commands: Commands, common: argparse.ArgumentParser) -> None:
     new.add_argument("--new", action="store_true", help="make MODEL, which is not there yet")
     new.add_argument("--backbone", metavar="NAME", help="default: efficientnet_lite0")
     new.add_argument("--image-size", type=int, metavar="S", help="side of images in the backbone")
-    new.add_argument("--head", metavar="NAME", help="default: nearest_mean (protocl list heads)")
+    new.add_argument("--head", metavar="NAME", help="default: ridge (protocl list heads)")
     new.add_argument(
         "--forgettable", choices=("auto", "yes", "no"),
         help="keep second moments of each class, so that it can be forgotten by name "

@@ -39,11 +39,16 @@ def batches(
         for file in pictures[start : start + AT_ONCE]:
             try:
                 read.append(read_picture(file))
-                names.append(str(file))
+                names.append(_shown(file))
             except DataError as error:
                 failed(error)
         if read:
             yield names, read
+
+
+def _shown(file: Path) -> str:
+    """A path that can be printed: bytes that are no UTF-8 as question marks."""
+    return str(file).encode("utf-8", "replace").decode()
 
 
 def _pictures(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from protocl.errors import ConfigError
-from protocl.memory.feature_maps import FeatureMap, digest
+from protocl.memory.feature_maps import FeatureMap, digest, require_room
 from protocl.memory.precision import in_full_precision
 
 _STEPS = 2.0**10
@@ -84,6 +84,7 @@ class RandomFourier(FeatureMap):
 
 
 def _draw(feature_dim: int, dim: int, seed: int) -> Tensor:
+    require_room(feature_dim, dim)
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(feature_dim, dim, generator=generator).mul_(_STEPS).round_().div_(_STEPS)
     return torch.cat([normal, torch.rand(1, dim, generator=generator) * (2 * math.pi)])

@@ -8,11 +8,12 @@ from functools import partial
 
 import pytest
 
-from protocl.heads import LinearDiscriminant, NearestMean
+from protocl.heads import NearestMean
 from protocl.registry import STRATEGIES
 from protocl.strategies.frozen.documentation import with_arguments
 from protocl.strategies.frozen.recipe import RecipeConfig
 from protocl.strategies.ready_made.recipes import Recipe
+from protocl.strategies.slda import SLDAConfig
 
 CONFIGS = [
     config
@@ -61,10 +62,10 @@ def test_a_recipe_of_ones_own_is_documented_too() -> None:
     class Mine(Recipe):
         """Mine."""
 
-        make_head = LinearDiscriminant
+        settings = SLDAConfig
 
     class Bare(Recipe):
-        make_head = LinearDiscriminant
+        settings = SLDAConfig
 
     assert Mine.__doc__.startswith("Mine.\n\nArgs:\n    shrinkage: ")
     assert Bare.__doc__ is None
