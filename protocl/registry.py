@@ -91,6 +91,7 @@ class Registry:
 
 STRATEGIES = Registry("protocl.strategies", "strategy")
 HEADS = Registry("protocl.heads", "head")
+MAPS = Registry("protocl.maps", "feature map")
 BACKBONES = Registry("protocl.backbones", "backbone")
 ADAPTATIONS = Registry("protocl.adaptations", "adaptation")
 ANSWERS = Registry("protocl.answers", "answer")

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
     from protocl.strategies.prd import PRD, PRDPlugin
     from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin
+    from protocl.strategies.ready_made.analytic import ACIL, AFL, AIR, Fed3R, FlyCL
     from protocl.strategies.ready_made.recipes import SLDA, FeCAM, NearestMean, RanPAC, SimpleCIL
 
 __all__ = [
+    "ACIL",
+    "AFL",
+    "AIR",
     "APER",
     "IL2A",
     "NAPAVQ",
@@ -39,6 +43,8 @@ __all__ = [
     "FeCAM",
     "FeTrIL",
     "FeTrILPlugin",
+    "Fed3R",
+    "FlyCL",
     "FrozenBackbone",
     "ICaRL",
     "ICaRLPlugin",
@@ -59,12 +65,17 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ACIL": "ready_made.analytic",
+    "AFL": "ready_made.analytic",
+    "AIR": "ready_made.analytic",
     "APER": "aper",
     "DriftCompensation": "drift.compensation",
     "DriftEstimator": "drift.compensation",
     "FeCAM": "ready_made.recipes",
     "FeTrIL": "fetril",
     "FeTrILPlugin": "fetril",
+    "Fed3R": "ready_made.analytic",
+    "FlyCL": "ready_made.analytic",
     "FrozenBackbone": "frozen.base",
     "ICaRL": "icarl",
     "ICaRLPlugin": "icarl",

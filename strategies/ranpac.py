@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from protocl.config import Setup, StrategyInfo
+from protocl.config import StrategyInfo
 from protocl.config.sections import Part, part
 from protocl.heads import Ridge
-from protocl.heads.base import Head
-from protocl.strategies.frozen.recipe import RecipeConfig
+from protocl.strategies.frozen.recipe import SeededRecipeConfig
 
 
 @dataclass
-class RanPACConfig(RecipeConfig):
+class RanPACConfig(SeededRecipeConfig):
     """Settings of :class:`.RanPAC`; ``head`` has those of its head, whose seed is the run's."""
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -27,7 +26,3 @@ class RanPACConfig(RecipeConfig):
 
     name: str = "ranpac"
     head: Part = part(partial(Ridge, projection=2000), "seed")
-
-    def build_head(self, setup: Setup) -> Head:
-        made: Head = self.head.build(seed=setup.seed)
-        return made

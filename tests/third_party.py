@@ -1,4 +1,4 @@
-"""A package of somebody else's, as pip would install it: a strategy, a head and an adaptation."""
+"""A package of somebody else's, as pip would install it: parts of every kind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from protocl.backbones.adaptation import Adaptation
 from protocl.config import Setup, StrategyConfig, StrategyInfo
 from protocl.heads import NearestMean
+from protocl.memory.feature_maps import FeatureMap
 
 
 @dataclass
@@ -57,6 +58,18 @@ class SharpMean(NearestMean):
         self.sharpness = sharpness
 
 
+class Cube(FeatureMap):
+    """Features to some power, with their sign."""
+
+    def __init__(self, power: float = 3.0) -> None:
+        super().__init__()
+        self.power = power
+        self.spec = f"acme_cube:{power!r}"
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.sign() * features.abs() ** self.power
+
+
 class NormTuning(Adaptation):
     """The weights of layer norms."""
 
@@ -92,6 +105,8 @@ def install(folder: Path) -> None:
         "acme_broken = acme_continual:Missing\n"
         "[protocl.heads]\n"
         "acme_sharp = acme_continual:SharpMean\n"
+        "[protocl.maps]\n"
+        "acme_cube = acme_continual:Cube\n"
         "[protocl.adaptations]\n"
         "acme_norms = acme_continual:NormTuning\n"
         "acme_broken = acme_continual:Missing\n"

@@ -16,13 +16,17 @@ from protocl.cli.tables import plain_table
 from protocl.config.info import StrategyInfo
 from protocl.config.presets import group_names
 from protocl.errors import ConfigError
-from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, STRATEGIES, Registry
+from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
 from protocl.source import constant, definition, docstring
 
 _ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")  # cross-references of reStructuredText
 _SENTENCE_END = re.compile(r"(?<=\.)\s")
 
-_TITLES = {"adaptations": "strategy.session.adapt=NAME", "heads": "heads (protocl.heads)"}
+_TITLES = {
+    "adaptations": "strategy.session.adapt=NAME",
+    "heads": "heads (protocl.heads)",
+    "maps": "strategy.head.map=NAME",
+}
 """Kinds that are no group of configuration files."""
 
 _GROUPS: dict[str, tuple[str, Registry | None]] = {
@@ -30,6 +34,7 @@ _GROUPS: dict[str, tuple[str, Registry | None]] = {
     "backbones": ("backbone", BACKBONES),
     "adaptations": ("adaptation", ADAPTATIONS),
     "heads": ("head", HEADS),
+    "maps": ("map", MAPS),
     "experiments": ("experiment", None),
     "federations": ("federation", None),
     "pretrainings": ("pretraining", None),

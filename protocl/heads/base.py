@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from copy import deepcopy
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,11 +13,11 @@ from protocl.errors import NotFittedError
 from protocl.heads.probabilities.calibrate import calibration_of, left_out_table, level_for
 from protocl.heads.probabilities.calibration import Calibration, probabilities
 from protocl.heads.probabilities.table import CalibrationTable
-from protocl.heads.ranking import ScoreBlock, best_columns
+from protocl.heads.queries import MappedQueries
+from protocl.heads.ranking import best_columns
 from protocl.heads.settings import Settings
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level, require_tensor
-from protocl.memory.buffers import FollowsDevice
 from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.limits.digits import warn_of_coarse_step
 from protocl.memory.limits.scatter import warn_of_offsets
@@ -27,33 +26,33 @@ from protocl.memory.summation import all_finite
 from protocl.tracing import exporting
 
 
-class Head(Settings, FollowsDevice):
+class Head(Settings, MappedQueries):
     """A classifier that follows from a memory's statistics in closed form.
 
     A subclass states the statistics that it needs (``required_level``, :meth:`feature_map`) and
     implements :meth:`_fit` and :meth:`_logits`. What it derives is kept in buffers outside the
     ``state_dict``: the memory is the state, the head follows from it.
 
+    Queries go through the map of the statistics before :meth:`_logits` sees them.
+
     Args:
         dtype: precision of the fitted parameters and of the logits. Fitting is done in float64.
+        map: map under which samples are summed and queries answered: a :class:`.FeatureMap`, or
+            the name of a registered one and its settings, ``"top_k:dim=2000:keep=0.1"``; None for
+            the head's own.
 
     Attributes:
         chunk_bytes: bound on the logits that :meth:`predict` and :meth:`topk` hold at once; may be
             set at any time. At least one logit (for a head of a third party: one row) is held.
     """
 
-    chunk_bytes: int = 8 * 2**20
     required_level: Level = "mean"
     raw_means: bool = False
-    keeps_digits: ClassVar[bool] = False
-    """Whether :meth:`_logits` takes features as precise as they came, and casts them itself."""
-    _classes: Tensor
 
-    def __init__(self, *, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"dtype={dtype!r}: expected torch.float32 or torch.float64")
-        self.dtype = dtype
+    def __init__(
+        self, *, dtype: torch.dtype = torch.float32, map: FeatureMap | str | None = None
+    ) -> None:
+        super().__init__(dtype, map)
         self.register_buffer("_classes", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._revision: str | None = None
         self._feature_dim = 0
@@ -66,10 +65,6 @@ class Head(Settings, FollowsDevice):
     def classes(self) -> Tensor:
         """``(C,)`` int64 ids of the classes that the columns of the logits stand for."""
         return self._classes.clone()
-
-    def feature_map(self, feature_dim: int) -> FeatureMap:
-        """The map under which the memory must be summed, and through which queries go."""
-        return FeatureMap()
 
     def new_memory(
         self,
@@ -120,6 +115,7 @@ class Head(Settings, FollowsDevice):
                 warn_of_coarse_step(memory)
             if self.required_level != "mean":
                 warn_of_offsets(memory)
+            self._go_under(memory.feature_map)
             self._fit(memory)
             self._set(_classes=memory.classes)
             self._feature_dim = memory.feature_dim
@@ -138,7 +134,7 @@ class Head(Settings, FollowsDevice):
         self._require_fitted(features)
         # Under autocast a matrix product would run in half precision whatever its inputs.
         with without_autocast(features.device.type):
-            logits = self._logits(self._taken(features))
+            logits = self._answers(features, self._mapped)
         _require_finite(logits)
         return logits
 
@@ -175,7 +171,7 @@ class Head(Settings, FollowsDevice):
         values = features.new_empty(len(features), k, dtype=self.dtype)
         columns = torch.empty_like(values, dtype=torch.int64)
         with without_autocast(features.device.type):
-            best_columns(self._blocks(features), (values, columns))
+            best_columns(self._blocks(features, self._mapped), (values, columns))
         _require_finite(values)
         return values, classes[columns]
 
@@ -280,32 +276,9 @@ class Head(Settings, FollowsDevice):
 
     # -- for heads --------------------------------------------------------------------------
 
-    def mapped_logits(self, mapped: Tensor) -> Tensor:
-        """Logits ``(N, C)`` of samples ``(N, W)`` that are under the map already."""
-        return self._logits(self._taken(self.feature_map(self._feature_dim).lift(mapped)))
-
     @abstractmethod
     def _fit(self, memory: PrototypeMemory) -> None:
         """Set the buffers that :meth:`_logits` reads."""
-
-    @abstractmethod
-    def _logits(self, features: Tensor) -> Tensor:
-        """Logits ``(N, C)`` of features in ``self.dtype``, or as :attr:`keeps_digits` says."""
-
-    def _taken(self, features: Tensor) -> Tensor:
-        """Features in the precision in which :meth:`_logits` takes them."""
-        if not self.keeps_digits:
-            return features.to(self.dtype)
-        wide = features if features.is_floating_point() else features.to(torch.float64)
-        return wide.to(torch.promote_types(wide.dtype, self.dtype))
-
-    def _blocks(self, features: Tensor) -> Iterator[ScoreBlock]:
-        """Logits in blocks, by rows and then by columns; here all classes of some rows."""
-        columns = slice(0, len(self._classes))
-        rows = max(1, self.chunk_bytes // (columns.stop * self.dtype.itemsize))
-        for start in range(0, len(features), rows):
-            chosen = slice(start, min(start + rows, len(features)))
-            yield ScoreBlock(chosen, columns, self._logits(self._taken(features[chosen])))
 
     def _set(self, **buffers: Tensor) -> None:
         """Keep derived tensors; floating point ones in the head's precision."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from protocl.heads.base import Head
+from protocl.heads.queries import Prepare
 from protocl.heads.ranking import ScoreBlock
 from protocl.tracing import exporting
 
@@ -25,7 +26,7 @@ class ChunkedHead(Head):
 
     @abstractmethod
     def _queries(self, features: Tensor) -> Tensor:
-        """What is compared with the classes, ``(N, W)`` in ``self.dtype``, of features in it.
+        """What is compared with the classes, ``(N, W)`` in ``self.dtype``, of mapped samples in it.
 
         Where :attr:`Head.keeps_digits` is set they are as precise as they came.
         """
@@ -39,7 +40,7 @@ class ChunkedHead(Head):
             return self._one_block(features)
         shape = len(features), len(self._classes)
         logits = None
-        for block in self._blocks(features):
+        for block in self._blocks(features, self._taken):
             if block.scores.shape == shape:
                 return block.scores
             # Writing products straight into strided slices would round them differently.
@@ -53,11 +54,14 @@ class ChunkedHead(Head):
         self._scores(queries, slice(0, logits.shape[1]), logits)
         return logits
 
-    def _blocks(self, features: Tensor) -> Iterator[ScoreBlock]:
-        bands, width = self._grid(len(features))
+    def _bands(self, samples: int) -> list[slice]:
+        return self._grid(samples)[0]
+
+    def _blocks(self, samples: Tensor, prepare: Prepare) -> Iterator[ScoreBlock]:
+        bands, width = self._grid(len(samples))
         room = None
         for rows in bands:
-            queries = self._queries(self._taken(features[rows]))
+            queries = self._queries(prepare(samples[rows]))
             if room is None:  # the first band is the longest
                 room = queries.new_empty(len(queries) * width)
             for columns in _slices(len(self._classes), width):

@@ -29,13 +29,9 @@ class CentredHead(ChunkedHead):
         self._set(_centre=means.mean(0))
         return means - self._centre
 
-    def _mapped(self, features: Tensor) -> Tensor:
-        """Features ``(N, W)`` under the map of the statistics, in the precision they came in."""
-        return features
-
-    def _moved(self, features: Tensor) -> Tensor:
-        """Mapped features relative to the centre, in the head's precision."""
-        return (self._mapped(features) - self._centre).to(self.dtype)
+    def _moved(self, mapped: Tensor) -> Tensor:
+        """Samples under the map relative to the centre, in the head's precision."""
+        return (mapped - self._centre).to(self.dtype)
 
     def _queries(self, features: Tensor) -> Tensor:
         return self._moved(features)

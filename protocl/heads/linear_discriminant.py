@@ -20,7 +20,7 @@ from protocl.heads.covariance.shrinkage import (
 from protocl.heads.streaming import StreamingMemory
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
-from protocl.memory.feature_maps import FeatureMap, UnitNorm, unit
+from protocl.memory.feature_maps import FeatureMap, UnitNorm
 
 
 class LinearDiscriminant(CentredHead):
@@ -44,6 +44,7 @@ class LinearDiscriminant(CentredHead):
         normalize_input: divide each sample by its norm, in the statistics and in queries.
         streaming: estimate means and covariance one sample at a time as Deep SLDA does. The result
             depends on the order of the samples and cannot be merged.
+        map: see :class:`.Head`; not beside ``normalize_input``.
         dtype: precision of the parameters and logits.
     """
 
@@ -60,9 +61,12 @@ class LinearDiscriminant(CentredHead):
         ddof: Literal["n", "n-c"] = "n",
         normalize_input: bool = False,
         streaming: bool = False,
+        map: FeatureMap | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__(dtype=dtype, map=map)
+        if normalize_input:
+            self._require_no_map("normalize_input=True", "normalize_input=False")
         if shrinkage != "auto" and not (is_number(shrinkage) and 0 <= shrinkage <= 1):
             raise ValueError(
                 f"shrinkage={shrinkage!r}: expected 'auto' or a number between 0 and 1"
@@ -74,13 +78,15 @@ class LinearDiscriminant(CentredHead):
         self.target = target
         self.priors = priors
         self.ddof = ddof
-        if streaming and normalize_input:
-            raise ValueError("streaming=True takes features as they are: use normalize_input=False")
+        if streaming and (normalize_input or map is not None):
+            raise ValueError(
+                "streaming=True takes features as they are: use normalize_input=False and map=None"
+            )
         self.normalize_input = normalize_input
         self.streaming = streaming
 
     def feature_map(self, feature_dim: int) -> FeatureMap:
-        return UnitNorm() if self.normalize_input else FeatureMap()
+        return UnitNorm() if self.normalize_input else super().feature_map(feature_dim)
 
     def new_memory(self, feature_dim: int, **options: object) -> PrototypeMemory:
         if self.streaming:
@@ -138,9 +144,6 @@ class LinearDiscriminant(CentredHead):
         squares = squares_behind(estimate, squares / samples)
         warn_of_lost_scatter(whitened_error(half, covariance, squares))
         return half
-
-    def _mapped(self, features: Tensor) -> Tensor:
-        return unit(features) if self.normalize_input else features
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
         weights, biases = self._weights, self._biases

@@ -59,6 +59,8 @@ class Mahalanobis(CentredHead):
             ``shared`` alone and so goes with any number of classes.
             :mod:`protocl.heads.covariance.forms` states what each takes.
         rank: see ``covariance``.
+        map: see :class:`.Head`; not beside ``tukey``. With ``normalize`` queries and means are
+            scaled after it.
         dtype: precision of what is kept and of the logits.
 
     A class with one sample, or a feature without variance, falls back on the Euclidean distance
@@ -82,9 +84,12 @@ class Mahalanobis(CentredHead):
         correlation: bool = True,
         covariance: Covariance = "class",
         rank: int = 16,
+        map: FeatureMap | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__(dtype=dtype, map=map)
+        if tukey is not None:
+            self._require_no_map(f"tukey={tukey}", "tukey=None")
         require_choice("mean_of", mean_of, ("raw", "transformed"))
         if shrinkage is not None and not _two_weights(shrinkage):
             raise ValueError(
@@ -121,7 +126,13 @@ class Mahalanobis(CentredHead):
     def feature_map(self, feature_dim: int) -> FeatureMap:
         if self.tukey is not None:
             return Tukey(self.tukey)
-        return UnitNorm() if self.normalize else FeatureMap()
+        plain = self.normalize and self.map is None
+        return UnitNorm() if plain else super().feature_map(feature_dim)
+
+    @property
+    def _scales(self) -> bool:
+        """Whether means and queries are scaled after the map, which is not itself a scaling."""
+        return self.normalize and (self.tukey is not None or self.map is not None)
 
     def _fit(self, memory: PrototypeMemory) -> None:
         self._require_bytes(len(memory), memory.width, memory.device)
@@ -171,10 +182,10 @@ class Mahalanobis(CentredHead):
         )
 
     def _class_means(self, memory: PrototypeMemory) -> Tensor:
-        if self.tukey is None:
-            return memory.means
-        means = Tukey(self.tukey)(memory.unmapped_means) if self.raw_means else memory.means
-        return unit(means) if self.normalize else means
+        means = memory.means
+        if self.tukey is not None and self.raw_means:
+            means = Tukey(self.tukey)(memory.unmapped_means)
+        return unit(means) if self._scales else means
 
     def _matrices(
         self, memory: PrototypeMemory, classes: Tensor
@@ -215,12 +226,10 @@ class Mahalanobis(CentredHead):
         squares = torch.where(variances > 0, squares / variances, 0.0)
         return to_correlations(matrices), squares
 
-    def _mapped(self, features: Tensor) -> Tensor:
-        features = self.feature_map(features.shape[1])(features)
-        return unit(features) if self.normalize and self.tukey is not None else features
-
     def _queries(self, features: Tensor) -> Tensor:
-        return self._form.queries(self._parts, self._moved(features))
+        return self._form.queries(
+            self._parts, self._moved(unit(features) if self._scales else features)
+        )
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
         self._form.write(self._parts, queries, chosen, out)

@@ -40,6 +40,7 @@ class NearestMean(CentredHead):
         metric: ``"euclidean"`` or ``"cosine"``.
         normalize_input: divide each sample by its norm, in the statistics and in queries.
         normalize_mean: divide each class mean by its norm.
+        map: see :class:`.Head`; not beside ``normalize_input``.
         dtype: precision of the parameters and logits.
 
     Example:
@@ -58,16 +59,19 @@ class NearestMean(CentredHead):
         *,
         normalize_input: bool = False,
         normalize_mean: bool = False,
+        map: FeatureMap | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__(dtype=dtype, map=map)
+        if normalize_input:
+            self._require_no_map("normalize_input=True", "normalize_input=False")
         require_choice("metric", metric, ("euclidean", "cosine"))
         self.metric = metric
         self.normalize_input = normalize_input
         self.normalize_mean = normalize_mean
 
     def feature_map(self, feature_dim: int) -> FeatureMap:
-        return UnitNorm() if self.normalize_input else FeatureMap()
+        return UnitNorm() if self.normalize_input else super().feature_map(feature_dim)
 
     def _fit(self, memory: PrototypeMemory) -> None:
         means = torch.empty(len(memory), memory.width, dtype=self.dtype, device=memory.device)
@@ -101,11 +105,10 @@ class NearestMean(CentredHead):
                 stacklevel=5,
             )
 
-    def _mapped(self, features: Tensor) -> Tensor:
-        return unit(features) if self.normalize_input else features
-
     def _queries(self, features: Tensor) -> Tensor:
-        return unit(features).to(self.dtype) if self.metric == "cosine" else self._moved(features)
+        if self.metric != "cosine":
+            return self._moved(features)
+        return (features if self.normalize_input else unit(features)).to(self.dtype)
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
         means = self._means[chosen]

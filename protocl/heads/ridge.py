@@ -1,220 +1,75 @@
-"""Ridge regression onto one-hot labels, with or without random features: RanPAC."""
+"""Ridge regression onto one-hot labels: RanPAC, Fed3R, AFL, ACIL, AIR, Fly-CL."""
 
 from __future__ import annotations
 
-import math
-from copy import copy
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from protocl.config.validation import is_number
+from protocl.config.validation import is_number, require_choice
 from protocl.heads.centred import CentredHead
-from protocl.heads.covariance.directions import ROUNDING, warn_of_lost_predictions
-from protocl.heads.covariance.low_rank import FEW, eigenpairs
+from protocl.heads.covariance.directions import warn_of_lost_predictions
+from protocl.heads.regression.equations import Balance, Equations, Form, Scatter
+from protocl.heads.regression.spectrum import Spectrum, decompose, rounding_error, solve
+from protocl.heads.regression.strength import (
+    NEAR,
+    chosen_strength,
+    cross_validation_errors,
+    heldout_errors,
+)
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
 from protocl.memory.feature_maps import FeatureMap, ReluProjection
 
-_POWERS = range(-8, 9)
-
-GRID = tuple(10.0**power for power in _POWERS)
-"""Regularisation strengths among which ``"auto"`` chooses (RanPAC's grid); see :func:`grid_for`."""
-
-ORDINARY = 6
-"""Powers of ten of the variance of features up to which :data:`GRID` is taken as it is."""
-
-NEAR = 0.03
-"""Share by which a cross-validation score may exceed the least one and count as equal to it.
-
-The score is a squared error, whose minimum is flat and lies at too large a strength where samples
-are few; the least strength of like score ranks classes better. Of eleven shares from 0 to 0.3 this
-one lost least on held-out samples against the best strength: 0.7 points of accuracy in the mean of
-20 cases (digits, CIFAR-100 features, one sample a class; 20 to 5,000 samples) and 2.3 at worst,
-where the minimum itself loses 1.7, and 7.2 at worst.
-"""
-
-
-_NOTHING = 1e-9
-"""Share of ``lambda`` by which an eigenvalue may be below zero and count as zero."""
-
-
-class Spectrum(NamedTuple):
-    """``G = V diag(e) V^T`` and the class sums in its basis.
-
-    Attributes:
-        values: ``(r,)`` eigenvalues ``e``, none negative; all that are not zero.
-        vectors: ``(W, r)`` eigenvectors ``V`` in columns.
-        rotated: ``(r, C)``, ``V^T C``.
-        classes: ``(C,)`` class ids.
-        error: 0-d, how far ``G`` is from one that samples could have, by its least eigenvalue or
-            what is left of it beside these: next to nothing, unless the statistics were rounded on
-            their way.
-        samples: their number.
-        grid: strengths that suit the size of ``G``, see :func:`grid_for`.
-    """
-
-    values: Tensor
-    vectors: Tensor
-    rotated: Tensor
-    classes: Tensor
-    error: Tensor
-    samples: int
-    grid: tuple[float, ...]
-
-    def weights(self, regularization: float) -> Tensor:
-        """``(G + lambda I)^-1 C``, ``(W, C)``."""
-        return self.vectors @ (self.rotated / (self.values + regularization)[:, None])
-
-    def reach(self, regularization: float) -> Tensor:
-        """Diagonal of ``(G + lambda I)^-1 G (G + lambda I)^-1``, ``(W,)``."""
-        shares = self.values / (self.values + regularization).square()
-        return self.vectors.square() @ shares
-
-
-def grid_for(variance: float) -> tuple[float, ...]:
-    """:data:`GRID`, moved by powers of ten to features of uncommon size.
-
-    A strength has the unit of a squared feature. Up to :data:`ORDINARY` powers of ten from 1 the
-    published strengths reach far enough to either side; beyond, they would all be far too large
-    or too small, and move along with the features.
-
-    Args:
-        variance: mean over the features of their variance over all samples; where it is zero
-            nothing tells a size.
-    """
-    power = round(math.log10(variance)) if variance > 0 else 0
-    return GRID if abs(power) <= ORDINARY else tuple(10.0 ** (p + power) for p in _POWERS)
-
-
-def decompose(memory: PrototypeMemory) -> Spectrum:
-    """Decompose the Gram matrix once, for every ``lambda``."""
-    shared = memory if memory.level == "shared" else memory.at_level("shared")
-    values, vectors, error = eigenpairs(shared.second_moment, memory.total)
-    mean = memory.sums.sum(0) / memory.total
-    variance = float((shared.squares / memory.total - mean.square()).mean())
-    rotated = vectors.T @ memory.sums.T
-    return Spectrum(
-        values,
-        vectors,
-        rotated,
-        memory.classes,
-        error,
-        memory.total,
-        grid_for(variance),
-    )
-
-
-def solve(memory: PrototypeMemory, regularization: float) -> tuple[Tensor, Tensor]:
-    """``(G + lambda I)^-1 C`` ``(W, C)`` and :meth:`Spectrum.reach` for a given ``lambda``.
-
-    A Cholesky factor tells both, where no eigenvalue is so far below zero that it counts; those
-    are taken for zero otherwise.
-    """
-    shared = memory if memory.level == "shared" else memory.at_level("shared")
-    gram = shared.second_moment
-    if memory.total > FEW * len(gram) and _is_semidefinite(gram, _NOTHING * regularization):
-        gram.diagonal().add_(regularization)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        if not failed:
-            inverse = torch.cholesky_inverse(factor)
-            reach = inverse.diagonal() - regularization * inverse.square().sum(1)
-            return torch.cholesky_solve(memory.sums.T, factor), reach.clamp(min=0)
-    spectrum = decompose(memory)
-    return spectrum.weights(regularization), spectrum.reach(regularization)
-
-
-def _is_semidefinite(gram: Tensor, slack: float) -> bool:
-    """Whether no eigenvalue is below ``-slack``, nor so close to it that rounding hides it."""
-    raised = gram.clone()
-    raised.diagonal().add_(slack)
-    return not torch.linalg.cholesky_ex(raised)[1]
-
-
-def rounding_error(memory: PrototypeMemory, weights: Tensor, reach: Tensor) -> float:
-    """Root mean square over samples that rounding of ``G`` leaves in a prediction, by first order.
-
-    Args:
-        memory: of the samples.
-        weights: ``(W, C)``, ``(G + lambda I)^-1 C``.
-        reach: ``(W,)``, see :meth:`Spectrum.reach`.
-    """
-    squares = memory.squares if memory.level == "shared" else memory.squares.sum(0)
-    errors = (squares @ reach) / memory.total * (squares @ weights.square())
-    return ROUNDING * float(errors.max().sqrt())
-
-
-def cross_validation_errors(spectrum: Spectrum) -> Tensor:
-    """Generalised cross-validation score for each ``lambda`` of the spectrum's grid, ``(17,)``.
-
-    ``(RSS / N) / (1 - sum_i e_i / (e_i + lambda) / N)^2`` with
-    ``RSS = N - 2 tr(W^T C) + tr(W^T G W)``, infinite where the fit uses up every sample.
-
-    Source: Golub, Heath & Wahba 1979, written for one-hot targets.
-    """
-    values, samples = spectrum.values, spectrum.samples
-    grid = torch.tensor(spectrum.grid, dtype=values.dtype, device=values.device)[:, None]
-    energy = spectrum.rotated.square().sum(1)
-    shrunk = values + grid
-    if len(values) < len(spectrum.vectors):
-        # All but nothing of the targets is left, and differences to it would be rounding.
-        shares, left = energy / values, grid / shrunk
-        beyond = (samples - shares.sum()).clamp(min=0) if len(values) < samples else 0.0
-        residual = beyond + (shares * left.square()).sum(1)
-        free = (samples - len(values) + left.sum(1)) / samples
-    else:
-        residual = samples + (energy * (values / shrunk - 2) / shrunk).sum(1)
-        free = 1 - (values / shrunk).sum(1) / samples
-    score = residual.clamp(min=0) / samples / free.square()
-    return torch.where(free > 1e-6, score, torch.inf)
-
-
-def heldout_errors(spectrum: Spectrum, heldout: PrototypeMemory) -> Tensor:
-    """Mean squared error on held-out samples for each ``lambda`` of the spectrum's grid, ``(17,)``.
-
-    ``[tr(W^T G1 W) - 2 tr(W^T C1) + n1] / (n1 C)`` with ``W`` fitted on the rest: the same numbers
-    as predicting the held-out samples one by one (RanPAC, algorithm 1), from their sums alone.
-
-    Args:
-        spectrum: of the samples that are not held out.
-        heldout: their statistics, over classes that the others know.
-    """
-    shared = heldout if heldout.level == "shared" else heldout.at_level("shared")
-    gram = spectrum.vectors.T @ shared.second_moment @ spectrum.vectors
-    sums = torch.zeros_like(spectrum.rotated)
-    places = torch.searchsorted(spectrum.classes, heldout.classes)
-    sums[:, places] = spectrum.vectors.T @ heldout.sums.T
-    errors = []
-    for regularization in spectrum.grid:
-        weights = spectrum.rotated / (spectrum.values + regularization)[:, None]
-        errors.append((weights * (gram @ weights - 2 * sums)).sum() + heldout.total)
-    return torch.stack(errors) / (heldout.total * len(spectrum.classes))
-
 
 class Ridge(CentredHead):
-    """``logits = h (G + lambda I)^-1 C`` with ``G = sum h h^T`` and ``C = sum h y^T``.
+    """``logits = h (A + lambda I)^-1 S`` with ``A = sum h h^T`` and ``S = sum h y^T``.
 
-    ``h`` is the feature itself, or ``relu(f W)`` with a fixed random ``W`` (RanPAC). ``G`` is the
-    memory's pooled second moment and ``C`` its class sums, so the head, and the choice of
-    ``lambda`` with it, follow from additive statistics.
+    ``h`` is the feature itself, or a function of it alone, such as ``relu(f W)`` with a fixed
+    random ``W`` (RanPAC). ``A`` is the memory's pooled second moment and ``S`` its class sums, so
+    the head, and the choice of ``lambda`` with it, follow from additive statistics, and merged
+    statistics give the weights of all samples in one place. Published methods are points among
+    the settings:
+
+    ============================ ================== ======== ==== ========= ======= ==============
+    method                       map                lambda   bias normalize balance dtype
+    ============================ ================== ======== ==== ========= ======= ==============
+    RanPAC                       relu_projection    auto     no   no        none    float32
+    Fed3R                        none               0.01     yes  yes       none    float32
+    AFL                          none               -> 0     no   no        none    float64
+    ACIL                         relu_linear        0.001    no   no        none    float64
+    AIR                          relu_linear        0.001    no   no        class   float64
+    Fly-CL                       top_k              auto     no   no        none    float32
+    ============================ ================== ======== ==== ========= ======= ==============
 
     Args:
-        projection: number ``M`` of random features, or None for the features as they are. A
-            :class:`.ReluProjection` with given weights is taken as it is.
-        seed: seed of the projection.
-        regularization: ``lambda``, or ``"auto"`` to choose it from :data:`GRID`, which
-            :func:`grid_for` moves to very small or large features: by the error on ``heldout``
-            where :meth:`fit` is given one, else the least of those whose generalised
-            cross-validation score is within :data:`NEAR` of the best; never below the error that
-            rounding left in ``G``.
+        projection: number ``M`` of random features ``relu(f W)``, or None for the features as they
+            are. A :class:`.ReluProjection` with given weights is taken as it is.
+        seed: seed of the projection, or of the map.
+        regularization: ``lambda``, or ``"auto"`` to choose it from
+            :data:`.regression.spectrum.GRID`, which :func:`.grid_for` moves to very small or large
+            features: by the error on ``heldout`` where :meth:`fit` is given one, else the least of
+            those whose generalised cross-validation score is within :data:`.strength.NEAR` of the
+            best; never below the error that rounding left in ``A``.
+        scatter: ``"total"``: ``A`` as above. ``"within"``: the scatter around class means, and
+            ``N g g^T`` for the mean ``g`` of all (as FedCOF scores); it fits no targets, so that
+            ``regularization`` must be a number.
+        bias: append a constant feature to ``h``, whose weight is shrunk like the others.
+        normalize: divide each class's weights by their norm, its bias with them but not counted.
+        balance: ``"class"``: every class weighs alike whatever its number of samples (AIR), with
+            the exact moment of each class from level ``full``. ``"shared"``: the same under the
+            assumption that classes scatter alike, from level ``shared``, a C-th of the memory.
+            ``"none"``: every sample weighs alike.
+        map: see :class:`.Head`; in place of ``projection``.
         dtype: precision of the weights and logits.
 
     Attributes:
         chosen: the ``lambda`` in use after :meth:`fit`.
 
     Source: McDonnell et al. 2023, "RanPAC: random projections and pre-trained models for continual
-    learning", section 4 and algorithm 1.
+    learning", section 4 and algorithm 1; for the others see :mod:`protocl.strategies.analytic` and
+    :class:`.regression.equations.Equations`.
     """
 
     required_level: Level = "shared"
@@ -227,24 +82,40 @@ class Ridge(CentredHead):
         *,
         seed: int = 0,
         regularization: float | Literal["auto"] = "auto",
+        scatter: Scatter = "total",
+        bias: bool = False,
+        normalize: bool = False,
+        balance: Balance = "none",
+        map: FeatureMap | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__(dtype=dtype, map=map)
         if not isinstance(projection, ReluProjection | None):
             _require_whole(projection)
-        if regularization != "auto" and not (is_number(regularization) and regularization > 0):
-            raise ValueError(f"regularization={regularization!r}: expected 'auto' or a number > 0")
+        if projection is not None:
+            self._require_no_map(f"projection={projection}", "projection=None")
+        _require_strength(regularization, scatter)
+        require_choice("scatter", scatter, ("total", "within"))
+        require_choice("balance", balance, ("none", "shared", "class"))
         self.projection = projection
         self.seed = seed
         self.regularization = regularization
+        self.scatter, self.bias, self.balance = scatter, bias, balance
+        self.normalize = normalize
+        self.required_level = "full" if balance == "class" else "shared"
         self.chosen: float | None = None
         self._heldout: PrototypeMemory | None = None
         self._chosen_on: str | None = None
         self._drawn: ReluProjection | None = None
 
+    @property
+    def form(self) -> Form:
+        """What is regressed."""
+        return Form(self.scatter, self.bias, self.balance)
+
     def feature_map(self, feature_dim: int) -> FeatureMap:
         if self.projection is None:
-            return FeatureMap()
+            return super().feature_map(feature_dim)
         if isinstance(self.projection, ReluProjection):
             return self.projection
         if self._drawn is None or len(self._drawn.weight) != feature_dim:
@@ -256,11 +127,6 @@ class Ridge(CentredHead):
         # Another lambda would give the scores another scale.
         twin.regularization = self.regularization if self.chosen is None else self.chosen
         return twin
-
-    def mapped_logits(self, mapped: Tensor) -> Tensor:
-        plain = copy(self)
-        plain.projection = None  # what is mapped is not mapped again
-        return plain._logits(self._taken(mapped))
 
     @torch.no_grad()
     def fit(self, memory: PrototypeMemory, heldout: PrototypeMemory | None = None) -> Self:
@@ -283,34 +149,45 @@ class Ridge(CentredHead):
         return self
 
     def _fit(self, memory: PrototypeMemory) -> None:
+        form = self.form
         if self.regularization == "auto":
-            spectrum = decompose(memory)
-            self.chosen = self._choose(memory, spectrum)
+            spectrum = decompose(memory, form)
+            self.chosen = self._choose(memory, spectrum, form)
             weights, reach = spectrum.weights(self.chosen), spectrum.reach(self.chosen)
         else:
             self.chosen = self.regularization
-            weights, reach = solve(memory, self.chosen)
+            weights, reach = solve(memory, self.chosen, form)
         self._move(memory.means)
-        warn_of_lost_predictions(rounding_error(memory, weights, reach))
-        self._set(_weights=weights, _biases=self._centre.to(weights) @ weights)
+        warn_of_lost_predictions(rounding_error(Equations(memory, form), weights, reach))
+        weights, biases = self._scaled(weights)
+        self._set(_weights=weights, _biases=self._centre.to(weights) @ weights + biases)
 
-    def _choose(self, memory: PrototypeMemory, spectrum: Spectrum) -> float:
-        if self._heldout is not None:
-            rest = decompose(memory - self._heldout)._replace(grid=spectrum.grid)
-            errors, near = heldout_errors(rest, self._heldout), 0.0
-        else:
-            errors, near = cross_validation_errors(spectrum), NEAR
-        # What is less than the error of G fits that error, and looks best by it.
-        grid = torch.tensor(spectrum.grid, dtype=errors.dtype)
-        sound = grid >= spectrum.error.cpu().clamp(max=grid[-1])
-        errors = torch.where(sound, errors.cpu(), torch.inf)
-        return spectrum.grid[int((errors <= errors.min() * (1 + near)).nonzero()[0])]
+    def _choose(self, memory: PrototypeMemory, spectrum: Spectrum, form: Form) -> float:
+        if self._heldout is None:
+            return chosen_strength(spectrum, cross_validation_errors(spectrum), NEAR)
+        rest = decompose(memory - self._heldout, form)._replace(grid=spectrum.grid)
+        return chosen_strength(spectrum, heldout_errors(rest, self._heldout, form), 0.0)
 
-    def _mapped(self, features: Tensor) -> Tensor:
-        return self.feature_map(features.shape[1])(features)
+    def _scaled(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights ``(W, C)`` of features, and biases ``(C,)``, of solved ones ``(V, C)``."""
+        width = len(weights) - self.bias
+        if self.normalize:
+            norms = weights[:width].norm(dim=0)
+            weights = weights / torch.where(norms > 0, norms, 1.0)
+        return weights[:width], weights[width:].sum(0)
 
     def _scores(self, queries: Tensor, chosen: slice, out: Tensor) -> None:
         torch.addmm(self._biases[chosen], queries, self._weights[:, chosen], out=out)
+
+
+def _require_strength(regularization: float | str, scatter: str) -> None:
+    if regularization != "auto" and not (is_number(regularization) and float(regularization) > 0):
+        raise ValueError(f"regularization={regularization!r}: expected 'auto' or a number > 0")
+    if regularization == "auto" and scatter == "within":
+        raise ValueError(
+            "scatter='within' fits no targets by whose error 'auto' could choose: "
+            "give a number, such as regularization=1.0"
+        )
 
 
 def _require_whole(projection: object) -> None:

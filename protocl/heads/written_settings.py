@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from protocl.heads.bayesian import priors
+from protocl.memory.feature_maps import FeatureMap, feature_map
 
 _DTYPE = "torch.dtype"
 _TENSOR = "torch.Tensor"
 _PRIOR = "protocl.Prior"
+_MAP = "protocl.FeatureMap"
 
 
 def plain(name: str, value: Any) -> Any:
@@ -20,7 +22,7 @@ def plain(name: str, value: Any) -> Any:
 
     Raises:
         ValueError: it is neither a number, a text, a truth value, a list, a dtype, a
-            tensor nor a prior.
+            tensor, a prior nor a feature map.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -31,11 +33,13 @@ def plain(name: str, value: Any) -> Any:
     if isinstance(value, priors.Prior) and hasattr(priors, type(value).__name__):
         fields = {key: plain(key, each) for key, each in vars(value).items()}
         return {_PRIOR: type(value).__name__, **fields}
+    if isinstance(value, FeatureMap):
+        return {_MAP: value.spec}
     if isinstance(value, list | tuple):
         return [plain(name, item) for item in value]
     raise ValueError(
         f"{name}={value!r} cannot be written to a model: expected a number, a text, a list of "
-        "them, a dtype, a tensor or one of our priors"
+        "them, a dtype, a tensor, a feature map or one of our priors"
     )
 
 
@@ -56,6 +60,8 @@ def _restored(value: Any) -> Any:
     if _PRIOR in value:
         fields = {name: _restored(each) for name, each in value.items() if name != _PRIOR}
         return _prior(value[_PRIOR])(**fields)
+    if _MAP in value:
+        return feature_map(str(value[_MAP]))
     dtype = _dtype(value.get(_DTYPE))
     return torch.tensor(value[_TENSOR], dtype=dtype) if _TENSOR in value else dtype
 

@@ -3,12 +3,19 @@
 A non-linear map does not commute with a sum: ``sum f / |f|`` and ``sum f`` are different
 statistics. A memory therefore states the map under which it was summed, stores it in its
 file and refuses to merge with a memory under another one.
+
+A map of another package is a subclass of :class:`FeatureMap` under the entry-point group
+``protocl.maps``. It then goes with every head (``head = LinearDiscriminant(map="NAME")``), and a
+file that names it in its ``spec`` loads by itself.
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
 import hashlib
-from collections.abc import Callable
+import inspect
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +24,35 @@ from torch.nn import functional
 from protocl.errors import ConfigError
 from protocl.memory.limits.capacity import require_bytes
 from protocl.memory.precision import in_full_precision
+from protocl.registry import MAPS
 from protocl.tracing import exporting
 
 
 class FeatureMap(nn.Module):
-    """A function of one sample's features; the base class is the identity.
+    """Features as they are; subclasses are other functions of one sample's features.
+
+    Every row is mapped by itself, in the precision that it came in, and nothing is drawn at a call.
 
     Attributes:
-        spec: text from which :func:`feature_map` builds the same map again.
+        spec: text from which :func:`feature_map` builds the same map again: the registered name,
+            then words for :meth:`of_words`, with colons between.
+
+    Example:
+        >>> class Power(FeatureMap):
+        ...     def __init__(self, exponent: float = 2.0) -> None:
+        ...         super().__init__()
+        ...         self.exponent, self.spec = exponent, f"acme_power:{exponent!r}"
+        ...
+        ...     def forward(self, features: Tensor) -> Tensor:
+        ...         return features**self.exponent
     """
 
     spec = "identity"
+
+    @classmethod
+    def of_words(cls, *words: str) -> Self:
+        """The map of a :attr:`spec`, of the words after its name; here arguments in their order."""
+        return cls(*(_literal(word) for word in words))
 
     def width(self, feature_dim: int) -> int:
         """Number of outputs for ``feature_dim`` inputs."""
@@ -37,8 +62,11 @@ class FeatureMap(nn.Module):
         """Map ``(N, D)`` features to ``(N, W)``."""
         return features
 
-    def lift(self, mapped: Tensor) -> Tensor:
-        """Features ``(N, D)`` that the map takes to ``mapped`` ``(N, W)``, or near it."""
+    def in_range(self, mapped: Tensor) -> Tensor:
+        """Points ``(N, W)`` that the map could give, near points ``mapped`` that it may not.
+
+        A head is asked about such points where samples are drawn from the statistics.
+        """
         return mapped
 
     def extra_repr(self) -> str:
@@ -58,6 +86,9 @@ class UnitNorm(FeatureMap):
     def forward(self, features: Tensor) -> Tensor:
         return unit(features)
 
+    def in_range(self, mapped: Tensor) -> Tensor:
+        return unit(mapped)
+
 
 class Tukey(FeatureMap):
     """Tukey's ladder of powers, ``f -> f^power``, or ``log(f)`` for power 0 (FeCAM, section 4.3).
@@ -69,7 +100,8 @@ class Tukey(FeatureMap):
     def __init__(self, power: float = 0.5) -> None:
         super().__init__()
         self.power = float(power)
-        self.spec = f"tukey:{self.power:g}"
+        short = f"{self.power:g}"
+        self.spec = f"tukey:{short if float(short) == self.power else repr(self.power)}"
 
     def forward(self, features: Tensor) -> Tensor:
         if exporting():
@@ -87,8 +119,8 @@ class Tukey(FeatureMap):
     def _powers(self, features: Tensor) -> Tensor:
         return features.log() if self.power == 0 else features.pow(self.power)
 
-    def lift(self, mapped: Tensor) -> Tensor:
-        return mapped.exp() if self.power == 0 else mapped.clamp(min=0).pow(1 / self.power)
+    def in_range(self, mapped: Tensor) -> Tensor:
+        return mapped if self.power == 0 else mapped.clamp(min=0)
 
 
 class ReluProjection(FeatureMap):
@@ -105,6 +137,7 @@ class ReluProjection(FeatureMap):
         weight: ``(D, M)`` matrix to use in place of a drawn one.
     """
 
+    name: ClassVar[str] = "relu_projection"
     weight: Tensor
 
     def __init__(
@@ -115,16 +148,8 @@ class ReluProjection(FeatureMap):
             raise ValueError(f"projection={dim}: expected a positive number of random features")
         source = f"seed={seed}"
         if weight is None:
-            require_bytes(
-                8 * feature_dim * dim,  # twice: what is drawn, and what is hashed
-                torch.device("cpu"),
-                f"a projection of {feature_dim:,} features to {dim:,} random ones",
-                lambda: {"projection=10000": 80_000 * feature_dim},
-            )
-            generator = torch.Generator().manual_seed(seed)
-            weight = (
-                torch.randn(feature_dim, dim, generator=generator).mul_(1024).round_().div_(1024)
-            )
+            require_room(feature_dim, dim)
+            weight = self._draw(feature_dim, dim, torch.Generator().manual_seed(seed))
         elif tuple(weight.shape) != (feature_dim, dim):
             raise ValueError(
                 f"weight has shape {tuple(weight.shape)}, expected {(feature_dim, dim)}"
@@ -132,8 +157,27 @@ class ReluProjection(FeatureMap):
         else:
             source = "given"
         self.register_buffer("weight", weight, persistent=False)
-        digest = hashlib.sha256(weight.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-        self.spec = f"relu_projection:{feature_dim}:{dim}:{source}:{digest}"
+        words = (str(feature_dim), str(dim), *self._words(), source)
+        self.spec = ":".join([self.name, *words, digest(weight)])
+
+    def _draw(self, feature_dim: int, dim: int, generator: torch.Generator) -> Tensor:
+        """``W`` ``(D, M)``."""
+        return torch.randn(feature_dim, dim, generator=generator).mul_(1024).round_().div_(1024)
+
+    def _words(self) -> tuple[str, ...]:
+        """Further settings, in the order of the arguments between ``dim`` and ``seed``."""
+        return ()
+
+    @classmethod
+    def of_words(cls, *words: str) -> Self:
+        *settings, source, found = words
+        if source == "given":
+            raise ConfigError(
+                f"a projection with given weights (hash {found}) cannot be rebuilt from its "
+                f"description; pass feature_map={cls.__name__}(..., weight=...)"
+            )
+        seed = int(source.removeprefix("seed="))
+        return cls(*(_literal(word) for word in settings), seed=seed)
 
     def width(self, feature_dim: int) -> int:
         if feature_dim != self.weight.shape[0]:
@@ -146,31 +190,27 @@ class ReluProjection(FeatureMap):
     def forward(self, features: Tensor) -> Tensor:
         return torch.relu(features @ self.weight.to(features.dtype))
 
-    def lift(self, mapped: Tensor) -> Tensor:
-        raise NotImplementedError("random features outnumber what they were made from")
+
+def require_room(feature_dim: int, dim: int) -> None:
+    """Refuse random weights ``(feature_dim, dim)`` that do not fit in memory.
+
+    Raises:
+        CapacityError: they do not.
+    """
+    require_bytes(
+        8 * feature_dim * dim,  # twice: what is drawn, and what is hashed
+        torch.device("cpu"),
+        f"a projection of {feature_dim:,} features to {dim:,} random ones",
+        lambda: {"projection=10000": 80_000 * feature_dim},
+    )
 
 
-def _projection(feature_dim: str, dim: str, source: str, digest: str) -> FeatureMap:
-    if source == "given":
-        raise ConfigError(
-            f"a projection with given weights (hash {digest}) cannot be rebuilt from its "
-            "description; pass feature_map=ReluProjection(..., weight=...)"
-        )
-    built = ReluProjection(int(feature_dim), int(dim), seed=int(source.removeprefix("seed=")))
-    if not built.spec.endswith(digest):
-        raise ConfigError(
-            f"the random projection drawn from {source} has hash {built.spec.rsplit(':', 1)[1]}, "
-            f"expected {digest}: this torch draws other numbers; pass the weights explicitly"
-        )
-    return built
-
-
-_BUILDERS: dict[str, Callable[..., FeatureMap]] = {
-    "identity": FeatureMap,
-    "unit": UnitNorm,
-    "tukey": lambda power: Tukey(float(power)),
-    "relu_projection": _projection,
-}
+def digest(*arrays: Tensor) -> str:
+    """Sixteen hexadecimal digits that tell arrays from others."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(array.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def feature_map(spec: str) -> FeatureMap:
@@ -179,10 +219,82 @@ def feature_map(spec: str) -> FeatureMap:
     Raises:
         ConfigError: ``spec`` is unknown or describes weights that cannot be drawn again.
     """
-    name, *arguments = spec.split(":")
+    if spec == FeatureMap.spec:
+        return FeatureMap()
+    name, *words = spec.split(":")
+    kind = _kind(name, "install and register its package, or pass feature_map=")
     try:
-        return _BUILDERS[name](*arguments)
-    except (KeyError, TypeError, ValueError) as error:
+        built = kind.of_words(*words)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"feature map '{spec}' cannot be built: {error}") from error
+    if built.spec != spec:
         raise ConfigError(
-            f"unknown feature map '{spec}'; known kinds: {', '.join(sorted(_BUILDERS))}"
-        ) from error
+            f"the feature map built from '{spec}' is '{built.spec}': random numbers or the package "
+            "that registers it have changed; pass feature_map= with the map itself"
+        )
+    return built
+
+
+def map_for(wish: str, feature_dim: int, **defaults: Any) -> FeatureMap:
+    """The map that a setting asks for: ``NAME``, or ``NAME:SETTING=VALUE:...``.
+
+    Args:
+        wish: such as ``"unit"`` or ``"top_k:dim=2000:keep=0.1"``: arguments of a registered map.
+        feature_dim: ``D``, for maps that have an argument of that name.
+        defaults: of arguments, for maps that have them.
+
+    Raises:
+        ConfigError: the name, a setting or a value is unknown; it names the nearest.
+    """
+    name, *words = wish.split(":")
+    kind = _kind(name, "register it under protocl.maps")
+    known = inspect.signature(kind).parameters
+    taken = {key: value for key, value in defaults.items() if key in known}
+    if "feature_dim" in known:
+        taken["feature_dim"] = feature_dim
+    try:
+        return kind(**taken | dict(_setting(name, word, known) for word in words))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"map='{wish}': {error}") from error
+
+
+def _kind(name: str, otherwise: str) -> type[FeatureMap]:
+    if name not in MAPS.names():
+        near = difflib.get_close_matches(name, MAPS.names(), n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(
+            f"unknown feature map '{name}': {hint}choose from {', '.join(MAPS.names())}, "
+            f"or {otherwise}"
+        )
+    kind = MAPS.get(name)
+    if not (isinstance(kind, type) and issubclass(kind, FeatureMap)):
+        raise ConfigError(
+            f"feature map '{name}' is registered as {kind!r}; expected a subclass of "
+            "protocl.memory.feature_maps.FeatureMap"
+        )
+    return kind
+
+
+def _setting(name: str, word: str, known: Any) -> tuple[str, Any]:
+    key, separator, value = word.partition("=")
+    choices = [each for each in known if each not in ("feature_dim", "weight")]
+    if not separator or key not in choices:
+        near = difflib.get_close_matches(key, choices, n=1)
+        hint = f"did you mean '{near[0]}=...'? " if near else ""
+        raise ConfigError(
+            f"feature map '{name}' has no setting '{word}': {hint}expected SETTING=VALUE with "
+            f"{', '.join(choices) or 'none'}"
+        )
+    return key, _literal(value)
+
+
+def _literal(word: str) -> Any:
+    """A number or truth value where a word is one, else the word."""
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word

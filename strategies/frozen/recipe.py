@@ -168,6 +168,15 @@ class RecipeConfig(FrozenBackboneConfig):
 
 
 @dataclass
+class SeededRecipeConfig(RecipeConfig):
+    """Settings of a strategy whose head draws numbers, by the seed of the run."""
+
+    def build_head(self, setup: Setup) -> Head:
+        made: Head = self.head.build(seed=setup.seed)
+        return made
+
+
+@dataclass
 class AnyHeadConfig(RecipeConfig):
     """Any registered head over a frozen backbone: ``strategy=frozen strategy.head=NAME``.
 

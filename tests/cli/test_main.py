@@ -163,6 +163,7 @@ def test_processes_side_by_side_give_the_numbers_of_one(capsys: pytest.CaptureFi
             ["strategy.session.adapt=NAME", "vpt_deep", "Five prompt tokens before each"],
         ),
         ("heads", ["nearest_mean"]),
+        ("maps", ["strategy.head.map=NAME", "top_k", "acme_cube", "some power"]),
         ("experiments", ["demo", "Five strategies", "ten classes at a time, three class orders"]),
         ("federations", ["digits_robust", "up to a third of them may lie."]),
         ("pretrainings", ["omniglot_vit"]),

@@ -7,7 +7,8 @@ import torch
 
 from protocl import PrototypeMemory
 from protocl.heads import Head, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.heads.ridge import GRID, cross_validation_errors, decompose, heldout_errors
+from protocl.heads.regression.spectrum import GRID, decompose
+from protocl.heads.regression.strength import cross_validation_errors, heldout_errors
 from protocl.memory.feature_maps import ReluProjection
 from tests.golden.ptm import golden, inputs, scores
 
@@ -171,7 +172,9 @@ class TestRanPAC:
         # With fewer samples than random features a strength of 1e-8 is ill-conditioned: there a
         # solve and a decomposition differ in the fifth digit.
         torch.testing.assert_close(errors[:1], expected[:1], rtol=1e-4, atol=0)
-        torch.testing.assert_close(errors[1:], expected[1:], rtol=1e-5, atol=0)
+        # RanPAC's grid ends at 10^8, before ours.
+        own = errors[1 : len(expected)]
+        torch.testing.assert_close(own, expected[1:], rtol=1e-5, atol=0)
 
     def test_generalised_cross_validation_agrees(self, key):
         memory = centralised(ridge(key))

@@ -73,7 +73,7 @@ def test_ridge_is_sklearns(digits, strength):
 
 def test_ridges_own_choice_is_near_the_best_by_leave_one_out(digits):
     """Generalised cross-validation against the exact leave-one-out error of each strength."""
-    from protocl.heads.ridge import GRID
+    from protocl.heads.regression.spectrum import GRID
 
     features, labels = digits[0][::6], digits[1][::6]
     one_hot = torch.nn.functional.one_hot(labels).double()

@@ -8,7 +8,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeCV
 
 from protocl.heads import Ridge
-from protocl.heads.ridge import GRID, NEAR, cross_validation_errors, decompose
+from protocl.heads.regression.spectrum import GRID, decompose
+from protocl.heads.regression.strength import NEAR, cross_validation_errors
 
 F64 = torch.float64
 

@@ -101,7 +101,7 @@ def test_equal_classes_answer_by_the_lower_id():
 def test_no_block_exceeds_the_bound():
     head, features = fitted(NearestMean)
     head.chunk_bytes = 4_000
-    blocks = list(head._blocks(features))
+    blocks = list(head._blocks(features, head._mapped))
     assert max(block.scores.nbytes for block in blocks) <= 4_000
     assert sum(block.scores.numel() for block in blocks) == len(features) * CLASSES
     assert len({block.scores.data_ptr() for block in blocks}) == 1, "the buffer is made anew"

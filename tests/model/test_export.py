@@ -40,6 +40,8 @@ VARIANTS: dict[str, Callable[..., Head]] = {
         "auto", normalize_input=True, priors="empirical", **o
     ),
     "lda streaming": lambda **o: LinearDiscriminant(streaming=True, **o),
+    "ridge top k": lambda **o: Ridge(map="top_k:dim=30:degree=4", bias=True, normalize=True, **o),
+    "lda fourier": lambda **o: LinearDiscriminant("auto", map="random_fourier:dim=30", **o),
     "ridge projected": lambda **o: Ridge(50, regularization=10.0, **o),
     "fecam_vit": lambda **o: Mahalanobis((1, 0), shrink_passes=1, tukey=None, **o),
     "mahalanobis log": lambda **o: Mahalanobis(None, tukey=0.0, mean_of="transformed", **o),

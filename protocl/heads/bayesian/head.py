@@ -22,6 +22,7 @@ from protocl.heads.bayesian.priors import Covariance, Prior
 from protocl.heads.probabilities.calibration import raise_winners_
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
+from protocl.memory.feature_maps import FeatureMap
 
 _LEVELS: dict[Covariance, Level] = {"iso": "diagonal", "diag": "diagonal", "full": "shared"}
 
@@ -42,6 +43,7 @@ class BayesianPrototypes(Head):
         covariance: ``"iso"`` (one number), ``"diag"`` (one a feature) or ``"full"``. Correlated
             features count as independent evidence in the first two, which makes
             the probabilities too sure.
+        map: see :class:`.Head`; prior and noise are those of samples under it.
         dtype: precision of the parameters and logits.
 
     Source: Kessler et al. 2023, "On sequential Bayesian inference for continual learning",
@@ -66,9 +68,10 @@ class BayesianPrototypes(Head):
         noise: float | Tensor | Literal["auto"] = "auto",
         *,
         covariance: Covariance = "iso",
+        map: FeatureMap | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__(dtype=dtype, map=map)
         require_choice("covariance", covariance, get_args(Covariance))
         if prior != "auto" and not isinstance(prior, Prior):
             raise ValueError(
@@ -107,9 +110,9 @@ class BayesianPrototypes(Head):
         """
         known = self.log_density(features)
         assert self._fitted_prior is not None  # log_density refuses a head that is not fitted
-        unseen = self._fitted_prior.unseen(features.shape[1], self.covariance)
+        moved = self._moved(self._mapped(features))
+        unseen = self._fitted_prior.unseen(moved.shape[1], self.covariance)
         unseen = unseen._replace(mean=unseen.mean.to(self._centre.device) - self._centre)
-        moved = self._moved(self._taken(features))
         return unknown_probability(moved, known, unseen, self._noise, self._total)
 
     @torch.no_grad()

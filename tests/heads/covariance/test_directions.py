@@ -14,7 +14,7 @@ from sklearn.linear_model import RidgeCV
 
 from protocl.errors import PrecisionWarning
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.heads.ridge import GRID, grid_for
+from protocl.heads.regression.spectrum import GRID, grid_for
 
 F64 = torch.float64
 KNOWN = 300

@@ -7,9 +7,11 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from protocl.heads import Ridge, ridge
+from protocl.heads import Ridge
 from protocl.heads.covariance import low_rank
 from protocl.heads.covariance.low_rank import low_rank_factor
+from protocl.heads.regression import spectrum as ridge
+from protocl.heads.regression.strength import cross_validation_errors
 
 F64 = torch.float64
 
@@ -98,7 +100,7 @@ def test_scores_of_cross_validation_are_those_of_the_samples(digits, samples: in
     hidden = head.feature_map(64)(x).double()
     u, s, _ = torch.linalg.svd(hidden, full_matrices=False)
     targets = torch.nn.functional.one_hot(y).double()
-    for strength, score in zip(ridge.GRID, ridge.cross_validation_errors(spectrum), strict=True):
+    for strength, score in zip(ridge.GRID, cross_validation_errors(spectrum), strict=True):
         left = strength / (s.square() + strength)
         residual = ((left[:, None] * (u.T @ targets)) ** 2).sum() / samples
         free = float(left.sum()) / samples

@@ -48,7 +48,9 @@ def test_a_strength_of_ridge_that_was_chosen_is_not_chosen_again(monkeypatch: py
     from protocl.heads import Ridge, ridge
 
     done = []
-    monkeypatch.setattr(ridge, "decompose", lambda m, f=ridge.decompose: done.append(m) or f(m))
+    monkeypatch.setattr(
+        ridge, "decompose", lambda m, *a, f=ridge.decompose: done.append(m) or f(m, *a)
+    )
     features, labels = torch.randn(60, 8), torch.arange(60) % 3
     memory = Ridge().new_memory(8).update(features, labels)
     head = Ridge().fit(memory).fit(memory)

@@ -1,0 +1,1 @@
+"""Further feature maps: random features other than RanPAC's."""

@@ -1,0 +1,1 @@
+"""Ridge regression over a frozen backbone, under the names by which it was published."""

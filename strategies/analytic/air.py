@@ -1,0 +1,39 @@
+"""Ridge regression in which every class weighs alike, on random features: AIR."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+
+from protocl.config import StrategyInfo
+from protocl.config.sections import Part, part
+from protocl.heads import Ridge
+from protocl.strategies.frozen.recipe import SeededRecipeConfig
+
+
+@dataclass
+class AIRConfig(SeededRecipeConfig):
+    """Settings of :class:`.AIR`; ``head`` has those of its head, whose seed is the run's."""
+
+    info: ClassVar[StrategyInfo] = StrategyInfo(
+        title="AIR",
+        paper="Fang et al., 2024",
+        stored_between_experiences="Gram matrix and class sums of random features",
+        keeps_data=False,
+        bytes_per_class="16 M + 16",
+    )
+
+    name: str = "air"
+    head: Part = part(
+        partial(
+            Ridge,
+            map="relu_linear:dim=2000",
+            regularization=1e-3,
+            balance="shared",
+            dtype=torch.float64,
+        ),
+        "seed",
+    )
