@@ -74,6 +74,12 @@ class Part(BaseModel):
     input_shape: Annotated[list[PositiveInt], AfterValidator(of_a_sample)]
     adapted: str
 
+    def unread(self) -> Part:
+        """The same weights without what is read of their layers."""
+        return self.model_copy(
+            update={"settings": self.settings | {"layers": None, "layer_scale": "none"}}
+        )
+
     def build(self) -> Backbone:
         """The backbone, without the weights that it has on disk."""
         config = BackboneConfig(**self.settings)
@@ -177,7 +183,7 @@ class KeptBackbone(BaseModel):
 
     def _require_size(self, weights: Path) -> None:
         """Refuse a width with which the backbone would be larger than its file of weights."""
-        parts = [part for part in self.parts if part.settings.get("width") is not None]
+        parts = [part.unread() for part in self.parts if part.settings.get("width") is not None]
         with torch.device("meta"):  # allocates nothing
             states = [part.build().state_dict().values() for part in parts]
         needed = sum(tensor.nbytes for state in states for tensor in state)
