@@ -40,15 +40,19 @@ def configure(kind: Kind[Any], output: Path, *words: str) -> Any:
     return config
 
 
+NOT_HELD = {"seconds", "bytes", "contributions"}
+
+
 def numbers(result: dict[str, Any]) -> Any:
     """All that is no time and no circumstance.
 
-    Clients in a process lose their state with it and send all of it again: some bytes more.
+    Clients in a process lose their state with it and send all of it again: some bytes more, and
+    contributions that are replaced, as the books then say.
     """
 
     def without_times(value: Any) -> Any:
         if isinstance(value, dict):
-            kept = {k: v for k, v in value.items() if not {"seconds", "bytes"} & {*k.split("_")}}
+            kept = {k: v for k, v in value.items() if not NOT_HELD & {*k.split("_")}}
             return {k: without_times(v) for k, v in kept.items()}
         return [without_times(v) for v in value] if isinstance(value, list) else value
 
