@@ -173,4 +173,4 @@ def test_scores_far_from_the_origin_are_those_of_the_head():
     head.fit(head.new_memory(16).update(features, labels))
     scores = linear_form(head, 16)
     assert torch.equal(scores(features).argmax(1), head(features).argmax(1))
-    torch.testing.assert_close(scores(features), head(features).float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(scores(features), head(features), rtol=1e-3, atol=1e-3)
