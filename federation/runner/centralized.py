@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,47 +14,10 @@ from protocl.federation.methods.network import GradientConfig
 from protocl.federation.methods.prototypes import HeadConfig
 from protocl.federation.server.state import same_statistics
 from protocl.memory import PrototypeMemory
+from protocl.report.result import OnePlace
 
 if TYPE_CHECKING:
     from protocl.federation.runner.run import FederatedRun
-
-
-@dataclass(frozen=True)
-class OnePlace:
-    """The merged memory beside that of all samples in one place.
-
-    Attributes:
-        identical: they hold the same bits.
-        difference: largest difference of a sum or second moment, relative to the largest of these;
-            None where classes or counts differ, as when a client was never asked.
-        samples: in one place.
-        merged_samples: that the merged memory counts.
-        accuracy: of the head on the memory of one place, in [0, 1].
-        federated_accuracy: of the head on the merged memory.
-    """
-
-    identical: bool
-    difference: float | None
-    samples: int
-    merged_samples: int
-    accuracy: float
-    federated_accuracy: float
-
-    def __str__(self) -> str:
-        return (
-            f"merged memory {self._agreement}; "
-            f"accuracy {100 * self.federated_accuracy:.2f} %, in one place "
-            f"{100 * self.accuracy:.2f} %"
-        )
-
-    @property
-    def _agreement(self) -> str:
-        if self.identical:
-            return "equals that of one place bit for bit"
-        if self.difference is not None:
-            return f"equals that of one place to {self.difference:.1e}"
-        counted = f"{self.merged_samples:,} of {self.samples:,} samples"
-        return f"does not hold the counts of one place ({counted})"
 
 
 def compare_with_one_place(run: FederatedRun) -> OnePlace:
@@ -72,12 +34,14 @@ def compare_with_one_place(run: FederatedRun) -> OnePlace:
     memory.update(_features(run, run.data.x_train[rows]), run.data.y_train[rows])
     x, y = _features(run, run.data.x_test), run.data.y_test
     accuracies = [float((head.fit(m).predict(x) == y).double().mean()) for m in (memory, merged)]
+    alone, federated = accuracies
     return OnePlace(
-        same_statistics(merged, memory),
-        largest_difference(merged, memory),
-        memory.total,
-        merged.total,
-        *accuracies,
+        identical=same_statistics(merged, memory),
+        difference=largest_difference(merged, memory),
+        samples=memory.total,
+        merged_samples=merged.total,
+        accuracy=alone,
+        federated_accuracy=federated,
     )
 
 

@@ -18,7 +18,6 @@ from protocl.federation.client.state import NoStates, StatesInProcess, StatesOnD
 from protocl.federation.config import FederateConfig, FederationSetup
 from protocl.federation.config.compose import compose, settle_short
 from protocl.federation.runner.centralized import (
-    OnePlace,
     compare_with_one_place,
     require_comparable,
 )
@@ -28,6 +27,7 @@ from protocl.federation.wire.compat import quiet, without_round_reports
 from protocl.federation.wire.traffic import Traffic
 from protocl.io.atomic import atomic_write
 from protocl.metrics.history import Evaluation, History
+from protocl.report.result import OnePlace
 from protocl.runner.context import RunContext
 from protocl.runner.kind import Kind
 from protocl.runner.model import write_model

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from protocl.heads.base import Head
 from protocl.heads.queries import Prepare
-from protocl.heads.ranking import ScoreBlock
+from protocl.heads.ranking import ScoreBlock, slices
 from protocl.tracing import exporting
 
 _ALIGNED = 64
@@ -64,7 +64,7 @@ class ChunkedHead(Head):
             queries = self._queries(prepare(samples[rows]))
             if room is None:  # the first band is the longest
                 room = queries.new_empty(len(queries) * width)
-            for columns in _slices(len(self._classes), width):
+            for columns in slices(len(self._classes), width):
                 shape = len(queries), columns.stop - columns.start
                 block = room[: math.prod(shape)].view(shape)
                 self._scores(queries, columns, block)
@@ -75,8 +75,4 @@ class ChunkedHead(Head):
         elements = max(1, self.chunk_bytes // self.dtype.itemsize)
         side = math.isqrt(elements)
         width = min(len(self._classes), max(1, side // _ALIGNED * _ALIGNED or side))
-        return list(_slices(samples, max(1, elements // width))), width
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+        return list(slices(samples, max(1, elements // width))), width

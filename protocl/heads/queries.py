@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from protocl.heads.ranking import ScoreBlock
+from protocl.heads.ranking import ScoreBlock, slices
 from protocl.memory.buffers import FollowsDevice
 from protocl.memory.feature_maps import FeatureMap, map_for
 from protocl.tracing import exporting
@@ -99,7 +99,7 @@ class MappedQueries(FollowsDevice):
     def _bands(self, samples: int) -> list[slice]:
         """Rows for which all logits are computed at once."""
         rows = max(1, self.chunk_bytes // (len(self._classes) * self.dtype.itemsize))
-        return [slice(at, min(at + rows, samples)) for at in range(0, samples, rows)]
+        return list(slices(samples, rows))
 
     def _blocks(self, samples: Tensor, prepare: Prepare) -> Iterator[ScoreBlock]:
         """Logits in blocks, by rows and then by columns; here all classes of some rows."""

@@ -23,6 +23,11 @@ class ScoreBlock:
     scores: Tensor
 
 
+def slices(length: int, step: int) -> Iterator[slice]:
+    """``0 ... length`` in pieces of ``step``, the last of what remains."""
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
 def best_columns(blocks: Iterator[ScoreBlock], best: tuple[Tensor, Tensor]) -> None:
     """Write the largest scores and their columns, the lower column first among equals.
 

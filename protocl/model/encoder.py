@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protocl.backbones import Backbone, BackboneConfig
 from protocl.backbones.build import build_unscaled
-from protocl.backbones.features import default_batch_size, extract
+from protocl.backbones.features import extract
 from protocl.backbones.layers.scale import standardised
 from protocl.data.pictures import pixels_of, read_picture
 from protocl.errors import DataError
@@ -100,12 +100,6 @@ class Encoder:
         if self._measures:
             features, self._measures = standardised(self.backbone, features), False
         return features
-
-    def batch_size_for(self, shape: Sequence[int]) -> int:
-        """Samples a forward pass of images ``(C, H, W)``."""
-        return self.batch_size or default_batch_size(
-            self.backbone, torch.empty(0, *shape), torch.device("cpu")
-        )
 
     def _encode(self, batch: Tensor) -> Tensor:
         if self.shape is None:

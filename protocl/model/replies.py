@@ -33,6 +33,8 @@ class Replies:
     ids_: NDArray[np.int64]
     memory_: PrototypeMemory
     head_: Head
+    _rival: tuple[str, BayesianPrototypes] | None = None
+    """Tells how unknown samples are: for the revision of the memory that it is fitted to."""
 
     @abstractmethod
     def _features(self, X: Any) -> Tensor:
@@ -117,12 +119,18 @@ class Replies:
             )
 
     def _strangeness(self, features: Tensor) -> Scores:
-        known = self.memory_.at_level("shared")
-        rival = BayesianPrototypes(covariance="full", dtype=torch.float64)
-        plain = PrototypeMemory(known.width, "shared", exact=known.exact, step=known.step)
-        rival.fit(PrototypeMemory.from_parts(plain, known.parts()))
-        return cast(Scores, rival.unknown_probability(known.feature_map(features)).numpy())
+        if self._rival is None or self._rival[0] != self.memory_.revision:
+            self._rival = self.memory_.revision, _rival_of(self.memory_.at_level("shared"))
+        mapped = self.memory_.feature_map(features)
+        return cast(Scores, self._rival[1].unknown_probability(mapped).numpy())
 
     def _columns(self) -> NDArray[np.intp]:
         """The column of the head's logits that belongs to each of ``classes_``."""
         return np.searchsorted(self.memory_.classes.numpy(), self.ids_)
+
+
+def _rival_of(known: PrototypeMemory) -> BayesianPrototypes:
+    """The posterior predictive of mapped samples, fitted to statistics of level ``shared``."""
+    plain = PrototypeMemory(known.width, "shared", exact=known.exact, step=known.step)
+    rival = BayesianPrototypes(covariance="full", dtype=torch.float64)
+    return rival.fit(PrototypeMemory.from_parts(plain, known.parts()))

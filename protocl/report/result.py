@@ -106,7 +106,17 @@ class Round(_Part):
 
 
 class OnePlace(_Part):
-    """The merged memory beside that of all samples in one place: what ``verify=true`` asks for."""
+    """The merged memory beside that of all samples in one place: what ``verify=true`` asks for.
+
+    Attributes:
+        identical: they hold the same bits.
+        difference: largest difference of a sum or second moment, relative to the largest of these;
+            None where classes or counts differ, as when a client was never asked.
+        samples: in one place.
+        merged_samples: that the merged memory counts.
+        accuracy: of the head on the memory of one place, in [0, 1].
+        federated_accuracy: of the head on the merged memory.
+    """
 
     identical: bool
     difference: float | None
@@ -114,6 +124,22 @@ class OnePlace(_Part):
     merged_samples: int
     accuracy: float
     federated_accuracy: float
+
+    def __str__(self) -> str:
+        return (
+            f"merged memory {self._agreement}; "
+            f"accuracy {100 * self.federated_accuracy:.2f} %, in one place "
+            f"{100 * self.accuracy:.2f} %"
+        )
+
+    @property
+    def _agreement(self) -> str:
+        if self.identical:
+            return "equals that of one place bit for bit"
+        if self.difference is not None:
+            return f"equals that of one place to {self.difference:.1e}"
+        counted = f"{self.merged_samples:,} of {self.samples:,} samples"
+        return f"does not hold the counts of one place ({counted})"
 
 
 class Federation(_Part):

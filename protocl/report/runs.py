@@ -165,14 +165,15 @@ def load_run(folder: Path | str) -> Run | Embedding:
     try:
         result = _load_result(path)
         if Result.read(result).kind != "pretraining":
-            return _load_answers(path)
+            return _answers(result, path)
         return Embedding.read(result, path=path, config=_load_config(path / CONFIG_FILE))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _load_answers(path: Path) -> Run:
-    result, config = _load_result(path), _load_config(path / CONFIG_FILE)
+def _answers(result: Any, path: Path) -> Run:
+    """The run in ``path``, whose parsed result is given."""
+    config = _load_config(path / CONFIG_FILE)
     flat = isinstance(result, dict) and result.get("format", 1) == 1
     return Run.from_result(result, path, in_present_form(config, flat=flat))
 
@@ -217,7 +218,7 @@ def load_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[Skipped]]:
     skipped: list[Skipped] = []
     for directory in _run_directories(paths, skipped):
         try:
-            run = _load_answers(directory)
+            run = _answers(_load_result(directory), directory)
         except DataError as error:
             skipped.append(Skipped(directory, str(error)))
             continue

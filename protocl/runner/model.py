@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,5 @@ def write_model(
 
 def _labels(names: Sequence[str], ids: Sequence[int]) -> Labels:
     """Names of classes; where several have one name, with their ids behind it."""
-    return np.array([
-        names[i] if names.count(names[i]) == 1 else f"{names[i]} ({i})" for i in ids
-    ])  # fmt: skip
+    bearers = Counter(names)
+    return np.array([names[i] if bearers[names[i]] == 1 else f"{names[i]} ({i})" for i in ids])

@@ -23,6 +23,7 @@ from torch import Tensor
 from protocl.heads.covariance.directions import warn_of_lost_scatter, whitened_error
 from protocl.heads.covariance.shrinkage import whitening
 from protocl.heads.distances import write_negative_distances
+from protocl.heads.ranking import slices
 from protocl.memory.batch import Level
 from protocl.tracing import exporting
 
@@ -255,7 +256,7 @@ class LowRank(CovarianceForm):
         classes, rank, width = directions.shape
         # The components of a group of classes take the room of one block of logits.
         group = classes if exporting() else max(1, classes // max(rank, 1))
-        for some in _slices(classes if rank else 0, group):
+        for some in slices(classes if rank else 0, group):
             flat = directions[some].reshape(-1, width)
             components = torch.addmm(places[some].reshape(-1), queries[:, width:], flat.T, beta=-1)
             out[:, some] += components.square_().unflatten(1, (-1, rank)).sum(2)
@@ -265,14 +266,10 @@ def _bands(queries: Tensor) -> Iterable[slice]:
     """Rows of queries ``(N, W)`` whose differences to one class fit :data:`_PIECE`."""
     if exporting():
         return (slice(None),)
-    return _slices(len(queries), max(1, _PIECE // queries.shape[1]))
+    return slices(len(queries), max(1, _PIECE // queries.shape[1]))
 
 
 def _groups(classes: int, part: Tensor) -> Iterable[slice]:
     """Classes whose differences to the queries ``part`` fit :data:`_PIECE`."""
     elements = _TRACED_ROWS * part.shape[1] if exporting() else part.numel()
-    return _slices(classes, max(1, _PIECE // elements))
-
-
-def _slices(length: int, step: int) -> Iterable[slice]:
-    return (slice(start, start + step) for start in range(0, length, step))
+    return slices(classes, max(1, _PIECE // elements))
