@@ -144,6 +144,15 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where report.html, table.md and table.csv go (default: the first RUNS folder)",
     )
+    compare.add_argument(
+        "--latex", action="store_true", help="write table.tex too, for a paper (booktabs)"
+    )
+    compare.add_argument(
+        "--bibtex", action="store_true", help="write references.bib too: methods and data sets"
+    )
+    compare.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw one figure: FILE.pdf, .svg or .png"
+    )
     compare.set_defaults(command=_compare)
 
     doctor = commands.add_parser(
@@ -199,7 +208,9 @@ def _compare(args: argparse.Namespace) -> int:
 
     first: Path = args.paths[0]
     output = args.output or (first if first.is_dir() else first.parent)
-    compare(args.paths, output, console=Console())
+    formats = ["html", "markdown", "csv"]
+    formats += [name for name in ("latex", "bibtex") if getattr(args, name)]
+    compare(args.paths, output, formats=formats, figure=args.figure, console=Console())
     return 0
 
 

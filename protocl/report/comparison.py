@@ -13,13 +13,22 @@ from protocl.io.atomic import atomic_write
 from protocl.registry import unknown_name
 from protocl.report import table
 from protocl.report.groups import Benchmark, group_runs
+from protocl.report.paired import Difference, paired_differences
 from protocl.report.runs import Skipped, load_runs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _TEXT_WIDTH = 100
-FORMATS = {"html": "report.html", "markdown": "table.md", "csv": "table.csv"}
+FORMATS = {
+    "html": "report.html",
+    "markdown": "table.md",
+    "csv": "table.csv",
+    "latex": "table.tex",
+    "bibtex": "references.bib",
+}
+_USUAL = ("html", "markdown", "csv")
+FIGURES = (".pdf", ".svg", ".png")
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,17 @@ class Comparison:
         """The tables in GitHub's Markdown; the best value of a column is bold."""
         return table.markdown(self.benchmarks, self.skipped)
 
+    def differences(self, confidence: float = 0.95) -> list[Difference]:
+        """What each method is away from the best of its benchmark, on the same seeds.
+
+        See :func:`protocl.report.paired.paired_differences`.
+        """
+        return [
+            difference
+            for benchmark in self.benchmarks
+            for difference in paired_differences(benchmark, confidence)
+        ]
+
     def _repr_html_(self) -> str:
         """The tables as notebooks show them."""
         from protocl.report.page_template import fill
@@ -65,28 +85,36 @@ def compare(
     paths: Iterable[Path | str],
     output: Path | None = None,
     *,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: Sequence[str] = _USUAL,
+    figure: Path | None = None,
     console: Console | None = None,
 ) -> Comparison:
     """Compare runs: mean and spread over seeds of every configuration found.
 
     Args:
         paths: run directories, folders that hold them at any depth, result files, or globs.
-        output: folder for ``report.html``, ``table.md`` and ``table.csv``; None writes nothing.
-        formats: which of ``"html"``, ``"markdown"`` and ``"csv"`` to write.
+        output: folder for the files of ``formats``; None writes none of them.
+        formats: which of ``"html"``, ``"markdown"``, ``"csv"``, ``"latex"`` (booktabs) and
+            ``"bibtex"`` (what to cite) to write.
+        figure: file for the one figure that says most, ``.pdf``, ``.svg`` or ``.png``; of runs on
+            one benchmark. None writes none.
         console: where to print the tables and the runs left out; None prints nothing.
 
     Raises:
-        ConfigError: an unknown format.
+        ConfigError: an unknown format, or a figure of several benchmarks.
         DataError: no complete run was found; the message lists what was, and why it is not one.
     """
     _check_formats(formats)
+    if figure is not None:
+        _check_figure(Path(figure))
     runs, skipped = load_runs(paths)
     if not runs:
         raise DataError("no complete run to compare" + _listed(skipped))
     benchmarks, repeated = group_runs(runs)
     skipped += repeated
+    drawn = [] if figure is None else _draw(Path(figure), benchmarks)
     written = [] if output is None else _write(Path(output), formats, benchmarks, skipped)
+    written += drawn
     comparison = Comparison(benchmarks, skipped, written)
     if console is not None:
         show(comparison, console)
@@ -101,23 +129,50 @@ def _check_formats(formats: Sequence[str]) -> None:
         raise ConfigError(f"no format given: choose from {', '.join(FORMATS)}")
 
 
+def _check_figure(figure: Path) -> None:
+    if figure.suffix.lower() not in FIGURES:
+        raise ConfigError(f"figure '{figure}': expected a file that ends in {', '.join(FIGURES)}")
+
+
+def _draw(figure: Path, benchmarks: list[Benchmark]) -> list[Path]:
+    if len(benchmarks) > 1:
+        labels = "; ".join(one.label for one in benchmarks)
+        raise ConfigError(
+            f"--figure shows one benchmark, and these runs are of {len(benchmarks)} ({labels}): "
+            "name the runs of one"
+        )
+    from protocl.report.plots import overview, picture
+
+    atomic_write(figure, picture(overview(benchmarks[0]), figure.suffix.lower().lstrip(".")))
+    return [figure]
+
+
 def _write(
     output: Path, formats: Sequence[str], benchmarks: list[Benchmark], skipped: list[Skipped]
 ) -> list[Path]:
-    content = {}
-    if "html" in formats:
-        from protocl.report.page import render
-
-        content["html"] = render(benchmarks, skipped)
-    if "markdown" in formats:
-        content["markdown"] = table.markdown(benchmarks, skipped)
-    if "csv" in formats:
-        content["csv"] = table.comma_separated(benchmarks)
     written = []
-    for name, text in content.items():
-        atomic_write(output / FORMATS[name], text)
+    for name in (name for name in FORMATS if name in formats):
+        atomic_write(output / FORMATS[name], _content(name, benchmarks, skipped))
         written.append(output / FORMATS[name])
     return written
+
+
+def _content(name: str, benchmarks: list[Benchmark], skipped: list[Skipped]) -> str:
+    if name == "html":
+        from protocl.report.page import render
+
+        return render(benchmarks, skipped)
+    if name == "latex":
+        from protocl.report.paper.latex import latex
+
+        return latex(benchmarks)
+    if name == "bibtex":
+        from protocl.report.paper.references import bibliography
+
+        return bibliography(benchmarks)
+    if name == "csv":
+        return table.comma_separated(benchmarks)
+    return table.markdown(benchmarks, skipped)
 
 
 def show(comparison: Comparison, console: Console) -> None:

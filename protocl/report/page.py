@@ -14,6 +14,7 @@ from protocl.metrics import MeanAndSpread, mean_and_spread
 from protocl.report import figures, table
 from protocl.report.groups import Benchmark, Group, differences
 from protocl.report.page_template import fill, resource
+from protocl.report.paired import Difference, paired_differences
 from protocl.report.plots import accuracy_curve, round_curve, svg_data_uri
 from protocl.report.runs import Run, Skipped
 
@@ -51,6 +52,7 @@ class Section:
     benchmark: Benchmark
     columns: list[table.Column]
     rows: list[table.Row]
+    paired: list[Difference]
     curve: str
     curve_table: list[list[str]]
     rounds: str
@@ -101,6 +103,7 @@ def _section(benchmark: Benchmark) -> Section:
         benchmark=benchmark,
         columns=table.columns(benchmark),
         rows=table.rows(benchmark),
+        paired=paired_differences(benchmark),
         curve="" if benchmark.single else svg_data_uri(figures.accuracy_curves(curves)),
         curve_table=[[_percent(point) for point in curve.accuracy] for curve in curves],
         rounds=_rounds(groups),

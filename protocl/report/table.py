@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from protocl import metrics
 from protocl.metrics import MeanAndSpread
 from protocl.report.groups import Benchmark, Group, differences
+from protocl.report.paired import paired_differences
 from protocl.report.runs import Run, Skipped
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 NO_VALUE = "-"
+PAIRED = "Last accuracy on the same seeds, difference in points [95 % confidence interval]"
 
 _NAMES = frozenset({"benchmark.name", "strategy.name", "backbone.name", "method.name"})
 _NAME_WIDTH = 20
@@ -231,6 +233,9 @@ def markdown(benchmarks: Sequence[Benchmark], skipped: Sequence[Skipped]) -> str
             cells = [f"**{cell.text}**" if cell.best else cell.text for cell in row.cells]
             lines.append(_markdown_line([row.group.label, str(len(row.group.runs)), *cells]))
         blocks.append(f"### {benchmark.label}\n\n" + "\n".join(lines))
+        differences = [f"- {one}" for one in paired_differences(benchmark)]
+        if differences:
+            blocks.append(f"{PAIRED}:\n\n" + "\n".join(differences))
     if skipped:
         listed = (f"- `{one.path}`: {one.reason}" for one in skipped)
         blocks.append("Runs left out:\n\n" + "\n".join(listed))
