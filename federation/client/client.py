@@ -24,6 +24,7 @@ from protocl.errors import FingerprintError
 from protocl.federation.client.state import ClientState, StatesInProcess, StateStore
 from protocl.federation.exactly_once.client import Settled
 from protocl.federation.wire.codec import Precision
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, decode, encode
 from protocl.federation.wire.npy import array_of
 from protocl.federation.wire.received_backbone import ReceivedBackbone
@@ -235,7 +236,8 @@ class PrototypeClient:
             digest.update(array.data)
         # In a simulation one client object answers for all nodes, with one merged memory.
         if digest.hexdigest() != self._fitted_to:
-            merged = decode(arrays, content.config_records["header"], self.empty)
+            # By the limits of a sum: no single client has so many samples of a class as all.
+            merged = decode(arrays, content.config_records["header"], self.empty, Limits.of_sum())
             self.head.fit(merged.memory)
             self._fitted_to = digest.hexdigest()
 

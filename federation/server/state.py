@@ -18,21 +18,25 @@ from torch import Tensor
 from protocl.federation.exactly_once.server import KnownClients, Tombstone
 from protocl.federation.server.accumulator import Block
 from protocl.federation.wire.codec import pack_exactly
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, Received
 from protocl.federation.wire.statistics import Packed, PackedForm
 from protocl.federation.wire.traffic import Entry, Ledger
-from protocl.federation.wire.validation import RejectedError, until
+from protocl.federation.wire.validation import (
+    RejectedError,
+    require_few_classes,
+    require_share,
+    until,
+)
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_tensor
 
 logger = logging.getLogger(__name__)
 
-_WIDEST = np.iinfo(np.int64).max
-
 _MAX_PARTS = 8
 """Contributions of a client that are kept as they came; more are added up."""
 
-_REBUILT = ("ledger", "known", "_form", "_block", "_last_ids", "_last_listed")
+_REBUILT = ("ledger", "known", "_form", "_block", "_limits", "_last_ids", "_last_listed")
 
 
 class MergedMemory:
@@ -46,6 +50,7 @@ class MergedMemory:
         keep_contributions: keep what each client sent besides the merged sum. Needed to forget a
             client and to take a client back that lost its state; costs the bytes that all clients
             sent, of a client that sends often no more than those of some contributions.
+        limits: of the classes and the sums of one client, and of the classes of all.
 
     Attributes:
         ledger: what was accepted from whom, and what was not.
@@ -53,11 +58,18 @@ class MergedMemory:
         names: class id -> name, where classes are known by name.
     """
 
-    def __init__(self, empty: PrototypeMemory, *, keep_contributions: bool = True) -> None:
+    def __init__(
+        self,
+        empty: PrototypeMemory,
+        *,
+        keep_contributions: bool = True,
+        limits: Limits | None = None,
+    ) -> None:
         self._memory = empty.empty_like()
         self._form = PackedForm(empty)
         self._block = Block(self._form)
         self.keep_contributions = keep_contributions
+        self._limits = limits or Limits()
         self.ledger = Ledger()
         self.known = KnownClients()
         self.names: dict[int, str] = {}
@@ -111,6 +123,7 @@ class MergedMemory:
             return False
         whole = self._packed(contribution)
         packed = self._without_forgotten(whole)
+        self._require_room(packed, client, contribution.kind == "full")
         merged = self._listed(packed.class_ids), tuple(packed.counts.tolist())
         self._merge(packed, client, contribution.kind == "full")
         lost = known.settle(contribution, client, node, int(whole.counts.sum()), round_number)
@@ -263,10 +276,21 @@ class MergedMemory:
         kept = ~np.isin(packed.class_ids, list(self._forgotten_classes))
         return packed if kept.all() else packed.subset(kept, self._form)
 
+    def _require_room(self, packed: Packed, client: str, replaces: bool) -> None:
+        """Refuse more classes, or larger sums, than the limits allow."""
+        parts = [] if replaces else self._parts.get(client, [])
+        require_share(parts, packed, self._limits)
+        own = [part.class_ids for part in parts]
+        if not replaces and not self.keep_contributions:
+            own = [np.array(entry.classes) for entry in self.ledger.merged_of(client)]
+        require_few_classes(own, self._class_ids(), packed.class_ids, self._limits)
+
+    def _class_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Classes of the memory, and of what has been added since."""
+        return self._memory.class_ids.numpy(), self._block.class_ids
+
     def _merge(self, packed: Packed, client: str, replaces: bool) -> None:
         parts = self._parts.get(client, [])
-        if not replaces:
-            _require_room(parts, packed)
         if replaces and parts:
             self._replace(parts, packed)
             parts.clear()
@@ -291,13 +315,6 @@ class MergedMemory:
         """Merge where sums come close to 64 bits, so that each must be looked at."""
         _merged(self.memory, self._form.memory(packed))
         self._block.learn_reach(self._memory)
-
-
-def _require_room(parts: Sequence[Packed], packed: Packed) -> None:
-    """Refuse what would overflow the sum of one client, even if others bring the whole back."""
-    for name, reach in packed.reach.items():
-        if sum(part.reach[name] for part in parts) + reach > _WIDEST:
-            raise RejectedError("overflow", f"'{name}' of this client alone could exceed 64 bits")
 
 
 def _merged(memory: PrototypeMemory, other: PrototypeMemory) -> PrototypeMemory:

@@ -70,6 +70,10 @@ class Ledger:
             self._merged.setdefault(entry.client, []).append(len(self._entries))
         self._entries.append(entry)
 
+    def merged_of(self, client: str) -> Iterator[Entry]:
+        """The entries of what counts of ``client``."""
+        return (self._entries[place] for place in self._merged.get(client, ()))
+
     def replace(self, client: str) -> None:
         """Mark what ``client`` contributed as replaced by what comes next."""
         for place in self._merged.pop(client, ()):
