@@ -198,7 +198,8 @@ class PrototypeClient:
     def _hear(self, state: ClientState, config: ConfigRecord) -> None:
         """What the server says of itself and of this client."""
         settled, samples = (int(cast(int, config[key])) for key in ("settled", "samples"))
-        state.hear(str(config["server"]), Settled(str(config["epoch"]), settled, samples))
+        heard = Settled(str(config["epoch"]), settled, samples)
+        state.hear(str(config["server"]), heard, bool(config["prove"]))
         if config["refused"]:
             logger.warning("the server refused what this client sent: %s", config["refused"])
 

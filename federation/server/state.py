@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocl.federation.exactly_once.server import KnownClients, Tombstone
+from protocl.federation.exactly_once.server import KnownClients, Tombstone, name_of_life
 from protocl.federation.server.accumulator import Block
 from protocl.federation.wire.codec import pack_exactly
 from protocl.federation.wire.limits import Limits
@@ -114,7 +114,7 @@ class MergedMemory:
             contribution, node, replaceable=self.keep_contributions, now=round_number
         )
         client = verdict.client
-        labels = (size, contribution.epoch, contribution.seq, contribution.kind)
+        labels = (size, name_of_life(contribution.epoch), contribution.seq, contribution.kind)
         if verdict.outcome == "refuse":
             raise RejectedError(verdict.reason, verdict.text)
         if verdict.outcome == "duplicate":
@@ -152,7 +152,7 @@ class MergedMemory:
         reason = f"{error.reason}: {error}"
         client = self.known.refuse(client, epoch, f"{reason} ({until(error.reason)})")
         self.ledger.add(
-            Entry(round_number, client, "rejected", bytes=size, epoch=epoch, seq=seq,
+            Entry(round_number, client, "rejected", bytes=size, epoch=name_of_life(epoch), seq=seq,
                   reason=reason)
         )  # fmt: skip
 

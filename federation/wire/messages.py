@@ -49,7 +49,7 @@ class Contribution:
 
     Attributes:
         memory: of the samples that are new (``delta``) or of all samples of the client (``full``).
-        epoch, seq, kind, replaces, shares: see :class:`.Label`.
+        epoch, seq, kind, replaces, shares, secret: see :class:`.Label`.
         names: class id -> name, where classes are known by name (:func:`class_id_of`).
     """
 
@@ -60,6 +60,7 @@ class Contribution:
     names: Mapping[int, str] = field(default_factory=dict)
     replaces: tuple[str, ...] = ()
     shares: tuple[int, ...] = ()
+    secret: str = ""
 
 
 class Received(NamedTuple):
@@ -67,7 +68,7 @@ class Received(NamedTuple):
 
     Attributes:
         statistics: checked, and still in the bytes of the message.
-        epoch, seq, kind, names, replaces, shares: see :class:`Contribution`.
+        epoch, seq, kind, names, replaces, shares, secret: see :class:`Contribution`.
     """
 
     statistics: Packed
@@ -77,6 +78,7 @@ class Received(NamedTuple):
     names: Mapping[int, str]
     replaces: tuple[str, ...] = ()
     shares: tuple[int, ...] = ()
+    secret: str = ""
 
     @classmethod
     def of(cls, contribution: Contribution) -> Received:
@@ -84,7 +86,7 @@ class Received(NamedTuple):
         return cls(
             pack_exactly(contribution.memory),
             contribution.epoch, contribution.seq, contribution.kind, contribution.names,
-            contribution.replaces, contribution.shares,
+            contribution.replaces, contribution.shares, contribution.secret,
         )  # fmt: skip
 
 
@@ -104,6 +106,8 @@ def encode(
         header["replaces"] = list(contribution.replaces)
     if contribution.shares:
         header["shares"] = list(contribution.shares)
+    if contribution.secret:
+        header["secret"] = contribution.secret
     if contribution.names:
         header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
     return records, header
@@ -203,6 +207,7 @@ class MessageReader:
             {} if names is None else self._checked_names(packed.class_ids, names),
             _checked_list(values, "replaces", str),
             _checked_list(values, "shares", int),
+            _checked_secret(values),
         )
 
     def _checked(self, records: ArrayRecord, precision: Precision) -> Packed:
@@ -320,3 +325,10 @@ def _checked_list(values: Mapping[str, object], key: str, kind: type[T]) -> tupl
             f"{key}={items!r:.80}: expected at most {MAX_LIVES} of {LONGEST_LIFE} letters",
         )
     return tuple(items)
+
+
+def _checked_secret(values: Mapping[str, object]) -> str:
+    secret = values.get("secret", "")
+    if not isinstance(secret, str) or len(secret) > LONGEST_LIFE:
+        raise RejectedError("format", f"secret: expected a text of {LONGEST_LIFE} letters at most")
+    return secret

@@ -33,7 +33,8 @@ class Entry(NamedTuple):
         classes: ``(C,)`` class ids, empty unless merged or replaced.
         counts: ``(C,)`` samples of each.
         bytes: of its arrays and description, serialised.
-        epoch, seq, kind: see :class:`protocl.federation.wire.messages.Contribution`.
+        epoch: name of its life, by :func:`.exactly_once.server.name_of_life`.
+        seq, kind: see :class:`protocl.federation.wire.messages.Contribution`.
         reason: why it was rejected, what failed, or what was lost with what it replaced.
     """
 

@@ -16,7 +16,7 @@ from protocl.memory.symmetric import diagonal_places
 
 Reason = Literal[
     "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
-    "forgotten", "claimed", "overflow", "screened", "classes",
+    "forgotten", "claimed", "overflow", "screened", "classes", "owner",
 ]  # fmt: skip
 
 
@@ -28,6 +28,7 @@ _UNTIL: dict[Reason, str] = {
     "sequence": "until the full state arrives",
     "forgotten": "for good",
     "claimed": "until that one is silent for some rounds",
+    "owner": "until its secret is shown",
     "classes": "until the server accepts more of them",
 }
 
