@@ -206,6 +206,20 @@ class KnownClients:
         returns = self._owners.get(self._heard.get(node, "")) == client
         return returns and now - self._answered.get(client, 0) < PATIENCE
 
+    def places(self, label: Label, client: str, node: str) -> list[tuple[Any, str]]:
+        """Where :meth:`settle` may change something: tables and keys."""
+        lives = {label.epoch}
+        if label.kind == "full" or label.epoch not in self._owners:
+            lives |= {*label.replaces, *self._lives.get(client, ())}
+        of_client = (
+            self._samples, self._lives, self._homes, self._answered, self._locks, self.contributors,
+        )  # fmt: skip
+        return [
+            *((table, life) for table in (self._settled, self._owners) for life in lives),
+            *((table, client) for table in of_client),
+            *((table, node) for table in (self._heard, self.refused, self.wants_full)),
+        ]
+
     def settle(self, label: Label, client: str, node: str, samples: int, now: int = 0) -> int:
         """Note a contribution that was merged.
 

@@ -120,11 +120,12 @@ class FederatedPrototypes(LastingStrategy):
     def forget_client(self, client: str) -> None:
         """Remove a client's contribution exactly; see :meth:`MergedMemory.forget_client`.
 
-        It stays away where the server goes on from an older checkpoint than the one of now, for
-        who was forgotten is also written to a file of its own beside them.
+        It can be called again where it was stopped on the way. The client stays away where the
+        server goes on from an older checkpoint than the one of now, for who was forgotten is also
+        written to a file of its own beside them.
         """
         tombstone = self.merged.forget_client(client)
-        if self._tombstones is not None:
+        if self._tombstones is not None and tombstone not in self._tombstones:
             self._tombstones.add(tombstone)
         self._save(self.round)
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -70,6 +70,23 @@ class Ledger:
         if entry.outcome == "merged":
             self._merged.setdefault(entry.client, []).append(len(self._entries))
         self._entries.append(entry)
+
+    def undo_of(self, client: str) -> Callable[[], None]:
+        """What takes back changes that concern ``client``, or the classes of all entries."""
+        entries, number = self._entries, len(self._entries)
+        places = list(self._merged.get(client, ()))
+        own = [entries[place] for place in places]
+
+        def undo() -> None:
+            del entries[number:]
+            for place, entry in zip(places, own, strict=True):
+                entries[place] = entry
+            self._entries = entries
+            self._merged.pop(client, None)
+            if places:
+                self._merged[client] = places
+
+        return undo
 
     def merged_of(self, client: str) -> Iterator[Entry]:
         """The entries of what counts of ``client``."""
