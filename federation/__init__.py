@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from protocl.federation.server.sampling import Options
     from protocl.federation.server.strategy import FederatedPrototypes
     from protocl.federation.wire.grid import InProcessGrid
+    from protocl.federation.wire.limits import Limits
     from protocl.federation.wire.relayed_grids import QuorumGrid
 
 __all__ = [
     "ClientData",
     "FederatedPrototypes",
     "InProcessGrid",
+    "Limits",
     "Options",
     "PrototypeClient",
     "QuorumGrid",
@@ -28,6 +30,7 @@ _HOMES = {
     "ClientData": "client.client",
     "FederatedPrototypes": "server.strategy",
     "InProcessGrid": "wire.grid",
+    "Limits": "wire.limits",
     "Options": "server.sampling",
     "PrototypeClient": "client.client",
     "QuorumGrid": "wire.relayed_grids",

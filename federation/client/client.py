@@ -24,6 +24,7 @@ from protocl.errors import FingerprintError
 from protocl.federation.client.state import ClientState, StatesInProcess, StateStore
 from protocl.federation.exactly_once.client import Settled
 from protocl.federation.wire.codec import Precision
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, decode, encode
 from protocl.federation.wire.npy import array_of
 from protocl.federation.wire.received_backbone import ReceivedBackbone
@@ -197,7 +198,8 @@ class PrototypeClient:
     def _hear(self, state: ClientState, config: ConfigRecord) -> None:
         """What the server says of itself and of this client."""
         settled, samples = (int(cast(int, config[key])) for key in ("settled", "samples"))
-        state.hear(str(config["server"]), Settled(str(config["epoch"]), settled, samples))
+        heard = Settled(str(config["epoch"]), settled, samples)
+        state.hear(str(config["server"]), heard, bool(config["prove"]))
         if config["refused"]:
             logger.warning("the server refused what this client sent: %s", config["refused"])
 
@@ -235,7 +237,8 @@ class PrototypeClient:
             digest.update(array.data)
         # In a simulation one client object answers for all nodes, with one merged memory.
         if digest.hexdigest() != self._fitted_to:
-            merged = decode(arrays, content.config_records["header"], self.empty)
+            # By the limits of a sum: no single client has so many samples of a class as all.
+            merged = decode(arrays, content.config_records["header"], self.empty, Limits.of_sum())
             self.head.fit(merged.memory)
             self._fitted_to = digest.hexdigest()
 

@@ -7,6 +7,7 @@ nothing twice. So the state is the client's own, on its disk, and changes before
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -50,9 +51,9 @@ class ClientState:
         """Contributions that the server has not settled, oldest first."""
         return [self._labelled(pending) for pending in self.life.pending]
 
-    def hear(self, server: str, settled: Settled) -> None:
+    def hear(self, server: str, settled: Settled, prove: bool = True) -> None:
         """See :meth:`.Life.hear`."""
-        self.life.hear(server, settled)
+        self.life.hear(server, settled, prove)
         self._keep_pending()
 
     def contribute(self, delta: PrototypeMemory, counted: int) -> None:
@@ -87,8 +88,9 @@ class ClientState:
         memory, life = self._statistics[pending.seq], self.life
         names = {int(c): self.names[int(c)] for c in memory.classes} if self.names else {}
         return Contribution(
-            memory, life.epoch, pending.seq, pending.kind, names, life.replaces, life.shares
-        )
+            memory, life.epoch, pending.seq, pending.kind, names, life.replaces, life.shares,
+            life.secret if life.proves else "",
+        )  # fmt: skip
 
 
 class StateStore(Protocol):
@@ -203,6 +205,7 @@ def _load(path: Path, empty: PrototypeMemory) -> ClientState:
         [Pending(seq, kind, parts[seq].total) for seq, kind in values["pending"]],
         values.get("server", ""),
         values.get("acknowledged", 0),
+        values.get("secret") or secrets.token_hex(16),
     )
     return ClientState(memory, values["counted"], life, names, parts)
 

@@ -16,6 +16,7 @@ from protocl.config.validation import (
     ranged,
 )
 from protocl.federation.client.partition import PartitionConfig
+from protocl.federation.wire.limits import Limits
 from protocl.registry import Registry
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class FederationSetup:
         wait: seconds to wait for ``federation.min_clients`` before a round.
         keep: folder of what clients must not lose besides their states; None in simulations, whose
             clients are gone with their run.
+        limits: what one client may claim and send.
     """
 
     load: Loader
@@ -108,6 +110,7 @@ class FederationSetup:
     wait: float = 60.0
     keep: Path | None = None
     class_names: Sequence[str] = ()
+    limits: Limits = field(default_factory=Limits)
 
     def options(self) -> Options:
         """How our strategies conduct a round."""
@@ -118,6 +121,7 @@ class FederationSetup:
             min_clients=self.federation.min_clients,
             wait=self.wait,
             evaluate=self.federation.evaluate,
+            limits=self.limits,
             seed=self.seed,
         )
 
@@ -207,6 +211,7 @@ class FederateConfig(RunConfig):
         method: what is exchanged and learnt.
         federation: clients and rounds.
         partition: who holds which samples, and from when on.
+        limits: what one client may claim and send; of methods that merge statistics in the clear.
         cache: folder of the features that frozen backbones computed.
         verify: compare the merged memory with that of all samples in one place at the end.
     """
@@ -215,5 +220,6 @@ class FederateConfig(RunConfig):
     method: MethodConfig = field(default_factory=MethodConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
+    limits: Limits = field(default_factory=Limits)
     cache: str = "~/.cache/protocl/features"
     verify: bool = False

@@ -4,6 +4,9 @@ A client's state has *lives*. Within one, named by a random epoch, contributions
 only one process makes them: a state that another process takes up (after a restart, from a
 snapshot, as a copy) goes on in a new life, which says up to which number it shares those of the
 lives before it. So two contributions with the same epoch and number are the same.
+
+A life belongs to the node that began it. To go on at another one a client shows a secret of its
+own, which it sends to a node's first contact only; the server keeps its hash.
 """
 
 from __future__ import annotations
@@ -43,6 +46,10 @@ class Label(Protocol):
     @property
     def shares(self) -> tuple[int, ...]:
         """Of the last of ``replaces``: up to which number its contributions are this life's too."""
+
+    @property
+    def secret(self) -> str:
+        """What only the client knows, where it must be shown; else ""."""
 
 
 class Settled(NamedTuple):
@@ -91,6 +98,8 @@ class Life:
         pending: contributions that are not settled, oldest first.
         server: the server's state that was heard of last.
         acknowledged: the highest number that it had settled.
+        secret: random text that shows whose life it is; the same in all lives of the client.
+        proves: whether it must be shown: the server does not know this client at this node.
     """
 
     epoch: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -101,16 +110,20 @@ class Life:
     pending: list[Pending] = field(default_factory=list)
     server: str = ""
     acknowledged: int = 0
+    secret: str = field(default_factory=lambda: secrets.token_hex(16))
+    proves: bool = True
 
     # -- from the server --------------------------------------------------------------------
 
-    def hear(self, server: str, settled: Settled) -> None:
+    def hear(self, server: str, settled: Settled, prove: bool = True) -> None:
         """Drop what the server has settled, and notice if it or this client was set back.
 
         Args:
             server: names the server's state; another one after each restore.
             settled: with this client, as far as the server knows.
+            prove: whether the server asks who this is.
         """
+        self.proves = prove or settled.epoch not in (self.epoch, *self.replaces)
         known = shared_numbers(self.replaces, self.shares) | {self.epoch: self.seq}
         another = server != self.server
         self.server = server

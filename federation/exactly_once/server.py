@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import sys
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
-from protocl.federation.exactly_once.client import Label, Settled, shared_numbers
+from protocl.federation.exactly_once.client import MAX_LIVES, Label, Settled, shared_numbers
 
 PATIENCE = 3
 """Rounds in which one copy of a client must be silent before another may take its place again."""
@@ -27,7 +28,7 @@ class Verdict(NamedTuple):
 
     client: str
     outcome: Literal["merge", "duplicate", "refuse"]
-    reason: Literal["format", "sequence", "forgotten", "claimed"] = "sequence"
+    reason: Literal["format", "sequence", "forgotten", "claimed", "owner"] = "sequence"
     text: str = ""
 
 
@@ -37,6 +38,20 @@ class Tombstone(NamedTuple):
     client: str
     node: str
     lives: tuple[str, ...]
+
+
+def lock_of(secret: str) -> str:
+    """The hash by which a secret is known again."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def name_of_life(epoch: str) -> str:
+    """What stands for a life in books that others may read: its contributions cannot be made of it.
+
+    >>> name_of_life("")
+    ''
+    """
+    return hashlib.sha256(epoch.encode()).hexdigest()[:16] if epoch else ""
 
 
 class KnownClients:
@@ -65,6 +80,7 @@ class KnownClients:
         self._heard: dict[str, str] = {}  # node -> life
         self._homes: dict[str, str] = {}  # client -> node
         self._answered: dict[str, int] = {}  # client -> round
+        self._locks: dict[str, tuple[str, ...]] = {}  # client -> hashes of its secrets
 
     # -- questions --------------------------------------------------------------------------
 
@@ -80,6 +96,7 @@ class KnownClients:
             "forgotten": self.is_forgotten(node),
             # Of a client never heard of, which may be known to an earlier server.
             "full": not settled.epoch or node in self.wants_full,
+            "prove": self._client_at(node) not in self._locks,
         }
 
     def settled_of(self, node: str) -> Settled:
@@ -128,6 +145,9 @@ class KnownClients:
         if not label.epoch:
             text = "epoch='': expected a text of the client's own"
             return Verdict(client, "refuse", "format", text)
+        if not self._may_speak(label, client, node):
+            text = "this life belongs to another node, and its secret was not shown"
+            return Verdict(node, "refuse", "owner", text)
         settled = self._settled_for(label, client)
         if label.seq <= settled:
             return Verdict(client, "duplicate")
@@ -170,6 +190,14 @@ class KnownClients:
         shared = shared_numbers(label.replaces, label.shares).get(present, 0)
         return self._settled[present] if self._settled[present] <= shared else 0
 
+    def _may_speak(self, label: Label, client: str, node: str) -> bool:
+        """Whether a node may send for a client: as its home, as a new one, or with its secret."""
+        if self._homes.get(client, node) == node:
+            return True
+        if not any(life in self._owners for life in (label.epoch, *label.replaces)):
+            return True  # a life of its own, under a name that nobody has
+        return bool(label.secret) and lock_of(label.secret) in self._locks.get(client, ())
+
     def _is_claimed(self, label: Label, client: str, node: str, now: int) -> bool:
         """Whether a copy that was replaced by another one comes back while that one answers."""
         present = self._present(client)
@@ -177,6 +205,20 @@ class KnownClients:
             return False
         returns = self._owners.get(self._heard.get(node, "")) == client
         return returns and now - self._answered.get(client, 0) < PATIENCE
+
+    def places(self, label: Label, client: str, node: str) -> list[tuple[Any, str]]:
+        """Where :meth:`settle` may change something: tables and keys."""
+        lives = {label.epoch}
+        if label.kind == "full" or label.epoch not in self._owners:
+            lives |= {*label.replaces, *self._lives.get(client, ())}
+        of_client = (
+            self._samples, self._lives, self._homes, self._answered, self._locks, self.contributors,
+        )  # fmt: skip
+        return [
+            *((table, life) for table in (self._settled, self._owners) for life in lives),
+            *((table, client) for table in of_client),
+            *((table, node) for table in (self._heard, self.refused, self.wants_full)),
+        ]
 
     def settle(self, label: Label, client: str, node: str, samples: int, now: int = 0) -> int:
         """Note a contribution that was merged.
@@ -200,6 +242,9 @@ class KnownClients:
             self._begin(label, client)
         self._settled[label.epoch] = label.seq
         self._samples[client] += samples
+        if label.secret:
+            locks = dict.fromkeys((*self._locks.get(client, ()), lock_of(label.secret)))
+            self._locks[client] = tuple(locks)[-MAX_LIVES:]
         self._hear(node, client, label.epoch, now)
         self.wants_full.discard(node)
         self.refused.pop(node, None)
@@ -225,7 +270,8 @@ class KnownClients:
     def refuse(self, node: str, epoch: str, reason: str) -> str:
         """Note why a contribution was not merged, for its sender; the client that it is of."""
         self.refused[node] = reason
-        return self._owners.get(epoch, node)
+        client = self._owners.get(epoch, node)
+        return client if self._homes.get(client) == node else node
 
     def answered(self, node: str, now: int) -> None:
         """Note that a node answered, with something new or without."""
@@ -269,7 +315,8 @@ class KnownClients:
         Raises:
             ValueError: it holds something else than this version keeps.
         """
-        wanted = self.state().keys() - {"_answered"}  # which earlier versions did not keep
+        # Which earlier versions did not keep; clients are asked for their secrets anew.
+        wanted = self.state().keys() - {"_answered", "_locks"}
         if not wanted <= state.keys() <= vars(self).keys():
             raise ValueError(
                 "what the checkpoint says of the clients is not of this version; begin the "

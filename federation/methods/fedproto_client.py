@@ -17,6 +17,7 @@ from protocl.federation.config import FederationSetup
 from protocl.federation.methods.averaging import read_weights, weights_record
 from protocl.federation.methods.fedproto import FedProtoConfig
 from protocl.federation.methods.network import Penalty, arrived, client_seed, set_weights, train
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, decode, encode
 from protocl.federation.wire.npy import array_of
 from protocl.heads import NearestMean
@@ -101,7 +102,7 @@ class FedProtoClient:
         if "memory" not in content.array_records:  # before the first answers
             return self.empty.empty_like()
         arrays, header = content.array_records["memory"], content.config_records["header"]
-        return decode(arrays, header, self.empty).memory
+        return decode(arrays, header, self.empty, Limits.of_sum()).memory
 
     def _restore(self, context: Context) -> None:
         kept = context.state.array_records.get("network", self._initial)

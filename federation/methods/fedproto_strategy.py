@@ -75,7 +75,7 @@ class FedProto(Strategy):
         total = Confusion.empty()
         for reply in replies:
             with reading(f"the evaluation of client {reply.metadata.src_node_id}"):
-                total = total + read_confusion(content_of(reply))
+                total = total + read_confusion(content_of(reply), self.options.limits)
         self.evaluations[server_round] = total
         return MetricRecord({"accuracy": total.accuracy}) if total.total else None
 
@@ -94,7 +94,7 @@ class FedProto(Strategy):
     def _read(self, reply: Message) -> PrototypeMemory | None:
         like = self.prototypes.empty_like()
         with reading(f"what client {reply.metadata.src_node_id} sent"):
-            for arrays, header, _ in read_headers(content_of(reply)):
+            for arrays, header, _ in read_headers(content_of(reply), self.options.limits):
                 return decode(arrays, header, like, self.options.limits).memory
         return None
 

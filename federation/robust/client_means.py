@@ -1,14 +1,11 @@
-"""The class means of many clients side by side, and robust centres of them."""
+"""Robust centres of the class means of many clients, and how clients agree with them."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from protocl.memory import PrototypeMemory
+from protocl.federation.robust.side_by_side import ClientMeans, SideBySide
 
 _ITERATIONS = 200
 _TOLERANCE = 1e-7
@@ -18,48 +15,6 @@ _TYPICAL_PAIR = 0.4
 
 _PASSES = 3
 """Medians of :func:`consistency`: each listens to those who scored well against the one before."""
-
-
-@dataclass(frozen=True)
-class ClientMeans:
-    """Means and counts of ``K`` clients over the ``C`` classes that any of them holds.
-
-    Attributes:
-        classes: ``(C,)`` class ids, ascending.
-        counts: ``(K, C)`` float64, 0 where a client lacks a class.
-        means: ``(K, C, W)`` float64, 0 where a client lacks a class.
-    """
-
-    classes: Tensor
-    counts: Tensor
-    means: Tensor
-
-    @classmethod
-    def of(cls, memories: Sequence[PrototypeMemory]) -> ClientMeans:
-        """Side by side, the means of memories that fit together.
-
-        Raises:
-            ValueError, FingerprintError: they do not, or there are none.
-        """
-        if not memories:
-            raise ValueError("no memories: expected those of one client or more")
-        first = memories[0]
-        for other in memories[1:]:
-            first.require_compatible(other)
-        classes = torch.unique(torch.cat([memory.classes for memory in memories]))
-        counts = torch.zeros(len(memories), len(classes), dtype=torch.float64)
-        means = torch.zeros(*counts.shape, first.width, dtype=torch.float64)
-        counts, means = counts.to(first.device), means.to(first.device)
-        for client, memory in enumerate(memories):
-            rows = torch.searchsorted(classes, memory.classes)
-            counts[client, rows] = memory.counts.to(torch.float64)
-            means[client, rows] = memory.means
-        return cls(classes, counts, means)
-
-    @property
-    def held(self) -> Tensor:
-        """``(K, C)`` whether a client holds a class."""
-        return self.counts > 0
 
 
 def weighted_mean(means: Tensor, weights: Tensor) -> Tensor:
@@ -115,7 +70,7 @@ def geometric_median(means: Tensor, weights: Tensor) -> Tensor:
     return centre
 
 
-def consistency(clients: ClientMeans, weights: Tensor) -> Tensor:
+def consistency(clients: SideBySide, votes: Tensor) -> Tensor:
     """How well each client's means agree with the others', ``(K,)`` in (0, 1].
 
     In each class the clients' distances to their geometric median are compared with the median
@@ -126,21 +81,32 @@ def consistency(clients: ClientMeans, weights: Tensor) -> Tensor:
 
     Args:
         clients: their means.
-        weights: ``(K, C)`` say in the median.
+        votes: ``(K,)`` say in the median.
     """
-    held = clients.held
-    scores = torch.ones(len(held), dtype=torch.float64, device=held.device)
+    scores = torch.ones_like(votes)
     for _ in range(_PASSES):
-        centre = geometric_median(clients.means, weights * scores[:, None])
-        distances = (clients.means - centre).norm(dim=2)
-        typical = distances.masked_fill(~held, torch.nan).nanmedian(dim=0).values
-        ratios = torch.where(distances > typical, typical / distances, 1.0)
-        ratios = torch.where(held.sum(0) > 2, ratios, 1.0)
-        scores = (ratios * clients.counts).sum(1) / clients.counts.sum(1).clamp_min(1.0)
+        agreed, samples = torch.zeros_like(votes), torch.zeros_like(votes)
+        for block in clients:
+            ratios = _ratios(block, (votes * scores)[block.members])
+            agreed[block.members] += (ratios * block.counts).sum(1)
+            samples[block.members] += block.counts.sum(1)
+        scores = agreed / samples.clamp_min(1.0)
     return scores
 
 
-def near_copies(clients: ClientMeans, nearness: float) -> Tensor:
+def _ratios(block: ClientMeans, votes: Tensor) -> Tensor:
+    """Typical distance over own one, at most 1, ``(M, C)``."""
+    held = block.held
+    if block.most_holders <= 2:
+        return torch.ones_like(block.counts)
+    centre = geometric_median(block.means, votes[:, None] * held)
+    distances = (block.means - centre).norm(dim=2)
+    typical = distances.masked_fill(~held, torch.nan).nanmedian(dim=0).values
+    ratios = torch.where(distances > typical, typical / distances, 1.0)
+    return torch.where(held.sum(0) > 2, ratios, 1.0)
+
+
+def near_copies(clients: SideBySide, nearness: float) -> Tensor:
     """How many clients, itself included, send nearly the same as each client, ``(K,)``.
 
     Honest clients have different samples, hence means at typical distances; Sybils of one
@@ -151,16 +117,28 @@ def near_copies(clients: ClientMeans, nearness: float) -> Tensor:
     fewer than 63 % of the clients are copies of each other (they make less than 40 % of the pairs,
     all near) and fewer than 37 % lie far off (the others make more than 40 %).
     """
-    held = clients.held.to(torch.float64)
-    common = held @ held.T
+    device = clients.like.device
+    common = torch.zeros(len(clients), len(clients), dtype=torch.float64, device=device)
     distances = torch.zeros_like(common)
-    for c in range(len(clients.classes)):
-        both = held[:, c, None] * held[None, :, c]
-        distances += both * torch.cdist(clients.means[:, c], clients.means[:, c])
+    for block in clients:
+        held, pairs = block.held.to(torch.float64), (block.members[:, None], block.members)
+        common[pairs] += held @ held.T
+        if block.most_holders > 1:
+            distances[pairs] += _distances(block)
     distances = (distances / common).masked_fill(common == 0, torch.inf)
-    pairs = distances[~torch.eye(len(held), dtype=torch.bool, device=held.device)]
-    finite = pairs[torch.isfinite(pairs)]
+    apart = distances[~torch.eye(len(clients), dtype=torch.bool, device=device)]
+    finite = apart[torch.isfinite(apart)]
     if not len(finite):
-        return torch.ones(len(held), device=held.device)
+        return torch.ones(len(clients), device=device)
     near = distances <= nearness * finite.quantile(_TYPICAL_PAIR)
     return near.fill_diagonal_(True).sum(1)
+
+
+def _distances(block: ClientMeans) -> Tensor:
+    """Between each two clients, ``(M, M)``, the sum over the classes that both hold."""
+    held = block.held.to(torch.float64)
+    total = torch.zeros(len(held), len(held), dtype=torch.float64, device=held.device)
+    for c in range(len(block.classes)):
+        both = held[:, c, None] * held[None, :, c]
+        total += both * torch.cdist(block.means[:, c], block.means[:, c])
+    return total

@@ -10,20 +10,20 @@ of honest clients. The measured table is in :mod:`protocl.federation.bench.robus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from protocl.federation.robust.client_means import (
-    ClientMeans,
     consistency,
     geometric_median,
     near_copies,
     trimmed_mean,
     weighted_mean,
 )
+from protocl.federation.robust.side_by_side import ClientMeans, SideBySide
 from protocl.memory import PrototypeMemory
 
 if TYPE_CHECKING:
@@ -86,16 +86,24 @@ class RobustMerge:
         Args:
             memories: one of each client, of any level, all of one kind.
         """
-        clients = self._bounded(ClientMeans.of(memories))
-        votes = self._votes(clients)[:, None] * clients.held
+        clients = SideBySide(memories, self._bounded)
+        votes = self._votes(clients)
+        blocks = [(b.classes, *self._centres(b, votes[b.members])) for b in clients]
+        classes, counts, means = map(torch.cat, zip(*blocks, strict=True))
+        order = classes.argsort()
+        return _memory_of(memories[0], classes[order], counts[order], means[order])
+
+    def _centres(self, block: ClientMeans, votes: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts ``(C,)`` and means ``(C, W)`` of the merged classes."""
+        own = votes[:, None] * block.held
+        counts = (own * block.counts).sum(0).round()
+        if block.most_holders == 1:
+            return counts, block.means.sum(0)
         if self.centre == "mean":
-            means = weighted_mean(clients.means, votes * clients.counts)
-        elif self.centre == "trimmed_mean":
-            means = trimmed_mean(clients.means, votes, self.trim)
-        else:
-            means = geometric_median(clients.means, votes)
-        counts = (votes * clients.counts).sum(0).round()
-        return _memory_of(memories[0], clients.classes, counts, means)
+            return counts, weighted_mean(block.means, own * block.counts)
+        if self.centre == "trimmed_mean":
+            return counts, trimmed_mean(block.means, own, self.trim)
+        return counts, geometric_median(block.means, own)
 
     def _bounded(self, clients: ClientMeans) -> ClientMeans:
         counts, means, held = clients.counts, clients.means, clients.held
@@ -106,15 +114,15 @@ class RobustMerge:
             bound = self.max_norm * _median(norms, held)
             factors = torch.where(norms > bound, bound / norms, 1.0)
             means = means * factors[:, :, None]
-        return ClientMeans(clients.classes, counts, means)
+        return replace(clients, counts=counts, means=means)
 
-    def _votes(self, clients: ClientMeans) -> Tensor:
+    def _votes(self, clients: SideBySide) -> Tensor:
         """Say of each client, ``(K,)`` from 0 to 1."""
-        votes = torch.ones(len(clients.counts), dtype=torch.float64, device=clients.counts.device)
+        votes = torch.ones(len(clients), dtype=torch.float64, device=clients.like.device)
         if self.share_votes:
             votes = votes / near_copies(clients, _NEARNESS)
         if self.min_consistency:
-            scores = consistency(clients, votes[:, None] * clients.held)
+            scores = consistency(clients, votes)
             votes = torch.where(scores >= self.min_consistency, votes, 0.0)
         return votes
 
@@ -140,8 +148,8 @@ class ConsistencyScreen:
         self, contributions: Sequence[Contribution], merged: PrototypeMemory
     ) -> list[str | None]:
         """For each contribution None, or why it is rejected."""
-        clients = ClientMeans.of([contribution.memory for contribution in contributions])
-        votes = clients.held / near_copies(clients, _NEARNESS)[:, None]
+        clients = SideBySide([contribution.memory for contribution in contributions])
+        votes = 1.0 / near_copies(clients, _NEARNESS).to(torch.float64)
         return [
             None if score >= self.minimum else f"consistency {score:.2f} below {self.minimum:g}"
             for score in consistency(clients, votes).tolist()

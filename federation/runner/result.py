@@ -50,8 +50,15 @@ def _describe_federation(run: FederatedRun) -> dict[str, Any]:
         "bytes_by_message_type": run.traffic.by_type(),
         "contributions": dict(Counter() if merged is None else merged.ledger.outcomes()),
         "rejected_for": dict(Counter() if merged is None else merged.ledger.reasons()),
+        "failed_evaluations": _failed_evaluations(run),
         "server_seconds": {} if seconds is None else asdict(seconds),
         "privacy": getattr(run.method, "privacy", None),
         "waited_for": {str(k): v for k, v in getattr(run.method.strategy, "failures", {}).items()},
         "one_place": None if run.one_place is None else run.one_place.model_dump(),
     }
+
+
+def _failed_evaluations(run: FederatedRun) -> dict[str, list[str]]:
+    """Round -> whose evaluations do not count, and why."""
+    failed = getattr(run.method.strategy, "failed_evaluations", {})
+    return {str(number): reasons for number, reasons in failed.items() if reasons}

@@ -154,6 +154,7 @@ class FederatedRun:
             federation=federation,
             states=self._states(),
             checkpoints=self.run.checkpoints.path,
+            limits=config.limits,
         )
         with as_config_error(f"method={config.method.name}: "):
             self.method = config.method.build(setup)

@@ -42,6 +42,11 @@ class Block:
         return self._terms
 
     @property
+    def class_ids(self) -> NDArray[np.int64]:
+        """``(C,)`` classes of which it has a row."""
+        return self._class_ids
+
+    @property
     def full(self) -> bool:
         """Whether it must be emptied before more is added."""
         return self._terms >= TERMS and not self._form.exact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +12,12 @@ from typing import NamedTuple
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from protocl.federation.server.state import MergedMemory
-from protocl.federation.wire.messages import Contribution, MessageReader, Received
+from protocl.federation.wire.messages import (
+    LONGEST_LIFE,
+    Contribution,
+    MessageReader,
+    Received,
+)
 from protocl.federation.wire.replies import describe, read_headers, sender
 from protocl.federation.wire.traffic import Entry
 from protocl.federation.wire.validation import RejectedError
@@ -76,6 +82,7 @@ class Intake:
         self._seconds = seconds
         self._round = 0
         self._asked: dict[int, Sequence[Message]] = {}
+        self._heard: Counter[tuple[int, str]] = Counter()
         self.equipped: set[int] = set()
 
     def expect(self, requests: Sequence[Message], number: int) -> None:
@@ -83,6 +90,7 @@ class Intake:
         # Asked no more than one round ago, a node may still be reported as gone.
         self._asked = {n: sent for n, sent in self._asked.items() if n >= number - 1}
         self._asked[number] = requests
+        self._heard = Counter({key: n for key, n in self._heard.items() if key[0] >= number})
 
     def take(self, replies: Iterable[Message], number: int) -> None:
         """Merge what is good in ``replies`` to round ``number``.
@@ -110,10 +118,21 @@ class Intake:
             client = sender(reply)
             self._merged.known.answered(client, self._round)
             try:
-                for arrays, header, size in read_headers(reply.content):
+                self._require_few(client)
+                for arrays, header, size in read_headers(reply.content, self._reader.limits):
                     yield _Unread(client, arrays, header, size)
             except Exception as error:  # whatever is in a reply, the others are taken
                 self._refuse(unreadable(error), client, 0, "", 0)
+
+    def _require_few(self, client: str) -> None:
+        """Refuse the messages of a client that sends more of them in a round than it may."""
+        self._heard[self._round, client] += 1
+        if (number := self._heard[self._round, client]) > self._reader.limits.max_messages:
+            raise RejectedError(
+                "size",
+                f"message {number} of this round; at most {self._reader.limits.max_messages} "
+                "are accepted",
+            )
 
     def _arrivals(self, contributions: Iterable[_Unread]) -> Iterator[_Arrival]:
         """Contributions that pass the checks; all others are entered in the ledger."""
@@ -189,6 +208,8 @@ def unreadable(error: Exception) -> RejectedError:
 
 
 def _number(header: ConfigRecord) -> tuple[str, int]:
-    """Epoch and number that a contribution says it has, if it does."""
+    """Epoch and number that a contribution says it has, if it does; for the ledger, and short."""
     epoch, seq = header.get("epoch"), header.get("seq")
-    return (epoch, seq) if isinstance(epoch, str) and isinstance(seq, int) else ("", 0)
+    if not isinstance(epoch, str) or not isinstance(seq, int):
+        return "", 0
+    return epoch[:LONGEST_LIFE], seq

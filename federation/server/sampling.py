@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from protocl.errors import ProtoclError
 from protocl.federation.wire.codec import Precision
-from protocl.federation.wire.validation import Limits
+from protocl.federation.wire.limits import Limits
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid

@@ -7,7 +7,7 @@ may die at any moment: the merged memory stays the exact sum over the contributi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,37 +15,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocl.federation.exactly_once.server import KnownClients, Tombstone
-from protocl.federation.server.accumulator import Block
+from protocl.federation.exactly_once.server import KnownClients, Tombstone, name_of_life
+from protocl.federation.exactly_once.undo import Undo, undo_of
+from protocl.federation.server.running_sum import RunningSum
 from protocl.federation.wire.codec import pack_exactly
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, Received
 from protocl.federation.wire.statistics import Packed, PackedForm
 from protocl.federation.wire.traffic import Entry, Ledger
-from protocl.federation.wire.validation import RejectedError, until
+from protocl.federation.wire.validation import (
+    RejectedError,
+    require_few_classes,
+    require_share,
+    until,
+)
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_tensor
 
 logger = logging.getLogger(__name__)
 
-_WIDEST = np.iinfo(np.int64).max
-
 _MAX_PARTS = 8
 """Contributions of a client that are kept as they came; more are added up."""
 
-_REBUILT = ("ledger", "known", "_form", "_block", "_last_ids", "_last_listed")
+Place = tuple[Any, Hashable]
 
 
 class MergedMemory:
     """Merges contributions and remembers which.
 
     Three parts: what is known of the clients decides what is to be merged
-    (:class:`.KnownClients`), the contributions are kept, and their sum is the memory.
+    (:class:`.KnownClients`), the contributions are kept, and their sum is the memory. Every change
+    of them happens in all of them, or, whatever fails and whenever, in none.
 
     Args:
         empty: memory without samples that all contributions must fit.
         keep_contributions: keep what each client sent besides the merged sum. Needed to forget a
             client and to take a client back that lost its state; costs the bytes that all clients
             sent, of a client that sends often no more than those of some contributions.
+        limits: of the classes and the sums of one client, and of the classes of all.
 
     Attributes:
         ledger: what was accepted from whom, and what was not.
@@ -53,24 +60,29 @@ class MergedMemory:
         names: class id -> name, where classes are known by name.
     """
 
-    def __init__(self, empty: PrototypeMemory, *, keep_contributions: bool = True) -> None:
-        self._memory = empty.empty_like()
+    def __init__(
+        self,
+        empty: PrototypeMemory,
+        *,
+        keep_contributions: bool = True,
+        limits: Limits | None = None,
+    ) -> None:
         self._form = PackedForm(empty)
-        self._block = Block(self._form)
+        self._sum = RunningSum(self._form, empty.empty_like(), kept=keep_contributions)
         self.keep_contributions = keep_contributions
+        self._limits = limits or Limits()
         self.ledger = Ledger()
         self.known = KnownClients()
         self.names: dict[int, str] = {}
         self._last_ids: NDArray[np.int64] | None = None
         self._last_listed: tuple[int, ...] = ()
-        self._parts: dict[str, list[Packed]] = {}
-        self._forgotten_classes: set[int] = set()
+        self._parts: dict[str, tuple[Packed, ...]] = {}
+        self._forgotten_classes: frozenset[int] = frozenset()
 
     @property
     def memory(self) -> PrototypeMemory:
         """The merged memory."""
-        self._block.empty_into(self._memory)
-        return self._memory
+        return self._sum.memory
 
     # -- what arrives -----------------------------------------------------------------------
 
@@ -102,7 +114,7 @@ class MergedMemory:
             contribution, node, replaceable=self.keep_contributions, now=round_number
         )
         client = verdict.client
-        labels = (size, contribution.epoch, contribution.seq, contribution.kind)
+        labels = (size, name_of_life(contribution.epoch), contribution.seq, contribution.kind)
         if verdict.outcome == "refuse":
             raise RejectedError(verdict.reason, verdict.text)
         if verdict.outcome == "duplicate":
@@ -111,12 +123,35 @@ class MergedMemory:
             return False
         whole = self._packed(contribution)
         packed = self._without_forgotten(whole)
+        self._require_room(packed, client, contribution.kind == "full")
         merged = self._listed(packed.class_ids), tuple(packed.counts.tolist())
-        self._merge(packed, client, contribution.kind == "full")
-        lost = known.settle(contribution, client, node, int(whole.counts.sum()), round_number)
-        self.names.update(contribution.names)
-        self._enter(Entry(round_number, client, "merged", *merged, *labels), lost)
+        samples = int(whole.counts.sum())
+        undo = self._undo_of(client, contribution.names, known.places(contribution, client, node))
+        try:
+            self._merge(packed, client, contribution.kind == "full")
+            lost = known.settle(contribution, client, node, samples, round_number)
+            self.names.update(contribution.names)
+            self._enter(Entry(round_number, client, "merged", *merged, *labels), lost)
+        except BaseException:
+            undo()
+            raise
         return True
+
+    def _undo_of(
+        self, client: str, names: Iterable[int] = (), places: Iterable[Place] = ()
+    ) -> Undo:
+        """What takes back a change of the sum, of ``client``'s parts and entries, and of places."""
+        mark, in_ledger = self._sum.mark(), self.ledger.undo_of(client)
+        in_tables = undo_of(
+            [(self._parts, client), *((self.names, class_id) for class_id in names), *places]
+        )
+
+        def undo() -> None:
+            self._sum.return_to(mark)
+            in_tables()
+            in_ledger()
+
+        return undo
 
     def _enter(self, entry: Entry, lost: int) -> None:
         """Enter what was merged in the ledger; a full state in place of what was before."""
@@ -139,7 +174,7 @@ class MergedMemory:
         reason = f"{error.reason}: {error}"
         client = self.known.refuse(client, epoch, f"{reason} ({until(error.reason)})")
         self.ledger.add(
-            Entry(round_number, client, "rejected", bytes=size, epoch=epoch, seq=seq,
+            Entry(round_number, client, "rejected", bytes=size, epoch=name_of_life(epoch), seq=seq,
                   reason=reason)
         )  # fmt: skip
 
@@ -164,6 +199,8 @@ class MergedMemory:
                 "a client can be forgotten only where contributions are kept; "
                 "start the federation with keep_contributions=true"
             )
+        if client in self.known.forgotten:
+            return self.known.forget(client)  # by whoever was stopped before it was written down
         if client not in self._parts:
             known = ", ".join(sorted(self._parts)[:10])
             raise KeyError(f"client '{client}' contributed nothing; clients are {known}")
@@ -177,31 +214,47 @@ class MergedMemory:
                 self._remove(client)
 
     def _remove(self, client: str) -> None:
-        for part in self._parts.pop(client, ()):
-            self.memory.subtract(self._form.memory(part))
-        self._block.learn_reach(self._memory)
-        self.ledger.forget(client)
+        """Take all of a client away, and accept nothing more from it."""
+        rest = self._sum.without(self._parts.get(client, ()))
+        undo = self._undo_of(client, places=[(self.known.forgotten, client)])
+        try:
+            self._sum.take(rest)
+            self._parts.pop(client, None)
+            self.ledger.forget(client)
+            self.known.forgotten.add(client)
+        except BaseException:
+            undo()
+            raise
 
     def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
         """Remove classes from all contributions and leave them out of all to come.
 
         Raises:
-            KeyError: a class is not in the memory.
+            KeyError: a class is not in the memory, and was not forgotten before.
             ValueError: the level is ``shared``, whose moment cannot be split by class.
         """
-        gone = class_id_tensor(classes).tolist()
-        self.memory.forget(gone)
-        self._block.learn_reach(self._memory)
-        self._forgotten_classes.update(gone)
-        for parts in self._parts.values():
-            parts[:] = map(self._without_forgotten, parts)
-        self.ledger.forget_classes(gone)
-        for class_id in gone:
-            self.names.pop(class_id, None)
+        gone = frozenset(class_id_tensor(classes).tolist()) - self._forgotten_classes
+        rest = self.memory.copy().forget(sorted(gone))
+        before = self._parts, self._forgotten_classes
+        undo = self._undo_of("", gone)
+        try:
+            self._sum.take(rest)
+            self._forgotten_classes |= gone
+            self._parts = {
+                client: tuple(map(self._without_forgotten, parts))
+                for client, parts in self._parts.items()
+            }
+            self.ledger.forget_classes(sorted(gone))
+            for class_id in gone:
+                self.names.pop(class_id, None)
+        except BaseException:
+            self._parts, self._forgotten_classes = before
+            undo()
+            raise
 
     def contribution_of(self, client: str) -> PrototypeMemory:
         """A copy of the sum of what ``client`` contributed; KeyError if there is none."""
-        total = self._memory.empty_like()
+        total = self._form.empty.empty_like()
         for part in self._parts[client]:
             total.merge(self._form.memory(part))
         return total
@@ -215,13 +268,15 @@ class MergedMemory:
 
     def state(self) -> dict[str, Any]:
         """Everything, in a form that :mod:`protocl.io.checkpoint` saves."""
-        state = {name: value for name, value in vars(self).items() if name not in _REBUILT}
-        return state | {
+        return {
             "_memory": self.memory,
             "_parts": {
                 client: [part.to_tensors() for part in parts]
                 for client, parts in self._parts.items()
             },
+            "_forgotten_classes": set(self._forgotten_classes),
+            "keep_contributions": self.keep_contributions,
+            "names": self.names,
             "ledger": list(self.ledger),
             "known": self.known.state(),
         }
@@ -232,16 +287,16 @@ class MergedMemory:
         Raises:
             ValueError, FingerprintError: it belongs to a federation of other statistics.
         """
-        self._memory.require_compatible(state["_memory"])
-        parts = {
-            client: list(map(Packed.from_tensors, saved))
+        self._form.empty.require_compatible(state["_memory"])
+        self.known.restore(state.get("known", {}))
+        self.keep_contributions = state["keep_contributions"]
+        self._sum = RunningSum(self._form, state["_memory"], kept=self.keep_contributions)
+        self._parts = {
+            client: tuple(map(Packed.from_tensors, saved))
             for client, saved in state["_parts"].items()
         }
-        self.known.restore(state.get("known", {}))
-        rebuilt = {"ledger": Ledger(state["ledger"]), "_parts": parts, "known": self.known}
-        vars(self).update(state | rebuilt)
-        self._block = Block(self._form)
-        self._block.learn_reach(self._memory)
+        self._forgotten_classes = frozenset(state["_forgotten_classes"])
+        self.names, self.ledger = state["names"], Ledger(state["ledger"])
 
     # -- parts ------------------------------------------------------------------------------
 
@@ -254,7 +309,7 @@ class MergedMemory:
     def _packed(self, contribution: Contribution | Received) -> Packed:
         if isinstance(contribution, Received):
             return contribution.statistics
-        self._memory.require_compatible(contribution.memory)
+        self._form.empty.require_compatible(contribution.memory)
         return pack_exactly(contribution.memory)
 
     def _without_forgotten(self, packed: Packed) -> Packed:
@@ -263,48 +318,26 @@ class MergedMemory:
         kept = ~np.isin(packed.class_ids, list(self._forgotten_classes))
         return packed if kept.all() else packed.subset(kept, self._form)
 
+    def _require_room(self, packed: Packed, client: str, replaces: bool) -> None:
+        """Refuse more classes, or larger sums, than the limits allow."""
+        parts = () if replaces else self._parts.get(client, ())
+        require_share(parts, packed, self._limits)
+        own = [part.class_ids for part in parts]
+        if not replaces and not self.keep_contributions:
+            own = [np.array(entry.classes) for entry in self.ledger.merged_of(client)]
+        require_few_classes(own, self._sum.class_ids, packed.class_ids, self._limits)
+
     def _merge(self, packed: Packed, client: str, replaces: bool) -> None:
-        parts = self._parts.get(client, [])
-        if not replaces:
-            _require_room(parts, packed)
+        parts = self._parts.get(client, ())
         if replaces and parts:
-            self._replace(parts, packed)
-            parts.clear()
-        elif not self._block.add(packed):
-            self._merge_nearly_full(packed)
-        elif self._block.full:
-            self._block.empty_into(self._memory)
+            self._sum.replace(parts, packed)
+            parts = ()
+        else:
+            self._sum.add(packed)
         if self.keep_contributions:
-            parts.append(packed)
-            self._parts[client] = parts
-            if len(parts) > _MAX_PARTS:
-                self._parts[client] = [pack_exactly(self.contribution_of(client))]
-
-    def _replace(self, before: Sequence[Packed], packed: Packed) -> None:
-        memory = self.memory.copy()
-        for part in before:
-            memory.subtract(self._form.memory(part))
-        self._memory = _merged(memory, self._form.memory(packed))
-        self._block.learn_reach(self._memory)
-
-    def _merge_nearly_full(self, packed: Packed) -> None:
-        """Merge where sums come close to 64 bits, so that each must be looked at."""
-        _merged(self.memory, self._form.memory(packed))
-        self._block.learn_reach(self._memory)
-
-
-def _require_room(parts: Sequence[Packed], packed: Packed) -> None:
-    """Refuse what would overflow the sum of one client, even if others bring the whole back."""
-    for name, reach in packed.reach.items():
-        if sum(part.reach[name] for part in parts) + reach > _WIDEST:
-            raise RejectedError("overflow", f"'{name}' of this client alone could exceed 64 bits")
-
-
-def _merged(memory: PrototypeMemory, other: PrototypeMemory) -> PrototypeMemory:
-    try:
-        return memory.merge(other)
-    except OverflowError as error:
-        raise RejectedError("overflow", str(error)) from error
+            self._parts[client] = (*parts, packed)
+            if len(parts) >= _MAX_PARTS:
+                self._parts[client] = (pack_exactly(self.contribution_of(client)),)
 
 
 def same_statistics(a: PrototypeMemory, b: PrototypeMemory) -> bool:

@@ -21,7 +21,7 @@ from protocl.federation.server.state import MergedMemory
 from protocl.federation.server.tombstones import TombstoneFile
 from protocl.federation.wire.messages import Contribution, MessageReader, encode
 from protocl.federation.wire.received_backbone import backbone_record
-from protocl.federation.wire.replies import content_of, read_confusion, reading, sender
+from protocl.federation.wire.replies import content_of, describe, read_confusion, sender
 from protocl.memory import PrototypeMemory
 from protocl.metrics.confusion import Confusion
 
@@ -71,6 +71,7 @@ class FederatedPrototypes(LastingStrategy):
         merged: the server's state; its ledger, its names.
         seconds: where the server's own time went.
         evaluations: round -> confusion over the clients' own test data.
+        failed_evaluations: round -> whose evaluations do not count, and why.
     """
 
     def __init__(
@@ -91,14 +92,17 @@ class FederatedPrototypes(LastingStrategy):
         super().__init__(checkpoints)
         self.options = options or Options()
         self.empty = empty.empty_like()
-        self.merged = MergedMemory(empty, keep_contributions=keep_contributions)
+        self.merged = MergedMemory(
+            empty, keep_contributions=keep_contributions, limits=self.options.limits
+        )
         self.merge = merge
         self._merged: tuple[str, PrototypeMemory] | None = None
         self.seconds = Seconds()
-        reader = MessageReader(self.empty, self.options.limits)
+        reader = MessageReader(self.empty, self.options.limits, ("delta", "full"))
         verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
         self._intake = Intake(self.merged, reader, verdicts, self.seconds)
         self.evaluations: dict[int, Confusion] = {}
+        self.failed_evaluations: dict[int, list[str]] = {}
         self._tombstones = None if checkpoints is None else TombstoneFile(checkpoints)
         self._backbone = None if backbone is None else backbone_record(backbone)
 
@@ -116,11 +120,12 @@ class FederatedPrototypes(LastingStrategy):
     def forget_client(self, client: str) -> None:
         """Remove a client's contribution exactly; see :meth:`MergedMemory.forget_client`.
 
-        It stays away where the server goes on from an older checkpoint than the one of now, for
-        who was forgotten is also written to a file of its own beside them.
+        It can be called again where it was stopped on the way. The client stays away where the
+        server goes on from an older checkpoint than the one of now, for who was forgotten is also
+        written to a file of its own beside them.
         """
         tombstone = self.merged.forget_client(client)
-        if self._tombstones is not None:
+        if self._tombstones is not None and tombstone not in self._tombstones:
             self._tombstones.add(tombstone)
         self._save(self.round)
 
@@ -181,18 +186,19 @@ class FederatedPrototypes(LastingStrategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Add up the confusion counts of the clients."""
-        total, failed = Confusion.empty(), 0
+        """Add up the confusion counts of the clients; who failed is noted with the reason."""
+        total, failures = Confusion.empty(), self.failed_evaluations.setdefault(self.round, [])
         for reply in replies:
-            failed += 1
-            with reading(f"the evaluation of client {sender(reply)}"):
-                total = total + read_confusion(content_of(reply))
-                failed -= 1
+            try:
+                total = total + read_confusion(content_of(reply), self.options.limits)
+            except Exception as error:  # whatever is in a reply, the others count
+                failures.append(f"client {sender(reply)}: {describe(error)}")
+                logger.warning("an evaluation does not count: %s", failures[-1])
         if total.total == 0:
             return None
         self.evaluations[self.round] = total
         return MetricRecord(
-            {"accuracy": total.accuracy, "num-examples": total.total, "failed": failed}
+            {"accuracy": total.accuracy, "num-examples": total.total, "failed": len(failures)}
         )
 
     def summary(self) -> None:
@@ -207,7 +213,12 @@ class FederatedPrototypes(LastingStrategy):
         """What became of the contributions of a round, and the clients' accuracy after it."""
         confusion = self.evaluations.get(number)
         accuracy = None if confusion is None else confusion.accuracy
-        return {**self.merged.ledger.outcomes(number), "accuracy": accuracy}
+        failed = len(self.failed_evaluations.get(number, ()))
+        return {
+            **self.merged.ledger.outcomes(number),
+            "accuracy": accuracy,
+            "failed-evaluations": failed,
+        }
 
     # -- asking -----------------------------------------------------------------------------
 
@@ -254,6 +265,7 @@ class FederatedPrototypes(LastingStrategy):
         return {
             "merged": self.merged.state(),
             "evaluations": {key: value.to_dict() for key, value in self.evaluations.items()},
+            "failed_evaluations": self.failed_evaluations,
         }
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
@@ -263,6 +275,8 @@ class FederatedPrototypes(LastingStrategy):
         self.evaluations = {
             key: Confusion.from_dict(value) for key, value in state["evaluations"].items()
         }
+        # Checkpoints of before these were kept have none of them.
+        self.failed_evaluations = state.get("failed_evaluations", {})
 
     def _save(self, finished: int) -> None:
         start = time.perf_counter()

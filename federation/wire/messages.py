@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from protocl.errors import DataError
 from protocl.federation.exactly_once.client import MAX_LIVES, Kind
 from protocl.federation.wire.codec import ERROR_BOUNDS, pack, pack_exactly, unpack
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
-from protocl.federation.wire.validation import Limits, RejectedError, check_class_ids, check_values
+from protocl.federation.wire.validation import RejectedError, check_class_ids, check_values
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_of
 
@@ -31,7 +32,10 @@ VERSION = 1
 
 KINDS: tuple[Kind, ...] = ("delta", "full", "merged")
 PRECISIONS = tuple(ERROR_BOUNDS)
-_LONGEST_LIFE = 64  # letters of the text that names a life of a client
+LONGEST_LIFE = 64
+"""Letters of the text that names a life of a client."""
+
+_LAST = 2**53  # more contributions than any client makes
 
 T = TypeVar("T")
 
@@ -45,7 +49,7 @@ class Contribution:
 
     Attributes:
         memory: of the samples that are new (``delta``) or of all samples of the client (``full``).
-        epoch, seq, kind, replaces, shares: see :class:`.Label`.
+        epoch, seq, kind, replaces, shares, secret: see :class:`.Label`.
         names: class id -> name, where classes are known by name (:func:`class_id_of`).
     """
 
@@ -56,6 +60,7 @@ class Contribution:
     names: Mapping[int, str] = field(default_factory=dict)
     replaces: tuple[str, ...] = ()
     shares: tuple[int, ...] = ()
+    secret: str = ""
 
 
 class Received(NamedTuple):
@@ -63,7 +68,7 @@ class Received(NamedTuple):
 
     Attributes:
         statistics: checked, and still in the bytes of the message.
-        epoch, seq, kind, names, replaces, shares: see :class:`Contribution`.
+        epoch, seq, kind, names, replaces, shares, secret: see :class:`Contribution`.
     """
 
     statistics: Packed
@@ -73,6 +78,7 @@ class Received(NamedTuple):
     names: Mapping[int, str]
     replaces: tuple[str, ...] = ()
     shares: tuple[int, ...] = ()
+    secret: str = ""
 
     @classmethod
     def of(cls, contribution: Contribution) -> Received:
@@ -80,7 +86,7 @@ class Received(NamedTuple):
         return cls(
             pack_exactly(contribution.memory),
             contribution.epoch, contribution.seq, contribution.kind, contribution.names,
-            contribution.replaces, contribution.shares,
+            contribution.replaces, contribution.shares, contribution.secret,
         )  # fmt: skip
 
 
@@ -100,6 +106,8 @@ def encode(
         header["replaces"] = list(contribution.replaces)
     if contribution.shares:
         header["shares"] = list(contribution.shares)
+    if contribution.secret:
+        header["secret"] = contribution.secret
     if contribution.names:
         header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
     return records, header
@@ -134,7 +142,7 @@ def decode(
         arrays, header: as :func:`encode` makes them, from a sender that may be faulty or hostile.
         like: the memory that it must fit: width, level, feature map, arithmetic, fingerprint. It
             is not changed.
-        limits: what it may at most claim.
+        limits: what it may at most claim; of a merged memory :meth:`Limits.of_sum`.
 
     Raises:
         RejectedError: anything does not fit; the reason says what.
@@ -149,14 +157,26 @@ class MessageReader:
     Args:
         like: as for :func:`decode`.
         limits: as for :func:`decode`.
+        kinds: of contribution that are read.
 
     Attributes:
         form: how statistics are packed.
+
+    Raises:
+        ValueError: the limits are more than 64 bits hold.
     """
 
-    def __init__(self, like: PrototypeMemory, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        like: PrototypeMemory,
+        limits: Limits | None = None,
+        kinds: tuple[Kind, ...] = KINDS,
+    ) -> None:
         self.form = PackedForm(like)
         self.limits = limits or Limits()
+        self.limits.feature_bound(self.form)
+        self._allowed = self.limits.allowed_ids()
+        self._kinds = kinds
         self._fingerprint = like.fingerprint
         self._known_ids: NDArray[np.int64] | None = None
         self._accepted: tuple[object, ...] = ()
@@ -184,9 +204,10 @@ class MessageReader:
             cast(str, values["epoch"]),
             cast(int, values["seq"]),
             cast(Kind, values["kind"]),
-            {} if names is None else _checked_names(packed.class_ids, names),
+            {} if names is None else self._checked_names(packed.class_ids, names),
             _checked_list(values, "replaces", str),
             _checked_list(values, "shares", int),
+            _checked_secret(values),
         )
 
     def _checked(self, records: ArrayRecord, precision: Precision) -> Packed:
@@ -203,7 +224,7 @@ class MessageReader:
         except DataError as error:
             raise RejectedError("shape", str(error)) from error
         if packed.class_ids is not self._known_ids:
-            check_class_ids(packed.class_ids, self.limits)
+            check_class_ids(packed.class_ids, self.limits, self._allowed)
             self._known_ids = packed.class_ids
         check_values(packed, self.form, self.limits, ERROR_BOUNDS[precision])
         return packed
@@ -213,9 +234,31 @@ class MessageReader:
         memory = self.form.memory(received.statistics)
         return Contribution(memory, *received[1:])
 
+    def _checked_names(self, class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:
+        ids, longest = class_ids.tolist(), self.limits.max_text
+        if not isinstance(names, list) or len(names) != len(ids):
+            raise RejectedError(
+                "names", f"class names are {names!r:.80}; expected one for each class"
+            )
+        for class_id, name in zip(ids, names, strict=True):
+            if not isinstance(name, str) or len(name) > longest or class_id_of(name) != class_id:
+                raise RejectedError(
+                    "names",
+                    f"class {name!r:.80} has id {class_id}, which is not its own, or more than "
+                    f"{longest} letters",
+                )
+        return dict(zip(ids, names, strict=True))
+
     def _check_header(self, values: Mapping[str, object]) -> None:
-        if not isinstance(values.get("epoch"), str) or not isinstance(values.get("seq"), int):
+        epoch, seq = values.get("epoch"), values.get("seq")
+        if not isinstance(epoch, str) or not isinstance(seq, int):
             self._refuse_header(values)
+        if len(epoch) > LONGEST_LIFE or not 0 <= seq <= _LAST:
+            raise RejectedError(
+                "format",
+                f"epoch={epoch!r:.80} seq={seq}: expected at most {LONGEST_LIFE} letters, and a "
+                f"number up to {_LAST}",
+            )
         try:
             common = _COMMON(values)
         except KeyError:
@@ -225,8 +268,9 @@ class MessageReader:
         if not (
             self._expected.items() <= values.items()
             and isinstance(values["fingerprint"], str)
+            and len(values["fingerprint"]) <= self.limits.max_text
             and values["precision"] in PRECISIONS
-            and values["kind"] in KINDS
+            and values["kind"] in self._kinds
         ):
             self._refuse_header(values)
         self._accepted = common
@@ -236,25 +280,25 @@ class MessageReader:
         if header.get("format") != FORMAT or header.get("version") != VERSION:
             raise RejectedError(
                 "format",
-                f"format {header.get('format')!r} version {header.get('version')!r}; expected "
-                f"'{FORMAT}' version {VERSION}: install the same protocl on all nodes",
+                f"format {header.get('format')!r:.80} version {header.get('version')!r:.80}; "
+                f"expected '{FORMAT}' version {VERSION}: install the same protocl on all nodes",
             )
         for key, kind in (("epoch", str), ("seq", int), ("fingerprint", str)):
             if not isinstance(header.get(key), kind):
                 raise RejectedError(
-                    "format", f"{key}={header.get(key)!r}: expected {kind.__name__}"
+                    "format", f"{key}={header.get(key)!r:.80}: expected {kind.__name__}"
                 )
         if header.get("precision") not in PRECISIONS:
-            raise RejectedError("format", f"precision {header.get('precision')!r} is unknown")
-        if header.get("kind") not in KINDS:
+            raise RejectedError("format", f"precision {header.get('precision')!r:.80} is unknown")
+        if header.get("kind") not in self._kinds:
             raise RejectedError(
-                "format", f"kind {header.get('kind')!r}: expected {', '.join(KINDS)}"
+                "format", f"kind {header.get('kind')!r:.80}: expected {', '.join(self._kinds)}"
             )
         theirs = header["fingerprint"]
         if self._fingerprint is not None and theirs != self._fingerprint:
             raise RejectedError(
                 "fingerprint",
-                f"statistics of backbone {theirs or '(none)'}; this federation's is "
+                f"statistics of backbone {theirs or '(none)':.80}; this federation's is "
                 f"{self._fingerprint}",
             )
         theirs = header.get("statistics")
@@ -275,19 +319,16 @@ def _checked_list(values: Mapping[str, object], key: str, kind: type[T]) -> tupl
     items = values.get(key, [])
     if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
         raise RejectedError("format", f"{key}={items!r:.80}: expected a list of {kind.__name__}")
-    if len(items) > MAX_LIVES or any(len(str(item)) > _LONGEST_LIFE for item in items):
+    if len(items) > MAX_LIVES or any(len(str(item)) > LONGEST_LIFE for item in items):
         raise RejectedError(
             "format",
-            f"{key}={items!r:.80}: expected at most {MAX_LIVES} of {_LONGEST_LIFE} letters",
+            f"{key}={items!r:.80}: expected at most {MAX_LIVES} of {LONGEST_LIFE} letters",
         )
     return tuple(items)
 
 
-def _checked_names(class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:
-    ids = class_ids.tolist()
-    if not isinstance(names, list) or len(names) != len(ids):
-        raise RejectedError("names", f"class names are {names!r:.80}; expected one for each class")
-    for class_id, name in zip(ids, names, strict=True):
-        if not isinstance(name, str) or class_id_of(name) != class_id:
-            raise RejectedError("names", f"class '{name}' has id {class_id}, which is not its own")
-    return dict(zip(ids, names, strict=True))
+def _checked_secret(values: Mapping[str, object]) -> str:
+    secret = values.get("secret", "")
+    if not isinstance(secret, str) or len(secret) > LONGEST_LIFE:
+        raise RejectedError("format", f"secret: expected a text of {LONGEST_LIFE} letters at most")
+    return secret

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from protocl.errors import DataError, ProtoclError
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.npy import read_npy
+from protocl.federation.wire.validation import RejectedError
 from protocl.metrics.confusion import Confusion
 
 logger = logging.getLogger(__name__)
@@ -19,8 +21,10 @@ logger = logging.getLogger(__name__)
 MAX_EVALUATED = 2**40
 """Samples that one client may say that it evaluated; sums over all clients stay in 64 bits."""
 
-MAX_CONTRIBUTIONS = 16
-"""Contributions read from one reply; what a client sends beyond them it sends again."""
+MAX_PAIRS = 1_000_000
+"""Pairs of classes in one client's confusion counts."""
+
+_NUMBER = 8  # bytes
 
 _LONGEST = 500  # characters of a text that may come from the sender
 
@@ -65,28 +69,67 @@ def content_of(reply: Message) -> RecordDict:
     return reply.content
 
 
-def read_headers(content: RecordDict) -> Iterator[tuple[ArrayRecord, ConfigRecord, int]]:
-    """Arrays, description and size in bytes of each contribution in a reply, oldest first."""
-    for number in range(MAX_CONTRIBUTIONS):
+def read_headers(
+    content: RecordDict, limits: Limits
+) -> Iterator[tuple[ArrayRecord, ConfigRecord, int]]:
+    """Arrays, description and size in bytes of each contribution in a reply, oldest first.
+
+    Raises:
+        RejectedError: the reply is larger than the limits allow.
+    """
+    require_size(content, limits)
+    for number in range(limits.max_contributions):
         arrays = content.get(f"arrays-{number}")
         header = content.get(f"header-{number}")
         if not isinstance(arrays, ArrayRecord) or not isinstance(header, ConfigRecord):
             return
-        yield arrays, header, sum(len(array.data) for array in arrays.values())
+        yield arrays, header, size_of(arrays) + size_of(header)
 
 
-def read_confusion(content: RecordDict) -> Confusion:
+def require_size(content: RecordDict, limits: Limits) -> None:
+    """Refuse a message that is too large, with all that is in it.
+
+    Raises:
+        RejectedError: it is.
+    """
+    size = sum(size_of(record) + len(name) for name, record in content.items())
+    if size > limits.max_bytes:
+        raise RejectedError(
+            "size", f"a message of {size} bytes; at most {limits.max_bytes} are accepted"
+        )
+
+
+def size_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+    """Bytes of what a record holds, without those that tell its values apart."""
+    if isinstance(record, ArrayRecord):
+        return sum(len(name) + len(array.data) for name, array in record.items())
+    return sum(len(name) + _size_of_value(value) for name, value in record.items())
+
+
+def _size_of_value(value: object) -> int:
+    if isinstance(value, list):
+        return sum(map(_size_of_value, value))
+    return len(value) if isinstance(value, str | bytes) else _NUMBER
+
+
+def read_confusion(content: RecordDict, limits: Limits) -> Confusion:
     """The confusion counts in a reply to an evaluation.
 
     Raises:
         DataError: they are not there, or no counts.
+        RejectedError: the reply is larger than the limits allow.
     """
+    require_size(content, limits)
     record = content.get("confusion")
     if not isinstance(record, ArrayRecord) or "pairs" not in record:
         raise DataError("the reply holds no confusion counts")
     pairs = read_npy(record["pairs"].data)
     if pairs.ndim != 2 or len(pairs) != 3 or pairs.dtype != np.int64:
         raise DataError(f"confusion counts are {pairs.shape} {pairs.dtype}; expected (3, P) int64")
+    if pairs.shape[1] > MAX_PAIRS:
+        raise DataError(f"{pairs.shape[1]} pairs of classes; at most {MAX_PAIRS} are accepted")
+    if (classes := len(np.unique(pairs[:2]))) > limits.max_classes:
+        raise DataError(f"{classes} classes evaluated; at most {limits.max_classes} are accepted")
     if pairs.size and pairs.min() < 0:
         raise DataError("confusion counts are negative")
     # As Python integers, which do not wrap.

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,7 +33,8 @@ class Entry(NamedTuple):
         classes: ``(C,)`` class ids, empty unless merged or replaced.
         counts: ``(C,)`` samples of each.
         bytes: of its arrays and description, serialised.
-        epoch, seq, kind: see :class:`protocl.federation.wire.messages.Contribution`.
+        epoch: name of its life, by :func:`.exactly_once.server.name_of_life`.
+        seq, kind: see :class:`protocl.federation.wire.messages.Contribution`.
         reason: why it was rejected, what failed, or what was lost with what it replaced.
     """
 
@@ -69,6 +70,27 @@ class Ledger:
         if entry.outcome == "merged":
             self._merged.setdefault(entry.client, []).append(len(self._entries))
         self._entries.append(entry)
+
+    def undo_of(self, client: str) -> Callable[[], None]:
+        """What takes back changes that concern ``client``, or the classes of all entries."""
+        entries, number = self._entries, len(self._entries)
+        places = list(self._merged.get(client, ()))
+        own = [entries[place] for place in places]
+
+        def undo() -> None:
+            del entries[number:]
+            for place, entry in zip(places, own, strict=True):
+                entries[place] = entry
+            self._entries = entries
+            self._merged.pop(client, None)
+            if places:
+                self._merged[client] = places
+
+        return undo
+
+    def merged_of(self, client: str) -> Iterator[Entry]:
+        """The entries of what counts of ``client``."""
+        return (self._entries[place] for place in self._merged.get(client, ()))
 
     def replace(self, client: str) -> None:
         """Mark what ``client`` contributed as replaced by what comes next."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocl.errors import ProtoclError
+from protocl.federation.wire.limits import Limits
+from protocl.federation.wire.moments import check_scatter
 from protocl.federation.wire.statistics import Packed, PackedForm, extremes
 from protocl.memory.symmetric import diagonal_places
 
 Reason = Literal[
     "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
-    "forgotten", "claimed", "overflow", "screened",
+    "forgotten", "claimed", "overflow", "screened", "classes", "owner",
 ]  # fmt: skip
 
+
+Ids = NDArray[np.int64]
 
 _UNTIL: dict[Reason, str] = {
     "screened": "judged again in every round",
@@ -24,6 +28,8 @@ _UNTIL: dict[Reason, str] = {
     "sequence": "until the full state arrives",
     "forgotten": "for good",
     "claimed": "until that one is silent for some rounds",
+    "owner": "until its secret is shown",
+    "classes": "until the server accepts more of them",
 }
 
 
@@ -44,23 +50,6 @@ class RejectedError(ProtoclError, ValueError):
         self.reason: Reason = reason
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a contribution may at most claim; a message beyond it is rejected.
-
-    Attributes:
-        max_count: samples of one class in one contribution.
-        max_classes: classes in one contribution.
-        max_bytes: bytes of the arrays of one contribution.
-        max_feature: magnitude of a (mapped) feature, hence of a mean.
-    """
-
-    max_count: int = 10_000_000
-    max_classes: int = 100_000
-    max_bytes: int = 1 << 30
-    max_feature: float = 1e6
-
-
 def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float) -> None:
     """Refuse statistics that no samples within the limits could have.
 
@@ -79,15 +68,17 @@ def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float)
             raise RejectedError("values", "sums of no samples are not zero")
         return
     _check_counts(packed.counts, limits)
-    feature = limits.max_feature * (1 + error)
+    feature = limits.feature_bound(form) * (1 + error)
     for name in packed.sums:
         _check_magnitude(name, packed, form, feature)
     if "second" in packed.sums:
         _check_moment(packed, form, error)
+    if form.level in ("shared", "full") and not check_scatter(packed, form, limits, error):
+        raise RejectedError("values", "the second moment is one that no samples could have")
 
 
-def check_class_ids(ids: NDArray[np.int64], limits: Limits) -> None:
-    """Refuse class ids that are negative, repeated, out of order or too many.
+def check_class_ids(ids: Ids, limits: Limits, allowed: Ids | None = None) -> None:
+    """Refuse class ids that are negative, repeated, out of order, too many or not ``allowed``.
 
     Raises:
         RejectedError: they are.
@@ -98,6 +89,10 @@ def check_class_ids(ids: NDArray[np.int64], limits: Limits) -> None:
         )
     if len(ids) and (ids[0] < 0 or np.logical_or.reduce(ids[1:] <= ids[:-1])):
         raise RejectedError("values", "class ids are negative, repeated or out of order")
+    if allowed is not None and (strange := ids[~np.isin(ids, allowed)]).size:
+        raise RejectedError(
+            "classes", f"class {strange[0]} is not in limits.classes, the list of those accepted"
+        )
 
 
 def _check_counts(counts: NDArray[np.int64], limits: Limits) -> None:
@@ -144,3 +139,59 @@ def _check_moment(packed: Packed, form: PackedForm, error: float) -> None:
     largest = max(float(np.abs(second).max()), float(explained.max()))
     if bool((diagonal < explained - (1e-9 + 4 * error) * largest).any()):
         raise RejectedError("values", "the second moment is less than the means allow")
+
+
+# -- beside what else is there -------------------------------------------------------------------
+
+
+def require_share(parts: Sequence[Packed], packed: Packed, limits: Limits) -> None:
+    """Refuse what would take more than its client's share of 64 bits, whatever others bring back.
+
+    Args:
+        parts: what else counts of the client.
+        packed: what is to be added to it.
+        limits: of the share.
+
+    Raises:
+        RejectedError: it would.
+    """
+    for name, reach in packed.reach.items():
+        own = sum(part.reach[name] for part in parts) + reach
+        if own > (share := limits.share(name)):
+            raise RejectedError(
+                "overflow",
+                f"'{name}' of this client alone could reach {own:.3g} steps, and exceed "
+                f"{_share_in_words(share, limits)}",
+            )
+
+
+def _share_in_words(share: int, limits: Limits) -> str:
+    if share == limits.share("second"):
+        return "64 bits"
+    return f"its share of 64 bits, {share:.3g} for each of limits.max_clients={limits.max_clients}"
+
+
+def require_few_classes(
+    client: Iterable[Ids], everybody: Iterable[Ids], ids: Ids, limits: Limits
+) -> None:
+    """Refuse more classes than one client may have, or all together.
+
+    Args:
+        client: classes of what else counts of the client, in any number of pieces.
+        everybody: the classes of all, in any number of pieces.
+        ids: of what is to be added.
+        limits: of both.
+
+    Raises:
+        RejectedError: they would be more.
+    """
+    for name, most, whose, pieces in (
+        ("max_classes", limits.max_classes, "this client", client),
+        ("max_classes_in_all", limits.max_classes_in_all, "all clients", everybody),
+    ):
+        # Their union only where their sum does not tell.
+        known = [ids, *pieces]
+        if sum(map(len, known)) > most and (number := len(np.unique(np.concatenate(known)))) > most:
+            raise RejectedError(
+                "classes", f"{whose} would have {number} classes; limits.{name}={most}"
+            )

@@ -42,6 +42,10 @@ class DerivedStatistics(AdditiveStatistics):
         """``(C, W)`` float64 class means of the mapped features: the prototypes."""
         return self.sums / self.count[:, None]
 
+    def means_at(self, rows: Tensor) -> Tensor:
+        """:attr:`means` ``(n, W)`` of some rows ``(n,)`` of :attr:`classes`."""
+        return self._value("sum", rows) / self.count[rows, None]
+
     def mean_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """:attr:`means` of a few classes at a time: rows and ``(n, W)`` float64.
 
@@ -120,7 +124,7 @@ class DerivedStatistics(AdditiveStatistics):
             return diagonal.to(torch.float64) * self.step**2
         return diagonal + self._buffer("second_low").diagonal(dim1=-2, dim2=-1)
 
-    def _value(self, name: str, rows: slice = slice(None)) -> Tensor:
+    def _value(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
         """A sum in float64: both halves of the pair, or the fixed-point value in feature units."""
         buffer = self._buffer(name)[rows]
         if not self.exact:

@@ -19,6 +19,7 @@ Draw = random.Random
 VALUES: tuple[Any, ...] = (
     0, 1, -1, 2**62, -(2**63), 2**63 - 1, 0.5, float("nan"), float("inf"), "", "x", "9" * 5000, b"",
     b"\x00" * 96, b"\xff" * 300, [], [0, 1], [2**63 - 1] * 3, ["x"], [float("nan")], True,
+    "merged", "x" * 65, ["x" * 300] * 3, 2**53, "9" * 100_000,
 )  # fmt: skip
 HEADERS = (
     b"-" * 9000 + b"1",
@@ -35,7 +36,7 @@ def mutate(reply: Message, draw: Draw) -> Message:
     """The reply with one thing in it changed; maybe one that nobody can read."""
     change = draw.choice(
         [wire_bytes, array_bytes, array_bytes, array_values, config_value, config_value,
-         other_records, metadata]
+         other_records, metadata, more_than_allowed, second_moment]
     )  # fmt: skip
     try:
         return change(reply, draw)
@@ -129,6 +130,35 @@ def other_records(reply: Message, draw: Draw) -> Message:
         content[key] = [ArrayRecord(), ConfigRecord({"x": 1}), MetricRecord({"x": 1.0})][edit]
     elif edit == 3:
         content[draw.choice(["x", "arrays-1", "header-1", "arrays"])] = kept
+    return reply
+
+
+def more_than_allowed(reply: Message, draw: Draw) -> Message:
+    """Far more classes, texts or contributions than any limit allows."""
+    content, edit = reply.content, draw.randrange(3)
+    if edit == 0:
+        content["more"] = ConfigRecord({"text": draw.choice(["x" * 200_000, ["y" * 100] * 2000])})
+    elif edit == 1 and "header-0" in content:
+        for number in range(1, 40):
+            content[f"arrays-{number}"] = content["arrays-0"]
+            content[f"header-{number}"] = content["header-0"]
+    elif "arrays-0" in content:
+        many = np.arange(draw.choice([50, 5000]), dtype=np.int64)
+        content["arrays-0"]["classes"] = Array(np.stack([many, many + 1]))  # type: ignore[index]
+    return reply
+
+
+def second_moment(reply: Message, draw: Draw) -> Message:
+    """Moments that no samples could have, or others that they could."""
+    record = reply.content.get("arrays-0")
+    if not isinstance(record, ArrayRecord) or "second" not in record:
+        return config_value(reply, draw)
+    values = np.array(record["second"].numpy())
+    if draw.random() < 0.5:
+        values.flat[draw.randrange(values.size)] *= draw.choice([-1, 0, 2, 3])
+    else:
+        values = (values * draw.choice([0.3, 0.999, 1.001, 4])).astype(values.dtype)
+    record["second"] = Array(values)
     return reply
 
 

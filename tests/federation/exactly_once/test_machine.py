@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from protocl.federation.exactly_once import client as client_side
 from protocl.federation.exactly_once.server import PATIENCE, KnownClients
-from tests.federation.exactly_once.world import Process, Reply, State, World
+from tests.federation.exactly_once.world import Process, Reply, Sent, State, World
 
 which = st.integers(0, 1_000_000)
 
@@ -137,6 +137,22 @@ class Federation(RuleBasedStateMachine):
         process = self.process(p)
         if len(self.world.group(process.group)) > 1:
             self.world.processes.remove(process)
+
+    # -- what a thief does ------------------------------------------------------------------
+
+    @rule(p=which, full=st.booleans(), claims=st.sampled_from(["epoch", "replaces"]))
+    def is_impersonated(self, p: int, full: bool, claims: str) -> None:
+        """Another node has learnt which life a client lives, and its numbers, not its secret."""
+        life, thief = self.process(p).state.life, self.world.new_node()
+        lives = (life.epoch, life.replaces) if claims == "epoch" else ("own", (life.epoch,))
+        if self.world.server.known.settled_of(self.process(p).node).epoch != life.epoch:
+            return  # the server has never heard of it, or not of this life
+        kind = "full" if full else "delta"
+        for seq in (1, life.seq, life.seq + 1):
+            for secret in ("", "guessed"):
+                sent = Sent(lives[0], seq, kind, lives[1], (life.seq,), (-1,), secret)  # type: ignore[arg-type]
+                self.world.server.take(Reply(thief, [sent]))
+                assert self.world.server.judged[-1].reason == "owner"
 
     # -- what happens to the server ---------------------------------------------------------
 
@@ -272,7 +288,7 @@ def test_what_is_known_of_clients_is_read_from_earlier_versions_or_refused():
     world.learn(world.processes[0])
     world.round()
     state = world.server.known.state()
-    earlier = {name: value for name, value in state.items() if name != "_answered"}
+    earlier = {name: value for name, value in state.items() if name not in ("_answered", "_locks")}
     known = KnownClients()
     known.restore(earlier)
     assert known.settled_of("n0") == world.server.known.settled_of("n0")

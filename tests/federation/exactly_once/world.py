@@ -20,6 +20,7 @@ class Sent(NamedTuple):
     replaces: tuple[str, ...]
     shares: tuple[int, ...]
     samples: tuple[int, ...]
+    secret: str = ""
 
 
 class Request(NamedTuple):
@@ -73,7 +74,8 @@ class Process:
         state, life = self.state, self.state.life
         if self.known != (life.epoch, life.seq):
             life.take_up()
-        life.hear(terms["server"], Settled(terms["epoch"], terms["settled"], terms["samples"]))
+        heard = Settled(terms["epoch"], terms["settled"], terms["samples"])
+        life.hear(terms["server"], heard, terms["prove"])
         state.keep()
         new, self.waiting = self.waiting, ()
         if new:
@@ -85,10 +87,19 @@ class Process:
             state.keep()
         self.known = (life.epoch, life.seq)
         pending = [] if terms["forgotten"] else life.pending
+        secret = life.secret if life.proves else ""
         return Reply(
             self.node,
             [
-                Sent(life.epoch, p.seq, p.kind, life.replaces, life.shares, state.parts[p.seq])
+                Sent(
+                    life.epoch,
+                    p.seq,
+                    p.kind,
+                    life.replaces,
+                    life.shares,
+                    state.parts[p.seq],
+                    secret,
+                )
                 for p in pending
             ],
         )

@@ -19,7 +19,6 @@ from protocl.errors import FingerprintError
 from protocl.federation.bench import robust_study
 from protocl.federation.robust.attacks import ATTACKS
 from protocl.federation.robust.client_means import (
-    ClientMeans,
     consistency,
     geometric_median,
     near_copies,
@@ -27,6 +26,7 @@ from protocl.federation.robust.client_means import (
     weighted_mean,
 )
 from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
+from protocl.federation.robust.side_by_side import SideBySide
 from protocl.federation.wire.messages import Contribution
 
 
@@ -167,25 +167,25 @@ def test_refusals() -> None:
 def test_liars_score_low(attack: str) -> None:
     honest = [client(seed) for seed in range(10)]
     lies = ATTACKS[attack](honest[:3], torch.Generator().manual_seed(0))
-    clients = ClientMeans.of([*lies, *honest[3:]])
-    scores = consistency(clients, clients.held.double())
+    clients = SideBySide([*lies, *honest[3:]])
+    scores = consistency(clients, torch.ones(len(clients), dtype=torch.float64))
     assert scores[:3].max() < 0.4 < 0.6 < scores[3:].min()
 
 
 def test_sole_holders_of_a_class_are_not_judged() -> None:
     alone = PrototypeMemory(6).update(torch.full((5, 6), 900.0), torch.full((5,), 77))
-    clients = ClientMeans.of([alone, *(client(seed) for seed in range(4))])
-    assert float(consistency(clients, clients.held.double())[0]) == 1.0
+    clients = SideBySide([alone, *(client(seed) for seed in range(4))])
+    assert float(consistency(clients, torch.ones(len(clients), dtype=torch.float64))[0]) == 1.0
 
 
 def test_sybils_are_found_and_honest_clients_are_not() -> None:
     honest = [client(seed) for seed in range(12)]
     copies = ATTACKS["Sybils"](honest[:5], torch.Generator().manual_seed(0))
-    assert near_copies(ClientMeans.of([*copies, *honest[5:]]), 0.25).tolist() == [5] * 5 + [1] * 7
+    assert near_copies(SideBySide([*copies, *honest[5:]]), 0.25).tolist() == [5] * 5 + [1] * 7
     # Outliers do not make the honest look alike.
     lies = ATTACKS["random vectors"](honest[:4], torch.Generator().manual_seed(0))
-    assert near_copies(ClientMeans.of([*lies, *honest[4:]]), 0.25).tolist() == [1] * 12
-    assert near_copies(ClientMeans.of(honest[:1]), 0.25).tolist() == [1]
+    assert near_copies(SideBySide([*lies, *honest[4:]]), 0.25).tolist() == [1] * 12
+    assert near_copies(SideBySide(honest[:1]), 0.25).tolist() == [1]
 
 
 def test_screen_rejects_liars_with_a_reason() -> None:

@@ -14,6 +14,7 @@ from protocl import PrototypeMemory
 from protocl.federation.server.accumulator import TERMS, Block
 from protocl.federation.server.state import MergedMemory, same_statistics
 from protocl.federation.wire.codec import pack_exactly
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, MessageReader, Received, encode
 from protocl.federation.wire.statistics import PackedForm
 from protocl.federation.wire.validation import RejectedError
@@ -104,7 +105,7 @@ def test_the_least_integer_is_packed_as_it_is():
 
 def test_sums_near_64_bits_are_still_exact_where_they_fit():
     """Positive and negative sums cancel: the bound says no, the sums themselves fit."""
-    server = MergedMemory(empty())
+    server = MergedMemory(empty(), limits=Limits(max_clients=1))
     part = filled(empty(), 1)
     for number, value in enumerate((2**62, -(2**62), 2**62, 2**62 - 1)):
         part.get_buffer("sum").fill_(value)

@@ -20,6 +20,7 @@ from protocl.federation.client.state import ClientState, StatesInProcess, States
 from protocl.federation.exactly_once.client import Settled
 from protocl.federation.exactly_once.server import PATIENCE
 from protocl.federation.server.state import MergedMemory, same_statistics
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, RejectedError
 from protocl.federation.wire.traffic import Ledger, Traffic
 from protocl.io import checkpoint
@@ -278,7 +279,7 @@ def test_an_empty_epoch_belongs_to_nobody():
 
 def test_what_one_client_alone_would_overflow_is_refused():
     """Another one brings the whole back, so that the merged sum never leaves 64 bits."""
-    server = MergedMemory(empty())
+    server = MergedMemory(empty(), limits=Limits(max_clients=1))
     for seq in range(1, 12):
         for client, sign in (("a", 1), ("b", -1)):
             memory = memory_of(1)
@@ -347,7 +348,7 @@ def test_forgetting_says_what_it_cannot_do():
 
 
 def test_a_sum_that_would_overflow_is_rejected_and_changes_nothing():
-    server = MergedMemory(empty())
+    server = MergedMemory(empty(), limits=Limits(max_clients=1))
     big = memory_of(1)
     big.get_buffer("sum").fill_(2**62)
     server.accept(Contribution(big, "a", 1, "full"), client="a")

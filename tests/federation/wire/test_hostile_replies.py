@@ -14,7 +14,13 @@ from flwr.app import ArrayRecord, Context, Message
 from numpy.typing import NDArray
 
 from protocl import PrototypeMemory
-from protocl.federation import ClientData, FederatedPrototypes, Options, PrototypeClient
+from protocl.federation import (
+    ClientData,
+    FederatedPrototypes,
+    Limits,
+    Options,
+    PrototypeClient,
+)
 from protocl.federation.config.compose import load as load_settings
 from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
@@ -92,7 +98,8 @@ def one_run(level: str, seed: int, **parts: Any) -> int:
     """Some hostile clients among honest ones; the number of replies that they changed."""
     empty = PrototypeMemory(DIM, level, exact=True, fingerprint="b")  # type: ignore[arg-type]
     client = PrototypeClient(load, empty, head=NearestMean())
-    strategy = FederatedPrototypes(empty, Options(), **parts)
+    limits = Limits(max_bytes=100_000, max_classes=50, max_messages=2, max_text=200)
+    strategy = FederatedPrototypes(empty, Options(limits=limits), **parts)
     hostile = {FIRST, FIRST + 1, FIRST + 2}
     grid = HostileGrid(
         client.app(), CLIENTS, hostile=hostile, share=0.7, draw=random.Random(seed), late=0.1
@@ -101,6 +108,8 @@ def one_run(level: str, seed: int, **parts: Any) -> int:
     with independent.watching():
         simulate(strategy, client.app(), clients=CLIENTS, rounds=ROUNDS, grid=grid)
     assert held(strategy.merged.memory) == independent.total()
+    assert len(strategy.merged.memory) <= 3 * 50 + 4
+    assert all(len(entry.reason) + len(entry.epoch) < 600 for entry in strategy.merged.ledger)
     for honest in range(3, CLIENTS):
         # What a client may claim within all limits can leave no room in 64 bits for others.
         if not parts and "overflow" not in strategy.merged.ledger.reasons():
