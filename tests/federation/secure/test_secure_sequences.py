@@ -21,9 +21,9 @@ from protocl.errors import AllFailedError
 from protocl.federation.client.client import ClientData
 from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.runner.simulation import simulate
-from protocl.federation.secure.aggregator import Aggregator
 from protocl.federation.secure.channel import FlowerChannel
 from protocl.federation.secure.client import STEPS, ProtectedClient
+from protocl.federation.secure.protocol.aggregator import Aggregator
 from protocl.federation.secure.strategy import ProtectedPrototypes
 from protocl.federation.wire.grid import InProcessGrid
 from protocl.io.checkpoint import CheckpointFolder
