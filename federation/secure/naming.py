@@ -19,8 +19,7 @@ def without_named(
 ) -> list[int]:
     """Those of ``nodes`` that are asked in an attempt.
 
-    Half of those that are suspected of having spoilt a sum are set aside, where enough others are
-    there.
+    Some of those that are suspected of having spoilt a sum are not, where enough others are there.
 
     Raises:
         SecureAggregationError: fewer than ``fewest`` are left.
@@ -32,9 +31,8 @@ def without_named(
             f"{len(kept)} clients are asked without those that are left out for what they did: "
             f"expected {fewest} or more; left out are {sorted(out)}"
         )
-    aside = blame.set_aside()
-    others = [node for node in kept if node not in aside]
-    return others if len(others) >= max(fewest, scheme.staying(len(others))) else kept
+    asked = blame.to_ask(kept, attempt, fewest)
+    return asked if len(asked) >= max(fewest, scheme.staying(len(asked))) else kept
 
 
 def name_offenders(

@@ -7,9 +7,10 @@ remains, pairs are taken that have no party in common, and both of each pair are
 more honest parties than others are.
 
 *Sums out of range.* A vector under masks can be anything, and only the sum is seen. Whose it was is
-found by halving: those who were in the sum are suspected, half of them are left out of the next,
-and the suspicion stays with those who were in if it fails again, with the others if it does not.
-After ``log2 n`` sums one is left.
+found by halving: who was in such a sum is suspected, unless it has been in one that was in range
+since; of the suspects, half are in the next sum, with those who are not. Where no smaller sum can
+be made, all suspects in it are named. A spoiler of all sums is so named after some ``log2 n`` of
+them; others may be named with it where sums must be of many.
 
 Who is named once is left out of the next attempt, then of the next two, four and so on. Whose
 shares were proven to give nothing is left out for good.
@@ -18,6 +19,7 @@ shares were proven to give nothing is left out for good.
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +36,8 @@ class Blame:
 
     reasons: dict[int, str] = field(default_factory=dict)
     suspects: frozenset[int] = frozenset()
+    _known: set[int] = field(default_factory=set)
+    _cleared: set[int] = field(default_factory=set)
     _times: Counter[int] = field(default_factory=Counter)
     _until: dict[int, float] = field(default_factory=dict)
 
@@ -73,20 +77,40 @@ class Blame:
 
     def dropped(self, members: Collection[int], attempt: int) -> None:
         """Note that the sum of ``members`` was out of range."""
-        self.suspects = (self.suspects & set(members)) or frozenset(members)
-        if len(self.suspects) == 1:
-            (node,) = self.suspects
-            self.name(node, "every sum that it was in was out of range", attempt)
+        self._known |= set(members)
+        fresh = set(members) - self._cleared
+        if not fresh:  # one of those who kept to the protocol does so no more
+            self._cleared, fresh = set(), set(members)
+        found = frozenset(self.suspects & fresh or fresh)
+        if found != self._known and (len(fresh) == 1 or found == self.suspects):
+            for node in sorted(found):
+                self.name(node, f"sums out of range, with {len(found) - 1} others", attempt)
             self.suspects = frozenset()
+        else:
+            self.suspects = found
 
     def succeeded(self, members: Collection[int]) -> None:
         """Note that the sum of ``members`` was in range."""
+        self._known |= set(members)
+        self._cleared |= set(members)
         self.suspects -= set(members)
 
     def left_out(self, attempt: int) -> set[int]:
         """Who is left out of an attempt because of what it did before."""
         return {node for node, until in self._until.items() if attempt < until}
 
-    def set_aside(self) -> set[int]:
-        """Half of the suspects, to find out which half to suspect."""
-        return set(sorted(self.suspects)[: len(self.suspects) // 2])
+    def to_ask(self, nodes: Collection[int], attempt: int, fewest: int) -> list[int]:
+        """Whom of ``nodes`` to ask: all but some of the suspects, to find out whom to suspect.
+
+        Args:
+            nodes: who may be asked.
+            attempt: decides which suspects.
+            fewest: how many are asked at least.
+        """
+        suspects = sorted(self.suspects.intersection(nodes))
+        if not suspects:
+            return sorted(nodes)
+        random.Random(attempt).shuffle(suspects)
+        cleared = self._cleared.intersection(nodes)
+        some = suspects[: max((len(suspects) + 1) // 2, fewest - len(cleared))]
+        return sorted(cleared.union(some))

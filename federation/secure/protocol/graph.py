@@ -51,14 +51,14 @@ class Neighbourhood:
 
 @lru_cache(maxsize=64)
 def sparse_neighbourhood(parties: int, colluding: float, leaving: float) -> Neighbourhood | None:
-    """The smallest good neighbourhood; None where only the complete graph is good.
+    """The smallest good neighbourhood; None where none has less than half of all pairs.
 
     Args:
         parties: ``n``, how many enrolled.
         colluding: ``gamma``, share of the parties that may pool what they know with the server.
         leaving: ``delta``, share of them that may leave before the end.
     """
-    for degree in range(2, parties - 1, 2):
+    for degree in range(2, parties // 2, 2):
         bad = share_of(parties, colluding) + share_of(parties, leaving)
         if _log2_disconnected(parties, degree, bad) > -(SIGMA + 1):
             continue

@@ -136,7 +136,8 @@ class Pinned(Scheme):
 class Graph(Scheme):
     """A party shares with some others only (:mod:`.graph`); the server keeps to the protocol.
 
-    Few parties have no sparse graph that is good; they share as in :class:`Complete`. Nobody sees
+    Few parties have no good graph with less than half of all pairs; they share as in
+    :class:`Complete`. Nobody sees
     all others, so it is the server that counts who has something new.
 
     Attributes:
