@@ -205,13 +205,15 @@ class ProtectedPrototypes(LastingStrategy):
     def summary(self) -> None:
         """Log how statistics are protected."""
         noise = "no" if self.release is None else self.release.placement
-        if self.secure:
-            logger.info(
-                "secure sums (%s) against %s, %s noise",
-                self.scheme.name, self.scheme.against, noise,
-            )  # fmt: skip
-        else:
+        if not self.secure:
             logger.info("plain sums, %s noise", noise)
+            return
+        # A graph is for those who trust the server to keep to the protocol, and they must know.
+        logger.log(
+            logging.INFO if self.scheme.counts else logging.WARNING,
+            "secure sums (secure=%s) against %s%s; %s noise",
+            self.scheme.name, self.scheme.against, self.scheme.remark, noise,
+        )  # fmt: skip
 
     # -- a round ----------------------------------------------------------------------------
 
