@@ -97,6 +97,7 @@ HELD_BY = {
     "federation/robust": ["federation/robust/test_rules.py"],
     "federation/runner": ["federation/runner/test_run.py"],
     "federation/secure": ["federation/secure/test_secure_aggregation.py"],
+    "federation/secure/protocol": ["federation/secure/test_secure_aggregation.py"],
     "federation/server": ["federation/server/test_strategy.py", "federation/server/test_state.py"],
     "federation/wire": [
         "federation/wire/test_hostile_replies.py",

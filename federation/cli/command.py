@@ -30,6 +30,7 @@ examples:
   protocl federate federation=digits --show            all keys with their values
   protocl federate deploy my-federation                files for a SuperLink and SuperNodes
   protocl federate deploy my-federation method=protected method.noise=distributed
+  protocl federate identity clients hospital-1         a key for method.secure=pinned
 
 Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
 merged memory, the ledger of contributions and the bytes of every message.
@@ -46,7 +47,8 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         summary="run a federation of clients, or write files to deploy one",
         description=_HELP,
         examples=_EXAMPLES,
-        settings="see above; or: deploy FOLDER [method=NAME method.KEY=VALUE ...]",
+        settings="see above; or: deploy FOLDER [method=NAME method.KEY=VALUE ...]; "
+        "or: identity FOLDER NAME",
     )
 
 
@@ -54,10 +56,28 @@ def federate(args: argparse.Namespace) -> int:
     """Run what ``args.settings`` asks for; the exit code."""
     if args.settings[0] == "deploy":
         return _deploy(args.settings[1:])
+    if args.settings[0] == "identity":
+        return _identity(args.settings[1:])
     from protocl.cli.sweep import run_command
     from protocl.federation.runner.run import FEDERATION
 
     return run_command(FEDERATION, args)
+
+
+def _identity(words: list[str]) -> int:
+    from rich.console import Console
+
+    from protocl.errors import ConfigError
+    from protocl.federation.secure.identities import write_identity
+
+    if len(words) != 2 or any("=" in word for word in words):
+        raise ConfigError(
+            f"protocl federate identity {' '.join(words)}: give the folder of what the node must "
+            "not lose (client-state), and the name of the node"
+        )
+    key = write_identity(Path(words[0]), words[1])
+    Console().print(f'for roster.json of all: "{words[1]}": "{key}"', soft_wrap=True)
+    return 0
 
 
 def _deploy(words: list[str]) -> int:

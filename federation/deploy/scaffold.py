@@ -180,6 +180,13 @@ _PROTECTED = """
   lost: `lost` in `rounds.json`. `client-state` holds the secrets that a node needs for it.
 - The secure sum hides what a node sends from a server that keeps to the protocol. But the app that
   does it comes from whoever starts `flwr run`: a node that does not trust them must read it before.
+- `method.secure=pinned` is for a server that may lie. On each node, before the first run:
+  `protocl federate identity CLIENT-STATE NAME`, where NAME is the node's `name` in its
+  `--node-config`, or `partition-0` and so on. It prints a public key. Write those of all nodes, at
+  most 128, into one file `roster.json` (`{"NAME": "KEY", ...}`), carry it to every node by another
+  way than through the server, and put it into each node's `client-state` and the server's `output`.
+  Of `n` nodes `floor(2 n / 3) + 1` must be there and stay: of three all, of six five. A node with a
+  roster refuses to run with another `method.secure`.
 - Nodes do not evaluate. Give them `output/memory.safetensors` to classify with.
 """
 

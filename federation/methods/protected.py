@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from protocl.config.validation import NOT_NEGATIVE, POSITIVE, ranged
+from protocl.config.validation import NOT_NEGATIVE, POSITIVE, SHARE, ranged
 from protocl.errors import ConfigError, as_config_error
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.methods.prototypes import HeadConfig
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from protocl.federation.privacy.release import PrivateRelease
     from protocl.federation.privacy.vector import StatisticsLayout
+    from protocl.federation.secure.identities import Identities
+    from protocl.federation.secure.protocol.identity import Roster
+    from protocl.federation.secure.protocol.schemes import Scheme
     from protocl.memory import PrototypeMemory
     from protocl.model.answers import Answering
 
@@ -30,9 +33,19 @@ class ProtectedPrototypesConfig(HeadConfig):
 
     Attributes:
         step: quantisation step of fixed point.
-        secure: use secure aggregation.
+        secure: use secure aggregation. ``true``: all but a third of the clients must stay, and the
+            server is honest but curious. ``pinned``: the server may lie; up to 128 clients that
+            know each other's keys beforehand, of ``n`` of whom ``floor(2 n / 3) + 1`` must stay (so
+            of three none may leave, of six one). ``graph``: for many clients; each shares with some
+            others only, and the server is honest but curious.
         colluders: clients that may pool what they know with the server; a secure sum needs two more
-            that have something new and stay. 0 for (n - 1) / 3 of n clients, at least 1.
+            that have something new and stay. 0 for (n - 1) / 3 of n clients, at least 1, and with
+            ``graph`` for the share ``colluding``.
+        colluding: share of the clients that may collude, which the graph is chosen for.
+        leaving: share of the clients that may leave before the end of a sum, likewise.
+        honest: contributors that are honest and stay; with ``noise=distributed`` they alone make up
+            the noise, so that epsilon holds against all others too. 0 for as many as remain if
+            as many collude, or leave, as may (:meth:`honest_of`).
         noise: who adds noise: ``none``, ``local``, ``distributed`` or ``central``
             (:mod:`protocl.federation.privacy.release`).
         clip: largest norm of a sample's features; longer ones are shortened. With noise only.
@@ -47,8 +60,11 @@ class ProtectedPrototypesConfig(HeadConfig):
 
     name: str = "protected"
     step: float = ranged(2.0**-16, POSITIVE)
-    secure: bool = True
+    secure: Literal[True, False, "pinned", "graph"] = True
     colluders: int = ranged(0, NOT_NEGATIVE)
+    colluding: float = ranged(0.2, SHARE)
+    leaving: float = ranged(0.2, SHARE)
+    honest: int = ranged(0, NOT_NEGATIVE)
     noise: Literal["none", "local", "distributed", "central"] = "none"
     clip: float = 1.0
     epsilon: float = 8.0
@@ -58,46 +74,133 @@ class ProtectedPrototypesConfig(HeadConfig):
         """See :class:`protocl.federation.config.MethodConfig`."""
         return ProtectedMethod(self, setup)
 
-    def describe(self) -> dict[str, str | float | bool]:
-        """What a result says about protection."""
-        described: dict[str, str | float | bool] = {"secure": self.secure, "noise": self.noise}
-        if self.secure:
-            described["colluders"] = self.colluders
-        if self.noise != "none":
-            described |= {"epsilon": self.epsilon, "delta": self.delta, "clip": self.clip}
-        return described
+    def build_scheme(self, roster: Roster | None) -> Scheme:
+        """Who shares with whom.
 
-    def build_release(self, layout: StatisticsLayout, asked: int) -> PrivateRelease | None:
+        Args:
+            roster: with ``secure=pinned``.
+
+        Raises:
+            ConfigError: no graph is good for these shares.
+        """
+        from protocl.federation.secure.protocol.schemes import Complete, Graph
+
+        if roster is not None:
+            return roster.scheme
+        if self.secure == "graph":
+            with as_config_error("method."):
+                return Graph(self.colluding, self.leaving)
+        return Complete()
+
+    def honest_of(self, scheme: Scheme, asked: int) -> int:
+        """Contributors that are honest and stay, of all that are asked in a round.
+
+        If none is stated, the fewer of those that remain if as many leave as may and the expected
+        colluders are among who stays, and those that remain if all but ``t - 1`` are honest.
+        """
+        if self.honest:
+            return self.honest
+        colluders = self.colluders or scheme.colluders(asked)
+        staying = scheme.staying(asked) - colluders
+        return max(1, min(staying, asked - scheme.most_pooling(asked)))
+
+    def build_release(
+        self, layout: StatisticsLayout, scheme: Scheme, asked: int
+    ) -> PrivateRelease | None:
         """Clipping and noise; None with ``noise=none``.
 
         Args:
             layout: of the vectors.
-            asked: clients asked in a round. Two thirds of them carry the noise together with
-                ``distributed``, as so many must stay for the sum to succeed.
+            scheme: who shares with whom.
+            asked: clients asked in a round.
 
         Raises:
             ConfigError: a value is out of range.
         """
         from protocl.federation.privacy.mechanism import GaussianMechanism
         from protocl.federation.privacy.release import PrivateRelease
-        from protocl.federation.secure.keys import Agreement
 
         if self.noise == "none":
             return None
         with as_config_error("method."):
             mechanism = GaussianMechanism.for_budget(self.clip, self.epsilon, self.delta)
-        contributors = Agreement.threshold(asked) if self.noise == "distributed" else 1
+        contributors = self.honest_of(scheme, asked) if self.noise == "distributed" else 1
         return PrivateRelease(mechanism, layout, self.noise, contributors)
 
+    def describe(
+        self, scheme: Scheme, release: PrivateRelease | None, asked: int
+    ) -> dict[str, Any]:
+        """What a result says about protection.
 
-def _require_colluders(config: ProtectedPrototypesConfig, setup: FederationSetup) -> None:
-    """Refuse a number of colluders for which no round could ever have enough clients."""
+        Args:
+            scheme: who shares with whom.
+            release: what :meth:`build_release` gave.
+            asked: clients asked in a round.
+        """
+        described: dict[str, Any] = {"secure": self.secure, "noise": self.noise}
+        if self.secure:
+            described |= {"colluders": self.colluders, "against": scheme.against}
+        if self.secure == "graph":
+            described |= {"colluding": self.colluding, "leaving": self.leaving}
+        if release is not None:
+            described |= {"epsilon": self.epsilon, "delta": self.delta, "clip": self.clip}
+            described |= {"honest": release.contributors, "epsilon_against": {}}
+            pooling = scheme.most_pooling(asked) if self.secure else 0
+            staying = scheme.staying(asked) if self.secure else 1
+            described["epsilon_against"] = _epsilons(release, self.delta, asked, staying, pooling)
+        return described
+
+
+def _epsilons(
+    release: PrivateRelease, delta: float, asked: int, staying: int, pooling: int
+) -> dict[str, dict[str, float]]:
+    """Epsilon by audience and by change of the data."""
+    from protocl.federation.privacy.guarantees import audiences, epsilons
+
+    return {
+        name: {
+            "colluders": audience.colluders,
+            **epsilons(release.mechanism, release.layout, delta, audience.noise),
+        }
+        for name, audience in audiences(release, asked, staying, pooling).items()
+    }
+
+
+def _require_feasible(
+    config: ProtectedPrototypesConfig, setup: FederationSetup, scheme: Scheme, asked: int
+) -> None:
+    """Refuse settings with which no round could ever have enough clients."""
+    if not config.secure or setup.keep is not None:  # a simulation has no more
+        return
     clients, needed = setup.federation.clients, config.colluders + 2
-    if config.secure and setup.keep is None and clients < needed:  # a simulation has no more
+    if clients < needed:
         raise ConfigError(
             f"method.colluders={config.colluders}: a secure sum needs {needed} clients with "
             f"something new, and there are {clients}; lower it, or raise clients"
         )
+    if asked < scheme.staying(asked):
+        raise ConfigError(
+            f"{asked} of {clients} clients are asked in a round, and {scheme.staying(asked)} must "
+            f"stay with secure={scheme.name}{scheme.remark}; raise participation"
+        )
+
+
+def _identities(config: ProtectedPrototypesConfig, setup: FederationSetup) -> Identities | None:
+    """Who signs in a federation with ``secure=pinned``; None in others.
+
+    Raises:
+        ConfigError: the folder of this server or node has a roster, and the run would not use it.
+    """
+    from protocl.federation.secure.identities import IdentitiesOnDisk, SimulatedIdentities
+
+    on_disk = None if setup.keep is None else IdentitiesOnDisk(setup.keep)
+    if config.secure != "pinned":
+        if on_disk is not None and on_disk.has_roster:
+            raise ConfigError(
+                f"method.secure={config.secure}: {setup.keep} pins a roster, so expected pinned"
+            )
+        return None
+    return on_disk or SimulatedIdentities(setup.federation.clients)
 
 
 class ProtectedMethod:
@@ -116,7 +219,6 @@ class ProtectedMethod:
         from protocl.memory.rows import class_id_of
 
         federation = setup.federation
-        _require_colluders(config, setup)
         self.head = config.head.build()
         empty = self.head.new_memory(
             setup.feature_dim, exact=True, step=config.step, fingerprint=setup.fingerprint
@@ -124,18 +226,24 @@ class ProtectedMethod:
         ids = map(class_id_of, setup.class_names) if setup.class_names else range(setup.n_classes)
         layout = StatisticsLayout(empty, ids)
         asked = max(federation.min_clients, round(federation.participation * federation.clients))
-        self.release = config.build_release(layout, asked)
+        identities = _identities(config, setup)
+        roster = None if identities is None else identities.roster
+        scheme = config.build_scheme(roster)
+        _require_feasible(config, setup, scheme, asked)
+        self.release = config.build_release(layout, scheme, asked)
         if self.release is not None and config.noise == "distributed" and not config.secure:
             raise ConfigError(
                 "method.noise=distributed without secure aggregation shows the server vectors "
                 "with a fraction of the noise; use method.secure=true, or method.noise=local"
             )
-        self.privacy = config.describe()
+        self.privacy = config.describe(scheme, self.release, asked)
         self.strategy = ProtectedPrototypes(
             layout,
             self.release,
-            secure=config.secure,
+            secure=bool(config.secure),
             colluders=config.colluders,
+            scheme=scheme,
+            roster=roster,
             participation=federation.participation,
             min_clients=federation.min_clients,
             wait=setup.wait,
@@ -145,7 +253,8 @@ class ProtectedMethod:
         )
         self.client = ProtectedClient(
             setup.load, layout, self.release,
-            secure=config.secure, colluders=config.colluders, keep=setup.keep,
+            secure=bool(config.secure), colluders=config.colluders, scheme=scheme,
+            signer_of=identities, keep=setup.keep,
         )  # fmt: skip
         self.client_app = self.client.app()
         self.initial: ArrayRecord = ArrayRecord()

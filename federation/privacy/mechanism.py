@@ -10,6 +10,7 @@ noise multiplier ``z`` (Dwork et al., "Analyze Gauss", STOC 2014, for the moment
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -26,8 +27,11 @@ from protocl.federation.privacy.discrete_gaussian import discrete_gaussian
 from protocl.federation.privacy.prg import KeyStream
 from protocl.federation.privacy.vector import COUNT_SCALE, StatisticsLayout
 from protocl.memory import PrototypeMemory
+from protocl.memory.feature_maps import FeatureMap, Tukey
 from protocl.memory.rows import class_id_tensor
-from protocl.memory.summation import quantise
+from protocl.memory.summation import EXACT_INTEGER_BITS, quantise
+
+logger = logging.getLogger(__name__)
 
 SMALLEST_NOISE = 16
 """Standard deviation, in steps, that a party's noise must have."""
@@ -136,6 +140,24 @@ class GaussianMechanism:
         return noise
 
 
+def tame(features: Tensor, step: float, least: float | None = None) -> Tensor:
+    """Features that fixed point and the feature map can take, whatever they were.
+
+    An error would tell that a client has such a feature, and keep all of its data out.
+
+    Args:
+        features: ``(N, D)``.
+        step: quantisation step.
+        least: smallest value that the feature map takes.
+
+    Returns:
+        ``(N, D)`` float64: zero for NaN, the largest number of fixed point for what is beyond it.
+    """
+    largest = 2.0**EXACT_INTEGER_BITS * step
+    values = features.to(torch.float64).nan_to_num(nan=0.0, posinf=largest, neginf=-largest)
+    return values.clamp(-largest if least is None else least, largest)
+
+
 def clip_samples(features: Tensor, clip: float, step: float) -> Tensor:
     """Rows scaled down to a norm of at most ``clip``, and rounded towards zero.
 
@@ -157,6 +179,9 @@ def clipped_memory(
 ) -> PrototypeMemory:
     """The memory of clipped samples; it is not private before noise is added.
 
+    No feature is an error: NaN counts as zero, and what is infinite or too large is clipped as all
+    else. How many samples were, depends on data beyond epsilon, so it is said in the log only.
+
     Args:
         template: a fixed-point memory of the kind that is wanted; its statistics are not used.
         features: ``(N, D)`` before the feature map. What the map gives is clipped; so are, by
@@ -169,9 +194,12 @@ def clipped_memory(
     if classes is not None:
         keep = torch.isin(labels, class_id_tensor(classes).to(labels.device))
         features, labels = features[keep], labels[keep]
+    tamed = tame(features, template.step, _least(template.feature_map, template.step))
     # The map must see what it would see in an update, whose features are rounded first.
-    rounded = quantise(features, template.step) * template.step
-    mapped = clip_samples(template.feature_map(rounded), mechanism.clip, template.step)
+    rounded = quantise(tamed, template.step) * template.step
+    whole = template.feature_map(rounded).nan_to_num(nan=0.0)
+    mapped = clip_samples(whole, mechanism.clip, template.step)
+    _tell(features, tamed, whole.norm(dim=1) > mechanism.clip)
     sums = PrototypeMemory(template.width, template.level, exact=True, step=template.step)
     sums.update(mapped, labels)
     parts = sums.parts()
@@ -179,6 +207,25 @@ def clipped_memory(
         raw = PrototypeMemory(template.feature_dim, exact=True, step=template.step)
         parts["raw"] = raw.update(clip_samples(rounded, mechanism.clip, template.step), labels).sum
     return PrototypeMemory.from_parts(template, parts)
+
+
+def _least(feature_map: FeatureMap, step: float) -> float | None:
+    """The smallest feature that a map takes."""
+    if not isinstance(feature_map, Tukey):
+        return None
+    return 0.0 if feature_map.power > 0 else step
+
+
+def _tell(features: Tensor, tamed: Tensor, long: Tensor) -> None:
+    """Say here how many samples were changed; nobody else is told, for epsilon is not about it."""
+    changed = (features.to(torch.float64) != tamed).any(dim=1)
+    if bool(changed.any()):
+        logger.warning(
+            "%d of %d samples have features that are NaN, infinite or out of range; they were "
+            "clipped, which only this client is told", int(changed.sum()), len(features),
+        )  # fmt: skip
+    clipped = int((long | changed).sum())
+    logger.info("%d of %d samples were clipped; only this client is told", clipped, len(features))
 
 
 @dataclass

@@ -10,8 +10,9 @@ Who adds the noise decides whom it protects from:
 placement       noise of each party       protects from                        noise of the sum
 =============== ========================= ==================================== ================
 ``local``       all of it                 everyone, the server included        ``sqrt(n)`` times
-``distributed`` ``1/n`` of the variance   everyone who sees only the sum, so   once
-                                          together with secure aggregation
+``distributed`` ``1/h`` of the variance   everyone who sees only the sum, so   ``sqrt(n/h)``
+                                          together with secure aggregation;    times
+                                          others too, where ``h`` are honest
 ``central``     none; the server's is     those who see what the server        once
                 added to the sum          publishes; the server is trusted
 =============== ========================= ==================================== ================
@@ -19,8 +20,9 @@ placement       noise of each party       protects from                        n
 Limits. A sum of discrete Gaussians is not exactly one. Here each has a standard deviation of at
 least :data:`SMALLEST_NOISE` steps, and then the difference is below ``exp(-2000)`` for every event
 (Kairouz, Liu and Steinke, "The distributed discrete Gaussian mechanism", ICML 2021, section 3).
-Clients that are dishonest may add no noise; with ``distributed``, plan for as many contributors as
-are honest and stay. Timing, message sizes and which clients take part are not hidden.
+Clients that are dishonest may add no noise, and each knows its own; with ``distributed``, plan for
+as many contributors as are honest and stay (:mod:`protocl.federation.privacy.guarantees`). Timing,
+message sizes and which clients take part are not hidden.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class PrivateRelease:
         mechanism: clipping and noise.
         layout: the public class list and the kind of memory.
         placement: who adds the noise.
-        contributors: with ``distributed``, how many parties at least add up to a release.
+        contributors: with ``distributed``, how many parties that are honest and stay add up to a
+            release.
     """
 
     mechanism: GaussianMechanism
@@ -91,7 +94,7 @@ class PrivateRelease:
         return shares[self.placement]
 
     def require_enough(self, contributors: int, *, secure: bool) -> None:
-        """Refuse to show a sum of ``contributors`` vectors that holds less than all the noise.
+        """Refuse to show a sum of which ``contributors`` who are honest hold less than the noise.
 
         Raises:
             PrivacyError: each has a part of the noise, and they are too few, or are shown one by
@@ -106,7 +109,8 @@ class PrivateRelease:
             )
         if contributors < self.contributors:
             raise PrivacyError(
-                f"the noise of {contributors} contributors: expected {self.contributors} or more"
+                f"the noise of {contributors} honest contributors: expected {self.contributors} or "
+                "more"
             )
 
     def contribution(

@@ -18,20 +18,27 @@ from numpy.typing import NDArray
 from protocl.federation.client.client import ClientData, Loader, client_name, shared_labels
 from protocl.federation.privacy.release import PrivateRelease, terms_of
 from protocl.federation.privacy.vector import StatisticsLayout
-from protocl.federation.secure.keys import (
-    Agreement,
+from protocl.federation.secure.outbox import Offer, OffersOnDisk, new_identity
+from protocl.federation.secure.party_keeper import PartyKeeper
+from protocl.federation.secure.protocol.agreement import SecureAggregationError
+from protocl.federation.secure.protocol.identity import SIGNATURE_BYTES, Signer
+from protocl.federation.secure.protocol.keys import (
+    COMMITMENT_BYTES,
+    ComplaintError,
+    Delivery,
     PublicKeys,
-    SecureAggregationError,
     join_entries,
     split_entries,
 )
-from protocl.federation.secure.outbox import Offer, OffersOnDisk, new_identity
-from protocl.federation.secure.participant import SEALED_BYTES, Participant
+from protocl.federation.secure.protocol.participant import Participant
+from protocl.federation.secure.protocol.pinned import PinnedParticipant
+from protocl.federation.secure.protocol.schemes import COMPLETE, Scheme
+from protocl.federation.secure.protocol.sealing import SEALED_BYTES
+from protocl.federation.secure.terms import read_agreement
 from protocl.federation.wire.npy import array_of
 
-STEPS = ("advertise", "share", "mask", "unmask")
+STEPS = ("advertise", "share", "mask", "agree", "unmask")
 
-_PARTY = "protocl-party"
 _VECTOR = "protocl-vector"
 _SPAN = "protocl-span"
 
@@ -55,6 +62,9 @@ class ProtectedClient:
         release: clipping and noise; None for neither.
         secure: send masked vectors only.
         colluders: as for the server; give a vector only where two more have something new.
+        scheme: who shares with whom; a server that sums under another one is refused.
+        signer_of: gives the party's long-lived identity and the roster that it pins, which then
+            say the scheme.
         keep: folder for what was offered last, so that a restarted node or another run goes on.
     """
 
@@ -66,6 +76,8 @@ class ProtectedClient:
         *,
         secure: bool = True,
         colluders: int = 0,
+        scheme: Scheme = COMPLETE,
+        signer_of: Callable[[Context], Signer] | None = None,
         keep: Path | None = None,
     ) -> None:
         if release is not None:
@@ -76,6 +88,7 @@ class ProtectedClient:
         self.secure = secure
         self.colluders = colluders
         self._kept = None if keep is None else OffersOnDisk(keep, terms_of(layout, release))
+        self._parties = PartyKeeper(scheme, signer_of, self._kept)
 
     def app(self) -> ClientApp:
         """The ClientApp; the same for simulation and deployment."""
@@ -109,11 +122,9 @@ class ProtectedClient:
             )
         self._prepare(message, context)
         config = message.content.config_records["config"]
-        party = Participant(cast(int, config["identity"]), agreement)
+        party = self._parties.begin(context, cast(int, config["identity"]), agreement)
         keys = party.advertise()
-        if self._kept is not None:
-            self._kept.drop_party(client_name(context))
-        _keep(context, party)
+        self._parties.keep(context, party)
         return _reply(message, {**self._offer(context), "keys": keys.to_bytes()})
 
     def share(self, message: Message, context: Context) -> Message:
@@ -121,10 +132,13 @@ class ProtectedClient:
         offer = self._held(context)
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
-            roster = split_entries(cast(bytes, config["roster"]), PublicKeys.BYTES)
+            roster = split_entries(cast(bytes, config["roster"]), PublicKeys.size(party.agreement))
             keys = {i: PublicKeys.from_bytes(entry) for i, entry in roster.items()}
-            sealed = party.share(keys, new=offer.new)
-            return {"sealed": join_entries(sealed)}
+            dealing = party.share(keys, new=offer.new, enrolled=cast(int, config["enrolled"]))
+            return {
+                "sealed": join_entries(dealing.sealed),
+                "commitments": join_entries(dealing.commitments),
+            }
 
         return self._continue(message, context, step)
 
@@ -143,13 +157,27 @@ class ProtectedClient:
             )
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
-            received = split_entries(cast(bytes, config["sealed"]), SEALED_BYTES)
+            received = Delivery(
+                split_entries(cast(bytes, config["sealed"]), SEALED_BYTES),
+                split_entries(cast(bytes, config["commitments"]), COMMITMENT_BYTES),
+            )
             arrays["masked"] = array_of(party.mask(offer.vector, received).view(np.int64))
             session = party.agreement.session.hex()
             self._hold(context, replace(offer, sums=(*offer.sums, session)))
             return {}
 
         return self._continue(message, context, step, arrays, to_disk=True)
+
+    def agree(self, message: Message, context: Context) -> Message:
+        """Between steps 3 and 4, with a pinned roster: sign the list of survivors."""
+
+        def step(party: Participant, config: ConfigRecord) -> Reply:
+            if not isinstance(party, PinnedParticipant):
+                raise SecureAggregationError("this client pins no roster, and signs nothing")
+            survivors = split_entries(cast(bytes, config["survivors"]), 0)
+            return {"signature": party.agree(survivors)}
+
+        return self._continue(message, context, step, to_disk=True)
 
     def unmask(self, message: Message, context: Context) -> Message:
         """Step 4; the same shares again if the server asks once more, as it does if they got lost.
@@ -160,9 +188,11 @@ class ProtectedClient:
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
             survivors = split_entries(cast(bytes, config["survivors"]), 0)
-            if self.release is not None:
-                self.release.require_enough(len(survivors), secure=True)
-            revealed = party.unmask(survivors)
+            signatures = split_entries(cast(bytes, config["signatures"]), SIGNATURE_BYTES)
+            if self.release is not None and party.agreement.scheme.counts:
+                honest = len(survivors) - party.agreement.colluding(party.enrolled)
+                self.release.require_enough(honest, secure=True)
+            revealed = party.unmask(survivors, signatures)
             self._hold(context, replace(offer, spent=True))
             seeds, keys = join_entries(revealed.seeds), join_entries(revealed.keys)
             return {"identity": party.identity, "seeds": seeds, "keys": keys}
@@ -182,27 +212,15 @@ class ProtectedClient:
     ) -> Message:
         """One step of the sum that this client's party is in."""
         config = message.content.config_records["config"]
-        kept = self._party(context)
-        if kept is None or cast(bytes, kept["session"]).hex() != config["session"]:
-            raise SecureAggregationError(
-                "this client is not in this sum: it did not enrol, or was restarted since"
-            )
-        secrets = {name: value for name, value in kept.items() if isinstance(value, (bytes, str))}
-        party = Participant.restore(cast(int, kept["identity"]), read_agreement(kept), secrets)
-        answer = step(party, config)
-        _keep(context, party)
-        if to_disk and self._kept is not None:
-            # Asked again after a restart, it must give the very same shares, or none.
-            self._kept.save_party(client_name(context), context.state.config_records[_PARTY])
+        party = self._parties.take_up(context, str(config["session"]))
+        try:
+            answer = step(party, config)
+        except ComplaintError as complaint:
+            # This party takes no further part in the sum; its state is as before.
+            logger.warning("%s", complaint)
+            return _reply(message, {"complaint": sorted(complaint.senders)})
+        self._parties.keep(context, party, to_disk=to_disk)
         return _reply(message, answer, arrays)
-
-    def _party(self, context: Context) -> ConfigRecord | None:
-        """This client's party, of an earlier process where this one has none."""
-        if _PARTY not in context.state.config_records and self._kept is not None:
-            party = self._kept.load_party(client_name(context))
-            if party is not None:
-                context.state[_PARTY] = ConfigRecord(party)
-        return context.state.config_records.get(_PARTY)
 
     def _prepare(self, message: Message, context: Context) -> bool:
         """Have the vector of what is not summed yet in the state; False if there is nothing new.
@@ -294,28 +312,6 @@ class ProtectedClient:
             )
 
 
-def write_agreement(agreement: Agreement) -> Reply:
-    """The terms as entries of a ``ConfigRecord``."""
-    return {
-        "session": agreement.session,
-        "layout-digest": agreement.layout_digest,
-        "size": agreement.size,
-        "invited": agreement.invited,
-        "colluders": agreement.colluders,
-    }
-
-
-def read_agreement(config: ConfigRecord) -> Agreement:
-    """Read the agreement that :func:`write_agreement` wrote."""
-    return Agreement(
-        cast(bytes, config["session"]),
-        str(config["layout-digest"]),
-        cast(int, config["size"]),
-        cast(int, config["invited"]),
-        cast(int, config["colluders"]),
-    )
-
-
 def _put(context: Context, offer: Offer) -> None:
     context.state[_VECTOR] = ArrayRecord({"vector": array_of(offer.vector)})
     context.state[_SPAN] = ConfigRecord({**offer.span, "sums": list(offer.sums)})
@@ -324,12 +320,6 @@ def _put(context: Context, offer: Offer) -> None:
 def _unfinished(message: Message) -> list[str]:
     """The sums that lack this client's vector, as the server says."""
     return cast(list[str], message.content.config_records["config"]["unfinished"])
-
-
-def _keep(context: Context, party: Participant) -> None:
-    context.state[_PARTY] = ConfigRecord(
-        {**write_agreement(party.agreement), "identity": party.identity, **party.state()}
-    )
 
 
 def _reply(message: Message, answer: Reply, arrays: ArrayRecord | None = None) -> Message:

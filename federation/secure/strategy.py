@@ -8,39 +8,39 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from protocl.errors import ConfigError, ProtoclError
-from protocl.federation.privacy.release import (
-    NoisyVector,
-    PrivateRelease,
-    PrivateSum,
-    memory_of,
-    terms_of,
-)
+from protocl.federation.privacy.plausible import SumCheck
+from protocl.federation.privacy.release import PrivateRelease, terms_of
 from protocl.federation.privacy.vector import StatisticsLayout
-from protocl.federation.secure.aggregator import masked_sum
-from protocl.federation.secure.channel import NothingNewError, RoundChannel
-from protocl.federation.secure.keys import (
+from protocl.federation.secure.naming import name_offenders, without_named
+from protocl.federation.secure.progress import Span, SummedParts
+from protocl.federation.secure.protocol.aggregator import Aggregator
+from protocl.federation.secure.protocol.agreement import (
     SMALLEST_GROUP,
     Agreement,
     SecureAggregationError,
+    TooFewNewError,
 )
-from protocl.federation.secure.progress import Span, SummedParts
+from protocl.federation.secure.protocol.blame import Blame
+from protocl.federation.secure.protocol.identity import Roster
+from protocl.federation.secure.protocol.masked_sum import masked_sum
+from protocl.federation.secure.protocol.opening import FalseDealerError
+from protocl.federation.secure.protocol.schemes import COMPLETE, Scheme
+from protocl.federation.secure.round_channel import NothingNewError, RoundChannel
+from protocl.federation.secure.running_sum import RunningSum, added
 from protocl.federation.secure.unfinished_sum import UnfinishedSum
 from protocl.federation.server.resumable import LastingStrategy
 from protocl.federation.server.sampling import choose_nodes
-from protocl.federation.wire.replies import describe
+from protocl.federation.wire.replies import describe, reading
+from protocl.federation.wire.validation import Limits
 from protocl.memory import PrototypeMemory
-from protocl.memory.summation import overflows
 
 logger = logging.getLogger(__name__)
 
-Vector = NDArray[np.int64]
+LIMITS = Limits()
 
 
 class ProtectedPrototypes(LastingStrategy):
@@ -66,6 +66,10 @@ class ProtectedPrototypes(LastingStrategy):
         secure: use secure aggregation; the server then sees only sums.
         colluders: how many clients may pool what they know with the server; two more must have
             something new for a secure sum. 0 for a third of those who take part less one.
+        scheme: who shares with whom in a secure sum.
+        roster: which all parties pin; it then says the scheme.
+        limits: what one client's statistics may be at most. A vector, or a sum of vectors, that is
+            beyond them is dropped, not added.
         participation: share of the clients online that is asked in each round, in (0, 1].
         min_clients: clients that must be online before a round begins.
         wait: seconds to wait for them.
@@ -79,6 +83,7 @@ class ProtectedPrototypes(LastingStrategy):
         unfinished: the sum whose shares were asked for, and did not come yet.
         contributors: round -> how many clients it added.
         failures: round -> why it added nothing.
+        blame: who stopped or spoilt sums.
 
     Raises:
         PrivacyError: the noise would not protect from the server although it is meant to.
@@ -91,6 +96,9 @@ class ProtectedPrototypes(LastingStrategy):
         *,
         secure: bool = True,
         colluders: int = 0,
+        scheme: Scheme = COMPLETE,
+        roster: Roster | None = None,
+        limits: Limits = LIMITS,
         participation: float = 1.0,
         min_clients: int = 1,
         wait: float = 60.0,
@@ -104,6 +112,8 @@ class ProtectedPrototypes(LastingStrategy):
         self.layout = layout
         self.release = release
         self.secure = secure
+        self.scheme = scheme if roster is None else roster.scheme
+        self.roster = roster
         self.participation = participation
         self.colluders = colluders
         fewest = max(SMALLEST_GROUP, colluders + 2) if secure else 1
@@ -115,20 +125,20 @@ class ProtectedPrototypes(LastingStrategy):
         self.unfinished: UnfinishedSum | None = None
         self.contributors: dict[int, int] = {}
         self.failures: dict[int, str] = {}
-        self._memory = layout.empty_memory()
-        self._total: Vector = np.zeros(layout.size, dtype=np.int64)
-        self._noise = 0.0
+        self.blame = Blame()
+        self._check = SumCheck(layout, release, limits)
+        self._sum = RunningSum(layout, release)
 
     @property
     def memory(self) -> PrototypeMemory:
         """The merged memory."""
-        return self._memory
+        return self._sum.memory
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
-        if "unfinished" not in state:
+        if "blame" not in state:
             raise ConfigError(
-                "the checkpoint was written by a protocl that kept no unfinished sums; begin in "
-                "another folder"
+                "the checkpoint was written by a protocl that did not name who stops sums; begin "
+                "in another folder"
             )
         if state["terms"] != terms_of(self.layout, self.release):
             raise ConfigError(
@@ -137,7 +147,8 @@ class ProtectedPrototypes(LastingStrategy):
             )
         self.summed, self.unfinished = state["summed"], state["unfinished"]
         self.contributors, self.failures = state["contributors"], state["failures"]
-        self._hold(state["total"], state["noise"])
+        self.blame = state["blame"]
+        self._sum.take_up(state["total"], state["noise"])
 
     def outcome(self, number: int) -> dict[str, int | str | None]:
         """How many clients a round added, or why none."""
@@ -194,7 +205,15 @@ class ProtectedPrototypes(LastingStrategy):
     def summary(self) -> None:
         """Log how statistics are protected."""
         noise = "no" if self.release is None else self.release.placement
-        logger.info("%s sums, %s noise", "secure" if self.secure else "plain", noise)
+        if not self.secure:
+            logger.info("plain sums, %s noise", noise)
+            return
+        # A graph is for those who trust the server to keep to the protocol, and they must know.
+        logger.log(
+            logging.INFO if self.scheme.counts else logging.WARNING,
+            "secure sums (secure=%s) against %s%s; %s noise",
+            self.scheme.name, self.scheme.against, self.scheme.remark, noise,
+        )  # fmt: skip
 
     # -- a round ----------------------------------------------------------------------------
 
@@ -203,8 +222,10 @@ class ProtectedPrototypes(LastingStrategy):
             grid, self.round, self.participation,
             min_clients=self.min_clients, wait=self.wait, seed=self.seed,
         )  # fmt: skip
+        fewest = max(SMALLEST_GROUP, self.colluders + 2) if self.secure else 1
+        asked = without_named(self.blame, nodes, self.round, fewest, self.scheme)
         return RoundChannel(
-            grid, self.round, nodes, self.deadline,
+            grid, self.round, asked, self.deadline,
             summed=self.summed, layout=self.layout, least_noise=self._client_share,
             save_summed=self._save_unfinished,
         )  # fmt: skip
@@ -214,10 +235,19 @@ class ProtectedPrototypes(LastingStrategy):
         if self.unfinished is not None:
             return self._finish(self.unfinished, grid)
         channel = self._channel(grid)
-        agreement = Agreement.new(self.layout, len(channel.nodes), self.colluders)
-        unfinished = UnfinishedSum.of(masked_sum(agreement, channel), channel)
+        agreement = Agreement.new(self.layout, len(channel.nodes), self.colluders, self.scheme)
+        aggregator = Aggregator(agreement, self.roster)
+        try:
+            masked_sum(aggregator, channel)
+        except TooFewNewError:
+            self.blame.suspects = frozenset()  # without those set aside they may always be too few
+            raise
+        finally:
+            name_offenders(self.blame, aggregator, channel, self.round)
+        unfinished = UnfinishedSum.of(aggregator, channel)
         if self.release is not None:
-            self.release.require_enough(unfinished.contributors, secure=True)
+            honest = unfinished.contributors - agreement.colluding(len(aggregator.roster))
+            self.release.require_enough(honest, secure=True)
         self.unfinished = unfinished
         self.summed.spend(unfinished.spans)
         return self._finish(unfinished, grid)
@@ -232,18 +262,30 @@ class ProtectedPrototypes(LastingStrategy):
         unfinished.rounds += 1
         self._save_unfinished()  # before the shares are asked for
         aggregator = unfinished.aggregator
-        revealed = unfinished.channel(grid, self.round, self.deadline).unmask(aggregator)
+        channel = unfinished.channel(grid, self.round, self.deadline)
+        revealed = channel.unmask(aggregator)
         try:
             total = aggregator.unmask(revealed)
+        except FalseDealerError as error:
+            self.blame.name(channel.nodes[error.dealer - 1], str(error), self.round, proven=True)
+            self._give_up(unfinished)
+            raise
         except SecureAggregationError:
             if unfinished.hopeless:
                 self._give_up(unfinished)
             raise
+        finally:
+            name_offenders(self.blame, aggregator, channel, self.round)
         try:
-            self._accept([(total, unfinished.noise, unfinished.contributors)])
+            self._check.require_possible(total, unfinished.contributors)
+            self._sum.add([(total, unfinished.noise, unfinished.contributors)])
         except Exception as error:  # the sum is of what others sent
+            self.blame.dropped(unfinished.spans, self.round)
             self._give_up(unfinished)
-            raise SecureAggregationError(f"the sum makes no sense: {describe(error)}") from error
+            raise SecureAggregationError(
+                f"the sum is dropped, not added, for it is out of range: {describe(error)}"
+            ) from error
+        self.blame.succeeded(unfinished.spans)
         self.unfinished = None
         return unfinished.spans
 
@@ -256,37 +298,21 @@ class ProtectedPrototypes(LastingStrategy):
 
     def _plain_round(self, grid: Grid) -> Mapping[int, Span]:
         channel = self._channel(grid)
-        vectors = channel.collect()
-        if vectors:
-            self._accept([(vector, channel.noise[i], 1) for i, vector in vectors.items()])
-        return {channel.nodes[i - 1]: channel.spans[i] for i in vectors}
+        spans, sums, total = {}, [], self._sum.total
+        for i, vector in channel.collect().items():
+            node = channel.nodes[i - 1]
+            with reading(f"the vector of client {node}"):
+                self._check.require_possible(vector)
+                total = added(total, vector)
+                sums.append((vector, channel.noise[i], 1))
+                spans[node] = channel.spans[i]
+        if sums:
+            self._sum.add(sums)
+        return spans
 
     @property
     def _client_share(self) -> Fraction:
         return Fraction(0) if self.release is None else self.release.client_share
-
-    def _accept(self, sums: list[tuple[Vector, Fraction, int]]) -> None:
-        """Add sums of vectors, with their noise shares and numbers of contributors."""
-        total, noise = self._total, self._noise
-        if self.release is None:
-            for vector, _, _ in sums:
-                total = _added(total, vector)
-        else:
-            private = PrivateSum(self.release)
-            for vector, share, contributors in sums:
-                private.add_total(NoisyVector(vector, self.layout.digest, share), contributors)
-            total = _added(total, private.finish())
-            noise += private.noise_variance
-        self._hold(total, noise)
-
-    def _hold(self, total: Vector, noise: float) -> None:
-        """Have ``total`` for the sum, in which there is the noise of ``noise`` releases."""
-        self._memory = (
-            self.layout.unpack(total)
-            if self.release is None
-            else memory_of(self.release, total, noise)
-        )
-        self._total, self._noise = total, noise
 
     # -- books ------------------------------------------------------------------------------
 
@@ -296,16 +322,11 @@ class ProtectedPrototypes(LastingStrategy):
     def _state(self) -> dict[str, Any]:
         return {
             "terms": terms_of(self.layout, self.release),
-            "total": self._total,
-            "noise": self._noise,
+            "total": self._sum.total,
+            "noise": self._sum.noise,
             "summed": self.summed,
             "unfinished": self.unfinished,
             "contributors": self.contributors,
             "failures": self.failures,
+            "blame": self.blame,
         }
-
-
-def _added(total: Vector, vector: Vector) -> Vector:
-    if overflows(torch.from_numpy(total), torch.from_numpy(vector)):
-        raise OverflowError("the sum over all rounds exceeds 64 bits; use a larger step")
-    return total + vector

@@ -14,9 +14,10 @@ from fractions import Fraction
 
 from flwr.serverapp import Grid
 
-from protocl.federation.secure.aggregator import Aggregator
-from protocl.federation.secure.channel import FlowerChannel, RoundChannel
+from protocl.federation.secure.channel import FlowerChannel
 from protocl.federation.secure.progress import Span
+from protocl.federation.secure.protocol.aggregator import Aggregator
+from protocl.federation.secure.round_channel import RoundChannel
 
 logger = logging.getLogger(__name__)
 

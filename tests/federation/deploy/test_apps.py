@@ -28,6 +28,7 @@ from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.secure.client import ProtectedClient
 from protocl.federation.secure.outbox import Offer, OffersOnDisk
 from protocl.federation.secure.progress import Span, SummedParts
+from protocl.federation.secure.running_sum import RunningSum
 from protocl.federation.secure.strategy import ProtectedPrototypes
 from protocl.federation.wire.grid import InProcessGrid
 from protocl.memory.rows import class_id_of
@@ -118,11 +119,11 @@ def test_noise_is_drawn_once(tmp_path: Path) -> None:
     before = run(configuration(tmp_path / "app", *words, rounds=1))
     (tmp_path / "app/output").rename(tmp_path / "lost")
     again = run(configuration(tmp_path / "app", rounds=1), first_node=2000)
-    np.testing.assert_array_equal(again._total, before._total)
+    np.testing.assert_array_equal(again._sum.total, before._sum.total)
     (tmp_path / "app/output").rename(tmp_path / "lost too")
     (tmp_path / "app/clients").rename(tmp_path / "clients")
     other = run(configuration(tmp_path / "app", rounds=1))
-    assert (other._total != before._total).mean() > 0.99
+    assert (other._sum.total != before._sum.total).mean() > 0.99
 
 
 def test_other_noise_does_not_go_into_the_same_sum(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_server_that_dies_before_it_saves_a_sum_asks_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ProtectedPrototypes, "_accept", die)
+        patch.setattr(RunningSum, "add", die)
         with pytest.raises(KeyboardInterrupt):
             run(configuration(app, "method=protected"))
     done = run(configuration(app, rounds=4), first_node=first_node)

@@ -20,7 +20,7 @@ from protocl.federation.privacy.release import PrivateRelease
 from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.runner.simulation import simulate
 from protocl.federation.secure.client import ProtectedClient
-from protocl.federation.secure.keys import SecureAggregationError
+from protocl.federation.secure.protocol.agreement import SecureAggregationError
 from protocl.federation.secure.strategy import ProtectedPrototypes
 from protocl.federation.wire.grid import InProcessGrid
 
@@ -175,7 +175,7 @@ def test_server_never_holds_the_statistics_of_a_client(monkeypatch: pytest.Monke
         for state in held:
             assert not any(entry in state for entry in large)
     # The control: the same look does find the sum that the server is meant to learn.
-    total = strategy._total[part]
+    total = strategy._sum.total[part]
     assert any(entry.tobytes() in pickle.dumps(vars(strategy)) for entry in total if entry)
 
 
@@ -192,10 +192,10 @@ def test_private_federation(noise: str, secure: bool) -> None:
     assert not strategy.failures
     clean = plain(range(CLIENTS), level="mean")
     part = layout("mean").parts["sum"]
-    moved = (strategy._total - layout("mean").pack(clean))[part] * 2.0**-16
+    moved = (strategy._sum.total - layout("mean").pack(clean))[part] * 2.0**-16
     releases = {"central": 3, "local": 21, "distributed": 21 / 5}[noise]
     stated = 20.0 * 0.5 * (2 * releases) ** 0.5
-    assert strategy._noise == pytest.approx(releases)
+    assert strategy._sum.noise == pytest.approx(releases)
     assert 0.4 * stated < moved.std() < 1.8 * stated
 
 
@@ -221,12 +221,12 @@ def test_unsummed_vector_is_sent_again_with_the_same_noise() -> None:
 
 
 def test_too_few_for_the_noise_are_not_unmasked() -> None:
-    """Four of seven are online: together they hold 4/5 of the noise."""
+    """Four of seven are online, one of whom may collude: the others hold 3/5 of the noise."""
     agreed = PrivateRelease(GaussianMechanism(20.0, 0.5), layout(), "distributed", contributors=5)
     client = ProtectedClient(load, layout(), agreed)
     gone = {("train.advertise", 1): {0, 1, 2}}
     strategy = run(ProtectedPrototypes(layout(), agreed), client, gone, rounds=1)
-    assert "the noise of 4 contributors: expected 5" in strategy.failures[1]
+    assert "the noise of 3 honest contributors: expected 5" in strategy.failures[1]
     assert len(strategy.memory) == 0
 
 

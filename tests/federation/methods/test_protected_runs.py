@@ -51,10 +51,17 @@ def test_private_run(tmp_path: Path, noise: str) -> None:
     _, plain = run(tmp_path, "federation=digits")
     assert memory.classes.tolist() == plain.classes.tolist()
     assert not torch.equal(memory.counts, plain.counts)
-    assert result["federation"]["privacy"] == {
+    privacy = result["federation"]["privacy"]
+    against = privacy.pop("epsilon_against")
+    assert privacy == {
         "noise": noise, "epsilon": 2.0, "delta": 1e-5, "clip": 3.5, "secure": True,
-        "colluders": 0,
+        "colluders": 0, "against": "an honest but curious server",
+        "honest": 4 if noise == "distributed" else 1,
     }  # fmt: skip
+    assert against["colluders"]["colluders"] == 6
+    assert against["colluders"]["add_remove"] == pytest.approx(2.0, abs=1e-4)
+    assert against["outsiders"]["add_remove"] <= against["colluders"]["add_remove"]
+    assert all(a["replace_one"] > 1.4 * a["add_remove"] for a in against.values())
 
 
 def attacked(config_words: list[str], folder: Path) -> float:

@@ -18,15 +18,19 @@ from protocl import PrototypeMemory
 from protocl.checks import assert_same, sample_batch
 from protocl.federation.privacy.prg import KeyStream
 from protocl.federation.privacy.vector import StatisticsLayout
-from protocl.federation.secure.aggregator import Aggregator
-from protocl.federation.secure.keys import (
+from protocl.federation.secure.protocol.aggregator import Aggregator
+from protocl.federation.secure.protocol.agreement import (
     Agreement,
-    Revealed,
     SecureAggregationError,
     TooFewNewError,
+)
+from protocl.federation.secure.protocol.keys import (
+    ComplaintError,
+    Delivery,
+    Revealed,
     pairwise_mask,
 )
-from protocl.federation.secure.participant import Participant
+from protocl.federation.secure.protocol.participant import Participant
 from protocl.memory.batch import LEVELS
 from tests.federation.secure.parties import InProcessChannel, secure_sum
 
@@ -141,7 +145,7 @@ def test_server_holds_no_vector_of_a_party() -> None:
         for vector in vectors.values():
             assert not any(vector[i : i + 1].tobytes() in state for i in range(len(vector)))
     # The control: the check does find the one vector that the server is meant to learn.
-    total = aggregator.unmask(channel.unmask(aggregator.require_survivors()))
+    total = aggregator.unmask(channel.unmask(aggregator))
     np.testing.assert_array_equal(total, sum(vectors.values()))
     assert total[:1].tobytes() in pickle.dumps((aggregator, total))
 
@@ -172,7 +176,7 @@ def test_pairwise_masks_agree_and_depend_on_the_session() -> None:
 def test_one_share_below_the_threshold_fails() -> None:
     vectors = random_vectors(6)
     aggregator, channel = until_masked(vectors)
-    replies = channel.unmask(aggregator.require_survivors())
+    replies = channel.unmask(aggregator)
     needed = aggregator.agreement.threshold(6)
     chosen = dict(list(replies.items())[: needed - 1])
     with pytest.raises(SecureAggregationError, match="3 of 6 parties gave their shares: 4"):
@@ -181,10 +185,13 @@ def test_one_share_below_the_threshold_fails() -> None:
     party = sorted(vectors)[0]
     chosen = dict(list(replies.items())[:needed])
     first = next(iter(chosen))
+    aggregator, channel = until_masked(vectors)
+    chosen = {p: r for p, r in channel.unmask(aggregator).items() if p in chosen}
     shares = {p: s for p, s in chosen[first].seeds.items() if p != party}
     chosen[first] = Revealed(shares, {})
-    with pytest.raises(SecureAggregationError, match=f"shares of {party} do not give"):
+    with pytest.raises(SecureAggregationError, match="3 of 6 parties gave their shares: 4"):
         aggregator.unmask(chosen)
+    assert aggregator.refused == {first: "it gave other shares than were dealt to it"}
 
 
 def with_wrong_shares(replies: dict[int, Revealed], liar: int) -> dict[int, Revealed]:
@@ -197,15 +204,15 @@ def with_wrong_shares(replies: dict[int, Revealed], liar: int) -> dict[int, Reve
 def test_wrong_shares_are_noticed_and_done_without(caplog: pytest.LogCaptureFixture) -> None:
     vectors = random_vectors(4)
     aggregator, channel = until_masked(vectors)
-    replies = channel.unmask(aggregator.require_survivors())
+    replies = channel.unmask(aggregator)
     liar, *others, last = sorted(replies)
     answers = with_wrong_shares(replies, liar)
-    with pytest.raises(SecureAggregationError, match="a party gave a wrong share"):
+    with pytest.raises(SecureAggregationError, match="2 of 4 parties gave their shares: 3"):
         aggregator.unmask({p: answers[p] for p in (liar, *others)})
-    assert aggregator.waiting_for == [last]
+    assert aggregator.waiting_for == sorted((liar, last))
     total = aggregator.unmask({last: answers[last]})
     np.testing.assert_array_equal(total, sum(vectors.values()))
-    assert f"{liar} gave a wrong share" in caplog.text
+    assert f"{liar} is left out: it gave other shares" in caplog.text
 
 
 # -- how few may have something new ---------------------------------------------------------
@@ -266,7 +273,7 @@ def test_two_more_than_may_collude_must_have_something_new(
 
 def test_colluders_who_could_join_all_secrets_are_refused() -> None:
     terms = replace(agreement(), colluders=4)
-    with pytest.raises(SecureAggregationError, match=r"colluders=4 of 6 parties .* fewer than 4"):
+    with pytest.raises(SecureAggregationError, match=r"colluders=4 of 6 .* expected 3 at most"):
         terms.require_new(6, 6, "enrolled")
     with pytest.raises(ValueError, match="colluders=-1"):
         replace(agreement(), colluders=-1)
@@ -296,7 +303,7 @@ def test_never_both_secrets_of_one_party() -> None:
     roster = aggregator.enrol(channel.advertise(terms), channel.new)
     for party, masked in channel.mask(aggregator.deliver(channel.share(roster))):
         aggregator.add(party, masked)
-    for revealed in channel.unmask(aggregator.require_survivors()).values():
+    for revealed in channel.unmask(aggregator).values():
         assert set(revealed.keys) == {gone}
         assert set(revealed.seeds) == set(vectors) - {gone}
 
@@ -320,20 +327,31 @@ def test_party_checks_roster_and_seals() -> None:
         ({**roster, 1: stranger}, "not in the roster"),
         ({1: roster[1], 2: roster[2]}, "2 parties enrolled"),
         ({**roster, 3: roster[2]}, "same key"),
-        ({**roster, 3: replace(roster[3], sealing=bytes(32))}, "a public key that is none"),
+        ({**roster, 3: replace(roster[3], sealing=bytes(32))}, r"keys of \[3\] are none"),
     ):
         party = Participant(1, terms)
         party._masking, party._sealing = parties[1]._masking, parties[1]._sealing
         party.advertise()
         with pytest.raises(SecureAggregationError, match=message):
             party.share(wrong, new=True)
-    sealed = {i: party.share(roster, new=True) for i, party in parties.items()}
-    tampered = sealed[2][1][:-1] + bytes([sealed[2][1][-1] ^ 1])
-    for received in ({2: tampered, 3: sealed[3][1]}, {2: sealed[3][1], 3: sealed[2][1]}):
+    dealt = {i: party.share(roster, new=True) for i, party in parties.items()}
+    sealed = {i: dealing.sealed[1] for i, dealing in dealt.items() if i != 1}
+    promised = {i: dealing.commitments[1] for i, dealing in dealt.items() if i != 1}
+    tampered = sealed[2][:-1] + bytes([sealed[2][-1] ^ 1])
+    swapped = {2: promised[3], 3: promised[2]}
+    for received, named in (
+        (Delivery({**sealed, 2: tampered}, promised), {2}),
+        (Delivery({**sealed, 2: sealed[2][:-1]}, promised), {2}),
+        (Delivery({**sealed, 2: b""}, promised), {2}),
+        (Delivery({2: sealed[3], 3: sealed[2]}, promised), {2, 3}),
+        (Delivery(sealed, swapped), {2, 3}),
+        (Delivery(sealed, {2: promised[2]}), {3}),
+    ):
         party = Participant(1, terms)
         party.__dict__.update(parties[1].__dict__)
-        with pytest.raises(SecureAggregationError, match="not sealed by"):
+        with pytest.raises(ComplaintError, match="not sealed by") as complaint:
             party.mask(np.zeros(8, dtype=np.int64), received)
+        assert complaint.value.senders == named
 
 
 def test_server_refuses_what_it_did_not_ask_for() -> None:

@@ -110,7 +110,7 @@ def test_what_was_unmasked_and_not_saved_is_in_no_second_sum(
     def die(*arguments: Any) -> None:
         raise KilledError
 
-    monkeypatch.setattr(federation.strategy, "_accept", die)
+    monkeypatch.setattr(federation.strategy._sum, "add", die)
     with pytest.raises(KilledError):
         federation.round()
     federation.begin_server()
@@ -155,7 +155,7 @@ def test_a_claim_of_no_noise_is_refused_before_anything_is_unmasked() -> None:
     strategy.start(InProcessGrid(app, 5), ArrayRecord(), num_rounds=1)  # type: ignore[arg-type]
     assert strategy.contributors == {1: 4}
     assert not strategy.failures
-    assert strategy._noise == Fraction(4)
+    assert strategy._sum.noise == Fraction(4)
 
 
 def test_a_server_of_another_state_gets_no_vector_for_a_second_sum(tmp_path: Path) -> None:

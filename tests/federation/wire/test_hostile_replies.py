@@ -162,7 +162,7 @@ class SecureWorld:
             spans = finish(unfinished, grid)
             expected = sum(self.offered(node) for node in spans)
             np.testing.assert_array_equal(
-                self.strategy._total, self.before + expected + (FIRST in spans) * self.added
+                self.strategy._sum.total, self.before + expected + (FIRST in spans) * self.added
             )
             return spans
 
@@ -185,7 +185,7 @@ class SecureWorld:
 
     def run(self) -> int:
         for _ in range(ROUNDS):
-            self.before = self.strategy._total.copy()
+            self.before = self.strategy._sum.total.copy()
             self.added = np.zeros_like(self.before)
             self.strategy.start(self.grid, ArrayRecord(), num_rounds=1)
         return self.grid.mutations

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 import sympy
 
-from protocl.federation.secure.shamir import (
+from protocl.federation.secure.protocol.shamir import (
     PRIME,
     SHARE_BYTES,
     SharingError,

@@ -1,0 +1,119 @@
+"""Long-lived identities on disk, and federations whose nodes pin a roster."""
+
+from __future__ import annotations
+
+import json
+import logging
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from protocl.cli.main import main
+from protocl.errors import ConfigError
+from protocl.federation.config.compose import load
+from protocl.federation.runner.run import run_federation
+from protocl.federation.secure.identities import (
+    IdentitiesOnDisk,
+    SimulatedIdentities,
+    read_identity,
+    write_identity,
+)
+from protocl.runner.folders import open_run
+
+NAMES = ["Klinik Süd", "partition-1", "c"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three nodes of one machine, whose folder has a space and a letter beyond ASCII."""
+    folder = tmp_path / "Käse brot"
+    members = {name: write_identity(folder, name) for name in NAMES}
+    (folder / "roster.json").write_text(json.dumps(members))
+    return folder
+
+
+def context(**config: Any) -> Context:
+    return Context(1, 1, config, RecordDict(), {})
+
+
+def test_each_node_signs_as_itself(folder: Path) -> None:
+    identities = IdentitiesOnDisk(folder)
+    assert identities.has_roster
+    for name, config in (
+        ("Klinik Süd", {"name": "Klinik Süd"}),
+        ("partition-1", {"partition-id": 1}),
+    ):
+        signer = identities(context(**config))
+        assert signer.roster.name_of(signer.member) == name
+        assert stat.S_IMODE((folder / f"{name}.identity.pem").stat().st_mode) == 0o600
+    with pytest.raises(ConfigError, match=r"partition-9.identity.pem is no identity"):
+        identities(context(**{"partition-id": 9}))
+    with pytest.raises(ConfigError, match="exists; whoever has its public key relies on it"):
+        write_identity(folder, "c")
+    write_identity(folder, "stranger")
+    with pytest.raises(ConfigError, match="is not on the roster that it pins"):
+        identities(context(name="stranger"))
+
+
+def test_damaged_files_are_refused(folder: Path) -> None:
+    for text in ("", "{", "[]", '{"a": "xx"}', '{"a": 5}', "{}"):
+        (folder / "roster.json").write_text(text)
+        with pytest.raises(ConfigError, match="roster"):
+            _ = IdentitiesOnDisk(folder).roster
+    key = folder / "c.identity.pem"
+    for data in (b"", key.read_bytes()[:40], b"\xff" * 50):
+        key.write_bytes(data)
+        with pytest.raises(ConfigError, match="is no identity"):
+            read_identity(key)
+
+
+def test_the_command_makes_an_identity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["federate", "identity", str(tmp_path / "clients"), "hospital-1"]) == 0
+    key = capsys.readouterr().out.strip().rpartition(" ")[2].strip('"')
+    assert len(bytes.fromhex(key)) == 32
+    assert main(["federate", "identity", str(tmp_path / "clients")]) != 0
+    assert "give the folder" in capsys.readouterr().err
+
+
+def run(tmp_path: Path, *words: str) -> dict[str, Any]:
+    (config,) = load([f"output={tmp_path}", *words])
+    return run_federation(config, open_run(config))
+
+
+@pytest.mark.parametrize("federation", ["digits_pinned", "digits_graph"])
+def test_presets_equal_the_plain_sum_and_say_against_whom(
+    tmp_path: Path, federation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["clients=60"] if federation == "digits_graph" else []
+    with caplog.at_level(logging.INFO):
+        result = run(tmp_path, f"federation={federation}", *words)
+    plain = run(tmp_path, "federation=digits", "rounds=1")
+    assert result["metrics"] == plain["metrics"]
+    assert not result["federation"]["waited_for"]
+    against = result["federation"]["privacy"]["against"]
+    assert f"(secure={federation[7:]}) against {against}" in caplog.text
+    if federation == "digits_graph":
+        assert against == "an honest but curious server"
+    else:
+        assert "of 10 on the pinned roster 3 may be away" in caplog.text
+
+
+def test_settings_that_do_not_work_are_refused(tmp_path: Path) -> None:
+    for words, message in (
+        (["method.secure=pinned", "clients=129"], "129 members: expected 3 to 128"),
+        (["method.secure=pinned", "clients=2"], "2 members"),
+        (["method.secure=pinned", "clients=9", "participation=0.5"], "and 7 must stay .* 2 may be"),
+        (["method.secure=graph", "method.colluding=0.6", "method.leaving=0.5"], "0.9 together"),
+        (["method.secure=maybe"], "method.secure=maybe"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(tmp_path, "federation=digits", "method=protected", "partition=iid", *words)
+
+
+def test_simulated_identities_are_of_one_run() -> None:
+    first, second = SimulatedIdentities(3), SimulatedIdentities(3)
+    assert first.roster.digest != second.roster.digest
+    assert first(context(**{"partition-id": 2})).member in first.roster.members.values()
