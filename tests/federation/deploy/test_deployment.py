@@ -416,7 +416,7 @@ def test_two_nodes_end_where_the_simulation_of_the_same_settings_does(tmp_path):
     """Nothing is typed twice: what was simulated is deployed by its own ``config.yaml``."""
     words = ["clients=2", "rounds=2", "partition=dirichlet", "partition.alpha=0.5", "seed=3"]
     words += ["partition.growth=samples", "method.head=lda", f"output={tmp_path / 'runs'}"]
-    assert main(["federate", *words, "--quiet"]) == 0
+    assert main(["federate", *words]) == 0
     (run,) = (tmp_path / "runs").glob("*/*/config.yaml")
     folder = tmp_path / "the app"
     assert main(["federate", "deploy", str(folder), f"federation={run}"]) == 0
