@@ -18,6 +18,7 @@ Who holds what:      partition=classes|dirichlet|iid|file|flwr  partition.alpha=
                      partition.classes_per_client=2 partition.growth=none|samples|classes|stream
 What is exchanged:   method.head=lda  method.precision=float16  method.exact=true
                      method.distribute=true (the backbone too)
+What one may send:   limits.max_bytes=1000000  limits.classes=[0,1,2]  limits.max_count=5000
 Other keys:          seed=1,2,3  name=NAME  output=runs  jobs=2  resume=true  engine=in_process|ray
                      verify=true (compare with all samples in one place)
 A comma makes a sweep.
@@ -30,6 +31,7 @@ examples:
   protocl federate federation=digits --show            all keys with their values
   protocl federate deploy my-federation                files for a SuperLink and SuperNodes
   protocl federate deploy my-federation method=protected method.noise=distributed
+  protocl federate deploy my-federation federation=runs/.../config.yaml      what was simulated
   protocl federate identity clients hospital-1         a key for method.secure=pinned
 
 Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
@@ -47,8 +49,7 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         summary="run a federation of clients, or write files to deploy one",
         description=_HELP,
         examples=_EXAMPLES,
-        settings="see above; or: deploy FOLDER [method=NAME method.KEY=VALUE ...]; "
-        "or: identity FOLDER NAME",
+        settings="see above; or: deploy FOLDER [KEY=VALUE ...]; or: identity FOLDER NAME",
     )
 
 
@@ -84,23 +85,15 @@ def _deploy(words: list[str]) -> int:
     from rich.console import Console
 
     from protocl.errors import ConfigError
-    from protocl.federation.config.compose import load, require_deployable
+    from protocl.federation.config.compose import settle_short
     from protocl.federation.deploy.scaffold import write_deployment
 
     if not words or "=" in words[0]:
         raise ConfigError("protocl federate deploy FOLDER: give a folder, which must not exist")
-    folder, settings = Path(words[0]), words[1:]
-    for setting in settings:
-        if setting.partition("=")[0].partition(".")[0] != "method":
-            raise ConfigError(
-                f"{setting}: deploy takes method=NAME and method.KEY=VALUE; all else is in the "
-                "pyproject.toml and the task.py that it writes"
-            )
-    configs = load(settings)
-    if len(configs) > 1:
-        raise ConfigError(f"{' '.join(settings)}: a deployment has one method, not a sweep")
-    require_deployable(configs[0].method)
-    files = write_deployment(folder, configs[0].method)
+    folder, runs = Path(words[0]), settle_short(words[1:])
+    if len(runs) > 1:
+        raise ConfigError(f"{' '.join(words[1:])}: a deployment is one run, not a sweep")
+    files = write_deployment(folder, runs[0])
     console = Console()
     for file in files:
         console.print(f"wrote {file}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,31 @@ import torch
 from torch import Tensor
 
 from protocl.data.arrays import ArrayData
+from protocl.data.config import BenchmarkConfig
+from protocl.data.streams import class_order, experience_sizes
 from protocl.federation.client.client import ClientData
 from protocl.federation.client.partition import PartitionConfig, Rows, assign, schedule
 
 if TYPE_CHECKING:
     from flwr.app import Context
+
+
+def stages_of(
+    benchmark: BenchmarkConfig, partition: PartitionConfig, labels: Tensor, seed: int
+) -> list[list[int]]:
+    """The classes of each stage; one stage for all where they do not arrive in a stream.
+
+    Args:
+        benchmark: their order, and how a stream is cut.
+        partition: whether there is a stream.
+        labels: ``(N,)`` class ids of all training samples.
+        seed: of the run.
+    """
+    order = list(class_order(benchmark, labels, seed))
+    if partition.growth != "stream":
+        return [order]
+    cuts = itertools.accumulate(experience_sizes(benchmark, len(order)), initial=0)
+    return [order[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 @dataclass

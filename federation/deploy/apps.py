@@ -1,7 +1,8 @@
 """A federated method as it runs in a deployment: server and nodes build it from the run's settings.
 
 The settings are those of ``protocl federate``, ``method.head`` and the like, in the configuration
-of the Flower app. A method is made of them by the same code as in a simulation.
+of the Flower app (:mod:`protocl.federation.deploy.settings`). A method is made of them by the same
+code as in a simulation.
 """
 
 from __future__ import annotations
@@ -17,22 +18,14 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from protocl.backbones import fingerprint
-from protocl.errors import ConfigError
 from protocl.federation.client.client import Loader
 from protocl.federation.client.state import StatesOnDisk
 from protocl.federation.config import FederateConfig, FederationSetup, Method
-from protocl.federation.config.compose import compose, require_deployable
+from protocl.federation.config.compose import require_deployable
+from protocl.federation.deploy.places import local_path
 from protocl.federation.deploy.server_loop import RUN_CONFIG, output_folder, serve
+from protocl.federation.deploy.settings import of_task, own_settings, read_config
 from protocl.federation.server.resumable import LastingStrategy
-
-_METHOD = "method."
-_ROUNDS = {
-    "participation": "federation.participation",
-    "min-clients": "federation.min_clients",
-    "evaluate": "federation.evaluate",
-    "deadline": "federation.deadline",
-}
-"""Keys of the run's configuration, and what the command calls them."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +47,21 @@ class Task:
     class_names: Sequence[str] = ()
 
 
-def client_app(task: Task) -> ClientApp:
+NewTask = Callable[[FederateConfig], Task]
+"""Makes the task of the settings of a run, which the simulation had as well."""
+
+
+def client_app(task: Task | NewTask) -> ClientApp:
     """The ClientApp of a node.
 
     What must outlive its processes lies in the folder ``client-state`` of the run's configuration,
-    or ``state`` of the node's.
+    or ``state`` of the node's; see :func:`.local_path`. A node's configuration may have settings of
+    its own in place of the run's: ``benchmark-path``.
     """
     return _DeployedClient(task)
 
 
-def server_app(task: Task) -> ServerApp:
+def server_app(task: Task | NewTask) -> ServerApp:
     """The ServerApp: :func:`.server_loop.serve` with the method of the run."""
     app = ServerApp()
 
@@ -76,11 +74,11 @@ def server_app(task: Task) -> ServerApp:
     return app
 
 
-def build_method(task: Task, run_config: Mapping[str, Any], folder: Path) -> Method:
+def build_method(task: Task | NewTask, run_config: Mapping[str, Any], folder: Path) -> Method:
     """The method that a run's configuration asks for.
 
     Args:
-        task: what is learned.
+        task: what is learned, or what makes it of the run's settings.
         run_config: of the Flower app; see :data:`protocl.federation.deploy.server_loop.RUN_CONFIG`.
         folder: for what must outlive the process: of the server, or of the node.
 
@@ -91,6 +89,7 @@ def build_method(task: Task, run_config: Mapping[str, Any], folder: Path) -> Met
     values = {**RUN_CONFIG, **run_config}
     config = read_config(values)
     require_deployable(config.method)
+    task = own_task(task, config, values)
     backbone = task.backbone()
     return config.method.build(
         FederationSetup(
@@ -106,35 +105,25 @@ def build_method(task: Task, run_config: Mapping[str, Any], folder: Path) -> Met
             wait=float(values["wait"]),
             keep=folder,
             class_names=task.class_names,
+            limits=config.limits,
         )
     )
 
 
-def read_config(run_config: Mapping[str, Any]) -> FederateConfig:
-    """The run's configuration in the schema of the command, every value checked.
-
-    Raises:
-        ConfigError: see :func:`build_method`.
-    """
-    settings: dict[str, Any] = {
-        name: run_config[key] for key, name in _ROUNDS.items() if key in run_config
-    }
-    settings |= {key: value for key, value in run_config.items() if key.startswith(_METHOD)}
-    # As many as must be there are asked at least; how many there will be nobody knows.
-    settings["federation.clients"] = settings.get("federation.min_clients", 1)
-    if "method.name" not in settings:
-        raise ConfigError("the run's configuration has no method.name, such as 'prototypes'")
-    return compose(settings)
+def own_task(task: Task | NewTask, config: FederateConfig, run_config: Mapping[str, Any]) -> Task:
+    """The task of a run: as it is, or made of the run's settings."""
+    return task if isinstance(task, Task) else task(of_task(config, run_config))
 
 
 class _DeployedClient(ClientApp):
     """Builds the method that the run asks for, which is not known before a message comes."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task | NewTask) -> None:
         super().__init__()
         self.task = task
 
     def __call__(self, message: Message, context: Context) -> Message:
-        config = context.run_config
-        folder = Path(str(context.node_config.get("state", config["client-state"])))
+        config = {**context.run_config, **own_settings(context.node_config)}
+        place = context.node_config.get("state", config["client-state"])
+        folder = local_path("client-state", place)
         return build_method(self.task, config, folder).client_app(message, context)

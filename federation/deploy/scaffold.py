@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from protocl.config.arguments import Settings
 from protocl.errors import ConfigError
-from protocl.federation.config import MethodConfig
+from protocl.federation.config import FederateConfig
+from protocl.federation.config.compose import compose, require_deployable
+from protocl.federation.deploy.places import HOME
 from protocl.federation.deploy.server_loop import RUN_CONFIG
+from protocl.federation.deploy.settings import ROUNDS, stated, to_toml
 from protocl.federation.wire.compat import ENVIRONMENT
 from protocl.io.atomic import atomic_write
 
@@ -45,14 +47,15 @@ clientapp = "{package}.client_app:app"
 # Overridden by: flwr run . NAME --run-config "rounds=10 method.head.name='lda'"
 [tool.flwr.app.config]
 {config}
-# On the server; memory, ledger and checkpoints of all runs.
-output = {output}
-# On every node, unless its --node-config has state="/a/folder": what it must not lose.
-client-state = {state}
+# Below the folder of each machine (environment.sh), or absolute. On the server: memory, ledger and
+# checkpoints of all runs. On every node, unless its --node-config has state="/a/folder": what it
+# must not lose.
+output = "output"
+client-state = "clients"
 
-# Keys of `protocl federate` after "method.".
-[tool.flwr.app.config.method]
-{method}
+# Keys of `protocl federate`: those of the method, and of the rest what was chosen. Lists, null and
+# the like are texts, as they would be typed.
+{tables}
 """
 
 _CONNECTIONS = """\
@@ -72,10 +75,13 @@ address = ":local:"
 """
 
 _ENVIRONMENT = """\
-# Source this in every shell: . ./environment.sh
+# Source this in every shell, in this folder: . ./environment.sh
+[ -f ./environment.sh ] || echo "environment.sh: source it in its own folder" >&2
+# Where this machine keeps its files of the federation.
+export {home}="$PWD"
+export FLWR_HOME="${home}/flower"
 # No telemetry, no update checks, no packages installed behind your back.
 {exports}
-export FLWR_HOME={home}
 """
 
 _KEYS = """\
@@ -103,12 +109,21 @@ _README = """\
 # A federation of prototype memories
 
 Every node runs `{package}/client_app.py` on its own data; the server adds up what they send.
-Edit `{package}/task.py` (data, backbone) and the settings in `pyproject.toml`. protocl must
-be installed on all machines; the app itself is sent to them by `flwr run`.
+The settings in `pyproject.toml` are those of the simulation: each node takes its part of the
+benchmark. For data of your own edit `{package}/task.py`. protocl must be installed on all machines;
+the app itself is sent to them by `flwr run`.
 
 In every shell, in this folder:
 
     . ./environment.sh
+
+A machine that only runs a node needs a folder of its own with a copy of `environment.sh` in it, and
+of the certificate. No path of another machine is in what it is sent: `output`, `client-state` and
+relative paths of settings lie below this folder (`{home}`). A node's own data can be elsewhere:
+`--node-config "partition-id=0 benchmark-path='/data/mine.npz'"`.
+
+The benchmark is dealt out to {clients} clients: start nodes with `partition-id` 0 to {clients} - 1,
+or give `num-partitions` beside it.
 
 Each of the three ways below goes on from what the folders `output` and `clients` hold. To begin
 anew, remove both; to go on, raise `rounds` in `pyproject.toml`.
@@ -129,9 +144,9 @@ before, in a shell of its own:
 
     flower-superlink --insecure --host 127.0.0.1 --port {port} --database superlink.db
     flower-supernode --insecure --superlink 127.0.0.1:{port} --port 9094 \\
-      --node-config "partition-id=0 num-partitions=2"
+      --node-config "partition-id=0"
     flower-supernode --insecure --superlink 127.0.0.1:{port} --port 9095 \\
-      --node-config "partition-id=1 num-partitions=2"
+      --node-config "partition-id=1"
     flwr run . insecure --stream
 
 `--port` of a SuperNode is its own and must differ between nodes of one machine.
@@ -145,10 +160,10 @@ before, in a shell of its own:
     flwr supernode register keys/node1.pub tls
     flower-supernode --superlink 127.0.0.1:{port} --root-certificates keys/ca.crt \\
       --auth-supernode-private-key keys/node0 --port 9094 \\
-      --node-config "partition-id=0 num-partitions=2"
+      --node-config "partition-id=0"
     flower-supernode --superlink 127.0.0.1:{port} --root-certificates keys/ca.crt \\
       --auth-supernode-private-key keys/node1 --port 9095 \\
-      --node-config "partition-id=1 num-partitions=2"
+      --node-config "partition-id=1"
     flwr run . tls --stream
 
 A node whose key is not registered is refused. The address is in `flower/config.toml`.
@@ -191,27 +206,37 @@ _PROTECTED = """
 """
 
 
-def write_deployment(folder: Path, method: MethodConfig) -> list[Path]:
-    """Write a ready-to-edit deployment of ``method`` to ``folder``.
+def write_deployment(folder: Path, settings: Settings) -> list[Path]:
+    """Write a ready-to-edit deployment of a simulation to ``folder``.
+
+    Args:
+        folder: made here.
+        settings: of the simulation, as :func:`protocl.federation.config.compose.settle_short` gives
+            them. Of how rounds are conducted only what they say is taken, for nodes come and go.
 
     Returns:
         The files written.
 
     Raises:
-        ConfigError: the folder exists and is not empty.
+        ConfigError: the folder exists and is not empty, the method cannot be deployed, or a setting
+            is a path of this machine.
     """
     folder = folder.expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; give a folder that does not exist")
+    config = compose(settings)
+    require_deployable(config.method)
     contents = {
-        "pyproject.toml": _project(folder, method),
+        "pyproject.toml": _project(config, settings),
         "flower/config.toml": _CONNECTIONS.format(
             port=PORT, certificate=json.dumps(str(folder / "keys" / "ca.crt"))
         ),
-        "environment.sh": _environment(folder),
+        "environment.sh": _environment(),
         "make_test_keys.sh": _KEYS,
-        "README.md": _README.format(port=PORT, package=_PACKAGE)
-        + (_PROTECTED if method.name == "protected" else ""),
+        "README.md": _README.format(
+            port=PORT, package=_PACKAGE, home=HOME, clients=config.federation.clients
+        )
+        + (_PROTECTED if config.method.name == "protected" else ""),
         ".gitignore": "keys/\noutput/\nclients/\nflower/\n*.db*\n",
     }
     for name in ("__init__.py", "task.py", "client_app.py", "server_app.py"):
@@ -223,38 +248,29 @@ def write_deployment(folder: Path, method: MethodConfig) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _project(folder: Path, method: MethodConfig) -> str:
+def _project(config: FederateConfig, settings: Settings) -> str:
+    tables = "\n\n".join(
+        f"[tool.flwr.app.config.{section}]\n{to_toml(values)}"
+        for section, values in stated(config).items()
+        if values
+    )
     return _PROJECT.format(
-        package=_PACKAGE,
-        config=_toml(RUN_CONFIG),
-        method=_toml(_stated(method)),
-        output=json.dumps(str(folder / "output")),
-        state=json.dumps(str(folder / "clients")),
+        package=_PACKAGE, config=to_toml(_run_config(config, settings)), tables=tables
     )
 
 
-def _stated(method: MethodConfig) -> dict[str, Any]:
-    """Settings by dotted key; of a section its name and what differs from its defaults."""
-    stated = asdict(method)
-    for key in [key for key, section in vars(method).items() if is_dataclass(section)]:
-        inner, defaults = stated.pop(key), asdict(type(getattr(method, key))())
-        differ = {k: v for k, v in inner.items() if k == "name" or v != defaults[k]}
-        stated |= {f"{key}.{name}": value for name, value in differ.items()}
-    return stated
+def _run_config(config: FederateConfig, settings: Settings) -> dict[str, Any]:
+    """How rounds are conducted: as the settings say, else as suits nodes that come and go."""
+    federation = asdict(config.federation)
+    asked = {
+        key: federation[name.removeprefix("federation.")]
+        for key, name in ROUNDS.items()
+        if name in settings or key == "rounds"
+    }
+    dealt = {"clients": federation["clients"], "parts": federation["rounds"], "seed": config.seed}
+    return {**RUN_CONFIG, **asked, **dealt}
 
 
-def _toml(values: Mapping[str, Any]) -> str:
-    """Lines of a table."""
-    for key, value in values.items():
-        if not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
-            raise ConfigError(
-                f"method.{key}={value}: Flower's configuration takes texts, finite numbers, true "
-                "and false; leave it out"
-            )
-    # JSON's way of writing texts, numbers and truth values is TOML's as well.
-    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-
-
-def _environment(folder: Path) -> str:
+def _environment() -> str:
     exports = "\n".join(f"export {name}={value}" for name, value in ENVIRONMENT.items())
-    return _ENVIRONMENT.format(exports=exports, home=folder / "flower")
+    return _ENVIRONMENT.format(exports=exports, home=HOME)

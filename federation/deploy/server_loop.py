@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from protocl.errors import ConfigError
+from protocl.federation.deploy.places import local_path
 from protocl.federation.server.resumable import LastingStrategy
 from protocl.federation.wire.relayed_grids import QuorumGrid
 from protocl.io.atomic import atomic_write
@@ -20,7 +20,10 @@ from protocl.runner.folders import exclusive
 logger = logging.getLogger(__name__)
 
 RUN_CONFIG: dict[str, str | int | float | bool] = {
-    "rounds": 3,
+    "rounds": 5,
+    "clients": 10,
+    "parts": 5,
+    "seed": 0,
     "participation": 1.0,
     "min-clients": 2,
     "wait": 600.0,
@@ -31,7 +34,9 @@ RUN_CONFIG: dict[str, str | int | float | bool] = {
 }
 """Every key of the run's configuration and its default, besides two folders and the method's own.
 
-``rounds`` counts those of earlier runs too. ``wait`` is for ``min-clients`` to come online;
+``rounds`` counts those of earlier runs too. ``clients`` and ``parts`` say to how many the data of a
+benchmark are dealt out, and in how many rounds; they stay, since nodes remember how many parts they
+counted. ``wait`` is for ``min-clients`` to come online;
 ``quorum`` is the share of the clients asked whose answers are enough to close a round ``grace``
 seconds later; ``deadline`` closes it in any case. All times are in seconds.
 """
@@ -55,8 +60,8 @@ def serve(grid: Grid, strategy: LastingStrategy, run_config: Mapping[str, Any]) 
     Args:
         grid: of the ServerApp.
         strategy: what is run.
-        run_config: :data:`RUN_CONFIG`, and ``output``: an absolute folder on the server, which
-            receives ``memory.safetensors``, ``traffic.csv``, ``rounds.json``, and
+        run_config: :data:`RUN_CONFIG`, and ``output``: a folder on the server, which receives
+            ``memory.safetensors``, ``traffic.csv``, ``rounds.json``, and
             ``ledger.jsonl`` where the strategy keeps one.
 
     Raises:
@@ -99,15 +104,9 @@ def output_folder(run_config: Mapping[str, Any]) -> Path:
     """The folder in which the server keeps its files.
 
     Raises:
-        ConfigError: it is not given as an absolute one.
+        ConfigError: see :func:`.local_path`.
     """
-    folder = Path(str(run_config.get("output", "")))
-    if not folder.is_absolute():
-        raise ConfigError(
-            f"output='{folder}': expected an absolute folder; the ServerApp runs in the folder in "
-            "which the SuperLink was started"
-        )
-    return folder
+    return local_path("output", run_config.get("output", ""))
 
 
 def _rounds(strategy: LastingStrategy) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from protocl.backbones import build_backbone, fingerprint
 from protocl.config.arguments import Argument, Settings
-from protocl.data.streams import class_order, experience_sizes, hold_out
+from protocl.data.streams import hold_out
 from protocl.errors import as_config_error
-from protocl.federation.client.benchmark_clients import BenchmarkClients
+from protocl.federation.client.benchmark_clients import BenchmarkClients, stages_of
 from protocl.federation.client.partition import stage_starts
 from protocl.federation.client.state import NoStates, StatesInProcess, StatesOnDisk, StateStore
 from protocl.federation.config import FederateConfig, FederationSetup
@@ -124,11 +124,7 @@ class FederatedRun:
         self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
         self.fingerprint = fingerprint(self.backbone)
         self.data = data if config.method.needs_samples else self.run.encode(data, self.backbone)
-        order = class_order(config.benchmark, data.y_train, config.seed)
-        sizes = [len(order)]
-        if config.partition.growth == "stream":
-            sizes = experience_sizes(config.benchmark, len(order))
-        self.stages = [list(part) for part in _cut(order, sizes)]
+        self.stages = stages_of(config.benchmark, config.partition, data.y_train, config.seed)
 
     def _prepare_method(self) -> None:
         config, federation = self.config, self.config.federation
@@ -275,11 +271,3 @@ class FederatedRun:
     def _tell(self, done: int, report: RoundReport | None = None) -> None:
         rounds = self.config.federation.rounds
         self.run.tell("train", done, total=rounds, unit="round", report=report)
-
-
-def _cut(order: list[int], sizes: list[int]) -> list[list[int]]:
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(order[start : start + size])
-        start += size
-    return parts

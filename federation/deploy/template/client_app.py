@@ -2,6 +2,6 @@
 
 from protocl.federation.deploy.apps import client_app
 
-from .task import task
+from .task import new_task
 
-app = client_app(task)
+app = client_app(new_task)

@@ -2,6 +2,6 @@
 
 from protocl.federation.deploy.apps import server_app
 
-from .task import task
+from .task import new_task
 
-app = server_app(task)
+app = server_app(new_task)

@@ -1,62 +1,49 @@
 """What this federation learns, and from which data: the file to edit.
 
-Run on every node: :func:`load` must find the node's own data, and :func:`new_backbone` must give
-the same on all nodes. As delivered, each node takes its part of scikit-learn's digits.
+It runs on the server and on every node, and must give the same backbone on all of them. As
+delivered it is the task of the simulation with the settings in ``pyproject.toml``.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-from flwr.app import Context
-from torch import nn
-
-from protocl.backbones import BackboneConfig, build_backbone
-from protocl.data import BenchmarkConfig, load_data
-from protocl.federation import ClientData
-from protocl.federation.client.benchmark_clients import BenchmarkClients
-from protocl.federation.client.partition import PartitionConfig
+from protocl.federation.config import FederateConfig
 from protocl.federation.deploy.apps import Task
-
-FEATURES, CLASSES = 64, 10
-PARTS = 10
-"""In which a node's data arrive, one a round. It stays: nodes remember how many they counted."""
+from protocl.federation.deploy.benchmark import benchmark_task
 
 
-def load(context: Context) -> ClientData:
-    """The data of this node; chunk ``t`` counts from round ``t + 1`` on.
+def new_task(config: FederateConfig) -> Task:
+    """The task of a run with these settings.
 
-    A chunk is **features**, ``(N, FEATURES)`` float32 as :func:`new_backbone` gives them, and
-    labels ``(N,)``; samples only with ``method.distribute=true``. With ``class_names`` classes are
-    shared by name, however each node numbers them (a protected federation must know them all:
-    ``Task(..., class_names=NAMES)``). From a folder of images, with ``FEATURES = 1280``::
+    For data of your own give a ``load`` of your own. It gets Flower's ``Context`` of the node and
+    must return :class:`protocl.federation.ClientData`: a list of chunks, of which chunk ``t``
+    counts from round ``t + 1`` on (what was counted may not change), perhaps test data, and names
+    of the classes where every node numbers them as it likes. A chunk is **features** ``(N, D)``
+    float32 as the backbone gives them, with ``D`` the ``feature_dim`` of the task, and labels
+    ``(N,)`` int64; samples only with ``method.distribute=true``. From folders of images::
 
-        def load(context):
-            folder = str(context.node_config["images"])  # --node-config "images='/data/photos'"
-            data = load_data(BenchmarkConfig("image_folder", path=folder, image_size=224))
-            data = encode_once(data, new_backbone(), cache="~/.cache/protocl/features")
-            return ClientData([(data.x_train, data.y_train)], class_names=data.class_names)
+        from functools import partial
 
-        def new_backbone():
-            return build_backbone(BackboneConfig("efficientnet_lite0"), (3, 224, 224), 0)
+        from protocl.backbones import build_backbone
+        from protocl.backbones.features import encode_once
+        from protocl.data import BenchmarkConfig, load_data
+        from protocl.federation import ClientData
 
-    where ``encode_once`` is of :mod:`protocl.backbones.features`.
+        SIZE = 224  # pixels, of both sides
+
+
+        def new_task(config):
+            backbone = partial(build_backbone, config.backbone, (3, SIZE, SIZE), config.seed)
+
+            def load(context):
+                folder = str(context.node_config["images"])  # --node-config "images='/data/mine'"
+                own = load_data(BenchmarkConfig("image_folder", path=folder, image_size=SIZE))
+                own = encode_once(own, backbone(), config.cache)
+                chunks, test = [(own.x_train, own.y_train)], (own.x_test, own.y_test)
+                return ClientData(chunks, test, class_names=own.class_names)
+
+            return Task(load, backbone, feature_dim=backbone().feature_dim, n_classes=0)
+
+    A protected federation must know all classes: ``Task(..., class_names=NAMES)``, or ``n_classes``
+    where they are numbered.
     """
-    nodes = int(context.node_config["num-partitions"])
-    return _digits(nodes)(context)
-
-
-def new_backbone() -> nn.Module:
-    """The frozen backbone that makes the features; here the pixels are."""
-    return build_backbone(BackboneConfig(), (FEATURES,), 0)
-
-
-task = Task(load, new_backbone, feature_dim=FEATURES, n_classes=CLASSES)
-
-
-@lru_cache(maxsize=1)
-def _digits(nodes: int) -> BenchmarkClients:
-    data = load_data(BenchmarkConfig(name="digits"))
-    flat = data.with_samples(data.x_train.flatten(1), data.x_test.flatten(1))
-    partition = PartitionConfig("iid", growth="samples")
-    return BenchmarkClients.from_config(flat, partition, clients=nodes, rounds=PARTS, seed=0)
+    return benchmark_task(config)

@@ -21,9 +21,11 @@ from protocl.checks import assert_same, sample_batch
 from protocl.errors import AllFailedError, ConfigError, DataError
 from protocl.federation.client.client import ClientData
 from protocl.federation.config.compose import load as load_settings
-from protocl.federation.deploy.apps import Task, build_method, client_app, read_config
+from protocl.federation.config.compose import settle_short
+from protocl.federation.deploy.apps import Task, build_method, client_app
 from protocl.federation.deploy.scaffold import write_deployment
 from protocl.federation.deploy.server_loop import serve
+from protocl.federation.deploy.settings import SECTIONS, read_config
 from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.secure.client import ProtectedClient
 from protocl.federation.secure.outbox import Offer, OffersOnDisk
@@ -67,10 +69,10 @@ def everything(like: PrototypeMemory) -> PrototypeMemory:
 def configuration(folder: Path, *words: str, **changes: Any) -> dict[str, Any]:
     """What Flower makes of the ``pyproject.toml`` that ``deploy`` writes."""
     if not folder.exists():
-        (config,) = load_settings(words)
-        write_deployment(folder, config.method)
+        write_deployment(folder, settle_short(words)[0])
     project = tomllib.loads((folder / "pyproject.toml").read_text())
-    return flatten_dict(project["tool"]["flwr"]["app"]["config"]) | changes
+    places = {"output": str(folder / "output"), "client-state": str(folder / "clients")}
+    return flatten_dict(project["tool"]["flwr"]["app"]["config"]) | places | changes
 
 
 def run(config: dict[str, Any], *, first_node: int = 1000, task: Task = TASK) -> Any:
@@ -288,18 +290,25 @@ def test_settings_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "words",
     [
-        (["method.head=mahalanobis", "method.head.tukey=null"], "head.tukey=None"),
-        (["method.clip=.inf"], "clip=inf"),
+        ["method.head=mahalanobis", "method.head.tukey=null"],
+        ["method=protected", "method.clip=.inf"],
+        ["benchmark.class_order=[3,1,2]", "partition.growth=stream", "seed=7"],
+        ["limits.classes=[1,cat,'2','a,b']", "limits.max_feature=2.5", "limits.max_text=9"],
+        ["backbone=resnet18", "backbone.width=null", "backbone.layers=[a,b]"],
+        ["partition=flwr", "partition.options={num_shards_per_partition: 2}"],
+        ["benchmark=image_folder", "benchmark.path='photos of ours, ä'"],
     ],
 )
-def test_what_flower_cannot_hold_is_refused(
-    tmp_path: Path, options: list[str], message: str
+def test_what_flower_cannot_hold_is_written_as_it_is_typed(
+    tmp_path: Path, words: list[str]
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        configuration(tmp_path / "app", "method=protected", *options)
-    assert not (tmp_path / "app").exists()
+    config = read_config(configuration(tmp_path / "app", *words))
+    (typed,) = load_settings(words)
+    for section in SECTIONS:
+        assert getattr(config, section) == getattr(typed, section), section
+    assert config.seed == typed.seed
 
 
 # -- what a client keeps ------------------------------------------------------------------------

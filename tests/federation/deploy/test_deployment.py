@@ -23,14 +23,17 @@ import torch
 from safetensors import safe_open
 
 from protocl import PrototypeMemory
+from protocl.cli.main import main
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError
 from protocl.federation.client.benchmark_clients import BenchmarkClients
 from protocl.federation.client.partition import PartitionConfig
-from protocl.federation.config.compose import load
+from protocl.federation.config.compose import compose, settle_short
 from protocl.federation.deploy import server_loop as server
+from protocl.federation.deploy.places import HOME
 from protocl.federation.deploy.scaffold import write_deployment
 from protocl.federation.deploy.server_loop import RUN_CONFIG, serve
+from protocl.federation.exactly_once.server import name_of_life
 from protocl.federation.server.state import same_statistics
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.federation.wire.compat import ENVIRONMENT
@@ -39,7 +42,10 @@ from protocl.io.checkpoint import CheckpointFolder
 from protocl.runner.folders import exclusive
 
 BIN = Path(sys.executable).parent
-PROTOTYPES = load([])[0].method
+PROTOTYPES = settle_short(
+    ["partition=iid", "partition.growth=samples", "rounds=10", "seed=0", "evaluate=1"]
+)[0]
+"""Parts of the data arrive over ten rounds."""
 
 
 def prototypes(output: Path) -> FederatedPrototypes:
@@ -52,9 +58,14 @@ def test_the_app_declares_every_key_of_its_configuration(tmp_path):
     declared = project["tool"]["flwr"]["app"]["config"]
     assert declared == {
         **RUN_CONFIG,
-        "output": str(tmp_path / "app/output"),
-        "client-state": str(tmp_path / "app/clients"),
-        "method": asdict(PROTOTYPES) | {"head": {"name": "nearest_mean"}},
+        "rounds": 10,
+        "parts": 10,
+        "output": "output",
+        "client-state": "clients",
+        "method": asdict(compose(PROTOTYPES).method) | {"head": {"name": "nearest_mean"}},
+        "benchmark": {"name": "digits"},
+        "backbone": {"name": "identity"},
+        "partition": {"name": "iid", "growth": "samples"},
     }
     for name in project["tool"]["flwr"]["app"]["components"].values():
         assert (tmp_path / "app" / (name.partition(":")[0].replace(".", "/") + ".py")).is_file()
@@ -77,7 +88,8 @@ def test_test_keys_are_made(tmp_path):
     assert subprocess.run(check, cwd=folder, check=False, capture_output=True).returncode == 0
 
 
-def test_the_server_needs_an_absolute_output():
+def test_the_server_needs_an_absolute_output(monkeypatch):
+    monkeypatch.delenv(HOME, raising=False)
     with pytest.raises(ConfigError, match="absolute folder"):
         serve(None, prototypes(Path("here")), {"output": "here"})  # type: ignore[arg-type]
 
@@ -139,6 +151,7 @@ class Network:
             **os.environ,
             **ENVIRONMENT,
             "FLWR_HOME": str(folder / "flower"),
+            HOME: str(folder),
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
         }
@@ -169,11 +182,12 @@ class Network:
         words = command_of(self.folder, "flwr supernode register keys/node0.pub")
         self.once(*(word.replace("node0", f"node{number}") for word in words))
 
-    def supernode(self, number: int) -> None:
+    def supernode(self, number: int, config: str = "") -> None:
         words = command_of(self.folder, "flower-supernode .* keys/node0 .*")
         words[words.index("--superlink") + 1] = f"127.0.0.1:{self.port}"
         words[words.index("--port") + 1] = str(self.node_ports[number])
-        words[words.index("--node-config") + 1] = f"partition-id={number} num-partitions={NODES}"
+        config = config or f"partition-id={number} num-partitions={NODES}"
+        words[words.index("--node-config") + 1] = config
         self.start(f"node{number}", [word.replace("node0", f"node{number}") for word in words])
 
     def run(self, config: str = f"rounds={ROUNDS} quorum=0.6 grace=2.0 evaluate=0.0") -> None:
@@ -246,7 +260,8 @@ def epochs(folder: Path) -> dict[str, int]:
         with safe_open(file, framework="pt") as state:
             life = json.loads(state.metadata()["state"])
         partition = int(re.sub(r"\D", "", file.stem))
-        found |= dict.fromkeys((life["epoch"], *life["replaces"]), partition)
+        lives = map(name_of_life, (life["epoch"], *life["replaces"]))
+        found |= dict.fromkeys(lives, partition)
     return found
 
 
@@ -318,7 +333,7 @@ def summed(folder: Path) -> dict[int, int]:
 def test_nodes_and_superlink_die_and_secure_sums_stay_exact(tmp_path):
     """The server knows no terms of its sums, and a node that comes back is counted once."""
     folder, config = tmp_path / "app", "rounds=4 quorum=0.75 grace=10.0"
-    write_deployment(folder, load(["method=protected"])[0].method)
+    write_deployment(folder, PROTOTYPES | {"method": "protected"})
     with network(folder) as net:
         net.begin(config)
         net.kill("node1")
@@ -347,9 +362,9 @@ from flwr.clientapp import ClientApp
 
 from protocl.federation.deploy.apps import client_app
 
-from .task import task
+from .task import new_task
 
-honest = client_app(task)
+honest = client_app(new_task)
 
 
 def evaluated_for_gigabytes():
@@ -394,3 +409,28 @@ def test_a_hostile_node_ends_no_run(tmp_path):
         refused = {entry.client for entry in ledger if entry.outcome == "rejected"}
         assert len(refused) == 1, "by name"
         assert set(ledger.reasons()) >= {"format", "shape"}
+
+
+@pytest.mark.slow
+def test_two_nodes_end_where_the_simulation_of_the_same_settings_does(tmp_path):
+    """Nothing is typed twice: what was simulated is deployed by its own ``config.yaml``."""
+    words = ["clients=2", "rounds=2", "partition=dirichlet", "partition.alpha=0.5", "seed=3"]
+    words += ["partition.growth=samples", "method.head=lda", f"output={tmp_path / 'runs'}"]
+    assert main(["federate", *words]) == 0
+    (run,) = (tmp_path / "runs").glob("*/*/config.yaml")
+    folder = tmp_path / "the app"
+    assert main(["federate", "deploy", str(folder), f"federation={run}"]) == 0
+    with network(folder) as net:
+        net.superlink()
+        for number in (0, 1):
+            net.register(number)
+            net.supernode(number, f"partition-id={number}")
+        words = [w for w in command_of(folder, "flwr run") if w != "--stream"]
+        net.once(*words, "--run-config", "min-clients=2 deadline=300.0")
+        wait("the last round", lambda: net.rounds() == 2, 1200)
+        memory = PrototypeMemory.load(folder / "output/memory.safetensors")
+        assert same_statistics(
+            memory, PrototypeMemory.load(run.parent / "model/memory.safetensors")
+        )
+        entries = [e for e in Ledger.load(folder / "output/ledger.jsonl") if e.outcome == "merged"]
+        assert sum(sum(entry.counts) for entry in entries) == memory.total
