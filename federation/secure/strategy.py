@@ -35,12 +35,10 @@ from protocl.federation.secure.unfinished_sum import UnfinishedSum
 from protocl.federation.server.resumable import LastingStrategy
 from protocl.federation.server.sampling import choose_nodes
 from protocl.federation.wire.replies import describe, reading
-from protocl.federation.wire.validation import Limits
+from protocl.federation.wire.validation import LIMITS, Limits
 from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
-
-LIMITS = Limits()
 
 
 class ProtectedPrototypes(LastingStrategy):
@@ -116,8 +114,11 @@ class ProtectedPrototypes(LastingStrategy):
         self.roster = roster
         self.participation = participation
         self.colluders = colluders
-        fewest = max(SMALLEST_GROUP, colluders + 2) if secure else 1
-        self.min_clients = max(min_clients, fewest)
+        self._fewest = 1
+        if secure:
+            members = 0 if roster is None else roster.scheme.threshold()
+            self._fewest = max(SMALLEST_GROUP, colluders + 2, members)
+        self.min_clients = max(min_clients, self._fewest)
         self.wait = wait
         self.deadline = deadline
         self.seed = seed
@@ -222,8 +223,7 @@ class ProtectedPrototypes(LastingStrategy):
             grid, self.round, self.participation,
             min_clients=self.min_clients, wait=self.wait, seed=self.seed,
         )  # fmt: skip
-        fewest = max(SMALLEST_GROUP, self.colluders + 2) if self.secure else 1
-        asked = without_named(self.blame, nodes, self.round, fewest, self.scheme)
+        asked = without_named(self.blame, nodes, self.round, self._fewest)
         return RoundChannel(
             grid, self.round, asked, self.deadline,
             summed=self.summed, layout=self.layout, least_noise=self._client_share,

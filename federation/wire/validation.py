@@ -61,6 +61,9 @@ class Limits:
     max_feature: float = 1e6
 
 
+LIMITS = Limits()
+
+
 def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float) -> None:
     """Refuse statistics that no samples within the limits could have.
 

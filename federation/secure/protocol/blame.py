@@ -113,4 +113,5 @@ class Blame:
         random.Random(attempt).shuffle(suspects)
         cleared = self._cleared.intersection(nodes)
         some = suspects[: max((len(suspects) + 1) // 2, fewest - len(cleared))]
-        return sorted(cleared.union(some))
+        asked = sorted(cleared.union(some))
+        return asked if len(asked) >= fewest else sorted(nodes)

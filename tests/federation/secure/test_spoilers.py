@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
+from protocl.federation.client.client import ClientData
 from protocl.federation.secure.client import ProtectedClient
 from protocl.federation.secure.protocol import participant
 from protocl.federation.secure.protocol.keys import COMMITMENT_BYTES
@@ -196,6 +197,21 @@ def test_a_random_vector_spoils_few_sums_and_is_found_by_halving() -> None:
         good += bool(added)
     assert HOSTILE in federation.named
     assert good >= 3
+
+
+def test_a_client_beyond_the_limits_keeps_out_of_the_sum_by_itself() -> None:
+    """Honest, but with features that the server's limits do not allow: it spoils nothing."""
+    federation = Federation(CLIENTS)
+    load = federation.client.load
+
+    def with_large_features(context: Context) -> ClientData:
+        chunks = load(context).chunks
+        factor = 2e6 if int(context.node_config["partition-id"]) == 0 else 1.0
+        return ClientData([(x * factor, y) for x, y in chunks])
+
+    federation.client.load = with_large_features
+    assert federation.round() == HONEST
+    assert not federation.strategy.blame.reasons
 
 
 def test_a_sum_of_more_than_the_limits_allow_is_dropped() -> None:
