@@ -138,7 +138,7 @@ class ProtectedClient:
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
             roster = split_entries(cast(bytes, config["roster"]), PublicKeys.size(party.agreement))
-            keys = {i: PublicKeys.from_bytes(entry) for i, entry in roster.items()}
+            keys = {i: PublicKeys.from_bytes(entry, party.agreement) for i, entry in roster.items()}
             dealing = party.share(keys, new=offer.new, enrolled=cast(int, config["enrolled"]))
             return {
                 "sealed": join_entries(dealing.sealed),

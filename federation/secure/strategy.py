@@ -151,11 +151,20 @@ class ProtectedPrototypes(LastingStrategy):
         self.blame = state["blame"]
         self._sum.take_up(state["total"], state["noise"])
 
+    @property
+    def named(self) -> dict[int, str]:
+        """Round -> who stopped or spoilt a sum in it, and how."""
+        return {
+            number: "; ".join(f"client {node}: {why}" for node, why in sorted(named.items()))
+            for number, named in self.blame.named.items()
+        }
+
     def outcome(self, number: int) -> dict[str, int | str | None]:
-        """How many clients a round added, or why none."""
+        """How many clients a round added, or why none, and who is to blame."""
         return {
             "merged": self.contributors.get(number, 0),
             "failure": self.failures.get(number),
+            "named": self.named.get(number),
             "lost": sum(self.summed.lost.values()),
         }
 

@@ -100,6 +100,8 @@ def accuse(content: RecordDict) -> None:
     [
         ("advertise", entry("keys", lambda k: bytes(64) + k[64:]), None),
         ("advertise", entry("keys", lambda k: (1).to_bytes(32, "little") + k[32:]), None),
+        ("advertise", entry("keys", lambda k: k + bytes(96)), None),
+        ("advertise", entry("keys", lambda k: k[:32] + k[:32] + k[64:]), "key that occurs twice"),
         ("share", entry("sealed", lambda s: s[:-7]), "train.share made no sense"),
         ("share", entry("sealed", lambda s: s[: len(s) // 4]), "did not share with each"),
         ("share", entry("commitments", lambda c: b""), "did not share with each"),
@@ -135,6 +137,7 @@ def test_garbage_for_all_ends_one_round_and_its_sender_is_named(step: str, chang
     assert first in (set(), HONEST)
     assert federation.named == {HOSTILE}
     assert "in dispute with 4 others" in federation.strategy.blame.reasons[HOSTILE]
+    assert f"client {HOSTILE}: keys or shares" in str(federation.strategy.outcome(1)["named"])
     added = [first]
     for _ in range(7):
         federation.grow()
