@@ -211,7 +211,7 @@ class FederateConfig(RunConfig):
         method: what is exchanged and learnt.
         federation: clients and rounds.
         partition: who holds which samples, and from when on.
-        limits: what one client may claim and send; of methods that merge statistics in the clear.
+        limits: what one client may claim and send; of methods that merge statistics.
         cache: folder of the features that frozen backbones computed.
         verify: compare the merged memory with that of all samples in one place at the end.
     """

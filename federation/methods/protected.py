@@ -144,7 +144,8 @@ class ProtectedPrototypesConfig(HeadConfig):
             described |= {"colluding": self.colluding, "leaving": self.leaving}
         if release is not None:
             described |= {"epsilon": self.epsilon, "delta": self.delta, "clip": self.clip}
-            described |= {"honest": release.contributors, "epsilon_against": {}}
+            if self.noise == "distributed":
+                described["honest"] = release.contributors
             pooling = scheme.most_pooling(asked) if self.secure else 0
             staying = scheme.staying(asked) if self.secure else 1
             described["epsilon_against"] = _epsilons(release, self.delta, asked, staying, pooling)
@@ -177,6 +178,12 @@ def _require_feasible(
         raise ConfigError(
             f"method.colluders={config.colluders}: a secure sum needs {needed} clients with "
             f"something new, and there are {clients}; lower it, or raise clients"
+        )
+    colluders = config.colluders or scheme.colluders(asked)
+    if config.noise == "distributed" and config.honest + colluders > asked:
+        raise ConfigError(
+            f"method.honest={config.honest}: {asked} clients are asked in a round, of whom "
+            f"{colluders} may collude; expected {asked - colluders} at most"
         )
     if asked < scheme.staying(asked):
         raise ConfigError(
@@ -244,6 +251,7 @@ class ProtectedMethod:
             colluders=config.colluders,
             scheme=scheme,
             roster=roster,
+            limits=setup.limits,
             participation=federation.participation,
             min_clients=federation.min_clients,
             wait=setup.wait,
@@ -254,7 +262,7 @@ class ProtectedMethod:
         self.client = ProtectedClient(
             setup.load, layout, self.release,
             secure=bool(config.secure), colluders=config.colluders, scheme=scheme,
-            signer_of=identities, keep=setup.keep,
+            signer_of=identities, limits=setup.limits, keep=setup.keep,
         )  # fmt: skip
         self.client_app = self.client.app()
         self.initial: ArrayRecord = ArrayRecord()

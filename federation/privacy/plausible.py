@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from protocl.federation.privacy.release import PrivateRelease
 from protocl.federation.privacy.vector import COUNT_SCALE, StatisticsLayout
 from protocl.federation.wire.codec import pack_exactly
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.statistics import PackedForm
-from protocl.federation.wire.validation import Limits, RejectedError, check_values
+from protocl.federation.wire.validation import RejectedError, check_values
 
 Vector = NDArray[np.int64]
 

@@ -32,9 +32,11 @@ def read_signature(answer: ConfigRecord) -> bytes:
 
 
 def read_complaint(answer: ConfigRecord) -> Complaint:
-    match answer["complaint"]:
-        case [*senders] if senders and all(isinstance(sender, int) for sender in senders):
-            return frozenset(senders)
+    given = answer["complaint"]
+    senders = given if isinstance(given, list) else []
+    named = frozenset(sender for sender in senders if isinstance(sender, int))
+    if named and len(named) == len(senders):
+        return named
     raise DataError(f"complaint={answer['complaint']!r:.40}: expected some whole numbers")
 
 

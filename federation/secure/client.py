@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from protocl.federation.client.client import ClientData, Loader, client_name, shared_labels
+from protocl.federation.privacy.plausible import SumCheck
 from protocl.federation.privacy.release import PrivateRelease, terms_of
 from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.secure.outbox import Offer, OffersOnDisk, new_identity
@@ -35,6 +36,7 @@ from protocl.federation.secure.protocol.pinned import PinnedParticipant
 from protocl.federation.secure.protocol.schemes import COMPLETE, Scheme
 from protocl.federation.secure.protocol.sealing import SEALED_BYTES
 from protocl.federation.secure.terms import read_agreement
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.npy import array_of
 
 STEPS = ("advertise", "share", "mask", "agree", "unmask")
@@ -65,6 +67,7 @@ class ProtectedClient:
         scheme: who shares with whom; a server that sums under another one is refused.
         signer_of: gives the party's long-lived identity and the roster that it pins, which then
             say the scheme.
+        limits: of what this client sends; what is beyond the server's would spoil a sum.
         keep: folder for what was offered last, so that a restarted node or another run goes on.
     """
 
@@ -78,6 +81,7 @@ class ProtectedClient:
         colluders: int = 0,
         scheme: Scheme = COMPLETE,
         signer_of: Callable[[Context], Signer] | None = None,
+        limits: Limits | None = None,
         keep: Path | None = None,
     ) -> None:
         if release is not None:
@@ -88,6 +92,7 @@ class ProtectedClient:
         self.secure = secure
         self.colluders = colluders
         self._kept = None if keep is None else OffersOnDisk(keep, terms_of(layout, release))
+        self._check = SumCheck(layout, release, limits or Limits())
         self._parties = PartyKeeper(scheme, signer_of, self._kept)
 
     def app(self) -> ClientApp:
@@ -133,7 +138,7 @@ class ProtectedClient:
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
             roster = split_entries(cast(bytes, config["roster"]), PublicKeys.size(party.agreement))
-            keys = {i: PublicKeys.from_bytes(entry) for i, entry in roster.items()}
+            keys = {i: PublicKeys.from_bytes(entry, party.agreement) for i, entry in roster.items()}
             dealing = party.share(keys, new=offer.new, enrolled=cast(int, config["enrolled"]))
             return {
                 "sealed": join_entries(dealing.sealed),
@@ -290,7 +295,11 @@ class ProtectedClient:
     def _contribution(
         self, data: ClientData, start: int, end: int
     ) -> tuple[NDArray[np.int64], bool]:
-        """The vector of these parts, and whether there are samples of listed classes in them."""
+        """The vector of these parts, and whether there are samples of listed classes in them.
+
+        Raises:
+            RejectedError: it is beyond the limits.
+        """
         # Beginning with no samples, for those clients that have none.
         nothing = torch.zeros(0, self.layout.feature_dim), torch.zeros(0, dtype=torch.int64)
         parts = [nothing, *((x, shared_labels(y, data)) for x, y in data.chunks[start:end])]
@@ -302,7 +311,9 @@ class ProtectedClient:
         new = bool(listed.any())
         if self.release is not None:
             return self.release.contribution(features, labels).vector, new
-        return self.layout.pack(self.layout.empty_memory().update(features, labels)), new
+        vector = self.layout.pack(self.layout.empty_memory().update(features, labels))
+        self._check.require_possible(vector)
+        return vector, new
 
     def _require_layout(self, digest: str) -> None:
         if digest != self.layout.digest:

@@ -9,14 +9,11 @@ from protocl.federation.secure.channel import FlowerChannel
 from protocl.federation.secure.protocol.aggregator import Aggregator
 from protocl.federation.secure.protocol.agreement import SecureAggregationError
 from protocl.federation.secure.protocol.blame import Blame
-from protocl.federation.secure.protocol.schemes import Scheme
 
 logger = logging.getLogger(__name__)
 
 
-def without_named(
-    blame: Blame, nodes: Sequence[int], attempt: int, fewest: int, scheme: Scheme
-) -> list[int]:
+def without_named(blame: Blame, nodes: Sequence[int], attempt: int, fewest: int) -> list[int]:
     """Those of ``nodes`` that are asked in an attempt.
 
     Some of those that are suspected of having spoilt a sum are not, where enough others are there.
@@ -31,8 +28,7 @@ def without_named(
             f"{len(kept)} clients are asked without those that are left out for what they did: "
             f"expected {fewest} or more; left out are {sorted(out)}"
         )
-    asked = blame.to_ask(kept, attempt, fewest)
-    return asked if len(asked) >= max(fewest, scheme.staying(len(asked))) else kept
+    return blame.to_ask(kept, attempt, fewest)
 
 
 def name_offenders(

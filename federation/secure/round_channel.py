@@ -117,7 +117,7 @@ class RoundChannel(FlowerChannel):
         """
 
         def read(i: int, answer: ConfigRecord, content: RecordDict) -> PublicKeys:
-            keys = PublicKeys.from_bytes(read_bytes(answer, "keys"))
+            keys = PublicKeys.from_bytes(read_bytes(answer, "keys"), agreement)
             require_usable(keys)
             self._note(i, answer)
             return keys

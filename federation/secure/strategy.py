@@ -34,13 +34,11 @@ from protocl.federation.secure.running_sum import RunningSum, added
 from protocl.federation.secure.unfinished_sum import UnfinishedSum
 from protocl.federation.server.resumable import LastingStrategy
 from protocl.federation.server.sampling import choose_nodes
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.replies import describe, reading
-from protocl.federation.wire.validation import Limits
 from protocl.memory import PrototypeMemory
 
 logger = logging.getLogger(__name__)
-
-LIMITS = Limits()
 
 
 class ProtectedPrototypes(LastingStrategy):
@@ -98,7 +96,7 @@ class ProtectedPrototypes(LastingStrategy):
         colluders: int = 0,
         scheme: Scheme = COMPLETE,
         roster: Roster | None = None,
-        limits: Limits = LIMITS,
+        limits: Limits | None = None,
         participation: float = 1.0,
         min_clients: int = 1,
         wait: float = 60.0,
@@ -116,8 +114,11 @@ class ProtectedPrototypes(LastingStrategy):
         self.roster = roster
         self.participation = participation
         self.colluders = colluders
-        fewest = max(SMALLEST_GROUP, colluders + 2) if secure else 1
-        self.min_clients = max(min_clients, fewest)
+        self._fewest = 1
+        if secure:
+            members = 0 if roster is None else roster.scheme.threshold()
+            self._fewest = max(SMALLEST_GROUP, colluders + 2, members)
+        self.min_clients = max(min_clients, self._fewest)
         self.wait = wait
         self.deadline = deadline
         self.seed = seed
@@ -126,7 +127,7 @@ class ProtectedPrototypes(LastingStrategy):
         self.contributors: dict[int, int] = {}
         self.failures: dict[int, str] = {}
         self.blame = Blame()
-        self._check = SumCheck(layout, release, limits)
+        self._check = SumCheck(layout, release, limits or Limits())
         self._sum = RunningSum(layout, release)
 
     @property
@@ -150,11 +151,20 @@ class ProtectedPrototypes(LastingStrategy):
         self.blame = state["blame"]
         self._sum.take_up(state["total"], state["noise"])
 
+    @property
+    def named(self) -> dict[int, str]:
+        """Round -> who stopped or spoilt a sum in it, and how."""
+        return {
+            number: "; ".join(f"client {node}: {why}" for node, why in sorted(named.items()))
+            for number, named in self.blame.named.items()
+        }
+
     def outcome(self, number: int) -> dict[str, int | str | None]:
-        """How many clients a round added, or why none."""
+        """How many clients a round added, or why none, and who is to blame."""
         return {
             "merged": self.contributors.get(number, 0),
             "failure": self.failures.get(number),
+            "named": self.named.get(number),
             "lost": sum(self.summed.lost.values()),
         }
 
@@ -222,8 +232,7 @@ class ProtectedPrototypes(LastingStrategy):
             grid, self.round, self.participation,
             min_clients=self.min_clients, wait=self.wait, seed=self.seed,
         )  # fmt: skip
-        fewest = max(SMALLEST_GROUP, self.colluders + 2) if self.secure else 1
-        asked = without_named(self.blame, nodes, self.round, fewest, self.scheme)
+        asked = without_named(self.blame, nodes, self.round, self._fewest)
         return RoundChannel(
             grid, self.round, asked, self.deadline,
             summed=self.summed, layout=self.layout, least_noise=self._client_share,

@@ -32,10 +32,11 @@ def read_agreement(config: ConfigRecord) -> Agreement:
     Raises:
         SecureAggregationError: its scheme is not known here.
     """
-    scheme = _SCHEMES.get(str(config["scheme"]))
+    name = str(config["scheme"])
+    scheme = _SCHEMES.get(name)
     if scheme is None:
         raise SecureAggregationError(
-            f"scheme='{config['scheme']}': expected one of {', '.join(_SCHEMES)}; the server has "
+            f"scheme='{name}': expected one of {', '.join(_SCHEMES)}; the server has "
             "another version of protocl"
         )
     settings: dict[str, Any] = {f.name: config[f"scheme-{f.name}"] for f in fields(scheme)}

@@ -58,7 +58,7 @@ from protocl.federation.secure.protocol.agreement import (
     Agreement,
     SecureAggregationError,
 )
-from protocl.federation.secure.protocol.identity import Roster
+from protocl.federation.secure.protocol.identity import MEMBER_BYTES, Roster
 from protocl.federation.secure.protocol.keys import (
     Dealing,
     Delivery,
@@ -127,11 +127,10 @@ class Aggregator:
             SecureAggregationError: they are too few.
             TooFewNewError: those who have something new are.
         """
-        given = Counter(key for keys in replies.values() for key in (keys.sealing, keys.masking))
-        copied = {key for key, times in given.items() if times > 1}
+        given = Counter(key for keys in replies.values() for key in _names(keys))
         for party, keys in replies.items():
-            if not copied.isdisjoint((keys.sealing, keys.masking)):
-                self.refuse(party, "it enrolled with a key that another one has")
+            if any(given[key] > 1 for key in _names(keys)):
+                self.refuse(party, "it enrolled with a key that occurs twice")
             elif self._pinned and not vouched(self.agreement, self._pinned, party, keys):
                 self.refuse(party, "its keys are signed by no member of the pinned roster")
             else:
@@ -277,3 +276,9 @@ class Aggregator:
 
     def _require_new(self, parties: Iterable[int], did: str) -> None:
         self.agreement.require_new(len(self._new.intersection(parties)), len(self.roster), did)
+
+
+def _names(keys: PublicKeys) -> list[bytes]:
+    """Keys that may occur once only, among all parties."""
+    member = keys.voucher[:MEMBER_BYTES]
+    return [keys.sealing, keys.masking, *([member] if member else [])]

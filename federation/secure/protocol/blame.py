@@ -31,10 +31,12 @@ class Blame:
 
     Attributes:
         reasons: node -> why it was named last.
+        named: attempt -> node -> why it was named in it.
         suspects: nodes of which one at least spoilt a sum.
     """
 
     reasons: dict[int, str] = field(default_factory=dict)
+    named: dict[int, dict[int, str]] = field(default_factory=dict)
     suspects: frozenset[int] = frozenset()
     _known: set[int] = field(default_factory=set)
     _cleared: set[int] = field(default_factory=set)
@@ -46,6 +48,7 @@ class Blame:
         self._until[node] = math.inf if proven else attempt + 1 + 2 ** self._times[node]
         self._times[node] += 1
         self.reasons[node] = why
+        self.named.setdefault(attempt, {})[node] = why
 
     def judge(
         self, complaints: Mapping[int, Collection[int]], colluders: int, attempt: int
@@ -113,4 +116,5 @@ class Blame:
         random.Random(attempt).shuffle(suspects)
         cleared = self._cleared.intersection(nodes)
         some = suspects[: max((len(suspects) + 1) // 2, fewest - len(cleared))]
-        return sorted(cleared.union(some))
+        asked = sorted(cleared.union(some))
+        return asked if len(asked) >= fewest else sorted(nodes)

@@ -62,15 +62,15 @@ class PublicKeys:
         return _KEYS_BYTES + (VOUCHER_BYTES if agreement.scheme.name == "pinned" else 0)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> PublicKeys:
+    def from_bytes(cls, data: bytes, agreement: Agreement) -> PublicKeys:
         """Read keys from the bytes that :meth:`to_bytes` gave.
 
         Raises:
-            SecureAggregationError: these are not 96 bytes, or 192 with a voucher.
+            SecureAggregationError: these are not 96 bytes, or 192 under terms with vouchers.
         """
-        if len(data) not in (_KEYS_BYTES, _KEYS_BYTES + VOUCHER_BYTES):
+        if len(data) != cls.size(agreement):
             raise SecureAggregationError(
-                f"public keys of {len(data)} bytes: expected {_KEYS_BYTES}"
+                f"public keys of {len(data)} bytes: expected {cls.size(agreement)}"
             )
         return cls(data[:32], data[32:64], data[64:96], data[96:])
 

@@ -93,7 +93,7 @@ class Participant:
         party._step = str(state["step"])
         party.enrolled = int.from_bytes(secret["enrolled"], "big")
         roster = split_entries(secret["roster"], PublicKeys.size(agreement))
-        party._roster = {i: PublicKeys.from_bytes(keys) for i, keys in roster.items()}
+        party._roster = {i: PublicKeys.from_bytes(keys, agreement) for i, keys in roster.items()}
         party._sealer = Sealer.from_bytes(identity, agreement, secret["sealers"])
         shares = split_entries(secret["shares"], 2 * SHARE_BYTES)
         party._shares = {i: (s[:SHARE_BYTES], s[SHARE_BYTES:]) for i, s in shares.items()}

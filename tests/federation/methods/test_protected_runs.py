@@ -12,7 +12,10 @@ from protocl import PrototypeMemory
 from protocl.errors import ConfigError
 from protocl.federation.client.client import ClientData
 from protocl.federation.config.compose import load
+from protocl.federation.methods.protected import ProtectedPrototypesConfig
+from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.runner.run import FederatedRun, run_federation
+from protocl.federation.secure.protocol.schemes import COMPLETE
 from protocl.federation.server.state import same_statistics
 from protocl.runner.context import RunContext
 from protocl.runner.folders import open_run
@@ -52,16 +55,33 @@ def test_private_run(tmp_path: Path, noise: str) -> None:
     assert memory.classes.tolist() == plain.classes.tolist()
     assert not torch.equal(memory.counts, plain.counts)
     privacy = result["federation"]["privacy"]
+    assert privacy.pop("honest", None) == (4 if noise == "distributed" else None)
     against = privacy.pop("epsilon_against")
     assert privacy == {
         "noise": noise, "epsilon": 2.0, "delta": 1e-5, "clip": 3.5, "secure": True,
         "colluders": 0, "against": "an honest but curious server",
-        "honest": 4 if noise == "distributed" else 1,
     }  # fmt: skip
     assert against["colluders"]["colluders"] == 6
     assert against["colluders"]["add_remove"] == pytest.approx(2.0, abs=1e-4)
     assert against["outsiders"]["add_remove"] <= against["colluders"]["add_remove"]
     assert all(a["replace_one"] > 1.4 * a["add_remove"] for a in against.values())
+
+
+def test_the_honest_carry_the_noise() -> None:
+    """Fewer honest contributors add more each; a participant's own noise hides nothing from it."""
+    layout = StatisticsLayout(PrototypeMemory(2, exact=True), range(2))
+    against = {}
+    for honest in (0, 7):
+        config = ProtectedPrototypesConfig(noise="distributed", honest=honest)
+        release = config.build_release(layout, COMPLETE, asked=10)
+        described = config.describe(COMPLETE, release, asked=10)
+        assert described["honest"] == honest or (honest == 0 and described["honest"] == 4)
+        against[honest] = described["epsilon_against"]
+    assert against[0]["colluders"]["add_remove"] == pytest.approx(8.0, abs=1e-3)
+    assert against[0]["outsiders"]["add_remove"] < 6
+    # Six of ten collude, so that seven cannot be honest: four hold 4/7 of the noise.
+    assert against[7]["colluders"]["add_remove"] > 11
+    assert against[7]["outsiders"]["add_remove"] == pytest.approx(8.0, abs=1e-3)
 
 
 def attacked(config_words: list[str], folder: Path) -> float:
@@ -108,6 +128,8 @@ def test_robust_run_without_liars_keeps_every_client(tmp_path: Path) -> None:
         (["method=protected", "method.noise=local", "method.clip=0"], "clip=0"),
         (["method=protected", "method.colluders=-1"], r"method\.colluders=-1"),
         (["method=protected", "method.colluders=9"], "needs 11 clients"),
+        (["method=protected", "method.honest=-1"], r"method\.honest=-1"),
+        (["method=protected", "method.noise=distributed", "method.honest=8"], "7 at most"),
         (["method=protected", "method.noise=distributed", "method.secure=false"], "without secure"),
     ],
 )

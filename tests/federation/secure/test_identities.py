@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 
+from protocl.checks import assert_same
 from protocl.cli.main import main
-from protocl.errors import ConfigError
+from protocl.errors import AllFailedError, ConfigError
 from protocl.federation.config.compose import load
 from protocl.federation.runner.run import run_federation
 from protocl.federation.secure.identities import (
@@ -22,6 +23,8 @@ from protocl.federation.secure.identities import (
     write_identity,
 )
 from protocl.runner.folders import open_run
+from tests.federation.deploy.test_apps import NODES, PARTS, configuration, everything
+from tests.federation.deploy.test_apps import run as deployed
 
 NAMES = ["Klinik Süd", "partition-1", "c"]
 
@@ -111,6 +114,31 @@ def test_settings_that_do_not_work_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             run(tmp_path, "federation=digits", "method=protected", "partition=iid", *words)
+
+
+def test_a_deployment_whose_nodes_pin_a_roster(tmp_path: Path) -> None:
+    """Settings say ``pinned``; keys and rosters lie in the folders of the nodes and the server."""
+    app = tmp_path / "app"
+    words = configuration(app, "method=protected", "method.secure=pinned", rounds=2)
+    members = {
+        f"partition-{i}": write_identity(app / "clients", f"partition-{i}") for i in range(NODES)
+    }
+    (app / "clients" / "roster.json").write_text(json.dumps(members))
+    with pytest.raises(ConfigError, match=r"output.roster.json is no roster"):
+        deployed(words)
+    (app / "output").mkdir(exist_ok=True)
+    (app / "output" / "roster.json").write_text(json.dumps(members))
+    half = deployed(words)
+    assert not half.failures
+    done = deployed(configuration(app, rounds=PARTS + 1), first_node=2000)
+    assert_same(done.memory, everything(done.memory), "after both runs")
+    # A server that would rather not be checked finds nobody to take part.
+    other = configuration(app, rounds=PARTS + 2) | {"method.secure": True}
+    with pytest.raises(ConfigError, match=r"method.secure=True: .* pins a roster"):
+        deployed(other)
+    (app / "output" / "roster.json").unlink()
+    with pytest.raises(AllFailedError, match="pins a roster"):
+        deployed(other | {"output": str(tmp_path / "other")})
 
 
 def test_simulated_identities_are_of_one_run() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
+from protocl.federation.client.client import ClientData
 from protocl.federation.secure.client import ProtectedClient
 from protocl.federation.secure.protocol import participant
 from protocl.federation.secure.protocol.keys import COMMITMENT_BYTES
@@ -99,6 +100,8 @@ def accuse(content: RecordDict) -> None:
     [
         ("advertise", entry("keys", lambda k: bytes(64) + k[64:]), None),
         ("advertise", entry("keys", lambda k: (1).to_bytes(32, "little") + k[32:]), None),
+        ("advertise", entry("keys", lambda k: k + bytes(96)), None),
+        ("advertise", entry("keys", lambda k: k[:32] + k[:32] + k[64:]), "key that occurs twice"),
         ("share", entry("sealed", lambda s: s[:-7]), "train.share made no sense"),
         ("share", entry("sealed", lambda s: s[: len(s) // 4]), "did not share with each"),
         ("share", entry("commitments", lambda c: b""), "did not share with each"),
@@ -134,6 +137,7 @@ def test_garbage_for_all_ends_one_round_and_its_sender_is_named(step: str, chang
     assert first in (set(), HONEST)
     assert federation.named == {HOSTILE}
     assert "in dispute with 4 others" in federation.strategy.blame.reasons[HOSTILE]
+    assert f"client {HOSTILE}: keys or shares" in str(federation.strategy.outcome(1)["named"])
     added = [first]
     for _ in range(7):
         federation.grow()
@@ -196,6 +200,21 @@ def test_a_random_vector_spoils_few_sums_and_is_found_by_halving() -> None:
         good += bool(added)
     assert HOSTILE in federation.named
     assert good >= 3
+
+
+def test_a_client_beyond_the_limits_keeps_out_of_the_sum_by_itself() -> None:
+    """Honest, but with features that the server's limits do not allow: it spoils nothing."""
+    federation = Federation(CLIENTS)
+    load = federation.client.load
+
+    def with_large_features(context: Context) -> ClientData:
+        chunks = load(context).chunks
+        factor = 2e6 if int(context.node_config["partition-id"]) == 0 else 1.0
+        return ClientData([(x * factor, y) for x, y in chunks])
+
+    federation.client.load = with_large_features
+    assert federation.round() == HONEST
+    assert not federation.strategy.blame.reasons
 
 
 def test_a_sum_of_more_than_the_limits_allow_is_dropped() -> None:

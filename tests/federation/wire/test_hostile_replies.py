@@ -27,6 +27,7 @@ from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
 from protocl.federation.runner.run import FederatedRun, run_federation
 from protocl.federation.runner.simulation import simulate
 from protocl.federation.secure.client import ProtectedClient
+from protocl.federation.secure.identities import SimulatedIdentities
 from protocl.federation.secure.strategy import ProtectedPrototypes
 from protocl.federation.secure.unfinished_sum import UnfinishedSum
 from protocl.federation.server.state import MergedMemory
@@ -149,8 +150,10 @@ class SecureWorld:
 
     def __init__(self, seed: int) -> None:
         layout = StatisticsLayout(PrototypeMemory(DIM, exact=True), range(4))
-        client = ProtectedClient(load, layout)
-        self.strategy = ProtectedPrototypes(layout)
+        # In every other world the clients pin a roster, and sign who stayed.
+        identities = SimulatedIdentities(7) if seed % 2 else None
+        client = ProtectedClient(load, layout, signer_of=identities)
+        self.strategy = ProtectedPrototypes(layout, roster=identities and identities.roster)
         self.grid = HostileGrid(
             client.app(), 7, hostile={FIRST}, share=0.5, draw=random.Random(seed)
         )

@@ -165,3 +165,14 @@ def test_shares_travel_to_neighbours_only() -> None:
     channel.share = counting  # type: ignore[method-assign]
     secure_sum(terms(60), channel)
     assert dealt == [Graph().degree(60)] * 60
+
+
+@pytest.mark.slow
+def test_a_thousand_parties() -> None:
+    """Digits at level ``shared``: exact, and four messages to each and from each."""
+    from protocl.federation.bench.secure_sums import cost
+
+    found = cost("graph", 1000)
+    assert (found.neighbours, found.threshold) == (112, 59)
+    assert found.samples == 1347
+    assert found.messages == 8000

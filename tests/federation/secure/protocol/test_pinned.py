@@ -271,6 +271,12 @@ def test_the_server_itself_names_who_is_on_no_roster() -> None:
     aggregator = Aggregator(agreement, roster)
     assert set(aggregator.enrol(keys, set(keys))) == {1, 2, 3, 5, 6}
     assert aggregator.refused == {4: "its keys are signed by no member of the pinned roster"}
+    channel = InProcessChannel(vectors(7), roster=roster_of(7))
+    agreement = terms(roster_of(7).scheme, 8)
+    keys = channel.advertise(agreement)
+    twice = PinnedParticipant(8, agreement, Signer(private_keys()[6], roster_of(7)))
+    aggregator = Aggregator(agreement, roster_of(7))
+    assert set(aggregator.enrol({**keys, 8: twice.advertise()}, set(keys))) == set(range(1, 7))
 
 
 def test_another_roster_or_scheme_is_refused() -> None:
@@ -317,5 +323,6 @@ def test_rosters_are_checked() -> None:
             Roster(members)
     with pytest.raises(ConfigError, match="is not on the roster"):
         Signer(private_keys()[5], roster_of(4))
-    with pytest.raises(SecureAggregationError, match="100 bytes"):
-        PublicKeys.from_bytes(bytes(100))
+    for scheme, length in ((COMPLETE, 192), (COMPLETE, 95), (roster_of(3).scheme, 96)):
+        with pytest.raises(SecureAggregationError, match=f"{length} bytes"):
+            PublicKeys.from_bytes(bytes(length), terms(scheme, 3))
