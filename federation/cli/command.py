@@ -18,6 +18,7 @@ Who holds what:      partition=classes|dirichlet|iid|file|flwr  partition.alpha=
                      partition.classes_per_client=2 partition.growth=none|samples|classes|stream
 What is exchanged:   method.head=lda  method.precision=float16  method.exact=true
                      method.distribute=true (the backbone too)
+How it is protected: method=protected method.secure=true|pinned|graph method.noise=distributed
 Other keys:          seed=1,2,3  name=NAME  output=runs  jobs=2  resume=true  engine=in_process|ray
                      verify=true (compare with all samples in one place)
 A comma makes a sweep.
