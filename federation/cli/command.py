@@ -19,6 +19,7 @@ Who holds what:      partition=classes|dirichlet|iid|file|flwr  partition.alpha=
 What is exchanged:   method.head=lda  method.precision=float16  method.exact=true
                      method.distribute=true (the backbone too)
 What one may send:   limits.max_bytes=1000000  limits.classes=[0,1,2]  limits.max_count=5000
+How it is protected: method=protected method.secure=true|pinned|graph method.noise=distributed
 Other keys:          seed=1,2,3  name=NAME  output=runs  jobs=2  resume=true  engine=in_process|ray
                      verify=true (compare with all samples in one place)
 A comma makes a sweep.

@@ -235,6 +235,8 @@ class ProtectedMethod:
         asked = max(federation.min_clients, round(federation.participation * federation.clients))
         identities = _identities(config, setup)
         roster = None if identities is None else identities.roster
+        if roster is not None and setup.keep is not None:
+            asked = len(roster.members)  # a deployment does not know how many there will be
         scheme = config.build_scheme(roster)
         _require_feasible(config, setup, scheme, asked)
         self.release = config.build_release(layout, scheme, asked)

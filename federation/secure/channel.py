@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from protocl.federation.secure.answers import answer_in, read_bytes, read_number
+from protocl.federation.secure.answers import (
+    answer_in,
+    read_bytes,
+    read_number,
+    read_signature,
+)
 from protocl.federation.secure.protocol.aggregator import Aggregator
 from protocl.federation.secure.protocol.keys import Revealed, join_entries, split_entries
 from protocl.federation.secure.protocol.shamir import SHARE_BYTES
@@ -44,36 +49,53 @@ class FlowerChannel:
         self.senseless: dict[int, str] = {}
         self.speakers = dict(enumerate(nodes, start=1))
 
+    def agree(self, aggregator: Aggregator) -> dict[int, bytes]:
+        """Have the survivors sign the list of them; the signatures of those who did not before."""
+        request = {"survivors": join_entries(dict.fromkeys(aggregator.survivors, b""))}
+        waiting = sorted(set(aggregator.survivors) - set(aggregator.signatures))
+        return self._ask_parties(aggregator, waiting, "train.agree", request, read_signature)
+
     def unmask(self, aggregator: Aggregator) -> dict[int, Revealed]:
-        """Tell the survivors who survived; the shares of those who did not give theirs before.
+        """Tell the survivors who survived; the shares of those who did not give theirs before."""
+        request = {
+            "survivors": join_entries(dict.fromkeys(aggregator.survivors, b"")),
+            "signatures": join_entries(aggregator.signatures),
+        }
+
+        def read(answer: ConfigRecord) -> Revealed:
+            seeds = split_entries(read_bytes(answer, "seeds"), SHARE_BYTES)
+            return Revealed(seeds, split_entries(read_bytes(answer, "keys"), SHARE_BYTES))
+
+        return self._ask_parties(aggregator, aggregator.waiting_for, "train.unmask", request, read)
+
+    def _ask_parties(
+        self,
+        aggregator: Aggregator,
+        waiting: Sequence[int],
+        message_type: str,
+        request: Mapping[str, Any],
+        read: Callable[[ConfigRecord], T],
+    ) -> dict[int, T]:
+        """What parties of an earlier step answer, by identity.
 
         Nodes that were not invited to this sum are asked as well: a party may be one of them now.
         """
-        request = ConfigRecord(
-            {
-                "session": aggregator.agreement.session.hex(),
-                "survivors": join_entries(dict.fromkeys(aggregator.survivors, b"")),
-                "signatures": join_entries(aggregator.signatures),
-            }
-        )
         invited = aggregator.agreement.invited
+        config = ConfigRecord({"session": aggregator.agreement.session.hex(), **request})
 
-        def read(i: int, answer: ConfigRecord, content: RecordDict) -> tuple[int, Revealed]:
-            identity = i if i <= invited else read_number(answer, "identity")
-            seeds = split_entries(read_bytes(answer, "seeds"), SHARE_BYTES)
-            keys = split_entries(read_bytes(answer, "keys"), SHARE_BYTES)
-            return identity, Revealed(seeds, keys)
+        def read_both(i: int, answer: ConfigRecord, content: RecordDict) -> tuple[int, T]:
+            return i if i <= invited else read_number(answer, "identity"), read(answer)
 
-        waiting, online = aggregator.waiting_for, set(self.grid.get_node_ids())
+        online = set(self.grid.get_node_ids())
         others = range(invited + 1, len(self.nodes) + 1)
         asked = [i for i in (*waiting, *others) if self.nodes[i - 1] in online]
-        answers = self._ask("train.unmask", dict.fromkeys(asked, request), read)
+        answers = self._ask(message_type, dict.fromkeys(asked, config), read_both)
         # Who says that it is a party is believed only where that party's own node is away.
         own = {i for i in waiting if self.nodes[i - 1] in online}
         believed = {}
-        for i, (identity, shares) in answers.items():
+        for i, (identity, answer) in answers.items():
             if identity in waiting and (i == identity or identity not in own):
-                believed[identity] = shares
+                believed[identity] = answer
                 self.speakers[identity] = self.nodes[i - 1]
         return believed
 

@@ -174,13 +174,20 @@ class ProtectedClient:
         return self._continue(message, context, step, arrays, to_disk=True)
 
     def agree(self, message: Message, context: Context) -> Message:
-        """Between steps 3 and 4, with a pinned roster: sign the list of survivors."""
+        """Between steps 3 and 4, with a pinned roster: sign the list of survivors.
+
+        The vector is spent with it: once enough have signed, a server that lies could have the sum
+        opened by others, and say that it was not.
+        """
+        offer = self._held(context)
 
         def step(party: Participant, config: ConfigRecord) -> Reply:
             if not isinstance(party, PinnedParticipant):
                 raise SecureAggregationError("this client pins no roster, and signs nothing")
             survivors = split_entries(cast(bytes, config["survivors"]), 0)
-            return {"signature": party.agree(survivors)}
+            signature = party.agree(survivors)
+            self._hold(context, replace(offer, spent=True))
+            return {"identity": party.identity, "signature": signature}
 
         return self._continue(message, context, step, to_disk=True)
 

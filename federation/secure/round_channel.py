@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +18,6 @@ from protocl.federation.secure.answers import (
     read_complaint,
     read_fraction,
     read_number,
-    read_signature,
 )
 from protocl.federation.secure.channel import FlowerChannel
 from protocl.federation.secure.progress import Span, SummedParts
@@ -180,15 +179,6 @@ class RoundChannel(FlowerChannel):
             return self._vector(content, "masked").view(np.uint64)
 
         yield from self._ask("train.mask", self._in_session(requests), read).items()
-
-    def agree(self, survivors: Collection[int]) -> dict[int, bytes]:
-        """Have the survivors sign the list of them."""
-        request = {"survivors": join_entries(dict.fromkeys(survivors, b""))}
-        return self._ask(
-            "train.agree",
-            self._in_session(dict.fromkeys(survivors, request)),
-            lambda i, answer, content: read_signature(answer),
-        )
 
     # -- parts ------------------------------------------------------------------------------
 

@@ -262,7 +262,7 @@ class ProtectedPrototypes(LastingStrategy):
         return self._finish(unfinished, grid)
 
     def _finish(self, unfinished: UnfinishedSum, grid: Grid) -> Mapping[int, Span]:
-        """Ask for the shares of a sum and add it.
+        """Ask for the shares of a sum, and before for signatures where parties sign; add it.
 
         Raises:
             SecureAggregationError: not enough of them came, or the sum cannot be added, so that it
@@ -272,9 +272,11 @@ class ProtectedPrototypes(LastingStrategy):
         self._save_unfinished()  # before the shares are asked for
         aggregator = unfinished.aggregator
         channel = unfinished.channel(grid, self.round, self.deadline)
-        revealed = channel.unmask(aggregator)
         try:
-            total = aggregator.unmask(revealed)
+            if self.roster is not None:
+                aggregator.collect(channel.agree(aggregator))
+                self._save_unfinished()  # signatures are asked for once
+            total = aggregator.unmask(channel.unmask(aggregator))
         except FalseDealerError as error:
             self.blame.name(channel.nodes[error.dealer - 1], str(error), self.round, proven=True)
             self._give_up(unfinished)

@@ -1,4 +1,4 @@
-"""A secure sum between the moment its shares are asked for and the moment it is saved.
+"""A secure sum between the moment its shares, or signatures, are asked for and that it is saved.
 
 Whoever has seen enough shares knows the sum, whether the server saved it or not. So all that it
 takes to finish it is on disk before the shares are asked for, and a server that died goes on with

@@ -203,14 +203,16 @@ class Aggregator:
     def collect(self, signatures: Mapping[int, bytes]) -> None:
         """Between steps 3 and 4: keep the signatures under the list of survivors.
 
+        Where it fails, it can be called again with what others sign later.
+
         Raises:
             SecureAggregationError: too few are right.
         """
         right = signers(self.agreement, self.roster, self._survivors, signatures)
         for party in set(signatures) - right:
             self.refuse(party, "its signature under the survivors is wrong")
-        self.signatures = {party: signatures[party] for party in sorted(right)}
-        self._require_enough(len(right), "signed the list of survivors")
+        self.signatures |= {party: signatures[party] for party in sorted(right)}
+        self._require_enough(len(self.signatures), "signed the list of survivors")
 
     def unmask(self, replies: Mapping[int, Revealed]) -> NDArray[np.int64]:
         """After step 4: the sum of the survivors' vectors, ``(size,)``.

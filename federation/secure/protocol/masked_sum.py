@@ -36,14 +36,12 @@ class MaskingChannel(Protocol):
     ) -> Iterable[tuple[int, NDArray[np.uint64] | Complaint]]:
         """Give every recipient what was dealt to it; the masked vectors as they come."""
 
-    def agree(self, survivors: Collection[int]) -> Mapping[int, bytes]:
-        """Have the survivors sign the list of them."""
-
 
 def masked_sum(aggregator: Aggregator, channel: MaskingChannel) -> None:
-    """Run one sum from the server until everything is ready for step 4.
+    """Run one sum from the server until all vectors are added up.
 
-    Nobody's vector can be told afterwards, for the survivors have not been asked for their shares.
+    Nobody's vector can be told afterwards, for the survivors have signed nothing and have not been
+    asked for their shares.
     Where it fails, the aggregator knows of whom there were complaints.
 
     Raises:
@@ -64,5 +62,3 @@ def masked_sum(aggregator: Aggregator, channel: MaskingChannel) -> None:
         else:
             aggregator.add(party, given)
     aggregator.require_survivors()
-    if aggregator.agreement.scheme.name == "pinned":
-        aggregator.collect(channel.agree(aggregator.survivors))

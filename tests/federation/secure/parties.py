@@ -133,5 +133,7 @@ def secure_sum(
     """
     aggregator = Aggregator(agreement, channel.roster)
     masked_sum(aggregator, channel)
+    if channel.roster is not None:
+        aggregator.collect(channel.agree(aggregator.survivors))
     total = aggregator.unmask(channel.unmask(aggregator))
     return total, aggregator.survivors

@@ -7,9 +7,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from protocl.errors import ConfigError
 from protocl.federation.privacy.prg import KeyStream
+from protocl.federation.secure.client import ProtectedClient
+from protocl.federation.secure.identities import SimulatedIdentities
 from protocl.federation.secure.protocol.aggregator import Aggregator
 from protocl.federation.secure.protocol.agreement import Agreement, SecureAggregationError
 from protocl.federation.secure.protocol.identity import Roster, Signer, new_private_key, public_key
@@ -24,12 +27,15 @@ from protocl.federation.secure.protocol.participant import Participant
 from protocl.federation.secure.protocol.pinned import PinnedParticipant
 from protocl.federation.secure.protocol.schemes import COMPLETE, Pinned, Scheme
 from protocl.federation.secure.protocol.shamir import SHARE_BYTES, SharingError, join_shares
+from protocl.federation.secure.strategy import ProtectedPrototypes
+from protocl.federation.secure.terms import write_agreement
 from tests.federation.secure.parties import (
     InProcessChannel,
     private_keys,
     roster_of,
     secure_sum,
 )
+from tests.federation.secure.test_secure_attacks import Federation
 
 SIZE = 4
 
@@ -326,3 +332,41 @@ def test_rosters_are_checked() -> None:
     for scheme, length in ((COMPLETE, 192), (COMPLETE, 95), (roster_of(3).scheme, 96)):
         with pytest.raises(SecureAggregationError, match=f"{length} bytes"):
             PublicKeys.from_bytes(bytes(length), terms(scheme, 3))
+
+
+# -- a server that says that a sum was never opened ---------------------------------------------
+
+
+def test_what_was_signed_for_is_in_no_second_sum() -> None:
+    """Ten clients, of whom three are not asked for shares, though the others opened the sum.
+
+    They could be had in a sum of three and then in one of two; the difference is one vector.
+    """
+    federation = Federation(10)
+    identities = SimulatedIdentities(10)
+    federation.client = ProtectedClient(federation.load, federation.layout, signer_of=identities)
+    federation.strategy = ProtectedPrototypes(federation.layout, roster=identities.roster, wait=0.0)
+    federation.lost = {("unmask", client) for client in (7, 8, 9)}
+    assert federation.round() == set(range(10)), "seven open it"
+    contexts = federation.grid._contexts.values()
+    sessions = [list(c.state.config_records["protocl-span"]["sums"]) for c in contexts]
+    assert all(sessions)
+    for context, asked in zip(contexts, sessions, strict=True):
+        config = {
+            "round": 2, "summed": 0, "client": "", "unfinished": asked,
+            "layout-digest": federation.layout.digest, "identity": context.node_id - 999,
+            **write_agreement(Agreement.new(federation.layout, 10, 0, identities.roster.scheme)),
+        }  # fmt: skip
+        content = RecordDict({"config": ConfigRecord(config)})
+        message = Message(content, dst_node_id=context.node_id, message_type="train.advertise")
+        federation.client.advertise(message, context)
+        config = {
+            "session": bytes(16).hex(),
+            "sealed": b"",
+            "commitments": b"",
+            "unfinished": asked,
+        }
+        content = RecordDict({"config": ConfigRecord(config)})
+        message = Message(content, dst_node_id=context.node_id, message_type="train.mask")
+        with pytest.raises(SecureAggregationError, match="in another sum it could be told apart"):
+            federation.client.mask(message, context)
