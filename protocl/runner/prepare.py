@@ -140,6 +140,11 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
             f"'{config.strategy.name}' leaves its backbone frozen and sees each image once, as it "
             "is; leave the augmentation out, or train on the first experience"
         )
+    if config.backbone.fold_batchnorm and config.strategy.trains_backbone:
+        raise ConfigError(
+            f"backbone.fold_batchnorm=true: strategy '{config.strategy.name}' trains its backbone, "
+            "which needs its BatchNorm; leave it out"
+        )
     data = run.load_data()
     build = build_backbone if config.strategy.trains_backbone else build_unscaled
     backbone = build(config.backbone, data.input_shape, config.seed)
