@@ -152,8 +152,9 @@ def encode_once(
     """
     require_fit(data, backbone)
     if not takes_raw(backbone):
-        settings = {"batch_size": batch_size, "device": device, "progress": progress}
-        return FeatureCache(cache).encode(data, backbone, **settings)
+        return FeatureCache(cache).encode(
+            data, backbone, batch_size=batch_size, device=device, progress=progress
+        )
     n, size = len(data.x_train) + len(data.x_test), math.prod(data.input_shape)
     require_bytes(
         4 * n * size, torch.device("cpu"), f"{n:,} samples of {size:,} numbers as features", dict
