@@ -18,6 +18,8 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from protocl.federation.wire.sizes import UnusualError, reckoned_bytes
+
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",  # else every process posts to telemetry.flower.ai
     "FLWR_DISABLE_UPDATE_CHECK": "1",  # else commands ask api.flower.ai for a newer version
@@ -75,4 +77,7 @@ def name_message(message: Message, message_id: str) -> None:
 
 def content_bytes(content: RecordDict) -> int:
     """Bytes of the serialised records of a message, as protocol buffers."""
-    return int(recorddict_to_proto(content).ByteSize())
+    try:
+        return reckoned_bytes(content)
+    except UnusualError:
+        return int(recorddict_to_proto(content).ByteSize())

@@ -10,8 +10,9 @@ import torch
 from protocl.backbones.adaptation import adapt
 from protocl.backbones.base import Backbone, Origin, Precision
 from protocl.backbones.layers.choice import read_layers
+from protocl.backbones.layers.folding import fold_batchnorm
 from protocl.backbones.layers.multi_layer import Scaling
-from protocl.backbones.weights import load_weights
+from protocl.backbones.weights import has_statistics, load_weights
 from protocl.errors import ConfigError
 from protocl.registry import BACKBONES
 
@@ -36,6 +37,9 @@ class BackboneConfig:
         precision: ``"float32"``, or ``"bfloat16"`` for products in half precision.
         layers: features are the averages of the last so many blocks, of ``all``, or of the layers
             with these names (:func:`protocl.backbones.read_layers`); None for the network's own.
+        fold_batchnorm: merge each BatchNorm into the convolution before it, which is faster and
+            changes features in their last bits, and the fingerprint; for networks that stay as
+            they are (:func:`.fold_batchnorm`).
         layer_scale: ``"none"``; ``"unit"`` for unit length in each of the layers; ``"std"`` to
             divide by the deviations of the first experience (in a classifier, of the samples that
             it is fitted to first).
@@ -51,6 +55,7 @@ class BackboneConfig:
     precision: str = "float32"
     layers: Any = None
     layer_scale: str = "none"
+    fold_batchnorm: bool = False
 
 
 def build_backbone(config: BackboneConfig, input_shape: tuple[int, ...], seed: int) -> Backbone:
@@ -98,9 +103,20 @@ def build_unscaled(config: BackboneConfig, input_shape: tuple[int, ...], seed: i
     _read_layers(backbone, config)
     if config.adapted != "none":
         _insert_adaptation(backbone, config)
-    if config.checkpoint is not None:
-        load_weights(backbone, config.checkpoint)
+    _load(backbone, config, input_shape)
     return backbone
+
+
+def _load(backbone: Backbone, config: BackboneConfig, input_shape: tuple[int, ...]) -> None:
+    """Weights of a file that was written before BatchNorm was merged, or afterwards."""
+    file = config.checkpoint
+    merged = file is not None and config.fold_batchnorm and not has_statistics(file)
+    if file is not None and not merged:
+        load_weights(backbone, file)
+    if config.fold_batchnorm:
+        fold_batchnorm(backbone, input_shape)
+    if file is not None and merged:
+        load_weights(backbone, file)
 
 
 def _read_layers(backbone: Backbone, config: BackboneConfig) -> None:

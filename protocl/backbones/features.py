@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -17,8 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from protocl.backbones.base import Backbone, fingerprint
+from protocl.backbones.batch_size import (
+    default_batch_size,
+    is_worth_measuring,
+    quickest_batch_size,
+)
 from protocl.data.arrays import ArrayData, as_images, tensor_hash
-from protocl.io.atomic import atomic_path, discard_partial, locked
+from protocl.io.atomic import atomic_path, atomic_write, discard_partial, locked
 from protocl.io.progress import progress_bar
 from protocl.memory.limits.capacity import require_bytes
 
@@ -57,21 +63,6 @@ def extract(
     ):
         size = batch_size or default_batch_size(backbone, x, target)
         return _encode(backbone, x, size, target, bar.update)
-
-
-def default_batch_size(backbone: nn.Module, x: Tensor, device: torch.device) -> int:
-    """Samples per forward pass.
-
-    On a CPU some 260,000 pixels at a time (5 images of 224x224, at most 256 images): there the
-    activations stay near the processor, and EfficientNet-Lite0 encodes more than twice as many
-    images a second as in batches of 32. Elsewhere 256.
-    """
-    if device.type != "cpu" or x.ndim != 4:
-        return 256
-    parts = (module for module in backbone.modules() if isinstance(module, Backbone))
-    pixels = max((part.image_size or 0 for part in parts), default=0) ** 2
-    pixels = pixels or x.shape[-2] * x.shape[-1]
-    return max(1, min(256, (1 << 18) // pixels))
 
 
 @contextmanager
@@ -143,6 +134,7 @@ def encode_once(
     cache: str | os.PathLike[str],
     device: torch.device | str | None = None,
     *,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> ArrayData:
     """Replace the samples of a data set by features ``(N, D)`` of a frozen backbone, once ever.
@@ -152,14 +144,17 @@ def encode_once(
         backbone: makes features of them.
         cache: folder of a :class:`FeatureCache`.
         device: where to compute.
-        progress: as for :func:`extract`.
+        batch_size: as for :func:`extract`.
+        progress: likewise.
 
     Raises:
         CapacityError: samples that are taken as they are would not fit in memory.
     """
     require_fit(data, backbone)
     if not takes_raw(backbone):
-        return FeatureCache(cache).encode(data, backbone, device=device, progress=progress)
+        return FeatureCache(cache).encode(
+            data, backbone, batch_size=batch_size, device=device, progress=progress
+        )
     n, size = len(data.x_train) + len(data.x_test), math.prod(data.input_shape)
     require_bytes(
         4 * n * size, torch.device("cpu"), f"{n:,} samples of {size:,} numbers as features", dict
@@ -171,11 +166,12 @@ class FeatureCache:
     """Features on disk: a frozen backbone sees each image once, ever.
 
     A file holds the features of up to 4,096 consecutive samples. It is found by what it was made
-    from, the fingerprint of the backbone (weights and preprocessing) and a hash of the samples;
-    labels do not count. A stopped run therefore continues where it was, two processes that need
-    the same features compute them once between them, and nothing has to be invalidated. Each file
-    carries a checksum; one that is damaged is reported and computed again. Features are those of
-    the device that computed them first.
+    from: the fingerprint of the backbone (weights and preprocessing), a hash of the samples, and
+    how many of them went through at a time where that is not as :func:`.default_batch_size` has
+    it; labels do not count. A stopped run therefore continues where it was, two processes that
+    need the same features compute them once between them, and nothing has to be invalidated. Each
+    file carries a checksum; one that is damaged is reported and computed again. Features are those
+    of the device that computed them first.
 
     Args:
         root: folder of the cache; created when needed. It may be deleted at any time.
@@ -209,30 +205,91 @@ class FeatureCache:
 
             def shard(x: Tensor) -> Tensor:
                 size = batch_size or default_batch_size(backbone, x, target)
-                return self._shard(
-                    key, x, lambda: _encode(backbone, x, size, target, bar.update), bar
-                )
+                path = self.path(key, tensor_hash(x), _unusual(size, backbone, x, target))
+                return _shard(path, x, lambda: _encode(backbone, x, size, target, bar.update), bar)
 
             return data.with_samples(features(data.x_train), features(data.x_test))
 
-    def path(self, backbone_fingerprint: str, samples_hash: str) -> Path:
-        """The folder in which the features of these samples under this backbone are kept."""
-        return self.root / backbone_fingerprint[:32] / f"{samples_hash[:32]}.safetensors"
+    def quickest_batch_size(
+        self, data: ArrayData, backbone: nn.Module, device: torch.device | str | None = None
+    ) -> int | None:
+        """The batch size to encode ``data`` with: measured once for all passes like this one.
 
-    def _shard(self, key: str, x: Tensor, compute: Callable[[], Tensor], bar: tqdm[Any]) -> Tensor:
-        """Features of one shard, read or else computed and written."""
-        path = self.path(key, tensor_hash(x))
-        # Held while computing, so that a second process waits for the result instead of
-        # computing it as well; it is released by the system if the holder dies.
-        with locked(path):
-            features = _read(path, len(x))
-            if features is None:
-                discard_partial(path)
-                features = compute()
-                _write(path, features)
-            else:
-                bar.update(len(x))
-        return features
+        What was measured is kept beside the features of the backbone, for samples of this shape.
+        Where features by the rule are there already, it stays; for fewer images than pay for
+        measuring, for vectors and on other devices than a CPU as well.
+
+        Args:
+            data: images.
+            backbone: makes features of them.
+            device: where to compute.
+
+        Returns:
+            The size, or None where it was neither measured nor had to be.
+        """
+        x = data.x_train
+        with frozen(backbone, device) as target:
+            rule = default_batch_size(backbone, x, target)
+            if not is_worth_measuring(len(x) + len(data.x_test), x, rule, target):
+                return None
+            key = fingerprint(backbone)
+            shape = "x".join(map(str, data.input_shape))
+            record = self.root / key[:32] / f"batch-size-{shape}-{target.type}.json"
+            with locked(record):
+                size = _recorded(record)
+                if size is None and self.path(key, tensor_hash(x[:SHARD])).exists():
+                    size = rule
+                if size is None:
+                    size = quickest_batch_size(lambda b: backbone(as_images(b)), x, rule)
+                    atomic_write(record, json.dumps({"batch_size": size}))
+        return size
+
+    def path(
+        self, backbone_fingerprint: str, samples_hash: str, batch_size: int | None = None
+    ) -> Path:
+        """The file in which the features of these samples under this backbone are kept.
+
+        Args:
+            backbone_fingerprint: see :func:`protocl.backbones.fingerprint`.
+            samples_hash: see :func:`protocl.data.arrays.tensor_hash`.
+            batch_size: samples a forward pass, None for the rule.
+        """
+        name = samples_hash[:32] + ("" if batch_size is None else f"-{batch_size}")
+        return self.root / backbone_fingerprint[:32] / f"{name}.safetensors"
+
+
+def _unusual(size: int, backbone: nn.Module, x: Tensor, device: torch.device) -> int | None:
+    """A batch size as part of a file's name: None for that of the rule."""
+    return None if size == default_batch_size(backbone, x, device) else size
+
+
+def _recorded(file: Path) -> int | None:
+    """The batch size that was measured, or None where none was or (after a warning) it is lost."""
+    if not file.exists():
+        return None
+    try:
+        size = json.loads(file.read_text(encoding="utf-8"))["batch_size"]
+    except (ValueError, KeyError, TypeError):
+        size = None
+    if type(size) is int and size >= 1:
+        return size
+    logger.warning("%s is damaged and is measured again", file)
+    return None
+
+
+def _shard(path: Path, x: Tensor, compute: Callable[[], Tensor], bar: tqdm[Any]) -> Tensor:
+    """Features of one shard, read or else computed and written."""
+    # Held while computing, so that a second process waits for the result instead of
+    # computing it as well; it is released by the system if the holder dies.
+    with locked(path):
+        features = _read(path, len(x))
+        if features is None:
+            discard_partial(path)
+            features = compute()
+            _write(path, features)
+        else:
+            bar.update(len(x))
+    return features
 
 
 def _write(path: Path, features: Tensor) -> None:

@@ -54,6 +54,16 @@ def load_weights(backbone: nn.Module, path: str | os.PathLike[str]) -> None:
     network.load_state_dict(state)
 
 
+def has_statistics(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of weights holds those of a network with BatchNorm.
+
+    Raises:
+        DataError: the file is absent, or is not a mapping from names to tensors.
+    """
+    names = read_state(_file_of(Path(path).expanduser()))
+    return any(name.endswith("running_var") for name in names)
+
+
 def _file_of(path: Path) -> Path:
     """The weights in the folder of a run or a model; any other path as it is."""
     places = (path / MODEL_FOLDER / WEIGHTS_FILE, path / WEIGHTS_FILE)

@@ -72,9 +72,11 @@ def main(args: argparse.Namespace) -> int:
         for group, comparison in run(args.groups, size=size, threads=threads):
             found.append(comparison)
             status.update(f"measuring {group} ({len(found)} cases so far)")
+            if args.output is not None:  # some groups take an hour, and may be stopped
+                content = json.dumps(report(found, size, threads), indent=2)
+                atomic_write(args.output, f"{content}\n")
     console.print(table(found, threads))
     if args.output is not None:
-        atomic_write(args.output, json.dumps(report(found, size, threads), indent=2) + "\n")
         console.print(f"written to {args.output}")
         if any(comparison.point for comparison in found):
             from protocl.bench.curves import curves

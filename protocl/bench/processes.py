@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,25 +58,24 @@ def finish(command: Sequence[str], threads: int, folder: Path) -> Finished:
         RuntimeError: it failed; quotes the last of what it said.
     """
     log = folder / "log.txt"
-    with log.open("wb") as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=folder, env=_environment(os.environ, threads),
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            _, status, used = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launcher.py"))]
+    process = subprocess.Popen(
+        [*launcher, str(log), *command], cwd=folder, env=_environment(os.environ, threads),
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        told, _ = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # the command as well
+        process.wait()
+        raise
     if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} could not be run ({process.returncode})")
+    code, wall, processor, peak = json.loads(told)
+    if code:
         said = log.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {said}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Finished(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * unit)
+        raise RuntimeError(f"{' '.join(command)} ended with {code}: {said}")
+    return Finished(wall, processor, peak * (1 if sys.platform == "darwin" else 1024))
 
 
 def in_turns(

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from protocl.cli.tables import plain_table
 from protocl.data import BenchmarkConfig, load_data
+from protocl.data.digits import count_digits
 from protocl.errors import ConfigError, ProtoclError
 from protocl.io.provenance import available_cores, installed_version
 from protocl.registry import BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
@@ -117,6 +118,9 @@ def data_sets(root: str | None = None) -> Iterator[Finding]:
     for name in BENCHMARKS.names():
         if name in _BROUGHT_BY_USER:
             yield Finding(name, "ok", f"your own data: benchmark={name} benchmark.path=PATH")
+            continue
+        if name == "digits" and (images := count_digits()):
+            yield Finding(name, "ok", f"{images:,} images, embedded in scikit-learn")
             continue
         config = BenchmarkConfig(name=name)
         if root is not None:

@@ -22,6 +22,7 @@ from protocl.config.validation import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
+    Range,
     ranged,
 )
 from protocl.data import BenchmarkConfig
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from protocl.memory import PrototypeMemory
+
+
+_IMAGES = Range("a number of at least 1, fixed or tuned", lambda v: isinstance(v, str) or v >= 1)
 
 
 @dataclass
@@ -183,6 +187,14 @@ class StrategyConfig(Registered):
         return {"momentum": "optimizer=adam has none to set"} if self.optimizer == "adam" else {}
 
     @property
+    def needs_same_bits(self) -> bool:
+        """Whether features have to be the same on every machine, so that nothing is measured.
+
+        Their last bits depend on how many samples go through the backbone at a time.
+        """
+        return False
+
+    @property
     def old_prototypes(self) -> str:
         """What becomes of the prototypes of old classes when the backbone has moved, in words.
 
@@ -251,8 +263,19 @@ class ExperimentConfig(RunConfig):
     Attributes:
         strategy: the learner.
         cache: folder of the features that frozen backbones computed.
+        encoding_batch: images that go through a frozen backbone at a time, of which features
+            depend in their last bits: a number; ``"fixed"`` for a rule that is the same on every
+            machine; ``"tuned"`` for the quickest here, measured once, where there are so many
+            images that measuring pays, and written to the run's ``config.yaml``. None is
+            ``"fixed"`` where sums are exact, else ``"tuned"``.
     """
 
     name: str = "${benchmark.name}-${strategy.name}"
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     cache: str = "~/.cache/protocl/features"
+    encoding_batch: int | Literal["fixed", "tuned"] | None = ranged(None, _IMAGES)
+
+    @property
+    def settled_batch(self) -> int | None:
+        """``encoding_batch`` where it is a number; None for that of the rule."""
+        return self.encoding_batch if isinstance(self.encoding_batch, int) else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, refuse
 from protocl.data.pictures import pixels_of, read_picture
+from protocl.data.reading import read_in_order
 from protocl.errors import ConfigError, DataError
 from protocl.io.progress import progress_bar
 from protocl.memory.limits.capacity import require_bytes
@@ -150,9 +153,10 @@ def _left_behind(name: str) -> bool:
 
 def _read(found: _Files, config: BenchmarkConfig) -> Tensor:
     images: Tensor | None = None
-    with progress_bar(f"reading {found.root}", len(found)) as bar:
-        for row, file in enumerate(file for files in found.files for file in files):
-            image = pixels_of(read_picture(file), config.image_size)
+    files = list(chain.from_iterable(found.files))
+    read = read_in_order(lambda file: pixels_of(read_picture(file), config.image_size), files)
+    with progress_bar(f"reading {found.root}", len(files)) as bar, closing(read):
+        for row, (file, image) in enumerate(zip(files, read, strict=True)):
             if images is None:
                 images = _room(found, image)
             if image.shape != images.shape[1:]:

@@ -5,15 +5,18 @@ Source: Lake et al., Human-level Concept Learning through Probabilistic Program 
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig
 from protocl.data.npz import chosen_split, load_npz, split_each_class, to_samples
 from protocl.data.pictures import read_picture
+from protocl.data.reading import read_in_order
 from protocl.data.torchvision_sets import is_archive, open_set, root_of
 from protocl.io.progress import progress_bar
 
@@ -48,20 +51,25 @@ def _read_tree(folder: Path, config: BenchmarkConfig) -> ArrayData:
     torchvision lists folders in the order of the file system, which differs between machines and
     with it the class ids; hence our own walk.
     """
-    from PIL import Image
-
     side = config.image_size or IMAGE_SIZE
     characters = sorted(path for path in folder.glob("*/*") if path.is_dir())
     drawings = [
         (c, file) for c, path in enumerate(characters) for file in sorted(path.glob("*.png"))
     ]
     images = np.empty((len(drawings), side, side), dtype=np.uint8)
-    with progress_bar(f"reading {config.name}", len(drawings)) as bar:
-        for row, (_, file) in enumerate(drawings):
-            grey = read_picture(file).convert("L")
-            small = grey.resize((side, side), Image.Resampling.LANCZOS)
-            images[row] = 255 - np.asarray(small)
+    read = read_in_order(lambda file: _ink(file, side), [file for _, file in drawings])
+    with progress_bar(f"reading {config.name}", len(drawings)) as bar, closing(read):
+        for row, image in enumerate(read):
+            images[row] = image
             bar.update()
     labels = torch.tensor([character for character, _ in drawings], dtype=torch.int64)
     names = [f"{path.parent.name}/{path.name}" for path in characters]
     return split_each_class(to_samples(images, str(folder)), labels, names, config)
+
+
+def _ink(file: Path, side: int) -> NDArray[np.uint8]:
+    """A drawing ``(side, side)``, ink 255 on 0."""
+    from PIL import Image
+
+    grey = read_picture(file).convert("L")
+    return 255 - np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from protocl.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_FILTERS = threading.Lock()
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 # Pillow gives their 16-bit grey values, scaled to 0..65535, as 32-bit integers.
 _SIXTEEN_IN_32 = ("PNG", "PPM")
@@ -38,17 +40,36 @@ def read_picture(file: str | Path | Image) -> Image:
     if isinstance(file, Image.Image):
         return _rgb(ImageOps.exif_transpose(file), file.format, "the picture")
     try:
-        with warnings.catch_warnings():
-            # A file that Pillow only warns about would be read in part.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
-                opened.load()
-                picture, kind = ImageOps.exif_transpose(opened), opened.format
+        with _opened(file) as opened:
+            opened.load()
+            # Of some kinds, such as icons, the header is no more than a promise.
+            _require_honest(opened)
+            picture, kind = ImageOps.exif_transpose(opened), opened.format
     except Exception as error:  # decoders raise whatever they stumble over in a damaged file
         raise DataError(
             f"{file} cannot be read as an image: {str(error) or type(error).__name__}"
         ) from error
     return _rgb(picture, kind, file)
+
+
+def _opened(file: str | Path) -> Image:
+    """An image file whose header has been read; what Pillow only warns about is refused.
+
+    Filters of warnings are those of the whole process, and files are read by several threads.
+    """
+    from PIL import Image
+
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(file)
+
+
+def _require_honest(picture: Image) -> None:
+    from PIL.Image import MAX_IMAGE_PIXELS
+
+    pixels = picture.width * picture.height
+    if MAX_IMAGE_PIXELS is not None and pixels > MAX_IMAGE_PIXELS:
+        raise ValueError(f"{pixels} pixels exceed Pillow's limit of {MAX_IMAGE_PIXELS}")
 
 
 def pixels_of(picture: Image, size: int | Sequence[int] | None = None, channels: int = 3) -> Tensor:

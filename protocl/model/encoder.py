@@ -15,6 +15,7 @@ from protocl.backbones.build import build_unscaled
 from protocl.backbones.features import extract
 from protocl.backbones.layers.scale import standardised
 from protocl.data.pictures import pixels_of, read_picture
+from protocl.data.reading import read_in_order
 from protocl.errors import DataError
 
 if TYPE_CHECKING:
@@ -133,7 +134,13 @@ class Encoder:
                 f"(N, {shape[0]})"
             )
         channels, side = (CHANNELS, None) if shape is None else (shape[0], shape[1:])
-        read = [pixels_of(read_picture(each), side, channels) for each in pictures]
+
+        def pixels(picture: str | Path | Image) -> Tensor:
+            return pixels_of(read_picture(picture), side, channels)
+
+        # One picture may be there twice, and no two threads may decode it.
+        files = all(isinstance(each, str | Path) for each in pictures)
+        read = list((read_in_order if files else map)(pixels, pictures))
         sizes = {tuple(image.shape) for image in read}
         if len(sizes) > 1:
             raise DataError(

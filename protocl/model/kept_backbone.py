@@ -75,10 +75,9 @@ class Part(BaseModel):
     adapted: str
 
     def unread(self) -> Part:
-        """The same weights without what is read of their layers."""
-        return self.model_copy(
-            update={"settings": self.settings | {"layers": None, "layer_scale": "none"}}
-        )
+        """The same matrices, without what is read of their layers or merged into them."""
+        plain = {"layers": None, "layer_scale": "none", "fold_batchnorm": False}
+        return self.model_copy(update={"settings": self.settings | plain})
 
     def build(self) -> Backbone:
         """The backbone, without the weights that it has on disk."""
@@ -186,7 +185,7 @@ class KeptBackbone(BaseModel):
         parts = [part.unread() for part in self.parts if part.settings.get("width") is not None]
         with torch.device("meta"):  # allocates nothing
             states = [part.build().state_dict().values() for part in parts]
-        needed = sum(tensor.nbytes for state in states for tensor in state)
+        needed = sum(tensor.nbytes for state in states for tensor in state if tensor.ndim > 1)
         if not weights.is_file() or needed > weights.stat().st_size:
             raise DataError(
                 f"{weights} is absent or smaller than the {needed} bytes of its backbone: restore "

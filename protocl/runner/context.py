@@ -84,10 +84,15 @@ class RunContext(Generic[Config]):
             self.data_hash = data.content_hash
         return data
 
-    def encode(self, data: ArrayData, backbone: Backbone) -> ArrayData:
+    def encode(
+        self, data: ArrayData, backbone: Backbone, batch_size: int | None = None
+    ) -> ArrayData:
         """The data with features of a frozen backbone in place of samples, computed once ever."""
         with self.phase("features"):
-            return encode_once(data, backbone, self.config.cache, self.device, progress=self.bars)
+            return encode_once(
+                data, backbone, self.config.cache, self.device,
+                batch_size=batch_size, progress=self.bars,
+            )  # fmt: skip
 
     def events(self, done: int = 0) -> SummaryWriter:
         """Curves for TensorBoard, which hides what was lost of those after step ``done``."""

@@ -226,7 +226,7 @@ class _Run:
             backbone,
             self.prepared.sample_shape,
             self.prepared.class_names,
-            batch_size=self.config.strategy.eval_mb_size if trained else None,
+            batch_size=self.config.strategy.eval_mb_size if trained else self.config.settled_batch,
         )
 
     def _result(self) -> dict[str, Any]:

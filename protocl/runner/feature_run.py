@@ -65,6 +65,7 @@ class FeatureRun:
                 self.prepared.backbone,
                 self.prepared.sample_shape,
                 self.prepared.class_names,
+                batch_size=self.run.config.settled_batch,
             )
             return self._result()
         finally:

@@ -27,6 +27,7 @@ LOG_FILE = "log.txt"
 _LOCK_FILE = ".lock"
 # Keys that say how a run is carried out, not what it computes.
 _INCIDENTAL = ("resume", "jobs", "output", "cache")
+_MEASURED = ("encoding_batch",)
 
 
 def open_run(config: RunConfig) -> Path:
@@ -57,7 +58,7 @@ def create_run(config: RunConfig) -> Path:
         except FileExistsError:  # another run of the same second
             attempt += 1
             continue
-        atomic_write(folder / CONFIG_FILE, to_yaml(config))
+        write_config(config, folder)
         return folder
 
 
@@ -65,9 +66,30 @@ def find_run(config: RunConfig) -> Path | None:
     """The newest folder of a run with this configuration, finished or not."""
     wanted = _identity(asdict(config))
     for file, saved in _saved_runs(config):
-        if _identity(saved) == wanted:
+        if _as_asked(_identity(saved), wanted) == wanted:
             return file.parent
     return None
+
+
+def kept_setting(folder: Path, key: str) -> Any:
+    """A setting in the configuration of the run in ``folder``; None where it has none."""
+    file = folder / CONFIG_FILE
+    return yaml.safe_load(file.read_text(encoding="utf-8")).get(key) if file.is_file() else None
+
+
+def write_config(config: RunConfig, folder: Path) -> None:
+    """Write the resolved configuration of a run."""
+    atomic_write(folder / CONFIG_FILE, to_yaml(config))
+
+
+def _as_asked(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run, without those that it measured and that nobody wants to be others."""
+    measured = {
+        key: wanted[key]
+        for key in _MEASURED
+        if wanted.get(key, "") in (None, "tuned") and saved.get(key) != "fixed"
+    }
+    return saved | measured
 
 
 def _saved_runs(config: RunConfig) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -86,9 +108,10 @@ def _saved_runs(config: RunConfig) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _say_what_differs(config: RunConfig) -> None:
     """Warn where the newest run of this name and seed had other settings of the same parts."""
-    wanted = _leaves(_identity(asdict(config)))
+    asked = _identity(asdict(config))
+    wanted = _leaves(asked)
     for file, saved in _saved_runs(config):
-        there = _leaves(_identity(saved))
+        there = _leaves(_as_asked(_identity(saved), asked))
         keys = [key for key in sorted(wanted.keys() | there) if wanted.get(key) != there.get(key)]
         if any(key == "seed" or key.endswith(".name") for key in keys):
             continue
@@ -172,8 +195,8 @@ def has_log(folder: Path) -> bool:
     return log.is_file() and log.stat().st_size > 0
 
 
-def _identity(config: dict[str, Any]) -> Any:
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
     # Through JSON, so that tuples and lists, which YAML does not tell apart, compare equal.
-    return json.loads(
-        json.dumps({key: value for key, value in config.items() if key not in _INCIDENTAL})
-    )
+    kept = {key: value for key, value in config.items() if key not in _INCIDENTAL}
+    through: dict[str, Any] = json.loads(json.dumps(kept))
+    return through

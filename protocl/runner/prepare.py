@@ -21,12 +21,13 @@ from protocl.backbones import (
     standardise,
 )
 from protocl.backbones.build import build_unscaled
-from protocl.backbones.features import require_fit, takes_raw
+from protocl.backbones.features import FeatureCache, require_fit, takes_raw
 from protocl.config import ExperimentConfig, Setup
 from protocl.data import ArrayData, ClassStream, class_stream
 from protocl.errors import ConfigError
 from protocl.memory import PrototypeMemory
 from protocl.runner.context import RunContext
+from protocl.runner.folders import kept_setting, write_config
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Prepared:
 
         The model is left as it was.
         """
-        data = run.encode(self.data, backbone)
+        data = _encoded(run, self.data, backbone)
         return replace(
             self,
             data=data,
@@ -139,13 +140,18 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
             f"'{config.strategy.name}' leaves its backbone frozen and sees each image once, as it "
             "is; leave the augmentation out, or train on the first experience"
         )
+    if config.backbone.fold_batchnorm and config.strategy.trains_backbone:
+        raise ConfigError(
+            f"backbone.fold_batchnorm=true: strategy '{config.strategy.name}' trains its backbone, "
+            "which needs its BatchNorm; leave it out"
+        )
     data = run.load_data()
     build = build_backbone if config.strategy.trains_backbone else build_unscaled
     backbone = build(config.backbone, data.input_shape, config.seed)
     first, shape = backbone, data.input_shape
     require_fit(data, backbone)
     if not config.strategy.trains_backbone and not takes_raw(backbone):
-        data = run.encode(data, backbone)
+        data = _encoded(run, data, backbone)
         if config.backbone.layer_scale == "std":
             data = _standardised(data, backbone, config)
         backbone = build_backbone(BackboneConfig(name="identity"), data.input_shape, config.seed)
@@ -162,6 +168,32 @@ def prepare(run: RunContext[ExperimentConfig]) -> Prepared:
         sample_shape=shape,
         fingerprint=fingerprint(first),
     )
+
+
+def _encoded(run: RunContext[ExperimentConfig], data: ArrayData, backbone: Backbone) -> ArrayData:
+    """Features of all images, so many at a time as the configuration of the run says or will say.
+
+    What is measured is written there, so that whoever resumes or repeats the run gets its bits.
+    """
+    config = run.config
+    asked = config.encoding_batch
+    if asked is None:
+        asked = "fixed" if config.strategy.needs_same_bits else "tuned"
+    if asked == "tuned":
+        config.encoding_batch = kept_setting(run.folder, "encoding_batch")
+        if config.settled_batch is None:
+            _settle_batch(run, data, backbone)
+    return run.encode(data, backbone, config.settled_batch)
+
+
+def _settle_batch(run: RunContext[ExperimentConfig], data: ArrayData, backbone: Backbone) -> None:
+    """Measure the quickest number of images at a time, and write it to the configuration."""
+    with run.phase("features"):
+        cache = FeatureCache(run.config.cache)
+        found = cache.quickest_batch_size(data, backbone, run.device)
+    if found is not None:
+        run.config.encoding_batch = found
+        write_config(run.config, run.folder)
 
 
 def _standardised(data: ArrayData, backbone: Backbone, config: ExperimentConfig) -> ArrayData:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _BACKBONE = "efficientnet_lite0"
 _SIZE = 96
 _EXPERIENCES = 10
+_TEST_IMAGES = 100  # of each class, all that there are
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def _images(path: str, per_class: int) -> ArrayData:
         config = BenchmarkConfig("npz", path=path)
     else:
         config = BenchmarkConfig("cifar100", root=path)
-    config.train_per_class, config.test_per_class = per_class, -(-per_class // 3)
+    config.train_per_class = per_class
+    config.test_per_class = min(-(-per_class // 3), _TEST_IMAGES)
     return load_data(config)
 
 

@@ -95,6 +95,10 @@ class FrozenBackboneConfig(StrategyConfig):
         return unused | dict.fromkeys(("first_experience_epochs", *_SESSION, *_DESCENT), reason)
 
     @property
+    def needs_same_bits(self) -> bool:
+        return self.sums.exact
+
+    @property
     def old_prototypes(self) -> str:
         return "exact"  # nothing is stored before the backbone stays
 

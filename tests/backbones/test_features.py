@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from protocl.backbones import BackboneConfig, build_backbone
-from protocl.backbones.features import FeatureCache, default_batch_size, extract
+from protocl.backbones.batch_size import default_batch_size
+from protocl.backbones.features import FeatureCache, extract
 from protocl.data import ArrayData, BenchmarkConfig, load_data
 from protocl.io.progress import progress_bar
 from tests.io.test_atomic import die_while_writing

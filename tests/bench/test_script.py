@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,38 @@ def test_a_process_is_measured_with_the_threads_it_was_given(tmp_path: Path) -> 
     assert used.processor > 0
 
 
+def test_memory_of_whoever_measures_does_not_count(tmp_path: Path) -> None:
+    mine = bytes(range(256)) * 800_000
+    used = finish([sys.executable, "-I", "-S", "-c", "pass"], 1, tmp_path)
+    assert used.peak < 50e6 < len(mine)
+
+
+def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="/nowhere/at all could not be run"):
+        finish(["/nowhere/at all"], 1, tmp_path)
+
+
+def test_who_is_interrupted_ends_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(process: subprocess.Popen[str]) -> None:
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    code = "import os, time; open('pid.new', 'w').write(str(os.getpid()))\n"
+    code += "os.rename('pid.new', 'pid'); time.sleep(60)"
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        finish([sys.executable, "-c", code], 1, tmp_path)
+    state = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    for _ in range(500):
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.01)
+    pytest.fail("the command is still there")
+
+
 def test_cooling_leaves_files_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "ä file").write_bytes(b"content")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
@@ -83,6 +117,15 @@ def test_images_and_their_features_are_written_for_both_sides(tmp_path: Path) ->
     x_train, *_ = plain.load(str(tmp_path / "features.npz"))
     encoded = plain.encode(plain.load(str(tmp_path / "images.npz"))[0], 96)
     assert encoded.numpy() == pytest.approx(x_train.numpy(), abs=1e-3)
+
+
+def test_all_training_images_come_with_all_test_images(tmp_path: Path) -> None:
+    y_train, y_test = np.repeat(np.arange(2), 500), np.repeat(np.arange(2), 100)
+    x = np.zeros((1000, 4, 4, 3), dtype=np.uint8)
+    file = tmp_path / "c.npz"
+    np.savez(file, x_train=x, y_train=y_train, x_test=x[:200], y_test=y_test)
+    data = script_data._images(str(file), 500)
+    assert (len(data.x_train), len(data.x_test)) == (1000, 200)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])

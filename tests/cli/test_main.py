@@ -210,7 +210,7 @@ def test_doctor_finds_what_is_there(capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert code == 1, "the third party's broken registration is reported"
     assert "acme_continual:Missing" in out
-    assert "10 classes, 1347 training and 450 test samples" in out
+    assert "1,797 images, embedded in scikit-learn" in out
     assert "benchmark.download=true" in out
 
 
