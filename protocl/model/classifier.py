@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from functools import partial
 from typing import Any, Literal, Self, cast
 
@@ -156,11 +157,16 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
     def __add__(self, other: PrototypeClassifier) -> PrototypeClassifier:
         if not isinstance(other, PrototypeClassifier):
             return NotImplemented
+        return copy(self).merge(other)
+
+    def __copy__(self) -> Self:
+        """A twin that learns and forgets on its own; the two share the backbone."""
         twin = type(self)(**self.get_params(deep=False))
         twin.__dict__.update(self.__dict__)
-        twin.memory_ = self.memory_.copy()
-        twin.head_ = self.head_.twin()
-        return twin.merge(other)
+        if hasattr(self, "memory_"):
+            twin.memory_ = self.memory_.copy()
+            twin.head_ = deepcopy(self.head_)  # not its twin(), which keeps what was chosen
+        return twin
 
     def __radd__(self, other: int) -> PrototypeClassifier:
         """``sum`` starts from 0."""
