@@ -292,8 +292,9 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        known = isinstance(self.head, Head) or (self.head in HEADS.names())
-        head = built(self.head, self.head_options or {}) if known else None
+        head: Any = self.head
+        if not isinstance(head, Head):
+            head = built(head, self.head_options or {}) if head in HEADS.names() else None
         tags.input_tags.positive_only = getattr(head, "tukey", None) is not None
         return tags
 

@@ -22,7 +22,7 @@ function element(tag, className, text) {
   if (className) made.className = className;
   if (text !== undefined) {
     made.textContent = text;
-    if (className === "label" || className === "name") made.title = text;
+    if (["label", "name", "before"].includes(className)) made.title = text; // they may be cut off
   }
   return made;
 }
