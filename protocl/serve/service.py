@@ -189,7 +189,7 @@ class Service:
         if not self.shows_thumbnails or self.ledger is None:
             return None
         file = self.ledger.thumbnails.newest(id_, since)
-        return None if file is None else f"/thumbnails/{id_}/{file.name}"
+        return None if file is None else f"thumbnails/{id_}/{file.name}"
 
     # -- writing: one thread ------------------------------------------------------------------
 
