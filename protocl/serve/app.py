@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
@@ -62,6 +63,7 @@ def application(service: Service, threads: Threads, *, token: str, hosts: Collec
     routes.add_to(app)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(RequestValidationError, _bad_address)
     app.add_exception_handler(Exception, _our_fault)
     return Gate(app, hosts, metrics)
 
@@ -302,6 +304,10 @@ async def _http_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"{error.detail}: see GET /openapi.json for what can be asked"
     return Problem(error.status_code, "not_found", message).response()
+
+
+async def _bad_address(request: Request, error: Exception) -> JSONResponse:
+    return Problem(404, "not_found", "there is nothing at this address").response()
 
 
 async def _our_fault(request: Request, error: Exception) -> JSONResponse:

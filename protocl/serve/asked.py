@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from protocl.model.labels import Labels, named
 from protocl.serve.pictures import MOST_BYTES, picture_of
@@ -135,6 +135,8 @@ async def asked(request: Request) -> Asked:
         raise Problem(
             408, "too_slow", f"the request took longer than {PATIENCE:g} s to arrive"
         ) from error
+    except ClientDisconnect as error:
+        raise Problem(400, "broken_off", "the request broke off before its end") from error
     raise Problem(
         415, "unknown_content",
         f"Content-Type {kind!r}: expected multipart/form-data (curl -F files=@photo.jpg) or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -82,6 +83,9 @@ def serve(folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
         say(f"serving {folder} ({known} {'class' if known == 1 else 'classes'}); Ctrl-C stops it")
         # Whoever taught the server a token of their own has it, and logs are read by others.
         say(f"page: {address}/" + ("" if settings.token else f"#token={token}"))
+        # uvicorn raises the signal again when it has stopped; by default that ends the process
+        # before the note that the model is served is taken away.
+        signal.signal(signal.SIGTERM, _stop)
         server.run(sockets=[listener])
 
 
@@ -115,6 +119,10 @@ def _listener(settings: Settings) -> socket.socket:
             "--port, or 0 for any that is free"
         ) from error
     return listener
+
+
+def _stop(number: int, frame: object) -> None:
+    raise SystemExit(0)
 
 
 def _address(host: str, port: int) -> str:

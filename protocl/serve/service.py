@@ -22,6 +22,7 @@ from protocl.model.folder import read_model
 from protocl.model.guesses import Guesses
 from protocl.model.trained import TrainedClassifier
 from protocl.serve.pictures import thumbnail
+from protocl.serve.problems import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ class Service:
         change = Change("forget", label, None if features is None else features.numpy())
         self._change(ledger, change)
         if now:
-            ledger.fold(all_of_them=True)
+            _fold(ledger)
         return change
 
     def undo(self, change_id: str) -> None:
@@ -234,3 +235,19 @@ class Service:
 
     def _change(self, ledger: Ledger, change: Change) -> None:
         self.state = State(ledger.change(change))
+
+
+def _fold(ledger: Ledger) -> None:
+    """Leave nothing of what was forgotten.
+
+    Raises:
+        Problem: the folder cannot be written, so that what was forgotten can still be undone.
+    """
+    try:
+        ledger.fold(all_of_them=True)
+    except OSError as error:
+        raise Problem(
+            507, "not_folded",
+            f"it is forgotten, but not for good: the folder cannot be written ({error}), and the "
+            "journal still holds it; make room, and forget anything with now=true",
+        ) from error  # fmt: skip

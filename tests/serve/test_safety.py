@@ -198,3 +198,44 @@ def test_our_own_fault_is_no_riddle(client: TestClient, monkeypatch: Any) -> Non
     assert reply.status_code == 500
     assert reply.json()["error"] == "our_fault"
     assert "secret" not in reply.text
+
+
+def test_what_broke_off_is_no_fault_of_ours(client: TestClient) -> None:
+    async def scenario() -> int:
+        status = []
+
+        async def send(message: Any) -> None:
+            status.append(message.get("status"))
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers,
+                 "query_string": b"", "scheme": "http", "server": ("localhost", 80)}  # fmt: skip
+        await client.app(scope, receive, send)
+        return int(status[0])
+
+    assert asyncio.run(scenario()) == 400
+
+
+def test_what_cannot_be_written_is_said(client: TestClient, monkeypatch: Any) -> None:
+    content = {"class": "a", "now": True}
+
+    def full(*args: Any, **more: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("protocl.model.changes.ledger.save_model", full)
+    reply = client.post("/forget", json=content, headers=ALLOWED)
+    assert (reply.status_code, reply.json()["error"]) == (507, "not_folded")
+    assert labels(client) == ["b", "c"]
+    monkeypatch.setattr("os.fsync", full)
+    reply = client.post("/forget", json={"class": "b"}, headers=ALLOWED)
+    assert (reply.status_code, reply.json()["error"]) == (507, "not_written")
+    assert labels(client) == ["b", "c"]
+
+
+def test_no_address_is_a_riddle(client: TestClient) -> None:
+    for path in ("/thumbnails/x/y.jpg", "/thumbnails/1/..%2f..%2fmodel.json", "/nowhere"):
+        reply = client.get(path)
+        assert (reply.status_code, reply.json()["error"]) == (404, "not_found")
