@@ -68,18 +68,24 @@ def extract(
 @contextmanager
 def frozen(backbone: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
     """Evaluation mode without gradients on ``device``, yielded; all is put back afterwards."""
-    first = next(iter([*backbone.parameters(), *backbone.buffers()]), None)
-    home = torch.device("cpu") if first is None else first.device
+    places = [tensor.device for tensor in (*backbone.parameters(), *backbone.buffers())]
+    home = places[0] if places else torch.device("cpu")
     target = home if device is None else torch.device(device)
-    modes = {module: module.training for module in backbone.modules()}
+    training = [module for module in backbone.modules() if module.training]
+    # Moving nothing takes a walk over all modules, as long as a tenth of a pass of one image.
+    away = any(place != target for place in places)
     try:
-        backbone.to(target).eval()
+        if away:
+            backbone.to(target)
+        if training:
+            backbone.eval()
         with torch.no_grad():
             yield target
     finally:
-        backbone.to(home)
-        for module, mode in modes.items():
-            module.training = mode
+        if away:
+            backbone.to(home)
+        for module in training:
+            module.training = True
 
 
 def _encode(

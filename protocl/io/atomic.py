@@ -39,10 +39,10 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
-        _flush(target.parent)
+        flush(target.parent)
     except SafetensorError as error:
         raise OSError(f"{target} cannot be written: {error}") from error
     finally:
@@ -70,9 +70,9 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         for file in temporary.iterdir():
-            _flush(file)
+            flush(file)
         temporary.replace(target)
-        _flush(target.parent)
+        flush(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -113,7 +113,8 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -66,11 +66,18 @@ def write(
         tensors: by name.
         kind: what they are, which :func:`read` is to be told.
     """
-    header = {"format": kind, "format_version": FORMAT_VERSION, **description}
-    header[CHECKSUM] = checksum(header, tensors)
+    header = sealed(description, tensors, kind)
     with atomic_path(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata=header)
         order_header(temporary)
+
+
+def sealed(
+    description: Mapping[str, str], tensors: Mapping[str, Tensor], kind: str = FORMAT
+) -> dict[str, str]:
+    """The header of a file of these arrays, its checksum included."""
+    header = {"format": kind, "format_version": FORMAT_VERSION, **description}
+    return header | {CHECKSUM: checksum(header, tensors)}
 
 
 def order_header(path: Path) -> None:
@@ -120,6 +127,23 @@ def read(
             "extract the features with the backbone that built it, or build a new memory"
         )
     return header, tensors
+
+
+def identity(path: Path) -> str:
+    """What tells the statistics in a file from others: their checksum.
+
+    Raises:
+        DataError: the file is absent or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get(CHECKSUM)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}; restore it from a copy") from error
+    if found is not None:
+        return str(found)
+    with path.open("rb") as whole:  # the first files had no checksum
+        return hashlib.file_digest(whole, "sha256").hexdigest()
 
 
 def checksum(description: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

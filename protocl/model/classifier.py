@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from functools import partial
 from typing import Any, Literal, Self, cast
 
@@ -156,11 +157,16 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
     def __add__(self, other: PrototypeClassifier) -> PrototypeClassifier:
         if not isinstance(other, PrototypeClassifier):
             return NotImplemented
+        return copy(self).merge(other)
+
+    def __copy__(self) -> Self:
+        """A twin that learns and forgets on its own; the two share the backbone."""
         twin = type(self)(**self.get_params(deep=False))
         twin.__dict__.update(self.__dict__)
-        twin.memory_ = self.memory_.copy()
-        twin.head_ = self.head_.twin()
-        return twin.merge(other)
+        if hasattr(self, "memory_"):
+            twin.memory_ = self.memory_.copy()
+            twin.head_ = deepcopy(self.head_)  # not its twin(), which keeps what was chosen
+        return twin
 
     def __radd__(self, other: int) -> PrototypeClassifier:
         """``sum`` starts from 0."""
@@ -286,8 +292,9 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        known = isinstance(self.head, Head) or (self.head in HEADS.names())
-        head = built(self.head, self.head_options or {}) if known else None
+        head: Any = self.head
+        if not isinstance(head, Head):
+            head = built(head, self.head_options or {}) if head in HEADS.names() else None
         tags.input_tags.positive_only = getattr(head, "tukey", None) is not None
         return tags
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,12 +224,14 @@ def on_host(values: Any) -> Any:
 def _built(config: BackboneConfig, samples: Any) -> Backbone:
     """The backbone for samples, the same whatever the sizes of pictures that it resizes."""
     shape = _first_shape(samples)
-    size = config.image_size
-    if size is None:
-        size = build_unscaled(config, shape, config.seed or 0).image_size
-    if size is not None and len(shape) == 3:
-        shape = (shape[0], size, size)
-    return build_unscaled(config, shape, config.seed or 0)
+    if config.image_size is not None and len(shape) == 3:
+        shape = (shape[0], config.image_size, config.image_size)
+    backbone = build_unscaled(config, shape, config.seed or 0)
+    if backbone.image_size is not None and backbone.origin is not None and len(shape) == 3:
+        # A size of the backbone's own choice: what it was given plays no part in the network.
+        seen = (shape[0], backbone.image_size, backbone.image_size)
+        backbone.origin = replace(backbone.origin, input_shape=seen)
+    return backbone
 
 
 def _first_shape(samples: Any) -> tuple[int, ...]:

@@ -7,37 +7,52 @@ file                        content
 ``memory.safetensors``      the statistics, and the labels of their classes
 ``answer.safetensors``      trained parameters in the place of a memory
 ``backbone.safetensors``    weights, unless a package brings them
+``journal-*.jsonl``         changes by a server, which can still be undone
+``thumbnails/``             of what a server was taught, if it was told to keep them
 =========================== ===========================================================
 
 Teaching and forgetting replace ``memory.safetensors`` and nothing else, so that a killed process
-leaves the model as it was before or as it is after. Nothing in a model is a pickle, and equal
-models are equal bytes: no times, no revisions.
+leaves the model as it was before or as it is after; a journal belongs to one such file, and ends
+with it. Nothing in a model is a pickle, and equal models are equal bytes: no times, no revisions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError
+from torch import Tensor
 
 from protocl import __version__
 from protocl.backbones import Backbone
 from protocl.errors import ConfigError, DataError, FingerprintError
 from protocl.heads.base import Head
-from protocl.heads.written_settings import plain, restored
+from protocl.heads.written_settings import restored
 from protocl.io.atomic import atomic_folder
 from protocl.io.names import MODEL_FOLDER
 from protocl.memory import PrototypeMemory
 from protocl.memory import file as memory_file
 from protocl.model.answers import Answer, Answering
+from protocl.model.changes.change import Change, like_model, replayed
+from protocl.model.changes.journal import Journal, discard_journals
+from protocl.model.changes.owner import require_unserved
+from protocl.model.changes.thumbnails import Thumbnails
+from protocl.model.description import (
+    DESCRIPTION,
+    FORMAT,
+    Description,
+    Named,
+    checksum_of,
+    named,
+    read_description,
+)
 from protocl.model.encoder import Encoder
-from protocl.model.kept_backbone import KeptBackbone, of_a_sample
+from protocl.model.kept_backbone import KeptBackbone
 from protocl.model.labels import Labels
 from protocl.model.trained import TrainedClassifier
 from protocl.registry import ANSWERS, HEADS, Registry
@@ -46,45 +61,9 @@ if TYPE_CHECKING:
     from protocl.model.classifier import PrototypeClassifier
 
 Model: TypeAlias = "PrototypeClassifier | TrainedClassifier"
-FORMAT = "protocl-model"
-FORMAT_VERSION = 1
-DESCRIPTION = "model.json"
 MEMORY = "memory.safetensors"
 ANSWER = "answer.safetensors"
 _LABELS = "labels"
-
-
-class Named(BaseModel):
-    """A registered part and its settings."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    name: str
-    settings: dict[str, Any]
-
-
-class Description(BaseModel):
-    """The content of ``model.json``.
-
-    Attributes:
-        head: what answers from the memory; None beside an ``answer``.
-        answer: what answers without one.
-        backbone: None where samples are features.
-        shape: of one sample, ``(C, H, W)`` or ``(D,)``; None where samples are features.
-        batch_size: of the encoder.
-        versions: of what wrote it.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    format: Literal["protocl-model"] = "protocl-model"
-    format_version: Literal[1] = 1
-    head: Named | None = None
-    answer: Named | None = None
-    backbone: KeptBackbone | None = None
-    shape: Annotated[list[PositiveInt], AfterValidator(of_a_sample)] | None = None
-    batch_size: PositiveInt | None = None
-    versions: dict[str, str]
 
 
 class Parts(NamedTuple):
@@ -101,33 +80,50 @@ class Parts(NamedTuple):
     encoder: Encoder | None
 
 
-def save_model(model: Model, path: str | os.PathLike[str]) -> None:
+def save_model(
+    model: Model, path: str | os.PathLike[str], *, pending: Sequence[Change] = ()
+) -> None:
     """Write a classifier to a folder, so that :func:`load_model` gives the same answers.
 
     Args:
         model: fitted.
         path: the folder; made if absent. Of a model of the same kind that is there, what it knows
             is replaced.
+        pending: changes that come on top of what the classifier knows, and can still be undone.
 
     Raises:
         ValueError: the classifier knows nothing, or has parts that a folder cannot name.
         DataError: the folder holds something else.
+        ConfigError: another process serves the model.
     """
+    write(parts_of(model), Path(path), pending)
+
+
+def parts_of(model: Model) -> Parts:
+    """What a model is made of.
+
+    Raises:
+        ValueError: it has not learned yet.
+    """
+    encoder = getattr(model, "encoder_", None)
     if isinstance(model, TrainedClassifier):
-        write(Parts(model.answer, model.labels, model.encoder_), Path(path))
-        return
+        return Parts(model.answer, model.labels, encoder)
     if not hasattr(model, "memory_"):
         raise ValueError("the classifier has not learned yet: call fit or partial_fit first")
     labels = model.classes_[np.argsort(model.ids_)]
-    encoder = getattr(model, "encoder_", None)
-    write(Parts((model.head_, model.memory_), labels, encoder), Path(path))
+    return Parts((model.head_, model.memory_), labels, encoder)
 
 
-def write(parts: Parts, folder: Path) -> None:
+def write(parts: Parts, folder: Path, pending: Sequence[Change] = ()) -> None:
     """Write what a model is made of: see :func:`save_model`."""
-    description = describe(parts)
-    if (folder / DESCRIPTION).exists() and read_description(folder) == description:
-        _write_state(parts, folder)
+    require_unserved(folder, but_by_us=True)
+    there = read_description(folder) if (folder / DESCRIPTION).exists() else None
+    description = describe(parts, there)
+    # Another version may have written what is there, and reads what is written now.
+    if there is not None and there.model_copy(update={"versions": description.versions}) == (
+        description
+    ):
+        _replace_state(parts, folder, pending)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(
@@ -139,9 +135,24 @@ def write(parts: Parts, folder: Path) -> None:
             description.backbone.save(parts.encoder.backbone, temporary)
         _write_state(parts, temporary)
         content = description.model_dump(mode="json")
-        content["checksum"] = _checksum(content)
+        content["checksum"] = checksum_of(content)
         text = json.dumps(content, indent=1, allow_nan=False)
         (temporary / DESCRIPTION).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _replace_state(parts: Parts, folder: Path, pending: Sequence[Change]) -> None:
+    """Write what a model knows, and beside it what comes on top; end the changes until then."""
+    if not isinstance(parts.answering, tuple):
+        _write_state(parts, folder)
+        return
+    discard_journals(folder, keep=Journal(folder, memory_file.identity(folder / MEMORY)))
+    journal = Journal(folder, memory_file.sealed(*_state(parts))[memory_file.CHECKSUM])
+    if pending:
+        journal.rewrite(pending)
+    _write_state(parts, folder)  # from here on that journal holds, and no other
+    discard_journals(folder, keep=journal if pending else None)
+    if not pending:
+        Thumbnails(folder).keep(parts.answering[1].classes.tolist())
 
 
 def load_model(path: str | os.PathLike[str], *, backbone: Backbone | None = None) -> Model:
@@ -159,7 +170,17 @@ def load_model(path: str | os.PathLike[str], *, backbone: Backbone | None = None
         DataError: the folder is no model, damaged, or needs a package that is not installed.
         FingerprintError: the backbone is not what it was.
     """
-    folder = model_folder(path)
+    model, changes = read_model(model_folder(path), backbone)
+    if isinstance(model, TrainedClassifier) or not changes:
+        return model
+    return like_model(replayed(model, changes), model)
+
+
+def read_model(folder: Path, backbone: Backbone | None = None) -> tuple[Model, list[Change]]:
+    """A model as its statistics have it, and the changes in its journal, which come on top.
+
+    Args, Raises: as :func:`load_model`.
+    """
     found = read_description(folder)
     encoder = None
     if found.backbone is not None:
@@ -168,7 +189,7 @@ def load_model(path: str | os.PathLike[str], *, backbone: Backbone | None = None
     if found.answer is not None:
         if encoder is None:
             raise DataError(f"{folder / DESCRIPTION} is damaged: an answer without a backbone")
-        return _load_answer(folder, found.answer, encoder)
+        return _load_answer(folder, found.answer, encoder), []
     if found.head is None:
         raise DataError(f"{folder / DESCRIPTION} is damaged: neither a head nor an answer")
     return _load_memory(folder, found, encoder)
@@ -180,59 +201,38 @@ def model_folder(path: str | os.PathLike[str]) -> Path:
     return inside if (inside / DESCRIPTION).is_file() else Path(path)
 
 
-def describe(parts: Parts) -> Description:
-    """What ``model.json`` says of a model."""
+def describe(parts: Parts, there: Description | None = None) -> Description:
+    """What ``model.json`` says of a model, given what it says already, if it is there."""
     answering, encoder, head, answer = parts.answering, parts.encoder, None, None
     if isinstance(answering, tuple):
-        head = _named(HEADS, answering[0], answering[0].get_params())
+        head = named(HEADS, answering[0], answering[0].get_params())
     else:
-        answer = _named(ANSWERS, answering, answering.arguments)
+        answer = named(ANSWERS, answering, answering.arguments)
+    known = None if there is None else there.backbone
     return Description(
         head=head,
         answer=answer,
-        backbone=None if encoder is None else KeptBackbone.of(encoder.backbone),
+        backbone=None if encoder is None else KeptBackbone.of(encoder.backbone, known),
         shape=None if encoder is None or encoder.shape is None else list(encoder.shape),
         batch_size=None if encoder is None else encoder.batch_size,
         versions={"protocl": __version__, "torch": torch.__version__},
     )
 
 
-def read_description(folder: Path) -> Description:
-    """The content of ``model.json``.
-
-    Raises:
-        DataError: the folder is no model, or damaged.
-    """
-    file = folder / DESCRIPTION
-    if not file.is_file():
-        raise DataError(f"{folder} is no model: it has no {DESCRIPTION}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        checksum = content.pop("checksum")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DataError(f"{file} is damaged: {error}; restore it from a copy") from error
-    version = content.get("format_version")
-    if content.get("format") != FORMAT or version != FORMAT_VERSION:
-        raise DataError(
-            f"{file} has format {content.get('format')!r} {version!r}, this protocl reads "
-            f"{FORMAT!r} {FORMAT_VERSION}; upgrade protocl"
-        )
-    if checksum != _checksum(content):
-        raise DataError(f"{file} is damaged: its checksum is not that of its contents")
-    try:
-        return Description.model_validate(content)
-    except ValidationError as error:
-        raise DataError(f"{file} is damaged: {error}") from error
-
-
 def _write_state(parts: Parts, folder: Path) -> None:
-    labels = {_LABELS: json.dumps(parts.labels.tolist())}
     if not isinstance(parts.answering, tuple):
+        labels = {_LABELS: json.dumps(parts.labels.tolist())}
         memory_file.write(folder / ANSWER, labels, parts.answering.state_dict(), kind=FORMAT)
         return
+    memory_file.write(folder / MEMORY, *_state(parts))
+
+
+def _state(parts: Parts) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Description and arrays of statistics, as a file holds them."""
+    assert isinstance(parts.answering, tuple)
     _, memory = parts.answering
-    description = memory_file.description_of(memory) | labels
-    memory_file.write(folder / MEMORY, description, memory_file.arrays_of(memory))
+    labels = {_LABELS: json.dumps(parts.labels.tolist())}
+    return memory_file.description_of(memory) | labels, memory_file.arrays_of(memory)
 
 
 def read_memory(folder: Path) -> tuple[PrototypeMemory, Labels]:
@@ -251,10 +251,22 @@ def read_memory(folder: Path) -> tuple[PrototypeMemory, Labels]:
     return memory, labels
 
 
-def _load_memory(folder: Path, found: Description, encoder: Encoder | None) -> PrototypeClassifier:
+def _read_changed(folder: Path) -> tuple[PrototypeMemory, Labels, list[Change]]:
+    """Statistics and the changes that belong to them, though a server may replace both."""
+    while True:
+        before = memory_file.identity(folder / MEMORY)
+        memory, labels = read_memory(folder)
+        changes = Journal(folder, before).read()
+        if memory_file.identity(folder / MEMORY) == before:
+            return memory, labels, changes
+
+
+def _load_memory(
+    folder: Path, found: Description, encoder: Encoder | None
+) -> tuple[PrototypeClassifier, list[Change]]:
     from protocl.model.classifier import PrototypeClassifier
 
-    memory, labels = read_memory(folder)
+    memory, labels, changes = _read_changed(folder)
     assert found.head is not None
     head: Head = _made(HEADS, found.head, folder)
     _require_partners(folder, found, head, memory)
@@ -263,13 +275,14 @@ def _load_memory(folder: Path, found: Description, encoder: Encoder | None) -> P
             f"{folder / MEMORY} holds {memory.feature_dim} features and its backbone gives "
             f"{encoder.backbone.feature_dim}: it belongs to another model"
         )
-    return PrototypeClassifier(
+    made = PrototypeClassifier(
         head,
         backbone=None if encoder is None else encoder.backbone,
         forgettable=memory.level != "shared",
         exact=memory.exact,
         step=memory.step,
-    ).hold(memory, labels, encoder)
+    )
+    return made.hold(memory, labels, encoder), changes
 
 
 def _load_answer(folder: Path, answer: Named, encoder: Encoder) -> TrainedClassifier:
@@ -318,17 +331,3 @@ def _labels(header: dict[str, str], file: Path) -> Labels:
         return np.array(labels)
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{file} is damaged: it has no labels ({error})") from error
-
-
-def _named(registry: Registry, part: Any, settings: dict[str, Any]) -> Named:
-    name = registry.name_of(type(part))
-    if name is None:
-        raise ValueError(
-            f"{type(part).__name__} is not registered under {registry.group}, so that a model "
-            "cannot name it: declare it as an entry point of your package"
-        )
-    return Named(name=name, settings={key: plain(key, value) for key, value in settings.items()})
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

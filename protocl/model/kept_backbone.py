@@ -111,8 +111,14 @@ class KeptBackbone(BaseModel):
     weights: Literal["file", "installed"]
 
     @classmethod
-    def of(cls, backbone: Backbone) -> KeptBackbone:
-        """The description of ``backbone``."""
+    def of(cls, backbone: Backbone, there: KeptBackbone | None = None) -> KeptBackbone:
+        """The description of ``backbone``.
+
+        Args:
+            backbone: of the model.
+            there: what a model in the folder already says, which is taken where it is of the same
+                backbone: whether weights are installed takes a while to find out.
+        """
         network = backbone.network
         branches = [network.pretrained, network.adapted] if isinstance(network, Branches) else []
         origins = [getattr(part, "origin", None) for part in branches or [backbone]]
@@ -125,7 +131,10 @@ class KeptBackbone(BaseModel):
             normalize_branches=isinstance(network, Branches) and network.normalize,
             weights="file",
         )
-        return kept.model_copy(update={"weights": "installed"}) if kept._is_installed() else kept
+        installed = kept.model_copy(update={"weights": "installed"})
+        if there in (kept, installed):
+            return there
+        return installed if kept._is_installed() else kept
 
     def _is_installed(self) -> bool:
         """Whether building it gives its weights, whatever the seed."""

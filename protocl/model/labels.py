@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,24 @@ def ids_beside(labels: Labels, known: Labels, known_ids: NDArray[np.int64]) -> N
     anywhere = ids_of(labels).tolist()
     ids = [given.get(label, id_) for label, id_ in zip(labels.tolist(), anywhere, strict=True)]
     return np.array(ids, dtype=np.int64)
+
+
+def named(known: Labels, name: str) -> Any:
+    """The label that a name means, as a person types it, beside those ``known`` ``(C,)``.
+
+    Raises:
+        ValueError: those known are numbers, and it is none.
+    """
+    if not len(known) or known.dtype.kind == "U":
+        # Some systems write the names of folders decomposed: the same word is the same class.
+        return name if name in known.tolist() else unicodedata.normalize("NFC", name)
+    words = {str(label): label for label in known.tolist()}
+    try:
+        return words[name] if name in words else int(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: the classes of this model are numbers, such as {known[0]}"
+        ) from error
 
 
 def _id_of(label: str | float | bool) -> int:

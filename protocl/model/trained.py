@@ -22,14 +22,14 @@ class TrainedClassifier:
     Args:
         answer: scores of features, one column a class.
         labels: ``(C,)`` names of its columns.
-        encoder: makes features of samples.
+        encoder: makes features of samples; None where samples are features.
 
     Attributes:
         classes_: ``(C,)`` labels, sorted.
         labels: the same in the order of the answer's columns.
     """
 
-    def __init__(self, answer: Answer, labels: Labels, encoder: Encoder) -> None:
+    def __init__(self, answer: Answer, labels: Labels, encoder: Encoder | None) -> None:
         order = np.argsort(labels, kind="stable")
         self.answer = answer.cpu().eval()
         self.encoder_ = encoder
@@ -52,5 +52,6 @@ class TrainedClassifier:
 
     @torch.no_grad()
     def _scores(self, X: Any) -> NDArray[np.float64]:
-        found = self.answer(self.encoder_(X)).double().numpy()
+        features = torch.as_tensor(X) if self.encoder_ is None else self.encoder_(X)
+        found = self.answer(features).double().numpy()
         return cast(NDArray[np.float64], found)

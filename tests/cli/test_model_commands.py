@@ -303,7 +303,7 @@ def test_one_model_by_several_ways_is_changed_by_one_at_a_time(
         held.append(path)
         yield
 
-    monkeypatch.setattr("protocl.cli.model.actions.locked", locked)
+    monkeypatch.setattr("protocl.model.changes.owner.locked", locked)
     monkeypatch.chdir(tmp_path / "model")
     for way in (tmp_path / "model", tmp_path / "link", Path()):
         assert main(["teach", str(way), "--class", "red", str(pictures / "test" / "red")]) == 0

@@ -17,9 +17,11 @@ from torch import nn
 
 from protocl import PrototypeClassifier, load_model, save_model
 from protocl.backbones import Backbone, BackboneConfig
+from protocl.backbones.base import Origin
 from protocl.errors import CapacityError, DataError, FingerprintError
 from protocl.heads import BayesianPrototypes, LinearDiscriminant, Ridge, SharedPrior
 from protocl.memory import file as memory_file
+from protocl.model import encoder
 from protocl.model.folder import DESCRIPTION, MEMORY
 from protocl.registry import HEADS
 
@@ -301,3 +303,28 @@ class TestBackbones:
         resized = Backbone(Tiny(), 5, architecture="tiny", image_size=8)
         with pytest.raises(FingerprintError, match="not the backbone tiny"):
             load_model(tmp_path / "model", backbone=resized)
+
+    def test_saving_again_builds_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        x, y = pictures()
+        config = BackboneConfig(name="conv4", width=4, image_size=16)
+        model = PrototypeClassifier("lda", backbone=config).fit(x, y)
+        model.save(tmp_path / "model")
+        monkeypatch.setattr(
+            "protocl.model.kept_backbone.build_unscaled", lambda *_: pytest.fail("it was built")
+        )
+        model.partial_fit(x[:2], y[:2]).save(tmp_path / "model")
+
+    def test_one_that_resizes_is_built_once_for_its_own_size(self, monkeypatch: pytest.MonkeyPatch):
+        built: list[Backbone] = []
+
+        def resizing(config: BackboneConfig, shape: tuple[int, ...], seed: int) -> Backbone:
+            own = Backbone(Tiny(), 5, architecture="tiny", image_size=8)
+            own.origin = Origin({}, shape)
+            built.append(own)
+            return own
+
+        monkeypatch.setattr(encoder, "build_unscaled", resizing)
+        made = encoder.Encoder.of("any", np.zeros((2, 3, 20, 30), dtype=np.uint8))
+        assert built == [made.backbone]
+        assert made.backbone.origin is not None
+        assert made.backbone.origin.input_shape == (3, 8, 8)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from protocl.cli.model.samples import batches
 from protocl.cli.model.show import describe, writer
 from protocl.data.folder import classes_in
-from protocl.errors import ConfigError, DataError, ProtoclError
-from protocl.io.atomic import locked
+from protocl.errors import ConfigError, DataError, ProtoclError, as_config_error
+from protocl.model.changes.owner import alone
+from protocl.model.changes.thumbnails import Thumbnails
 from protocl.model.classifier import PrototypeClassifier
-from protocl.model.folder import DESCRIPTION, Model, load_model, model_folder, save_model
+from protocl.model.description import DESCRIPTION
+from protocl.model.folder import Model, load_model, model_folder, save_model
+from protocl.model.labels import ids_beside, named
 
 _WAYS: dict[str | None, Any] = {None: "auto", "auto": "auto", "yes": True, "no": False}
 
@@ -38,7 +42,7 @@ def teach(args: argparse.Namespace) -> int:
     """Let a model learn from the files, all of them or none."""
     _require_new(args)
     folder = args.model if args.new else model_folder(args.model)
-    with _alone(folder):
+    with alone(folder):
         model = _new(args, folder) if args.new else _learning(folder)
         before = 0 if args.new else model.memory_.total
         with _as_our_errors():
@@ -55,9 +59,10 @@ def teach(args: argparse.Namespace) -> int:
 def forget(args: argparse.Namespace) -> int:
     """Take a class, or samples of it, out of a model."""
     folder = model_folder(args.model)
-    with _alone(folder):
+    with alone(folder):
         model = _learning(folder)
         before, label = model.memory_.total, _label(model, args.label)
+        (class_id,) = ids_beside(np.array([label]), model.classes_, model.ids_)
         with _as_our_errors():
             if args.samples:
                 for _, samples in batches(args.samples, _refuse):
@@ -65,6 +70,7 @@ def forget(args: argparse.Namespace) -> int:
             else:
                 model.forget(classes=[label])
         save_model(model, folder)
+        Thumbnails(folder).forget(class_id)
     _print(f"{folder}: {before - model.memory_.total} samples less; {describe(model)}")
     return 0
 
@@ -114,14 +120,6 @@ def _require_new(args: argparse.Namespace) -> None:
             )
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait for others that change the model, whatever way to its folder they were given."""
-    place = folder.resolve()
-    with locked(place.parent / f".{place.name}"):
-        yield
-
-
 def _new(args: argparse.Namespace, folder: Path) -> PrototypeClassifier:
     from protocl.backbones import BackboneConfig
 
@@ -146,18 +144,8 @@ def _learning(folder: Path) -> PrototypeClassifier:
 
 def _label(model: PrototypeClassifier, name: str) -> Any:
     """A name on the command line as the model's labels are."""
-    known = getattr(model, "classes_", None)
-    if known is None or not len(known) or known.dtype.kind == "U":
-        # Some systems write the names of folders decomposed: the same word is the same class.
-        composed = unicodedata.normalize("NFC", name)
-        return name if known is not None and name in known else composed
-    words = {str(label): label for label in known.tolist()}
-    try:
-        return words[name] if name in words else int(name)
-    except ValueError as error:
-        raise ConfigError(
-            f"--class {name}: the classes of this model are numbers, such as {known[0]}"
-        ) from error
+    with as_config_error("--class "):
+        return named(getattr(model, "classes_", np.empty(0)), name)
 
 
 def _lessons(args: argparse.Namespace) -> Iterator[tuple[str, list[Path]]]:

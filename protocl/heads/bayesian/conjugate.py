@@ -119,18 +119,21 @@ def log_joint_in_pieces(features: Tensor, distribution: Predictive) -> Tensor:
     return torch.cat([log_joint(piece, distribution) for piece in pieces])
 
 
-@torch.no_grad()
-def unknown_probability(
-    features: Tensor, log_density: Tensor, unseen: Beliefs, noise: Tensor, total: Tensor
-) -> Tensor:
-    """Probability ``(N,)`` that a sample belongs to one more class, of which nothing was seen.
+class Unseen(NamedTuple):
+    """What is expected of samples of one more class, of which nothing was seen.
 
-    Args:
-        features: ``(N, D)``.
-        log_density: ``(N,)``, ``log p(z)`` under the known classes.
-        unseen: belief about the further class, one row.
-        noise: as everywhere.
-        total: sum of the concentrations of the known classes.
+    Attributes:
+        distribution: of its next sample, one row.
+        concentration: ``(1,)``, its weight beside the known classes.
+    """
+
+    distribution: Predictive
+    concentration: Tensor
+
+
+@torch.no_grad()
+def unseen_class(unseen: Beliefs, noise: Tensor) -> Unseen:
+    """What a belief about one more class, one row, says of its samples.
 
     Raises:
         ValueError: the prior is flat, so that it gives no density.
@@ -138,8 +141,23 @@ def unknown_probability(
     if is_flat(unseen):
         raise ValueError("a flat prior gives no density to unseen classes: use precision > 0")
     belief = Beliefs(*(part.to(noise) for part in unseen))
-    joint = log_joint_in_pieces(features, predictive(belief, noise)).squeeze(1)
-    return torch.sigmoid(joint + (belief.concentration / total).log() - log_density)
+    return Unseen(predictive(belief, noise), belief.concentration)
+
+
+@torch.no_grad()
+def unknown_probability(
+    features: Tensor, log_density: Tensor, unseen: Unseen, total: Tensor
+) -> Tensor:
+    """Probability ``(N,)`` that a sample belongs to one more class, of which nothing was seen.
+
+    Args:
+        features: ``(N, D)``.
+        log_density: ``(N,)``, ``log p(z)`` under the known classes.
+        unseen: the further class.
+        total: sum of the concentrations of the known classes.
+    """
+    joint = log_joint_in_pieces(features, unseen.distribution).squeeze(1)
+    return torch.sigmoid(joint + (unseen.concentration / total).log() - log_density)
 
 
 def log_evidence(

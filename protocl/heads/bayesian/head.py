@@ -11,11 +11,13 @@ from protocl.config.validation import require_choice
 from protocl.heads.base import Head
 from protocl.heads.bayesian.conjugate import (
     Predictive,
+    Unseen,
     log_evidence,
     log_joint_in_pieces,
     posterior,
     predictive,
     unknown_probability,
+    unseen_class,
 )
 from protocl.heads.bayesian.noise import estimate_noise, estimate_prior, noise_matrix, noise_of
 from protocl.heads.bayesian.priors import Covariance, Prior
@@ -83,6 +85,7 @@ class BayesianPrototypes(Head):
         self.noise = noise if isinstance(noise, str) else noise_of(noise, covariance)
         self.covariance: Covariance = covariance
         self._fitted_prior: Prior | None = None
+        self._expected: tuple[Tensor, Unseen] | None = None  # for this noise
         self.required_level = "mean" if isinstance(self.noise, Tensor) else _LEVELS[covariance]
 
     # -- for users --------------------------------------------------------------------------
@@ -111,9 +114,15 @@ class BayesianPrototypes(Head):
         known = self.log_density(features)
         assert self._fitted_prior is not None  # log_density refuses a head that is not fitted
         moved = self._moved(self._mapped(features))
-        unseen = self._fitted_prior.unseen(moved.shape[1], self.covariance)
-        unseen = unseen._replace(mean=unseen.mean.to(self._centre.device) - self._centre)
-        return unknown_probability(moved, known, unseen, self._noise, self._total)
+        return unknown_probability(moved, known, self._unseen(self._fitted_prior), self._total)
+
+    def _unseen(self, prior: Prior) -> Unseen:
+        """What the prior says of one more class, which costs more than all questions after it."""
+        if self._expected is None or self._expected[0] is not self._noise:  # fitted, or moved
+            belief = prior.unseen(len(self._centre), self.covariance)
+            belief = belief._replace(mean=belief.mean.to(self._centre.device) - self._centre)
+            self._expected = self._noise, unseen_class(belief, self._noise)
+        return self._expected[1]
 
     @torch.no_grad()
     def log_evidence(self, memory: PrototypeMemory) -> float:

@@ -16,6 +16,7 @@ from protocl.heads.bayesian.conjugate import (
     posterior,
     predictive,
     unknown_probability,
+    unseen_class,
 )
 from protocl.heads.bayesian.noise import noise_matrix, noise_of
 from protocl.heads.bayesian.priors import Beliefs, Covariance, Prior
@@ -204,7 +205,9 @@ class ConjugatePosterior(FollowsDevice):
         joint, _ = self.answer(features)
         unseen = self.prior.unseen(self.feature_dim, self.covariance)
         total = self.beliefs().concentration[self.counts > 0].sum()
-        return unknown_probability(features, joint.logsumexp(1), unseen, self.noise, total)
+        return unknown_probability(
+            features, joint.logsumexp(1), unseen_class(unseen, self.noise), total
+        )
 
     def loss(
         self,

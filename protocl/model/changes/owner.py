@@ -1,0 +1,93 @@
+"""Who may change a model: one process at a time, and while it is served its server alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from protocl.errors import ConfigError
+from protocl.io.atomic import atomic_write, locked
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait for others that change the model, whatever way to its folder they were given.
+
+    Raises:
+        ConfigError: it is served.
+    """
+    require_unserved(folder)
+    with locked(_place(folder)):
+        yield
+
+
+@contextmanager
+def serving(folder: Path, address: str) -> Iterator[None]:
+    """Be the one that changes a model.
+
+    Raises:
+        ConfigError: it is served already, or being changed.
+    """
+    require_unserved(folder)
+    lock = _lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder} is being changed by another process: wait until that has finished"
+        ) from error
+    try:
+        note = json.dumps({"process": os.getpid(), "address": address})
+        atomic_write(_note(folder), note + "\n")
+        yield
+    finally:
+        _note(folder).unlink(missing_ok=True)
+        lock.release()
+
+
+def require_unserved(folder: Path, *, but_by_us: bool = False) -> None:
+    """Refuse to change a model that a server holds.
+
+    Args:
+        folder: of the model.
+        but_by_us: allow it where the server is this process.
+
+    Raises:
+        ConfigError: it is served.
+    """
+    try:
+        note = json.loads(_note(folder).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if but_by_us and note["process"] == os.getpid():
+        return
+    lock = _lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder} is served at {note['address']}: change it there (POST /teach, POST "
+            "/forget, or its page), or stop the server first"
+        ) from error
+    try:
+        _note(folder).unlink(missing_ok=True)  # left by one that was killed
+    finally:
+        lock.release()
+
+
+def _place(folder: Path) -> Path:
+    place = folder.resolve()
+    return place.parent / f".{place.name}"
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(f"{_place(folder)}.lock")
+
+
+def _note(folder: Path) -> Path:
+    return Path(f"{_place(folder)}.served")

@@ -1,0 +1,149 @@
+"""The JSON of answers, as the OpenAPI description has it."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from pydantic import BaseModel
+
+Label: TypeAlias = str | bool | int | float
+
+
+class ClassGuess(BaseModel):
+    """A class that a sample may belong to.
+
+    Attributes:
+        label: its name.
+        score: what the head gives it; the larger, the nearer.
+        probability: calibrated; null where nothing tells how sure the head is.
+    """
+
+    label: Label
+    score: float
+    probability: float | None
+
+
+class Neighbour(BaseModel):
+    """A stored prototype: the mean of a class.
+
+    Attributes:
+        label: the name of the class.
+        distance: Euclidean, of the sample's features under the head's map.
+        samples: of which it is the mean.
+        thumbnail: address of a picture that was taught, where the owner allows it.
+    """
+
+    label: Label
+    distance: float
+    samples: int
+    thumbnail: str | None
+
+
+class Prediction(BaseModel):
+    """What the model makes of a sample.
+
+    Attributes:
+        name: of its file, or its number.
+        label: the best class.
+        is_unknown: ``unknown`` is at least the threshold of the server.
+        unknown: probability that it belongs to none of those known; null where nothing tells.
+        best: the best classes, the best first.
+        nearest: the nearest prototypes, the nearest first.
+    """
+
+    name: str
+    label: Label
+    is_unknown: bool
+    unknown: float | None
+    best: list[ClassGuess]
+    nearest: list[Neighbour]
+
+
+class Predictions(BaseModel):
+    """The answer of ``POST /predict``, one prediction a sample, in their order."""
+
+    predictions: list[Prediction]
+
+
+class Changed(BaseModel):
+    """The answer of a change, which is on the disk.
+
+    Attributes:
+        change: its id, for ``POST /undo``; null where it cannot be undone.
+        classes: known now.
+        samples: known now.
+        undo_seconds: for how long it can be undone.
+    """
+
+    change: str | None
+    classes: int
+    samples: int
+    undo_seconds: float
+
+
+class OpenChange(BaseModel):
+    """A change that can be undone.
+
+    Attributes:
+        id: for ``POST /undo``.
+        kind: ``teach`` or ``forget``.
+        label: the class.
+        samples: how many; null for a whole class.
+        seconds_left: until it can no longer be undone.
+    """
+
+    id: str
+    kind: str
+    label: Label
+    samples: int | None
+    seconds_left: float
+
+
+class OpenChanges(BaseModel):
+    """The answer of ``GET /changes``, the last first."""
+
+    changes: list[OpenChange]
+
+
+class KnownClass(BaseModel):
+    """A class and its number of samples; null where the model keeps none."""
+
+    label: Label
+    samples: int | None
+
+
+class Known(BaseModel):
+    """The answer of ``GET /classes``.
+
+    Attributes:
+        name: of the folder of the model.
+        takes: ``pictures`` or ``features``.
+        width: numbers of a vector, where it takes features.
+        learns: whether it can be taught.
+        forgets_classes: whether it can forget whole classes, and not only samples.
+        unknown_threshold: from which on a sample is marked; null where none is.
+        classes: sorted.
+    """
+
+    name: str
+    takes: str
+    width: int | None
+    learns: bool
+    forgets_classes: bool
+    unknown_threshold: float | None
+    classes: list[KnownClass]
+
+
+class Health(BaseModel):
+    """The answer of ``GET /health``."""
+
+    status: str
+    classes: int
+    samples: int | None
+
+
+class Refusal(BaseModel):
+    """The answer of a request that is refused: a word for programs, and what to do."""
+
+    error: str
+    message: str
