@@ -153,7 +153,7 @@ class Reconnaissance:
         self.x = torch.cat([encoded.x_train, encoded.x_test]).float()
         self.y = torch.cat([data.y_train, data.y_test])
         self.class_names = data.class_names
-        order = class_order(config.benchmark, data.y_train, config.seed)
+        order = class_order(config.benchmark, data.y_train, config.seed, data.arrival)
         n_base = config.benchmark.base_classes or 0
         self.base = set(order[:n_base])
         if config.scenario.file is None:

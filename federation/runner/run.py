@@ -124,7 +124,7 @@ class FederatedRun:
         self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
         self.fingerprint = fingerprint(self.backbone)
         self.data = data if config.method.needs_samples else self.run.encode(data, self.backbone)
-        order = class_order(config.benchmark, data.y_train, config.seed)
+        order = class_order(config.benchmark, data.y_train, config.seed, data.arrival)
         sizes = [len(order)]
         if config.partition.growth == "stream":
             sizes = experience_sizes(config.benchmark, len(order))
