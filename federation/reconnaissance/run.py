@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from protocl.backbones import build_backbone, fingerprint
+from protocl.backbones.fit import AUTO
 from protocl.config.arguments import Settings
 from protocl.config.compose import build
 from protocl.data.streams import class_order
@@ -58,7 +59,7 @@ class ReconnaissanceKind(Kind[ReconnaissanceConfig]):
     def compose(self, settings: Settings) -> ReconnaissanceConfig:
         """See :class:`protocl.runner.kind.Kind`."""
         groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
-        defaults = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
+        defaults = {"benchmark": "digits", "backbone": AUTO, "method": "prototypes"}
         return build(ReconnaissanceConfig, settings, groups, defaults)
 
     def execute(self, run: RunContext[ReconnaissanceConfig]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from protocl.backbones.fit import AUTO
 from protocl.config.arguments import Argument, Settings, expand, typed_values
 from protocl.config.keys import UnknownKeyError, assign, checked
 from protocl.config.partly_known import refuse_partly_known
@@ -31,9 +32,8 @@ from protocl.config.unused import refuse_unused
 from protocl.errors import ConfigError
 from protocl.registry import Registry
 
-DEFAULTS = {"benchmark": "digits", "backbone": "identity"}
-"""Parts that are picked where nothing else says so; a benchmark's file may name another backbone
-than the raw samples."""
+DEFAULTS = {"benchmark": "digits", "backbone": AUTO}
+"""Parts that are picked where nothing else says so; a benchmark's file may name its backbone."""
 
 Schema = TypeVar("Schema")
 
@@ -97,7 +97,7 @@ def build(
         settings: keys and values as typed.
         groups: fields whose values come from a picked file or part, with the parts' registry.
         defaults: the part of a group that is picked where ``settings`` pick none. In the place of
-            ``backbone=identity`` the file of a benchmark may name one that is fit for its samples.
+            ``backbone=auto`` the file of a benchmark may name one that is fit for its samples.
 
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
@@ -107,8 +107,8 @@ def build(
     for group, registry in groups.items():
         picked = _pick(group, registry, settings, defaults.get(group))
         if group == "benchmark":
-            fit = picked.pop("backbone", "identity")
-            if defaults.get("backbone") == "identity":
+            fit = picked.pop("backbone", AUTO)
+            if defaults.get("backbone") == AUTO:
                 defaults["backbone"] = fit
         assign(config, {f"{group}.name": picked.pop("name")})
         assign(config, flatten({group: picked}))
@@ -144,9 +144,12 @@ def _pick(
     name = str(picked)
     require_known(group, name, registry)
     source = group_file(group, name)
-    if source is None:
-        return {"name": name}
-    return {"name": name, **read_mapping(source.read_bytes(), str(source))}
+    if source is not None:
+        return {"name": name, **read_mapping(source.read_bytes(), str(source))}
+    # What a family, such as torchvision/NAME, has in common is under its first part.
+    family = group_file(group, name.partition("/")[0])
+    common = {} if family is None else read_mapping(family.read_bytes(), str(family))
+    return {**common, "name": name}
 
 
 def _require_folder(config: Any) -> None:

@@ -28,9 +28,9 @@ def load_npz(config: BenchmarkConfig) -> ArrayData:
 
     It holds either ``x_train, y_train, x_test, y_test`` and optionally ``classes`` (names), or
     other usual names (:mod:`.readers.keys`), or ``x`` and ``y`` of which ``config.test`` of each
-    class are for the test; or, as Omniglot does, for each of the splits ``background`` and ``evaluation``
-    ``x_<split>, y_<split>`` and optionally ``classes_<split>``: of such a split the first
-    ``train_per_class`` (15) samples of each class are training data and the next
+    class are for the test; or, as Omniglot does, for each of the splits ``background`` and
+    ``evaluation`` ``x_<split>, y_<split>`` and optionally ``classes_<split>``: of such a split the
+    first ``train_per_class`` (15) samples of each class are training data and the next
     ``test_per_class`` (5) are test data.
 
     Images are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``, ``uint8`` or floating point in

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -13,6 +14,7 @@ import torch
 
 from protocl.backbones import Backbone
 from protocl.backbones.features import encode_once
+from protocl.backbones.fit import fit_for
 from protocl.data import ArrayData, load_data
 from protocl.errors import ConfigError, DataError
 from protocl.io import provenance
@@ -56,7 +58,7 @@ class RunContext(Generic[Config]):
         bars: bool = False,
     ) -> None:
         self.kind = kind
-        self.config = config
+        self.config = copy(config)  # that of the caller stays as it was typed
         self.folder = folder
         self.bars = bars
         self.device = resolve_device(config.device)
@@ -78,10 +80,11 @@ class RunContext(Generic[Config]):
             yield
 
     def load_data(self) -> ArrayData:
-        """The data of the benchmark."""
+        """The data of the benchmark; from then on ``config.backbone`` is one that fits them."""
         with self.phase("data"):
             data = load_data(self.config.benchmark)
             self.data_hash = data.content_hash
+        self.config.backbone = fit_for(self.config.backbone, data.input_shape, data.name)
         return data
 
     def encode(self, data: ArrayData, backbone: Backbone) -> ArrayData:
