@@ -42,7 +42,8 @@ from protocl.runner.model import write_model
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from torch.utils.tensorboard import SummaryWriter
+
+    from protocl.trackers import Trackers
 
 SCENARIO_FILE = "scenario.json"
 KEPT = (
@@ -125,7 +126,7 @@ class Reconnaissance:
             )  # fmt: skip
         return build_result(self)
 
-    def _take(self, step: Step, events: SummaryWriter) -> None:
+    def _take(self, step: Step, events: Trackers) -> None:
         """One step, and all that is written of it."""
         done = len(self.reports)
         self._tell(done)

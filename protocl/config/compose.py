@@ -30,7 +30,7 @@ from protocl.config.presets import (
 from protocl.config.schema import ExperimentConfig
 from protocl.config.unused import refuse_unused
 from protocl.errors import ConfigError
-from protocl.registry import Registry
+from protocl.registry import TRACKERS, Registry, unknown_name
 
 DEFAULTS = {"benchmark": "digits", "backbone": AUTO}
 """Parts that are picked where nothing else says so; a benchmark's file may name its backbone."""
@@ -116,6 +116,7 @@ def build(
     composed = checked(config)
     assert isinstance(composed, schema)
     _require_folder(composed)
+    _require_trackers(composed)
     return composed
 
 
@@ -150,6 +151,19 @@ def _pick(
     family = group_file(group, name.partition("/")[0])
     common = {} if family is None else read_mapping(family.read_bytes(), str(family))
     return {**common, "name": name}
+
+
+def _require_trackers(config: Any) -> None:
+    named = [config.tracker] if isinstance(config.tracker, str) else config.tracker
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(
+            f"tracker={config.tracker}: expected a name, or several in brackets, such as "
+            "tracker=[tensorboard,csv]"
+        )
+    known = TRACKERS.names()
+    for name in named:
+        if name not in known:
+            raise unknown_name("tracker", name, known)
 
 
 def _require_folder(config: Any) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -23,9 +23,7 @@ from protocl.io.checkpoint import CheckpointFolder, outdated
 from protocl.io.profile import PhaseLog
 from protocl.report.result import FORMAT, RESULT_FILE
 from protocl.runner.progress import Progress, ProgressCallback
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from protocl.trackers import Trackers, open_trackers
 
 CHECKPOINTS = "checkpoint"
 Config = TypeVar("Config", bound=Any)
@@ -92,11 +90,9 @@ class RunContext(Generic[Config]):
         with self.phase("features"):
             return encode_once(data, backbone, self.config.cache, self.device, progress=self.bars)
 
-    def events(self, done: int = 0) -> SummaryWriter:
-        """Curves for TensorBoard, which hides what was lost of those after step ``done``."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.folder), purge_step=done + 1 if done else None)
+    def events(self, done: int = 0) -> Trackers:
+        """Where curves go, without what was lost of those after step ``done``."""
+        return open_trackers(self.config, self.folder, done + 1 if done else 0)
 
     # -- checkpoints ------------------------------------------------------------------------
 

@@ -112,7 +112,11 @@ def _read(path: Path) -> np.ndarray:
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy raises whatever a damaged file leads it to
-        hint = "; store labels as np.array(labels, dtype=str)" if "Object" in str(error) else ""
+        hint = (
+            "; store labels as np.array(labels, dtype=str)"
+            if "object" in str(error).lower()
+            else ""
+        )
         raise DataError(f"{path} cannot be read as an array: {error}{hint}") from error
     if not isinstance(mapped, np.ndarray):
         raise DataError(f"{path} holds several arrays; use benchmark=npz")
