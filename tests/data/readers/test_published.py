@@ -177,7 +177,7 @@ def test_the_archive_itself_will_do_and_is_unpacked_once(kind: str, tmp_path: Pa
     assert unpacked.stat().st_mtime_ns == changed
     broken = tmp_path / f"broken.{kind}"
     broken.write_bytes(archive.read_bytes()[:700])
-    with pytest.raises(DataError, match="cannot be unpacked|was not found"):
+    with pytest.raises(DataError, match=r"cannot be unpacked|was not found"):
         read("imagenet_r", broken, root=root)
 
 
