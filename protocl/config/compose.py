@@ -103,6 +103,8 @@ def build(
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
     settings, defaults = dict(settings), dict(defaults)
+    if isinstance(settings.get("tracker"), str):
+        settings["tracker"] = [settings["tracker"]]  # one needs no brackets
     config: DictConfig = OmegaConf.structured(schema)
     for group, registry in groups.items():
         picked = _pick(group, registry, settings, defaults.get(group))
@@ -154,14 +156,8 @@ def _pick(
 
 
 def _require_trackers(config: Any) -> None:
-    named = [config.tracker] if isinstance(config.tracker, str) else config.tracker
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ConfigError(
-            f"tracker={config.tracker}: expected a name, or several in brackets, such as "
-            "tracker=[tensorboard,csv]"
-        )
     known = TRACKERS.names()
-    for name in named:
+    for name in config.tracker:
         if name not in known:
             raise unknown_name("tracker", name, known)
 

@@ -244,7 +244,7 @@ class RunConfig:
     output: str = "runs"
     resume: bool = False
     jobs: int = ranged(1, AT_LEAST_1)
-    tracker: Any = "tensorboard"
+    tracker: list[str] = field(default_factory=lambda: ["tensorboard"])
 
 
 @dataclass

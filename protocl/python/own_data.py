@@ -39,7 +39,8 @@ def with_files(settings: Mapping[str, Any]) -> dict[str, Any]:
     section = settings.get("benchmark")
     nested = type(section) is dict
     data = section.get("name") if nested else section
-    if data is None or isinstance(data, str | os.PathLike | list) or type(data) is dict:
+    plain = isinstance(data, str | float | int | os.PathLike | list) or type(data) is dict
+    if data is None or plain:
         return dict(settings)
     inner = {f"benchmark.{key}": value for key, value in (section if nested else {}).items()}
     given = {key: value for key, value in {**inner, **settings}.items() if key != "benchmark"}

@@ -77,7 +77,7 @@ def open_trackers(config: RunConfig, folder: Path, step: int | None = None) -> T
     """
     place = Place(folder, config.name, flatten(asdict(config)), Path(config.output).expanduser())
     made: dict[str, Tracker] = {}
-    for name in trackers_of(config):
+    for name in dict.fromkeys(config.tracker):
         kind = _imported(name)
         try:
             made[name] = kind(place)
@@ -101,12 +101,6 @@ def _imported(name: str) -> Callable[[Place], Tracker]:
             "another tracker"
         ) from error
     return kind
-
-
-def trackers_of(config: RunConfig) -> list[str]:
-    """The names in ``config.tracker``, each once."""
-    named = [config.tracker] if isinstance(config.tracker, str) else config.tracker
-    return list(dict.fromkeys(named))
 
 
 def _say_lost(name: str, error: Exception, folder: Path) -> None:
