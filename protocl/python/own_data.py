@@ -36,7 +36,7 @@ def with_files(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: it is none of these, or its items do not fit together.
     """
-    section = settings.get("benchmark")
+    section: Any = settings.get("benchmark")
     nested = type(section) is dict
     data = section.get("name") if nested else section
     plain = isinstance(data, str | float | int | os.PathLike | list) or type(data) is dict

@@ -49,7 +49,9 @@ def from_datasets(opened: Any, config: BenchmarkConfig) -> ArrayData:
     splits = dict(opened) if isinstance(opened, Mapping) else {"train": opened}
     used = _used(splits, config)
     first = next(iter(used.values()))
-    columns = {name: _Joined([part[name] for part in used.values()]) for name in first.column_names}
+    columns: dict[str, Sequence[Any]] = {
+        name: _Joined([part[name] for part in used.values()]) for name in first.column_names
+    }
     if len(used) > 1:
         columns[_PART] = [part for part, rows in used.items() for _ in range(len(rows))]
     kinds = {name: type(kind).__name__ for name, kind in first.features.items()}
@@ -81,7 +83,7 @@ class _Joined(Sequence[Any]):
         raise IndexError(row)
 
 
-def _used(splits: Mapping[str, Any], config: BenchmarkConfig) -> dict[str, Any]:
+def _used(splits: dict[str, Any], config: BenchmarkConfig) -> dict[str, Any]:
     """The splits for training and for the test, or the only one."""
     if not splits or not all(len(rows) for rows in splits.values()):
         raise DataError(f"{config.path}: the data set holds no samples")

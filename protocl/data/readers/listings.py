@@ -91,8 +91,8 @@ def cars(folder: Path, config: BenchmarkConfig) -> Table:
         for part, file in lists.items()
         for entry in _mat(folder / file, "annotations")
     ]
-    columns = {"image": [r[0] for r in rows], "label": [r[1] for r in rows],
-               "split": [r[2] for r in rows]}  # fmt: skip
+    images, ids, parts = (list(column) for column in zip(*rows, strict=True))
+    columns: dict[str, list[Any]] = {"image": images, "label": ids, "split": parts}
     return Table(str(folder), columns, folder, {"label": names})
 
 

@@ -78,6 +78,7 @@ def from_table(
 
 def _classes(table: Table, column: str) -> tuple[Tensor, list[str]]:
     what = f"{table.where}: column '{column}'"
+    names: list[str] | None
     if column in table.names:
         require_all(table.columns[column], what)
         found, names = np.array(table.columns[column], dtype=np.int64), table.names[column]
