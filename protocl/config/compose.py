@@ -61,7 +61,9 @@ def _is_saved(values: Mapping[str, Any]) -> bool:
     """Whether a preset is the resolved configuration of a run, which has every setting."""
     groups = {key.partition(".")[0] for key in values}
     return "strategy.name" in values and all(
-        field.name in groups for field in dataclasses.fields(ExperimentConfig)
+        field.name in groups
+        for field in dataclasses.fields(ExperimentConfig)
+        if field.name != "tracker"  # which earlier files do not have
     )
 
 

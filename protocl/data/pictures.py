@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,24 @@ def read_picture(file: str | Path | Image) -> Image:
             f"{file} cannot be read as an image: {str(error) or type(error).__name__}"
         ) from error
     return _rgb(picture, kind, file)
+
+
+def decoded(content: bytes, where: str) -> Image:
+    """The picture in the content of an image file, of which ``where`` is told in messages.
+
+    Raises:
+        DataError: it is damaged or no image.
+    """
+    from PIL import Image
+
+    try:
+        picture = Image.open(BytesIO(content))
+        picture.load()
+    except Exception as error:  # as in read_picture
+        raise DataError(
+            f"{where} holds bytes that cannot be read as an image ({type(error).__name__})"
+        ) from error
+    return picture
 
 
 def pixels_of(picture: Image, size: int | Sequence[int] | None = None, channels: int = 3) -> Tensor:

@@ -48,7 +48,7 @@ def read_table(path: Path) -> Table:
             of one name, or rows of another length than its first.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist; give the table with benchmark.path=FILE.csv")
+        raise DataError(f"{path} is no file; give the table with benchmark.path=FILE.csv")
     if path.suffix.lower() in (".parquet", ".pq"):
         return _parquet(path)
     if path.suffix.lower() in (".csv", ".tsv", ".txt"):

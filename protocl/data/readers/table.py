@@ -15,6 +15,7 @@ from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, refuse
 from protocl.data.folder import read_images
 from protocl.data.labels import to_class_ids
+from protocl.data.pictures import decoded
 from protocl.data.readers.columns import Table, read_table
 from protocl.data.readers.keys import part_named
 from protocl.data.readers.roles import Roles, roles_of
@@ -145,14 +146,22 @@ def _pictures(table: Table, column: Sequence[Any], rows: list[int], what: str) -
     """Pictures of these rows; paths are relative to the table's own folder."""
     chosen = [column[row] for row in rows]
     require_all(chosen, what)
-    paths = [_path(table, entry) if isinstance(entry, str) else entry for entry in chosen]
-    absent = [path for path in paths if isinstance(path, Path) and not path.is_file()]
+    pictures = [_picture(table, entry, what) for entry in chosen]
+    absent = [path for path in pictures if isinstance(path, Path) and not path.is_file()]
     if absent:
         raise DataError(
-            f"{what} names {absent[0]}, which does not exist ({len(absent)} of {len(paths)} do "
+            f"{what} names {absent[0]}, which does not exist ({len(absent)} of {len(pictures)} do "
             f"not); expected paths relative to {table.folder}"
         )
-    return paths
+    return pictures
+
+
+def _picture(table: Table, entry: Any, what: str) -> Any:
+    """A path, or a picture: one of PIL's, or the content of a file as Parquet holds it."""
+    if isinstance(entry, str):
+        return _path(table, entry)
+    content = entry.get("bytes") if isinstance(entry, dict) else entry
+    return decoded(content, what) if isinstance(content, bytes) else entry
 
 
 def _path(table: Table, entry: str) -> Path:

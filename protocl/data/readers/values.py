@@ -56,7 +56,8 @@ def numbers(values: Sequence[Any], what: str, *, decimal_comma: bool = False) ->
             raise DataError(f"{what}: the lists of its rows differ in length") from error
         raise DataError(
             f"{what}: row {row} holds '{values[row - 1]}', which is no number; name the columns "
-            "that are features in benchmark.columns.features=[A,B], or encode this one as numbers"
+            "that are features in benchmark.columns.features=[A,B], or encode this one as numbers "
+            "(docs/data.md does so with text)"
         ) from error
 
 

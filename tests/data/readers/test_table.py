@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from protocl.data import ArrayData, class_stream
 from protocl.data.config import BenchmarkConfig, ColumnsConfig
 from protocl.errors import ConfigError, DataError
-from tests.data.readers.pictures import folder, read, table, write
+from tests.data.readers.pictures import folder, pictures, read, table, write
 
 HEADER = ("a", "b", "label")
 ROWS = [(i, i / 2, ("ant", "bee")[i % 2]) for i in range(8)]
@@ -231,6 +231,24 @@ def test_parquet_gives_the_same_data_and_lists_are_features(tmp_path: Path) -> N
     write(tmp_path / "a.xlsx", [HEADER])
     with pytest.raises(DataError, match=r"neither \.csv nor \.parquet"):
         read("table", tmp_path / "a.xlsx", test=0.25)
+
+
+def test_pictures_may_lie_in_the_table_itself(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    expected = read("image_folder", folder(tmp_path / "folder"))
+    files = [tmp_path / "folder" / part / name / f"{k}.png" for part, name, k, _ in pictures()]
+    contents = [file.read_bytes() for file in files]
+    said = {"label": [name for _, name, _, _ in pictures()],
+            "split": [part for part, _, _, _ in pictures()]}  # fmt: skip
+    for images in (contents, [{"bytes": content, "path": None} for content in contents]):
+        parquet.write_table(pyarrow.table({"image": images, **said}), tmp_path / "a.parquet")
+        assert read("table", tmp_path / "a.parquet").content_hash == expected.content_hash
+    damaged = {"image": [content[:60] for content in contents], **said}
+    parquet.write_table(pyarrow.table(damaged), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="holds bytes that cannot be read as an image"):
+        read("table", tmp_path / "a.parquet")
 
 
 CELLS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=6)
