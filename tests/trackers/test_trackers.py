@@ -15,8 +15,9 @@ import pytest
 
 from protocl.config.compose import load
 from protocl.errors import ConfigError
+from protocl.python.values import arguments_of
 from protocl.registry import TRACKERS
-from protocl.runner.experiment import run_experiment
+from protocl.runner.experiment import EXPERIMENT, run_experiment
 from protocl.trackers import Place, Tracker, open_trackers
 from protocl.trackers.csv import Csv
 
@@ -208,6 +209,12 @@ def test_a_package_that_is_not_installed_is_named(
     (config,) = load([*DIGITS, "strategy=slda", "tracker=mlflow"])
     with pytest.raises(ConfigError, match=r"mlflow is not installed: pip install 'protocl\[mlflow"):
         open_trackers(config, tmp_path)
+
+
+def test_from_python_a_list_of_trackers_is_one_value() -> None:
+    arguments = arguments_of(EXPERIMENT, [], {"strategy": "slda", "tracker": ["csv", "mlflow"]})
+    (config,) = EXPERIMENT.load(arguments)
+    assert config.tracker == ["csv", "mlflow"]
 
 
 def test_each_is_told_once_though_it_is_named_twice(tmp_path: Path) -> None:
