@@ -153,8 +153,10 @@ class _Run:
         self.strategy, self.recorder = state["strategy"], state["recorder"]
         self.history = History.from_dict(state["history"])
         self.random.__setstate__(state["random"])
-        self.events.purge(self.strategy.clock.train_iterations + 1)
-        self.events.log_curve(self.history.stream_accuracy)
+        lost = self.strategy.clock.train_iterations + 1
+        self.events.purge(lost)
+        # The curve counts experiences: of strategies that do not iterate it was lost as well.
+        self.events.log_curve(self.history.stream_accuracy[lost:], first=lost)
         return True
 
     def _learn(self, t: int) -> None:

@@ -18,6 +18,7 @@ from protocl.errors import ConfigError
 from protocl.python.values import arguments_of
 from protocl.registry import TRACKERS
 from protocl.runner.experiment import EXPERIMENT, run_experiment
+from protocl.runner.progress import Progress
 from protocl.trackers import Place, Tracker, open_trackers
 from protocl.trackers.csv import Csv
 
@@ -166,6 +167,23 @@ def test_a_run_goes_on_without_a_tracker_that_fails(
     monkeypatch.setattr(module.Csv, "log", refuse)
     assert run(tmp_path / "run", "slda", "csv")["metrics"] == whole["metrics"]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.parametrize("strategy", ["slda", "naive"])
+def test_a_run_that_was_killed_leaves_each_point_once(strategy: str, tmp_path: Path) -> None:
+    settings = [*DIGITS, f"strategy={strategy}", "tracker=csv", "strategy.train_epochs=1"]
+    (config,) = load(settings[:-1] if strategy == "slda" else settings)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.phase == "eval" and progress.done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, tmp_path, interrupt)
+    result = run_experiment(config, tmp_path)
+    curve = [row[1:] for row in rows(tmp_path) if row[0] == "stream_accuracy"]
+    assert [int(step) for step, _ in curve] == [0, 1]
+    assert [float(v) for _, v in curve] == pytest.approx(result["metrics"]["stream_accuracy"])
 
 
 def test_rows_of_lost_steps_are_gone_when_a_run_goes_on(tmp_path: Path) -> None:
