@@ -255,7 +255,7 @@ CELLS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=6)
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     names=st.lists(CELLS.map(lambda t: f"n{t.strip()}"), min_size=2, max_size=4, unique=True),
