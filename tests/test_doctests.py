@@ -41,7 +41,7 @@ def test_examples(name):
     assert results.failed == 0
 
 
-@pytest.mark.parametrize("page", ["python.md"])
+@pytest.mark.parametrize("page", ["data.md", "python.md"])
 def test_examples_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall((PAGES / page).read_text(encoding="utf-8"))

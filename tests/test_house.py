@@ -41,6 +41,11 @@ HELD_BY = {
     "protocl/cli/model": ["cli/test_model_commands.py"],
     "protocl/config": ["config/test_compose.py", "config/test_unused.py"],
     "protocl/data": ["data/test_data.py", "data/test_archives.py", "data/test_pictures.py"],
+    "protocl/data/readers": [
+        "data/readers/test_doors.py",
+        "data/readers/test_table.py",
+        "data/readers/test_published.py",
+    ],
     "protocl/data/augmentation": [
         "data/test_image_augmentation.py",
         "strategies/training/test_views.py",
@@ -60,6 +65,7 @@ HELD_BY = {
     "protocl/pretraining": ["pretraining/test_pretraining.py"],
     "protocl/report": ["report/test_comparison.py", "report/test_groups.py"],
     "protocl/serve": ["serve/test_routes.py", "serve/test_safety.py"],
+    "protocl/trackers": ["trackers/test_trackers.py"],
     "protocl/runner": ["runner/test_experiment.py", "io/test_checkpoint.py"],
     "strategies": ["strategies/frozen/test_base.py", "strategies/test_baselines.py"],
     "strategies/analytic": ["strategies/analytic/test_recipes.py"],

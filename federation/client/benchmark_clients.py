@@ -14,29 +14,57 @@ from torch import Tensor
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig
 from protocl.data.streams import class_order, experience_sizes
+from protocl.errors import ConfigError
 from protocl.federation.client.client import ClientData
-from protocl.federation.client.partition import PartitionConfig, Rows, assign, schedule
+from protocl.federation.client.partition import GIVEN, PartitionConfig, Rows, assign, schedule
 
 if TYPE_CHECKING:
     from flwr.app import Context
 
 
 def stages_of(
-    benchmark: BenchmarkConfig, partition: PartitionConfig, labels: Tensor, seed: int
+    benchmark: BenchmarkConfig, partition: PartitionConfig, data: ArrayData, seed: int
 ) -> list[list[int]]:
     """The classes of each stage; one stage for all where they do not arrive in a stream.
 
     Args:
         benchmark: their order, and how a stream is cut.
         partition: whether there is a stream.
-        labels: ``(N,)`` class ids of all training samples.
+        data: all training samples, which may say when classes arrive.
         seed: of the run.
     """
-    order = list(class_order(benchmark, labels, seed))
+    order = list(class_order(benchmark, data.y_train, seed, data.arrival))
     if partition.growth != "stream":
         return [order]
     cuts = itertools.accumulate(experience_sizes(benchmark, len(order)), initial=0)
     return [order[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+def number_of_clients(data: ArrayData, asked: int, config: PartitionConfig) -> int:
+    """How many clients there are: as many as asked for, or as the data name.
+
+    Args:
+        data: may say who holds what.
+        asked: 0 for as many as the data name.
+        config: how samples are shared out.
+
+    Raises:
+        ConfigError: with ``partition=client``: the data do not say it, or name another number.
+    """
+    if config.name != GIVEN:
+        return asked
+    if data.clients is None:
+        raise ConfigError(
+            f"partition={GIVEN}: the data of benchmark '{data.name}' do not say who holds what; "
+            "name the column in benchmark.columns.client, or choose another partition"
+        )
+    named = len(data.client_names)
+    if asked not in (0, named):
+        raise ConfigError(
+            f"clients={asked}: the data name {named} ({', '.join(data.client_names[:5])}"
+            f"{', ...' if named > 5 else ''}); leave clients out"
+        )
+    return named
 
 
 @dataclass
@@ -69,7 +97,7 @@ class BenchmarkClients:
         tests: bool = True,
     ) -> BenchmarkClients:
         """Share out the training data of ``data``; see :mod:`.partition`."""
-        owned = assign(data.y_train, clients, config, seed)
+        owned = assign(data.y_train, clients, config, seed, data.clients)
         return cls(
             data,
             [

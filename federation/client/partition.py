@@ -18,6 +18,8 @@ from protocl.errors import ConfigError, DataError, as_config_error
 from protocl.registry import unknown_name
 
 Rows = NDArray[np.int64]
+GIVEN = "client"
+"""The partition that the data say themselves."""
 
 
 @dataclass
@@ -27,7 +29,8 @@ class PartitionConfig:
     Attributes:
         name: ``classes`` (each client holds some classes only), ``dirichlet`` (each class is
             shared out in proportions drawn from a Dirichlet distribution), ``iid`` (equal random
-            parts), ``file``, or ``flwr`` for a partitioner of ``flwr-datasets``.
+            parts), ``client`` (as the data say, such as a column of a table), ``file``, or
+            ``flwr`` for a partitioner of ``flwr-datasets``.
         classes_per_client: for ``classes``.
         overlap: for ``classes``: share of each client's classes, in [0, 1], that all clients have
             in common; the rest is dealt out in turn.
@@ -53,7 +56,13 @@ class PartitionConfig:
     growth: Literal["none", "samples", "classes", "stream"] = "none"
 
 
-def assign(labels: Tensor, clients: int, config: PartitionConfig, seed: int) -> list[Rows]:
+def assign(
+    labels: Tensor,
+    clients: int,
+    config: PartitionConfig,
+    seed: int,
+    held_by: Tensor | None = None,
+) -> list[Rows]:
     """Row numbers of the samples of each client, ascending.
 
     Args:
@@ -61,6 +70,7 @@ def assign(labels: Tensor, clients: int, config: PartitionConfig, seed: int) -> 
         clients: number of clients.
         config: how.
         seed: of all that is random.
+        held_by: ``(N,)`` number of the client of each sample, for ``client``.
 
     Returns:
         One array a client. No sample is given to two; ``file`` may leave samples out.
@@ -73,8 +83,11 @@ def assign(labels: Tensor, clients: int, config: PartitionConfig, seed: int) -> 
         require_declared(config)
     if clients < 1:
         raise ConfigError(f"clients={clients}: expected at least 1")
+    if config.name == GIVEN and held_by is not None:
+        holders = held_by.numpy()
+        return [np.flatnonzero(holders == client).astype(np.int64) for client in range(clients)]
     if config.name not in _PARTITIONS:
-        raise unknown_name("partition", config.name, _PARTITIONS)
+        raise unknown_name("partition", config.name, [*_PARTITIONS, GIVEN])
     random = np.random.default_rng([seed, 1])
     parts = _PARTITIONS[config.name](labels.numpy(), clients, config, random)
     return [np.sort(part).astype(np.int64) for part in parts]

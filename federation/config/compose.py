@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
+from protocl.backbones.fit import AUTO
 from protocl.config.arguments import Argument, Settings
 from protocl.config.compose import build, compose_all
 from protocl.config.presets import settle
 from protocl.errors import ConfigError
+from protocl.federation.client.partition import GIVEN
 from protocl.federation.config.schema import (
     METHODS,
     FederateConfig,
@@ -18,7 +20,7 @@ from protocl.federation.config.schema import (
 from protocl.registry import BACKBONES, BENCHMARKS
 
 _GROUPS = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
-_DEFAULTS = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
+_DEFAULTS = {"benchmark": "digits", "backbone": AUTO, "method": "prototypes"}
 _SHORT = {field.name for field in fields(FederationConfig)}
 
 
@@ -43,6 +45,7 @@ def settle_short(arguments: Sequence[Argument]) -> list[Settings]:
 def compose(settings: Settings) -> FederateConfig:
     """The configuration of one run, every key and value checked against the schema."""
     config = build(FederateConfig, settings, _GROUPS, _DEFAULTS)
+    _deal_by_column(config, settings)
     _validate(config)
     return config
 
@@ -65,9 +68,20 @@ def _full(key: str) -> str:
     return f"federation.{key}" if key in _SHORT else key
 
 
+def _deal_by_column(config: FederateConfig, settings: Settings) -> None:
+    """A column of clients says who holds what, unless a partition is picked."""
+    picked = "partition" in settings or "partition.name" in settings
+    if config.benchmark.columns.client is not None and not picked:
+        config.partition.name = GIVEN
+    if config.partition.name == GIVEN and "federation.clients" not in settings:
+        config.federation.clients = 0
+
+
 def _validate(config: FederateConfig) -> None:
     federation = config.federation
-    if federation.min_clients > federation.clients:
+    if federation.clients < 1 and config.partition.name != GIVEN:
+        raise ConfigError(f"clients={federation.clients}: expected at least 1")
+    if 0 < federation.clients < federation.min_clients:
         raise ConfigError(
             f"min_clients={federation.min_clients}: no round could begin with "
             f"clients={federation.clients}; expected at most as many"

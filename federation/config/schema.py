@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from protocl.config.schema import RunConfig
 from protocl.config.sections import Registered
 from protocl.config.validation import (
+    AT_LEAST_0,
     AT_LEAST_1,
     POSITIVE,
     POSITIVE_SHARE,
@@ -175,7 +176,7 @@ class FederationConfig:
     """How rounds are conducted; these keys may be typed without ``federation.``.
 
     Attributes:
-        clients: number of clients.
+        clients: number of clients; 0 for as many as the data name (``partition=client``).
         rounds: number of rounds.
         participation: share of the clients asked in each round.
         min_clients: clients that must be online before a round begins.
@@ -189,7 +190,7 @@ class FederationConfig:
             is one round.
     """
 
-    clients: int = ranged(10, AT_LEAST_1)
+    clients: int = ranged(10, AT_LEAST_0)
     rounds: int = ranged(5, AT_LEAST_1)
     participation: float = ranged(1.0, POSITIVE_SHARE)
     min_clients: int = ranged(1, AT_LEAST_1)

@@ -61,7 +61,7 @@ def _clients(config: FederateConfig, data: ArrayData, clients: int) -> Benchmark
         clients=clients,
         rounds=config.federation.rounds,
         seed=config.seed,
-        stages=stages_of(config.benchmark, config.partition, data.y_train, config.seed),
+        stages=stages_of(config.benchmark, config.partition, data, config.seed),
     )
 
 

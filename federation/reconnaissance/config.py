@@ -110,11 +110,11 @@ class ScenarioConfig:
 
     Attributes:
         file: a saved scenario, in place of everything below.
-        clients: number of clients.
+        clients: number of clients; with ``schedule=client`` there are those that the data name.
         schedule: ``disjoint`` (each class with one client), ``overlapping`` (each with
             ``holders`` of them), ``handover`` (the second half of each class's samples comes later
-            and to another client), or ``random`` (every mission draws classes; clients may
-            collide).
+            and to another client), ``random`` (every mission draws classes; clients may
+            collide), or ``client`` (each sample with the client that the data name).
         classes_per_mission: classes in a mission.
         samples_per_class: samples of a class in a mission; None for all that the client will see.
         holders: clients among which ``overlapping`` divides a class.
@@ -130,7 +130,7 @@ class ScenarioConfig:
 
     file: str | None = None
     clients: int = ranged(5, AT_LEAST_1)
-    schedule: Literal["disjoint", "overlapping", "handover", "random"] = "disjoint"
+    schedule: Literal["disjoint", "overlapping", "handover", "random", "client"] = "disjoint"
     classes_per_mission: int = ranged(5, AT_LEAST_1)
     samples_per_class: int | None = ranged(None, AT_LEAST_1)
     holders: int = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,11 +45,13 @@ def draw_scenario(
     Raises:
         ConfigError: a setting is out of range, or there are too few classes or samples.
     """
+    if config.schedule == "client":
+        config = _with_named_clients(config, data)
     _validate(config, len(field))
     random = np.random.default_rng(seed)
     shown = base if config.base_in_memory else []
     pool = _draw_pool(config, data, [*shown, *field], random)
-    plan = SCHEDULES[config.schedule](config, {c: pool.train[c] for c in field}, random)
+    plan = _plan(config, data, {c: pool.train[c] for c in field}, random)
     plan = plan[: config.missions]
     met = meetings(config, [{m.client for m in missions} for missions in plan], random)
     steps = [
@@ -60,6 +62,34 @@ def draw_scenario(
     return Scenario(
         data.content_hash, config.clients, tuple(base_rows), tuple(pool.test), tuple(steps), seed
     )
+
+
+def _with_named_clients(config: ScenarioConfig, data: ArrayData) -> ScenarioConfig:
+    if data.clients is None:
+        raise ConfigError(
+            f"scenario.schedule=client: the data of benchmark '{data.name}' do not say who holds "
+            "what; name the column in benchmark.columns.client, or choose another schedule"
+        )
+    if config.redraw:
+        raise ConfigError("scenario.redraw=true: nobody holds the test samples; leave it out")
+    return replace(config, clients=len(data.client_names))
+
+
+def _plan(
+    config: ScenarioConfig,
+    data: ArrayData,
+    field: dict[int, list[int]],
+    random: np.random.Generator,
+) -> Plan:
+    if config.schedule != "client":
+        return SCHEDULES[config.schedule](config, field, random)
+    assert data.clients is not None  # else it was refused
+    holder = data.clients.tolist()
+    held: list[dict[int, list[int]]] = [{} for _ in range(config.clients)]
+    for c, rows in field.items():
+        for row in _limited(config, rows):
+            held[holder[row]].setdefault(c, []).append(row)
+    return _missions(config, held)
 
 
 def _draw_pool(

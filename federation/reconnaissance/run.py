@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from protocl.backbones import build_backbone, fingerprint
+from protocl.backbones.fit import AUTO
 from protocl.config.arguments import Settings
 from protocl.config.compose import build
 from protocl.data.streams import class_order
@@ -41,7 +42,8 @@ from protocl.runner.model import write_model
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from torch.utils.tensorboard import SummaryWriter
+
+    from protocl.trackers import Trackers
 
 SCENARIO_FILE = "scenario.json"
 KEPT = (
@@ -58,7 +60,7 @@ class ReconnaissanceKind(Kind[ReconnaissanceConfig]):
     def compose(self, settings: Settings) -> ReconnaissanceConfig:
         """See :class:`protocl.runner.kind.Kind`."""
         groups = {"benchmark": BENCHMARKS, "backbone": BACKBONES, "method": METHODS}
-        defaults = {"benchmark": "digits", "backbone": "identity", "method": "prototypes"}
+        defaults = {"benchmark": "digits", "backbone": AUTO, "method": "prototypes"}
         return build(ReconnaissanceConfig, settings, groups, defaults)
 
     def execute(self, run: RunContext[ReconnaissanceConfig]) -> dict[str, Any]:
@@ -124,7 +126,7 @@ class Reconnaissance:
             )  # fmt: skip
         return build_result(self)
 
-    def _take(self, step: Step, events: SummaryWriter) -> None:
+    def _take(self, step: Step, events: Trackers) -> None:
         """One step, and all that is written of it."""
         done = len(self.reports)
         self._tell(done)
@@ -153,7 +155,7 @@ class Reconnaissance:
         self.x = torch.cat([encoded.x_train, encoded.x_test]).float()
         self.y = torch.cat([data.y_train, data.y_test])
         self.class_names = data.class_names
-        order = class_order(config.benchmark, data.y_train, config.seed)
+        order = class_order(config.benchmark, data.y_train, config.seed, data.arrival)
         n_base = config.benchmark.base_classes or 0
         self.base = set(order[:n_base])
         if config.scenario.file is None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from protocl.backbones import build_backbone, fingerprint
 from protocl.config.arguments import Argument, Settings
 from protocl.data.streams import hold_out
 from protocl.errors import as_config_error
-from protocl.federation.client.benchmark_clients import BenchmarkClients, stages_of
+from protocl.federation.client.benchmark_clients import (
+    BenchmarkClients,
+    number_of_clients,
+    stages_of,
+)
 from protocl.federation.client.partition import stage_starts
 from protocl.federation.client.state import NoStates, StatesInProcess, StatesOnDisk, StateStore
 from protocl.federation.config import FederateConfig, FederationSetup
@@ -115,6 +119,8 @@ class FederatedRun:
         """Data, features, and the classes of each stage."""
         config = self.config
         data = self.run.load_data()
+        clients = number_of_clients(data, config.federation.clients, config.partition)
+        config.federation = replace(config.federation, clients=clients)
         self.n_classes, self.class_names = data.n_classes, data.class_names
         self.sample_shape = data.input_shape
         if config.benchmark.validation:
@@ -124,7 +130,7 @@ class FederatedRun:
         self.backbone = build_backbone(config.backbone, data.input_shape, config.seed)
         self.fingerprint = fingerprint(self.backbone)
         self.data = data if config.method.needs_samples else self.run.encode(data, self.backbone)
-        self.stages = stages_of(config.benchmark, config.partition, data.y_train, config.seed)
+        self.stages = stages_of(config.benchmark, config.partition, data, config.seed)
 
     def _prepare_method(self) -> None:
         config, federation = self.config, self.config.federation

@@ -9,6 +9,7 @@ import torch
 
 from protocl.backbones.adaptation import adapt
 from protocl.backbones.base import Backbone, Origin, Precision
+from protocl.backbones.fit import fit_for
 from protocl.backbones.layers.choice import read_layers
 from protocl.backbones.layers.folding import fold_batchnorm
 from protocl.backbones.layers.multi_layer import Scaling
@@ -22,8 +23,8 @@ class BackboneConfig:
     """Settings of a feature extractor (configuration group ``backbone``).
 
     Attributes:
-        name: registered backbone (``protocl list backbones``), or ``timm/NAME`` for a model of
-            the library timm.
+        name: registered backbone (``protocl list backbones``), ``timm/NAME`` for a model of the
+            library timm, or ``auto`` for what fits the samples (:mod:`.fit`).
         checkpoint: local file of weights (``.safetensors``, or a ``state_dict`` saved by
             ``torch.save``), or the folder of a run that trained some, loaded into it.
         adapted: ``strategy.session.adapt`` of the run that wrote ``checkpoint``, where it inserted
@@ -86,6 +87,7 @@ def build_unscaled(config: BackboneConfig, input_shape: tuple[int, ...], seed: i
 
     Whoever calls it measures their deviations and calls :func:`.standardise`.
     """
+    config = fit_for(config, input_shape)
     for key in ("width", "image_size"):
         value = getattr(config, key)
         if value is not None and value < 1:

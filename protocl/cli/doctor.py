@@ -16,10 +16,18 @@ from protocl.data import BenchmarkConfig, load_data
 from protocl.data.digits import count_digits
 from protocl.errors import ConfigError, ProtoclError
 from protocl.io.provenance import available_cores, installed_version
-from protocl.registry import BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
+from protocl.registry import (
+    BACKBONES,
+    BENCHMARKS,
+    HEADS,
+    MAPS,
+    STRATEGIES,
+    TRACKERS,
+    Registry,
+)
 from protocl.source import definition
 
-_BROUGHT_BY_USER = ("npz", "image_folder")
+_BROUGHT_BY_USER = ("npz", "image_folder", "arrays", "table", "hf", "torchvision")
 _SIGNS = {"ok": "[green]ok[/green]", "absent": "[yellow]absent[/yellow]", "bad": "[red]bad[/red]"}
 
 
@@ -103,7 +111,7 @@ def parts() -> Iterator[Finding]:
     Other packages' parts are imported. Our own are looked up in their source, since importing them
     takes seconds; what they import are the packages of :func:`packages`.
     """
-    for registry in (STRATEGIES, HEADS, MAPS, BACKBONES, BENCHMARKS):
+    for registry in (STRATEGIES, HEADS, MAPS, BACKBONES, BENCHMARKS, TRACKERS):
         entries = registry.entries()
         broken = [_import_error(registry, entry) for entry in entries.values()]
         errors = [error for error in broken if error is not None]

@@ -23,8 +23,8 @@ from protocl.runner.host_warnings import hidden_host_notices
 AddCommand = Callable[[Commands, argparse.ArgumentParser], None]
 
 _LISTS = (
-    "strategies", "benchmarks", "backbones", "adaptations", "heads", "maps", "experiments",
-    "federations", "pretrainings", "reconnaissance",
+    "strategies", "benchmarks", "backbones", "adaptations", "heads", "maps", "trackers",
+    "experiments", "federations", "pretrainings", "reconnaissance",
 )  # fmt: skip
 
 _EXAMPLES = """\
@@ -43,6 +43,7 @@ Settings are KEY=VALUE. Three groups pick a file of values and a registered part
   benchmark=NAME  strategy=NAME  backbone=NAME     (names: protocl list)
 Keys inside them:  strategy.lr=0.01  strategy.head.shrinkage=auto  benchmark.protocol=B50-Inc10
 Other keys:        seed=1  name=NAME  device=auto|cpu|cuda  output=runs  jobs=2  resume=true
+                   tracker=csv, or several in brackets: tracker=[tensorboard,mlflow]
 A whole preset:    experiment=NAME, or experiment=FILE.yaml, such as a run's own config.yaml
 A comma makes a sweep; brackets protect lists: benchmark.class_order=[3,1,2,0]
 """

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from protocl.backbones.fit import AUTO
 from protocl.config.arguments import Argument, Settings, expand, typed_values
 from protocl.config.keys import UnknownKeyError, assign, checked
 from protocl.config.partly_known import refuse_partly_known
@@ -29,11 +30,10 @@ from protocl.config.presets import (
 from protocl.config.schema import ExperimentConfig
 from protocl.config.unused import refuse_unused
 from protocl.errors import ConfigError
-from protocl.registry import Registry
+from protocl.registry import TRACKERS, Registry, unknown_name
 
-DEFAULTS = {"benchmark": "digits", "backbone": "identity"}
-"""Parts that are picked where nothing else says so; a benchmark's file may name another backbone
-than the raw samples."""
+DEFAULTS = {"benchmark": "digits", "backbone": AUTO}
+"""Parts that are picked where nothing else says so; a benchmark's file may name its backbone."""
 
 Schema = TypeVar("Schema")
 
@@ -61,7 +61,9 @@ def _is_saved(values: Mapping[str, Any]) -> bool:
     """Whether a preset is the resolved configuration of a run, which has every setting."""
     groups = {key.partition(".")[0] for key in values}
     return "strategy.name" in values and all(
-        field.name in groups for field in dataclasses.fields(ExperimentConfig)
+        field.name in groups
+        for field in dataclasses.fields(ExperimentConfig)
+        if field.name != "tracker"  # which earlier files do not have
     )
 
 
@@ -97,18 +99,20 @@ def build(
         settings: keys and values as typed.
         groups: fields whose values come from a picked file or part, with the parts' registry.
         defaults: the part of a group that is picked where ``settings`` pick none. In the place of
-            ``backbone=identity`` the file of a benchmark may name one that is fit for its samples.
+            ``backbone=auto`` the file of a benchmark may name one that is fit for its samples.
 
     Raises:
         ConfigError: an unknown key or name, or a value that does not fit its key.
     """
     settings, defaults = dict(settings), dict(defaults)
+    if isinstance(settings.get("tracker"), str):
+        settings["tracker"] = [settings["tracker"]]  # one needs no brackets
     config: DictConfig = OmegaConf.structured(schema)
     for group, registry in groups.items():
         picked = _pick(group, registry, settings, defaults.get(group))
         if group == "benchmark":
-            fit = picked.pop("backbone", "identity")
-            if defaults.get("backbone") == "identity":
+            fit = picked.pop("backbone", AUTO)
+            if defaults.get("backbone") == AUTO:
                 defaults["backbone"] = fit
         assign(config, {f"{group}.name": picked.pop("name")})
         assign(config, flatten({group: picked}))
@@ -116,6 +120,7 @@ def build(
     composed = checked(config)
     assert isinstance(composed, schema)
     _require_folder(composed)
+    _require_trackers(composed)
     return composed
 
 
@@ -144,9 +149,19 @@ def _pick(
     name = str(picked)
     require_known(group, name, registry)
     source = group_file(group, name)
-    if source is None:
-        return {"name": name}
-    return {"name": name, **read_mapping(source.read_bytes(), str(source))}
+    if source is not None:
+        return {"name": name, **read_mapping(source.read_bytes(), str(source))}
+    # What a family, such as torchvision/NAME, has in common is under its first part.
+    family = group_file(group, name.partition("/")[0])
+    common = {} if family is None else read_mapping(family.read_bytes(), str(family))
+    return {**common, "name": name}
+
+
+def _require_trackers(config: Any) -> None:
+    known = TRACKERS.names()
+    for name in config.tracker:
+        if name not in known:
+            raise unknown_name("tracker", name, known)
 
 
 def _require_folder(config: Any) -> None:

@@ -244,6 +244,8 @@ class RunConfig:
         output: folder that receives ``<name>/<time>-<seed>/``.
         resume: continue the newest unfinished run of the same configuration.
         jobs: runs of a sweep that are worked on at the same time, each in its own process.
+        tracker: where curves go: ``tensorboard``, ``csv``, ``mlflow``, ``wandb`` or another
+            registered one, several in brackets, none with ``[]``.
     """
 
     name: str = MISSING
@@ -254,6 +256,7 @@ class RunConfig:
     output: str = "runs"
     resume: bool = False
     jobs: int = ranged(1, AT_LEAST_1)
+    tracker: list[str] = field(default_factory=lambda: ["tensorboard"])
 
 
 @dataclass

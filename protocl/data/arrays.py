@@ -40,6 +40,11 @@ class ArrayData:
         y_test: as ``y_train``, ``(M,)``.
         class_names: one name per class id; its length is ``n_classes``.
         name: name of the data set.
+        clients: who holds each training sample, ``(N,)`` int64 numbers of ``client_names``; None
+            where the data do not say.
+        client_names: of those who hold training samples.
+        arrival: class ids in the order in which the data say that they arrive; empty where they
+            do not.
 
     Raises:
         DataError: shapes, types or labels do not fit together.
@@ -51,6 +56,9 @@ class ArrayData:
     y_test: Tensor
     class_names: list[str]
     name: str
+    clients: Tensor | None = None
+    client_names: tuple[str, ...] = ()
+    arrival: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for part, x, y in (
@@ -62,6 +70,11 @@ class ArrayData:
             raise DataError(
                 f"{self.name}: training images are {tuple(self.x_train.shape[1:])} but test images "
                 f"are {tuple(self.x_test.shape[1:])}; give both the same shape"
+            )
+        if self.clients is not None and self.clients.shape != self.y_train.shape:
+            raise DataError(
+                f"{self.name}: {len(self.clients)} clients are named for {len(self.y_train)} "
+                "training samples; expected one each"
             )
 
     def _check(self, part: str, x: Tensor, y: Tensor) -> None:
@@ -93,14 +106,27 @@ class ArrayData:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 (hexadecimal) of images, labels and class names."""
+        """SHA-256 (hexadecimal) of images, labels, class names and who holds what."""
         tensors = (self.x_train, self.y_train, self.x_test, self.y_test)
         parts = [tensor_hash(tensor) for tensor in tensors] + self.class_names
+        if self.clients is not None:
+            parts += [tensor_hash(self.clients), *self.client_names]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def with_samples(self, x_train: Tensor, x_test: Tensor) -> ArrayData:
         """Replace the samples, such as by features of the images, and keep their labels."""
         return replace(self, x_train=x_train, x_test=x_test)
+
+    def select(self, train: Tensor, test: Tensor) -> ArrayData:
+        """Only these training and test samples: row numbers or truth values for all rows."""
+        return replace(
+            self,
+            x_train=self.x_train[train],
+            y_train=self.y_train[train],
+            x_test=self.x_test[test],
+            y_test=self.y_test[test],
+            clients=None if self.clients is None else self.clients[train],
+        )
 
 
 class TensorData(Dataset[tuple[Tensor, int]]):

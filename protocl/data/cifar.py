@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from protocl.data.arrays import ArrayData
-from protocl.data.config import BenchmarkConfig, refuse
-from protocl.data.npz import load_npz, to_samples
-from protocl.data.torchvision_sets import is_archive, open_both, root_of
+from protocl.data.config import OWN, BenchmarkConfig, refuse
+from protocl.data.npz import load_npz
+from protocl.data.readers.torchvision_sets import is_archive, open_both, root_of
+from protocl.data.samples import to_samples
 
 
 def load_cifar10(config: BenchmarkConfig) -> ArrayData:
@@ -29,7 +30,7 @@ def load_cifar100(config: BenchmarkConfig) -> ArrayData:
 def _load(kind: str, folder: str, config: BenchmarkConfig) -> ArrayData:
     if is_archive(config):
         return load_npz(config)
-    refuse(config, "split", "image_size")
+    refuse(config, "split", "image_size", *OWN)
     train, test = open_both(kind, config, root_of(config) / folder)
     return ArrayData(*_tensors(train), *_tensors(test), list(train.classes), config.name)
 

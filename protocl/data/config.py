@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,33 @@ from protocl.registry import BENCHMARKS
 
 if TYPE_CHECKING:
     from protocl.data.arrays import ArrayData
+
+OWN = ("test", "labels", "columns")
+"""Settings of data that users bring, which no published set has."""
+
+
+@dataclass
+class ColumnsConfig:
+    """Which column of a table is what (keys ``benchmark.columns.*``).
+
+    Without them the usual names are looked for: ``label`` (``labels``, ``class``, ``target``),
+    ``image`` (``file``, ``filename``, ``file_name``, ``path``), ``split``, ``client`` and ``time``.
+
+    Attributes:
+        label: classes: texts, whole numbers or truth values.
+        image: files of pictures, relative to the table's own folder.
+        features: numbers; by default all columns that are nothing else, where no image is named.
+        split: ``train`` or ``test`` (``validation`` where nothing is ``test``).
+        client: who holds a sample in a federation.
+        time: numbers or dates (ISO 8601); classes arrive in the order of their first sample.
+    """
+
+    label: str | None = None
+    image: str | None = None
+    features: list[str] | None = None
+    split: str | None = None
+    client: str | None = None
+    time: str | None = None
 
 
 @dataclass
@@ -24,8 +51,14 @@ class BenchmarkConfig:
     Attributes:
         name: registered data set (``protocl list benchmarks``).
         root: folder in which downloaded data sets live.
-        path: file or folder of data brought by the user: an ``.npz`` archive, a folder of idx
-            files (MNIST, Fashion-MNIST), or an image folder with ``train/`` and ``test/``.
+        path: file or folder of data brought by the user: an ``.npz`` archive, an array, a table, a
+            folder of images or of idx files (MNIST, Fashion-MNIST), the name of a data set on the
+            Hugging Face hub.
+        labels: file of labels, for samples in an ``.npy`` file.
+        columns: what the columns of a table are.
+        test: share of each class, in (0, 1), that is for the test, of data that do not say it
+            themselves.
+        test_seed: decides which samples those are, whatever the seed of the run.
         download: fetch a torchvision data set that is absent.
         n_experiences: number of experiences of equal size.
         base_classes: classes in the first experience; 0 or None for no base session.
@@ -42,7 +75,8 @@ class BenchmarkConfig:
             place of* the test data, for choosing hyperparameters.
         train_per_class: keep only the first so many training samples of each class.
         test_per_class: the same for test samples.
-        split: part of a data set that has parts: Omniglot's ``background`` or ``evaluation``.
+        split: part of a data set that has parts: Omniglot's ``background`` or ``evaluation``, a
+            domain of DomainNet, a configuration on the Hugging Face hub.
         image_size: side in pixels to which images are resized when they are read (image folders,
             Omniglot's own files); a backbone's ``image_size`` is separate.
         augmentation: of training images, drawn anew in each epoch: ``"none"``, ``"crop_flip"`` or
@@ -53,6 +87,10 @@ class BenchmarkConfig:
     name: str = "digits"
     root: str = "~/.cache/protocl/data"
     path: str | None = None
+    labels: str | None = None
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    test: float | None = None
+    test_seed: int = 0
     download: bool = False
     n_experiences: int | None = 5
     base_classes: int | None = None
@@ -82,7 +120,8 @@ def load_data(config: BenchmarkConfig) -> ArrayData:
         value = getattr(config, key)
         if value is not None and value < 1:
             raise ConfigError(f"benchmark.{key}={value}: expected a number of at least 1")
-    data: ArrayData = BENCHMARKS.get(config.name)(config)
+    # A family such as torchvision/NAME is registered under its first part.
+    data: ArrayData = BENCHMARKS.get(config.name.partition("/")[0])(config)
     if not len(data.y_train):
         raise DataError(f"{data.name} has no training samples")
     return _restrict(data, config)
@@ -105,11 +144,16 @@ def refuse(config: BenchmarkConfig, *keys: str) -> None:
     """Refuse settings that a data set does not have, instead of ignoring them.
 
     Raises:
-        ConfigError: one of ``keys`` is set.
+        ConfigError: one of ``keys`` is set; of ``columns`` any.
     """
+    for column, value in vars(config.columns).items() if "columns" in keys else ():
+        if value is not None:
+            raise ConfigError(
+                f"benchmark.columns.{column}={value}: '{config.name}' is no table; leave it out"
+            )
     for key in keys:
         value = getattr(config, key)
-        if value is not None:
+        if key != "columns" and value is not None:
             hint = "; to resize arrays set backbone.image_size" if key == "image_size" else ""
             raise ConfigError(f"benchmark.{key}={value}: '{config.name}' has no such setting{hint}")
 
@@ -125,14 +169,7 @@ def _restrict(data: ArrayData, config: BenchmarkConfig) -> ArrayData:
     test = _first_of_each(data, data.y_test, n_classes, config, "test_per_class")
     if len(train) == len(data.y_train) and len(test) == len(data.y_test):
         return data
-    return type(data)(
-        data.x_train[train],
-        data.y_train[train],
-        data.x_test[test],
-        data.y_test[test],
-        data.class_names[:n_classes],
-        data.name,
-    )
+    return replace(data.select(train, test), class_names=data.class_names[:n_classes])
 
 
 def _first_of_each(

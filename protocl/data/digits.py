@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from protocl.data.arrays import ArrayData
-from protocl.data.config import BenchmarkConfig, refuse
+from protocl.data.config import OWN, BenchmarkConfig, refuse
 
 TEST_SHARE = 0.25
 SPLIT_SEED = 0
@@ -25,7 +25,7 @@ def load_digits(config: BenchmarkConfig) -> ArrayData:
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
     """
-    refuse(config, "path", "split", "image_size")
+    refuse(config, "path", "split", "image_size", *OWN)
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +17,13 @@ from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, refuse
 from protocl.data.pictures import pixels_of, read_picture
 from protocl.data.reading import read_in_order
+from protocl.data.shares import rows_for_test
 from protocl.errors import ConfigError, DataError
 from protocl.io.progress import progress_bar
 from protocl.memory.limits.capacity import require_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _BRIGHT = 32
 """An eighth of the range, which the brightest pixel of a data set should reach."""
@@ -33,8 +37,16 @@ ENDINGS = (
 _LEFT_BEHIND = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")
 
 
+PARTS = ("test", "val", "validation", "valid")
+"""Names that the folder of test images may have beside ``train``, the first there is."""
+
+
 def load_image_folder(config: BenchmarkConfig) -> ArrayData:
     """Read ``path/train/CLASS/*`` and ``path/test/CLASS/*`` into memory as RGB ``uint8``.
+
+    ``val/``, ``validation/`` or ``valid/`` stands in where there is no ``test/``. Without one, or
+    with the classes in ``path`` itself, ``benchmark.test`` says which share of each class is for
+    the test.
 
     Class ids follow the sorted names of the folders in ``train/``; folders within them belong to
     their class. Hidden files and folders and those of systems (``__MACOSX``, ``Thumbs.db``) are
@@ -46,29 +58,75 @@ def load_image_folder(config: BenchmarkConfig) -> ArrayData:
     are read.
 
     Raises:
-        ConfigError: no path.
+        ConfigError: no path, or nothing says which images are for the test.
         DataError: folders are absent or empty, a file is damaged, or sizes differ.
         CapacityError: the images would not fit in memory.
     """
-    refuse(config, "split")
+    refuse(config, "split", "labels", "columns")
     if config.path is None:
         raise ConfigError(
             f"benchmark '{config.name}' reads a folder: give benchmark.path=FOLDER, which holds "
-            "train/CLASS/IMAGE and test/CLASS/IMAGE"
+            "train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE with benchmark.test=0.2"
         )
-    root = Path(config.path).expanduser()
-    train, test = (_find(root / part) for part in ("train", "test"))
+    return read_folder(Path(config.path).expanduser(), config)
+
+
+def read_folder(root: Path, config: BenchmarkConfig) -> ArrayData:
+    """The images of a folder with ``train/`` and ``test/``, or with classes alone.
+
+    Args:
+        root: the folder.
+        config: ``test``, ``test_seed`` and ``image_size`` are read.
+
+    Raises:
+        ConfigError, DataError, CapacityError: as :func:`load_image_folder`.
+    """
+    parts = _parts(root)
+    if len(parts) < 2:
+        return _shared_out(_find(parts[0]), config)
+    train, test = (_find(part) for part in parts)
+    if config.test is not None:
+        raise ConfigError(
+            f"benchmark.test={config.test}: {test.root} is there for the test; leave it out"
+        )
     unknown = sorted(set(test.classes) - set(train.classes))
     if unknown:
         raise DataError(f"{test.root} has a class '{unknown[0]}' that {train.root} does not have")
     return ArrayData(
-        _read(train, config),
+        read_images(train.all, train.root, config.image_size),
         train.labels(train.classes),
-        _read(test, config),
+        read_images(test.all, test.root, config.image_size),
         test.labels(train.classes),
         train.classes,
         config.name,
     )
+
+
+def _parts(root: Path) -> list[Path]:
+    """The folders of training and of test images, or the one folder of all images."""
+    if not root.is_dir():
+        raise DataError(f"{root} does not exist; expected a folder of images")
+    train = root / "train"
+    if not _holds_classes(train):
+        return [root]
+    tests = [root / name for name in PARTS if (root / name).is_dir()]
+    return [train, *tests[:1]]
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether there is a folder with others in it; a class called "train" has images alone."""
+    if not folder.is_dir():
+        return False
+    return any(entry.is_dir() and not _left_behind(entry.name) for entry in os.scandir(folder))
+
+
+def _shared_out(found: _Files, config: BenchmarkConfig) -> ArrayData:
+    y = found.labels(found.classes)
+    test = rows_for_test(y, found.classes, None, config, str(found.root))
+    parts = [[file for file, asked in zip(found.all, test, strict=True) if asked == part]
+             for part in (False, True)]  # fmt: skip
+    x_train, x_test = (read_images(part, found.root, config.image_size) for part in parts)
+    return ArrayData(x_train, y[~test], x_test, y[test], found.classes, config.name)
 
 
 @dataclass(frozen=True)
@@ -85,8 +143,10 @@ class _Files:
     classes: list[str]
     files: list[list[Path]]
 
-    def __len__(self) -> int:
-        return sum(map(len, self.files))
+    @property
+    def all(self) -> list[Path]:
+        """The images of all classes."""
+        return [file for files in self.files for file in files]
 
     def labels(self, names: list[str]) -> Tensor:
         """Class ids ``(N,)``, the places of the classes in ``names``."""
@@ -143,22 +203,41 @@ def classes_in(folder: Path) -> dict[str, list[Path]]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _left_behind(name))
+        folders[:] = sorted(name for name in folders if _is_below(parent, name))
         yield from (Path(parent, name) for name in sorted(files) if not _left_behind(name))
+
+
+def _is_below(parent: str, name: str) -> bool:
+    """Whether a folder is one of images; a link to a folder around it would never end."""
+    around = Path(parent).resolve()
+    linked = Path(parent, name).resolve()
+    return not _left_behind(name) and linked != around and linked not in around.parents
 
 
 def _left_behind(name: str) -> bool:
     return name.startswith(".") or name in _LEFT_BEHIND
 
 
-def _read(found: _Files, config: BenchmarkConfig) -> Tensor:
+def read_images(
+    files: Sequence[str | Path | Image], where: str | Path, image_size: int | None
+) -> Tensor:
+    """Pictures ``(N, 3, H, W)`` uint8, of one size.
+
+    Args:
+        files: image files or PIL pictures, read one after the other.
+        where: what they are a part of, for messages.
+        image_size: as for :func:`.pixels_of`.
+
+    Raises:
+        DataError: a file is damaged, or sizes differ.
+        CapacityError: they would not fit in memory.
+    """
     images: Tensor | None = None
-    files = list(chain.from_iterable(found.files))
-    read = read_in_order(lambda file: pixels_of(read_picture(file), config.image_size), files)
-    with progress_bar(f"reading {found.root}", len(files)) as bar, closing(read):
+    read = read_in_order(lambda file: pixels_of(read_picture(file), image_size), files)
+    with progress_bar(f"reading {where}", len(files)) as bar, closing(read):
         for row, (file, image) in enumerate(zip(files, read, strict=True)):
             if images is None:
-                images = _room(found, image)
+                images = _room(len(files), image, where)
             if image.shape != images.shape[1:]:
                 raise DataError(
                     f"{file} is {image.shape[2]}x{image.shape[1]} pixels where others are "
@@ -166,12 +245,13 @@ def _read(found: _Files, config: BenchmarkConfig) -> Tensor:
                 )
             images[row] = image
             bar.update()
-    assert images is not None  # a folder without images was refused
-    _warn_of_darkness(found.root, int(images.max()))
+    if images is None:
+        return torch.empty(0, 3, image_size or 1, image_size or 1, dtype=torch.uint8)
+    _warn_of_darkness(where, int(images.max()))
     return images
 
 
-def _warn_of_darkness(root: Path, brightest: int) -> None:
+def _warn_of_darkness(root: str | Path, brightest: int) -> None:
     """Warn of images that use a small part of the range that their files announce."""
     if 0 < brightest < _BRIGHT:
         logger.warning(
@@ -182,15 +262,15 @@ def _warn_of_darkness(root: Path, brightest: int) -> None:
         )  # fmt: skip
 
 
-def _room(found: _Files, image: Tensor) -> Tensor:
+def _room(count: int, image: Tensor, where: str | Path) -> Tensor:
     """Memory for all images, if there is enough of it."""
-    needed = len(found) * image.numel()
+    needed = count * image.numel()
     _, height, width = image.shape
     half = min(height, width) // 2
     require_bytes(
         needed,
         torch.device("cpu"),
-        f"{len(found)} images of {width}x{height} pixels in {found.root}",
-        lambda: {f"benchmark.image_size={half}": len(found) * 3 * half**2},
+        f"{count} images of {width}x{height} pixels in {where}",
+        lambda: {f"benchmark.image_size={half}": count * 3 * half**2},
     )
-    return torch.empty(len(found), *image.shape, dtype=torch.uint8)
+    return torch.empty(count, *image.shape, dtype=torch.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,30 @@ def to_class_ids(
             f"0..{len(named) - 1}, one for each of the {len(named)} names"
         )
     return [torch.from_numpy(array.astype(np.int64)) for array in arrays], named
+
+
+def label_array(labels: Any) -> np.ndarray:
+    """Labels as a program holds them, as :func:`to_class_ids` takes them.
+
+    Args:
+        labels: an array, a tensor, a column of a data frame, or a list of numbers, tensors or
+            texts.
+
+    >>> label_array(["cat", "dog"]).dtype.kind, label_array(torch.tensor([1, 0])).tolist()
+    ('U', [1, 0])
+    """
+    if isinstance(labels, Tensor):
+        return labels.detach().cpu().numpy()
+    array = np.asarray(labels)
+    if array.dtype.kind not in "OT":
+        return array
+    members = array.tolist()
+    if all(isinstance(member, str) for member in members):
+        return np.array(members, dtype=str)
+    try:
+        return np.array([np.asarray(member).item() for member in members])
+    except (ValueError, TypeError):
+        return array  # which is refused by its type
 
 
 def _numbers_or_texts(array: np.ndarray, what: str) -> np.ndarray:

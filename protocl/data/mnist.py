@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from protocl.data.arrays import ArrayData
-from protocl.data.config import BenchmarkConfig, refuse
-from protocl.data.npz import load_npz, to_samples
-from protocl.data.torchvision_sets import is_archive, open_both, root_of
+from protocl.data.config import OWN, BenchmarkConfig, refuse
+from protocl.data.npz import load_npz
+from protocl.data.readers.torchvision_sets import is_archive, open_both, root_of
+from protocl.data.samples import to_samples
 from protocl.errors import DataError
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -49,7 +50,7 @@ def load_fashion_mnist(config: BenchmarkConfig) -> ArrayData:
 def _load(
     kind: str, names: list[str], config: BenchmarkConfig, installed: Path | None = None
 ) -> ArrayData:
-    refuse(config, "image_size", "split")
+    refuse(config, "image_size", "split", *OWN)
     if is_archive(config):
         return load_npz(config)
     if config.path is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, among, refuse
 from protocl.data.labels import to_class_ids
+from protocl.data.readers.arrays import of_parts
+from protocl.data.readers.keys import Pair, names_key, usual_pairs
+from protocl.data.samples import to_samples
 from protocl.errors import ConfigError, DataError
 from protocl.memory.limits.capacity import require_bytes
 
@@ -22,10 +26,11 @@ DEFAULT_TRAIN, DEFAULT_TEST = 15, 5
 def load_npz(config: BenchmarkConfig) -> ArrayData:
     """Read the archive at ``config.path``.
 
-    It holds either ``x_train, y_train, x_test, y_test`` and optionally ``classes`` (names), or,
-    as Omniglot does, for each of the splits ``background`` and ``evaluation``
-    ``x_<split>, y_<split>`` and optionally ``classes_<split>``: of such a split the first
-    ``train_per_class`` (15) samples of each class are training data and the next
+    It holds either ``x_train, y_train, x_test, y_test`` and optionally ``classes`` (names), or
+    other usual names (:mod:`.readers.keys`), or ``x`` and ``y`` of which ``config.test`` of each
+    class are for the test; or, as Omniglot does, for each of the splits ``background`` and
+    ``evaluation`` ``x_<split>, y_<split>`` and optionally ``classes_<split>``: of such a split the
+    first ``train_per_class`` (15) samples of each class are training data and the next
     ``test_per_class`` (5) are test data.
 
     Images are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``, ``uint8`` or floating point in
@@ -36,7 +41,7 @@ def load_npz(config: BenchmarkConfig) -> ArrayData:
         DataError: the file is absent or unreadable, lacks keys, or holds arrays that do not fit.
         CapacityError: an array would not fit in memory.
     """
-    refuse(config, "image_size")
+    refuse(config, "image_size", "labels", "columns")
     if config.path is None:
         raise ConfigError(
             f"benchmark '{config.name}' reads an archive: give benchmark.path=FILE.npz"
@@ -44,19 +49,26 @@ def load_npz(config: BenchmarkConfig) -> ArrayData:
     path = Path(config.path).expanduser()
     with _open(path) as archive:
         keys = set(archive.files)
-        if {"x_train", "y_train", "x_test", "y_test"} <= keys:
-            if config.split is not None:
-                raise ConfigError(
-                    f"benchmark.split={config.split}: {path} has a training and a test part and no "
-                    "such splits; leave benchmark.split out"
-                )
-            return _given_split(archive, path, config.name)
         if any(f"x_{split}" in keys for split in SPLITS):
+            refuse(config, "test")
             return _pooled_split(archive, path, config)
+        pairs = usual_pairs(archive.files)
+        if pairs:
+            _refuse_split(config, path)
+            return _usual(archive, path, pairs, config)
     raise DataError(
         f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; expected x_train, y_train, x_test, "
-        "y_test (and classes), or x_background, y_background, x_evaluation, y_evaluation"
+        "y_test (and classes) or other usual names, x and y with benchmark.test, or x_background, "
+        "y_background, x_evaluation, y_evaluation"
     )
+
+
+def _refuse_split(config: BenchmarkConfig, path: Path) -> None:
+    if config.split is not None:
+        raise ConfigError(
+            f"benchmark.split={config.split}: {path} has a training and a test part and no "
+            "such splits; leave benchmark.split out"
+        )
 
 
 def _open(path: Path) -> NpzFile:
@@ -86,17 +98,17 @@ def _read(archive: NpzFile, key: str, path: Path) -> np.ndarray:
         raise DataError(f"{path}: '{key}' cannot be read: {error}{hint}") from error
 
 
-def _given_split(archive: NpzFile, path: Path, name: str) -> ArrayData:
-    labels = {f"{path}: {key}": _read(archive, key, path) for key in ("y_train", "y_test")}
-    (y_train, y_test), names = to_class_ids(labels, _names(archive, "classes", path))
-    return ArrayData(
-        to_samples(_read(archive, "x_train", path), f"{path}: x_train"),
-        y_train,
-        to_samples(_read(archive, "x_test", path), f"{path}: x_test"),
-        y_test,
-        names,
-        name,
-    )
+def _usual(
+    archive: NpzFile, path: Path, pairs: Mapping[str, Pair], config: BenchmarkConfig
+) -> ArrayData:
+    """Arrays under the usual names, with or without a part for the test."""
+    key = names_key(archive.files, {key for pair in pairs.values() for key in pair})
+    names = None if key is None else _names(archive, key, path)
+    parts = {
+        part: (f"{path}: {x}", _read(archive, x, path), f"{path}: {y}", _read(archive, y, path))
+        for part, (x, y) in pairs.items()
+    }
+    return of_parts(parts, config, str(path), names)
 
 
 def _pooled_split(archive: NpzFile, path: Path, config: BenchmarkConfig) -> ArrayData:
@@ -160,58 +172,3 @@ def split_each_class(x: Tensor, y: Tensor, names: list[str], config: BenchmarkCo
     train = by_class[rank < n_train]
     test = by_class[(rank >= n_train) & (rank < n_train + n_test)]
     return ArrayData(x[train], y[train], x[test], y[test], names, config.name)
-
-
-def to_samples(array: np.ndarray, what: str) -> Tensor:
-    """An array of images or features as a tensor ``(N, C, H, W)`` or ``(N, D)``.
-
-    Args:
-        array: see :func:`load_npz` for the shapes and types that are understood.
-        what: where the array comes from, for messages.
-
-    Raises:
-        DataError: another shape or type, numbers that are not finite in float32, or floating-point
-            pixels outside [0, 1].
-    """
-    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise DataError(
-            f"{what} is {array.dtype}; expected uint8 or floating point: give features as "
-            "x.astype(np.float32), images of 0..255 as x.astype(np.uint8)"
-        )
-    if array.dtype != np.uint8:
-        array = _finite(array, what)
-    if array.ndim == 2:
-        return torch.from_numpy(array.astype(np.float32, copy=False))
-    tensor = torch.from_numpy(array)
-    if tensor.ndim == 3:
-        tensor = tensor.unsqueeze(1)
-    elif tensor.ndim == 4 and tensor.shape[-1] in (1, 3):
-        tensor = tensor.permute(0, 3, 1, 2)
-    elif tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
-        raise DataError(
-            f"{what} has shape {tuple(array.shape)}; expected (N, H, W), (N, H, W, C) or "
-            "(N, C, H, W) with 1 or 3 channels, or features (N, D)"
-        )
-    if tensor.is_floating_point() and tensor.numel():
-        low, high = (float(v) for v in tensor.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise DataError(
-                f"{what} has values in {low:g}..{high:g}; expected floating-point pixels in [0, 1] "
-                "(or uint8 in 0..255)"
-            )
-    return tensor.contiguous()
-
-
-def _finite(array: np.ndarray, what: str) -> np.ndarray:
-    """The array as float32, in which no number may be missing or too large."""
-    with np.errstate(over="ignore"):
-        single = array.astype(np.float32)
-    wrong = ~np.isfinite(single)
-    if wrong.any():
-        place = np.unravel_index(int(wrong.argmax()), array.shape)
-        rows = int(wrong.reshape(len(array), -1).any(1).sum())
-        raise DataError(
-            f"{what}: row {place[0]} holds {array[place]} ({rows} of {len(array)} rows have such "
-            "numbers); expected finite numbers below 3.4e38: leave these rows out or fill them in"
-        )
-    return single

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from protocl.data.arrays import ArrayData
-from protocl.data.config import BenchmarkConfig
-from protocl.data.npz import chosen_split, load_npz, split_each_class, to_samples
+from protocl.data.config import OWN, BenchmarkConfig, refuse
+from protocl.data.npz import chosen_split, load_npz, split_each_class
 from protocl.data.pictures import read_picture
+from protocl.data.readers.torchvision_sets import is_archive, open_set, root_of
 from protocl.data.reading import read_in_order
-from protocl.data.torchvision_sets import is_archive, open_set, root_of
+from protocl.data.samples import to_samples
 from protocl.io.progress import progress_bar
 
 IMAGE_SIZE = 28
@@ -37,6 +38,7 @@ def load_omniglot(config: BenchmarkConfig) -> ArrayData:
     """
     if is_archive(config):
         return load_npz(config)
+    refuse(config, *OWN)
     split = chosen_split(config)
     folder = root_of(config) / "omniglot-py" / f"images_{split}"
     if not folder.is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def read_picture(file: str | Path | Image) -> Image:
     return _rgb(picture, kind, file)
 
 
-def _opened(file: str | Path) -> Image:
+def _opened(file: str | Path | BytesIO) -> Image:
     """An image file whose header has been read; what Pillow only warns about is refused.
 
     Filters of warnings are those of the whole process, and files are read by several threads.
@@ -70,6 +71,23 @@ def _require_honest(picture: Image) -> None:
     pixels = picture.width * picture.height
     if MAX_IMAGE_PIXELS is not None and pixels > MAX_IMAGE_PIXELS:
         raise ValueError(f"{pixels} pixels exceed Pillow's limit of {MAX_IMAGE_PIXELS}")
+
+
+def decoded(content: bytes, where: str) -> Image:
+    """The picture in the content of an image file, of which ``where`` is told in messages.
+
+    Raises:
+        DataError: it is damaged or no image.
+    """
+    try:
+        picture = _opened(BytesIO(content))
+        picture.load()
+        _require_honest(picture)
+    except Exception as error:  # as in read_picture
+        raise DataError(
+            f"{where} holds bytes that cannot be read as an image ({type(error).__name__})"
+        ) from error
+    return picture
 
 
 def pixels_of(picture: Image, size: int | Sequence[int] | None = None, channels: int = 3) -> Tensor:

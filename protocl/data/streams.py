@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from protocl.data.arrays import ArrayData
 from protocl.data.experiences import ClassStream
+from protocl.data.shares import draw_share
 from protocl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def class_stream(config: BenchmarkConfig, data: ArrayData, seed: int) -> ClassSt
     """
     if config.validation:
         data = hold_out(data, config.validation, seed, config.class_order)
-    order = class_order(config, data.y_train, seed)
+    order = class_order(config, data.y_train, seed, data.arrival)
     sizes = experience_sizes(config, len(order))
     _require_test_samples(data, order)
     arriving = iter(order)
@@ -88,13 +89,17 @@ def _without_untrained(data: ArrayData, config: BenchmarkConfig) -> ArrayData:
     return replace(data, x_test=data.x_test[known], y_test=data.y_test[known])
 
 
-def class_order(config: BenchmarkConfig, labels: Tensor, seed: int) -> list[int]:
+def class_order(
+    config: BenchmarkConfig, labels: Tensor, seed: int, arrival: Sequence[int] = ()
+) -> list[int]:
     """Class ids in their order of arrival.
 
     Args:
         config: ``class_order``, ``shuffle_classes`` and ``order_seed`` are read.
         labels: training labels ``(N,)``; their distinct values are the classes there are.
         seed: used when ``config.order_seed`` is None.
+        arrival: the order that the data give (:attr:`.ArrayData.arrival`), in place of a seeded
+            one.
 
     Raises:
         ConfigError: a given order repeats a class or names one that does not exist.
@@ -102,6 +107,8 @@ def class_order(config: BenchmarkConfig, labels: Tensor, seed: int) -> list[int]
     classes: list[int] = labels.unique().tolist()
     if config.class_order is not None:
         return _given_order(list(config.class_order), classes)
+    if arrival:
+        return [c for c in arrival if c in set(classes)]
     if not config.shuffle_classes:
         return classes
     order_seed = seed if config.order_seed is None else config.order_seed
@@ -217,13 +224,6 @@ def hold_out(
             f"{data.name}: class {single} ('{data.class_names[single]}') has one training sample; "
             "benchmark.validation needs at least two in each class"
         )
-    shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-    by_class = shuffled[y[shuffled].argsort(stable=True)]
-    starts = counts.cumsum(0) - counts
-    rank = torch.arange(len(y)) - starts[y[by_class]]
-    take = (counts * share).round().long().clamp(min=1).minimum((counts - 1).clamp(min=0))
-    held = torch.zeros(len(y), dtype=torch.bool)
-    held[by_class[rank < take[y[by_class]]]] = True
-    return ArrayData(
-        data.x_train[~held], y[~held], data.x_train[held], y[held], data.class_names, data.name
-    )
+    held = draw_share(y, data.n_classes, share, seed)
+    rest = data.select(~held, torch.arange(0))
+    return replace(rest, x_test=data.x_train[held], y_test=y[held])

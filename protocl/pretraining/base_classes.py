@@ -42,7 +42,7 @@ def base_classes(data: ArrayData, config: PretrainConfig) -> BaseClasses:
     """
     if data.x_train.ndim != 4:
         raise ConfigError(f"benchmark={config.benchmark.name}: pretraining takes images")
-    order = class_order(config.benchmark, data.y_train, config.seed)
+    order = class_order(config.benchmark, data.y_train, config.seed, data.arrival)
     chosen = order[: config.benchmark.base_classes or len(order)]
     if not 0 <= config.holdout < len(chosen):
         raise ConfigError(f"holdout={config.holdout}: expected 0 to {len(chosen) - 1} base classes")

@@ -27,7 +27,8 @@ from protocl.runner.kind import Kind
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from torch.utils.tensorboard import SummaryWriter
+
+    from protocl.trackers import Trackers
 
 ORIENTATIONS = 4
 
@@ -208,7 +209,7 @@ class Pretraining:
             part.load_state_dict(state[name])
         self.reports = [EpochReport(**report) for report in state["reports"]]
 
-    def _log(self, events: SummaryWriter, report: EpochReport) -> None:
+    def _log(self, events: Trackers, report: EpochReport) -> None:
         events.add_scalar("pretraining/loss", report.loss, report.epoch)
         if report.accuracy is not None:
             events.add_scalar("pretraining/held_out_accuracy", report.accuracy, report.epoch)

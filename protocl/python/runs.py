@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from protocl.cli.sweep import labels_of, run_all
+from protocl.python.own_data import with_files
 from protocl.python.results import Failure, Results, RunsFailedError
 from protocl.python.values import Word, arguments_of
 from protocl.registry import Registry
@@ -35,7 +36,9 @@ def run(*words: Word, **settings: Any) -> Results[Run]:
         settings: by name. A list is a sweep (``seed=[1, 2, 3]``); where the setting itself is a
             list, a list of numbers or texts is one value, and so is a tuple everywhere. A text is
             taken as it is, commas included. A dictionary holds the settings of a part:
-            ``strategy={"name": "slda", "head": {"shrinkage": [0.01, 0.1]}}``.
+            ``strategy={"name": "slda", "head": {"shrinkage": [0.01, 0.1]}}``. The benchmark may be
+            data: a data set of PyTorch or a tuple of two (training and test), arrays, a data frame
+            (:func:`.own_data.with_files`).
 
     Returns:
         One result a run, the first key varying slowest.
@@ -109,6 +112,8 @@ def _answers(kind: str, words: Sequence[Word], settings: Mapping[str, Any]) -> R
 
 def _carry_out(name: str, words: Sequence[Word], settings: Mapping[str, Any]) -> Results[Any]:
     with hidden_host_notices(), _undisturbed(), _hint_when_interrupted():
+        words = [with_files(word) if isinstance(word, Mapping) else word for word in words]
+        settings = with_files(settings)
         kind: Kind[Any] = KINDS.get(name)()
         arguments = arguments_of(kind, words, settings)
         configs = kind.load(arguments)

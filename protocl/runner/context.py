@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from protocl.backbones import Backbone
 from protocl.backbones.features import encode_once
+from protocl.backbones.fit import fit_for
 from protocl.data import ArrayData, load_data
 from protocl.errors import ConfigError, DataError
 from protocl.io import provenance
@@ -21,9 +23,7 @@ from protocl.io.checkpoint import CheckpointFolder, outdated
 from protocl.io.profile import PhaseLog
 from protocl.report.result import FORMAT, RESULT_FILE
 from protocl.runner.progress import Progress, ProgressCallback
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from protocl.trackers import Trackers, open_trackers
 
 CHECKPOINTS = "checkpoint"
 Config = TypeVar("Config", bound=Any)
@@ -56,7 +56,7 @@ class RunContext(Generic[Config]):
         bars: bool = False,
     ) -> None:
         self.kind = kind
-        self.config = config
+        self.config = copy(config)  # that of the caller stays as it was typed
         self.folder = folder
         self.bars = bars
         self.device = resolve_device(config.device)
@@ -78,10 +78,11 @@ class RunContext(Generic[Config]):
             yield
 
     def load_data(self) -> ArrayData:
-        """The data of the benchmark."""
+        """The data of the benchmark; from then on ``config.backbone`` is one that fits them."""
         with self.phase("data"):
             data = load_data(self.config.benchmark)
             self.data_hash = data.content_hash
+        self.config.backbone = fit_for(self.config.backbone, data.input_shape, data.name)
         return data
 
     def encode(
@@ -94,11 +95,9 @@ class RunContext(Generic[Config]):
                 batch_size=batch_size, progress=self.bars,
             )  # fmt: skip
 
-    def events(self, done: int = 0) -> SummaryWriter:
-        """Curves for TensorBoard, which hides what was lost of those after step ``done``."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.folder), purge_step=done + 1 if done else None)
+    def events(self, done: int = 0) -> Trackers:
+        """Where curves go, without what was lost of those after step ``done``."""
+        return open_trackers(self.config, self.folder, done + 1 if done else 0)
 
     # -- checkpoints ------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from protocl.runner.kind import Kind
 from protocl.runner.model import kept_answer, write_model
 from protocl.runner.prepare import Prepared, prepare, seed_generators
 from protocl.runner.result import backbone_of, build_result, memory_of
+from protocl.trackers import open_trackers
 
 BACKBONE = "backbone"
 
@@ -92,7 +93,7 @@ class _Run:
         self.backbone: Backbone | None = None
         self.adapted = AdaptedBackbones(run.config.cache)
         self.prepared = prepared
-        self.events = EventLogger(run.folder)
+        self.events = EventLogger(open_trackers(run.config, run.folder))
         self.epochs = EpochProgress(lambda epoch, n: self._tell("train", epoch=epoch, n_epochs=n))
         self.loss = EpochLoss(self.events)
         self.shared = {
@@ -123,6 +124,7 @@ class _Run:
         """Build the strategy for the first experience."""
         from protocl.runner.tensorboard import evaluation_plugin
 
+        self.events.purge(0)
         self.history = History()
         self.recorder = EvaluationRecorder()
         setup = self.prepared.setup(
@@ -151,8 +153,10 @@ class _Run:
         self.strategy, self.recorder = state["strategy"], state["recorder"]
         self.history = History.from_dict(state["history"])
         self.random.__setstate__(state["random"])
-        self.events.purge(self.strategy.clock.train_iterations + 1)
-        self.events.log_curve(self.history.stream_accuracy)
+        lost = self.strategy.clock.train_iterations + 1
+        self.events.purge(lost)
+        # The curve counts experiences: of strategies that do not iterate it was lost as well.
+        self.events.log_curve(self.history.stream_accuracy[lost:], first=lost)
         return True
 
     def _learn(self, t: int) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +23,7 @@ from protocl.runner.context import RunContext
 from protocl.runner.model import write_model
 from protocl.runner.prepare import Prepared
 from protocl.runner.result import build_result
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from protocl.trackers import Trackers, open_trackers
 
 
 class FeatureRun:
@@ -49,7 +46,8 @@ class FeatureRun:
         state = run.take_up()
         if state is not None:
             self._continue(state)
-        self.events = events_of(run.folder, len(self.history.evaluations))
+        done = len(self.history.evaluations)
+        self.events = open_trackers(run.config, run.folder, done)
 
     def finish(self) -> dict[str, Any]:
         """Learn and evaluate the experiences that remain, then write the model."""
@@ -117,14 +115,7 @@ class FeatureRun:
         self.run.tell(phase, done, total=total)
 
 
-def events_of(folder: Path, done: int) -> SummaryWriter:
-    """Curves for TensorBoard, which hides what was lost of those after ``done`` experiences."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=done or None)
-
-
-def log_evaluation(events: SummaryWriter, history: History, stream: ClassStream) -> None:
+def log_evaluation(events: Trackers, history: History, stream: ClassStream) -> None:
     """Log the last evaluation under the names, and at the steps, of Avalanche's metrics.
 
     Avalanche counts training iterations, of which there are none; ``stream_accuracy`` counts

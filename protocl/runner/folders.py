@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 LOG_FILE = "log.txt"
 _LOCK_FILE = ".lock"
 # Keys that say how a run is carried out, not what it computes.
-_INCIDENTAL = ("resume", "jobs", "output", "cache")
+_INCIDENTAL = ("resume", "jobs", "output", "cache", "tracker")
 _MEASURED = ("encoding_batch",)
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard events of a run, through Avalanche's own logger and metrics."""
+"""Curves of a run for its trackers, through Avalanche's own logger and metrics."""
 
 from __future__ import annotations
 
@@ -6,25 +6,39 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from avalanche.evaluation.metric_results import AlternativeValues
 from avalanche.evaluation.metrics import (
     accuracy_metrics,
     bwt_metrics,
     forgetting_metrics,
 )
-from avalanche.logging import TensorboardLogger
+from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+from protocl.trackers import Trackers
 
 
-class EventLogger(TensorboardLogger):
-    """Avalanche's logger, whose events can be continued by another process."""
+class EventLogger(BaseLogger):
+    """A logger of Avalanche's that passes its numbers on, and can be continued.
+
+    Args:
+        writer: the trackers of the run.
+    """
+
+    def __init__(self, writer: Trackers) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
+        """Pass a number on; Avalanche's metrics here give no pictures."""
+        if isinstance(value, AlternativeValues):
+            value = value.best_supported_value(float, int)
+        if isinstance(value, float | int):
+            self.writer.add_scalar(name, value, x_plot)
 
     def purge(self, step: int) -> None:
-        """Have TensorBoard hide what earlier files in the folder say of ``step`` and later."""
-        writer = self.writer._get_file_writer()
-        # What SummaryWriter(purge_step=step) writes, for a file that is open already.
-        writer.add_event(Event(step=step, file_version="brain.Event:2"))
-        writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+        """Have what an earlier process said of ``step`` and later forgotten."""
+        self.writer.go_on(step)
 
     def log_curve(self, accuracies: Sequence[float], first: int = 0) -> None:
         """Log stream accuracies by experience, where Avalanche counts training iterations.

@@ -357,7 +357,7 @@ def test_image_folder_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "test" / "cow").mkdir()
     with pytest.raises(DataError, match="cow"):
         load_data(config)
-    with pytest.raises(DataError, match="train does not exist"):
+    with pytest.raises(DataError, match="none does not exist; expected a folder of images"):
         load_data(BenchmarkConfig(name="image_folder", path=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="holds train/CLASS/IMAGE"):
         load_data(BenchmarkConfig(name="image_folder"))

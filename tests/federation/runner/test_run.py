@@ -272,7 +272,7 @@ def test_picking_a_partition_anew_drops_the_presets_keys():
     ("words", "message"),
     [
         (["federation=digit"], "did you mean 'digits'"),
-        (["client=3"], "did you mean federation.clients"),
+        (["clents=3"], "did you mean federation.clients"),
         (["clients=0"], "clients=0: expected at least 1"),
         (["deadline=0"], "deadline=0.0: expected a number > 0"),
         (["clients=many"], "expected int"),

@@ -1,0 +1,128 @@
+"""Which column of a table is what: as the user says, else by the usual names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from protocl.data.config import ColumnsConfig
+from protocl.data.readers.columns import Table
+from protocl.errors import ConfigError
+from protocl.registry import unknown_name
+
+logger = logging.getLogger(__name__)
+
+USUAL = {
+    "label": ("label", "labels", "class", "target"),
+    "image": ("image", "img", "file", "filename", "file_name", "path"),
+    "split": ("split",),
+    "client": ("client",),
+    "time": ("time",),
+}
+_COUNTERS = ("", "unnamed: 0", "id", "index")
+"""Columns that count the rows, as programs write them beside the data."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns of a table.
+
+    Attributes:
+        label: classes.
+        image: pictures; None where samples are numbers.
+        features: numbers; empty where samples are pictures.
+        split: which part a row is for, or None.
+        client: who holds it, or None.
+        time: when it came, or None.
+    """
+
+    label: str
+    image: str | None
+    features: Sequence[str]
+    split: str | None
+    client: str | None
+    time: str | None
+
+
+def roles_of(table: Table, config: ColumnsConfig, *, pictures: Collection[str] = ()) -> Roles:
+    """Say which column is what.
+
+    Args:
+        table: at least one row.
+        config: what the user says.
+        pictures: columns that are known to hold pictures, whatever their names.
+
+    Raises:
+        ConfigError: a named column is not there, none is found for the classes, or several are.
+    """
+    found = {role: _found(table, role, getattr(config, role)) for role in USUAL}
+    image = found["image"] or next(iter(pictures), None)
+    label = found["label"]
+    if label is None:
+        raise ConfigError(
+            f"{table.where}: no column is called {' or '.join(USUAL['label'])}; name that of the "
+            f"classes in benchmark.columns.label, out of {_shown(table)}"
+        )
+    if config.features is not None:
+        if config.image is not None:
+            raise ConfigError(
+                "benchmark.columns.image and benchmark.columns.features: a sample is a picture or "
+                "numbers; name one of the two"
+            )
+        for name in config.features:
+            _require(table, "features", name)
+        image = None
+    taken = {label, image, found["split"], found["client"], found["time"]}
+    features = [] if image is not None else _features(table, config, taken)
+    return Roles(label, image, features, found["split"], found["client"], found["time"])
+
+
+def _features(table: Table, config: ColumnsConfig, taken: Collection[str | None]) -> list[str]:
+    if config.features is not None:
+        return list(config.features)
+    free = [name for name in table.columns if name not in taken]
+    counters = [name for name in free if _counts_rows(table, name)]
+    if counters:
+        logger.warning(
+            "%s: column '%s' counts the rows and is no feature; name it in "
+            "benchmark.columns.features if it is one",
+            table.where, counters[0],
+        )  # fmt: skip
+    features = [name for name in free if name not in counters]
+    if not features:
+        raise ConfigError(
+            f"{table.where}: no column is left for the features, out of {_shown(table)}; name them "
+            "in benchmark.columns.features=[A,B], or pictures in benchmark.columns.image"
+        )
+    return features
+
+
+def _counts_rows(table: Table, name: str) -> bool:
+    return name.lower() in _COUNTERS and len(set(map(str, table.columns[name]))) == len(table)
+
+
+def _found(table: Table, role: str, wanted: str | None) -> str | None:
+    """The column of a role: the one that the user names, or the one with a usual name."""
+    if wanted is not None:
+        return _require(table, role, wanted)
+    usual = [name for name in table.columns if name.lower() in USUAL[role]]
+    if len(usual) > 1:
+        raise ConfigError(
+            f"{table.where}: '{usual[0]}' and '{usual[1]}' may both be the {role}; name one in "
+            f"benchmark.columns.{role}"
+        )
+    return usual[0] if usual else None
+
+
+def _require(table: Table, role: str, name: str) -> str:
+    if name not in table.columns:
+        raise ConfigError(
+            f"benchmark.columns.{role}: {unknown_name('column', name, table.columns)}"
+        )
+    return name
+
+
+def _shown(table: Table) -> str:
+    names = [f"'{name}'" for name in table.columns]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -1,0 +1,131 @@
+"""The values of a column as what they stand for: numbers, classes, moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+
+from protocl.errors import DataError
+
+_MISSING = ("", "na", "n/a", "nan", "null", "?")
+
+
+def missing(value: Any) -> bool:
+    """Whether a value stands for none."""
+    if isinstance(value, float):
+        return value != value
+    return value is None or (isinstance(value, str) and value.lower() in _MISSING)
+
+
+def require_all(values: Sequence[Any], what: str) -> None:
+    """Refuse a column with a value missing.
+
+    Raises:
+        DataError: it names the first row.
+    """
+    absent = [row for row, value in enumerate(values, start=1) if missing(value)]
+    if absent:
+        raise DataError(
+            f"{what}: row {absent[0]} has no value ({len(absent)} of {len(values)} rows have none);"
+            " fill them in, or leave these rows out"
+        )
+
+
+def numbers(values: Sequence[Any], what: str, *, decimal_comma: bool = False) -> np.ndarray:
+    """A column as ``(N,)`` float64, or ``(N, K)`` where each value is a list of ``K`` numbers.
+
+    Truth values are 1 and 0.
+
+    Raises:
+        DataError: a value is missing or no number, or lists differ in length.
+    """
+    require_all(values, what)
+    if decimal_comma:
+        values = [v.replace(",", ".") if isinstance(v, str) else v for v in values]
+    truths = {"true": 1.0, "false": 0.0}
+    if isinstance(values[0], str) and values[0].lower() in truths:
+        values = [truths.get(str(v).lower(), v) for v in values]
+    try:
+        return np.array(values).astype(np.float64)
+    except (ValueError, TypeError) as error:
+        row = next((r for r, v in enumerate(values, start=1) if not is_number(v)), None)
+        if row is None:
+            raise DataError(f"{what}: the lists of its rows differ in length") from error
+        raise DataError(
+            f"{what}: row {row} holds '{values[row - 1]}', which is no number; name the columns "
+            "that are features in benchmark.columns.features=[A,B], or encode this one as numbers "
+            "(docs/data.md does so with text)"
+        ) from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value, or each in a list of them, reads as a number."""
+    try:
+        np.asarray(value).astype(np.float64)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def labels(values: Sequence[Any], what: str) -> tuple[np.ndarray, list[str] | None]:
+    """A column of classes as :func:`.to_class_ids` takes it, with names where numbers are none.
+
+    Whole numbers stay numbers; texts, truth values, and numbers written otherwise than they are
+    counted (``007``) are names. Negative whole numbers are names in their own order.
+
+    Raises:
+        DataError: a value is missing, or a number has a fraction.
+    """
+    require_all(values, what)
+    plain = not all(map(is_number, values)) or isinstance(values[0], bool)
+    if plain:
+        return np.array([str(value) for value in values]), None
+    whole = np.array([float(value) for value in values])
+    if (whole != np.floor(whole)).any():
+        row = int((whole != np.floor(whole)).argmax())
+        raise DataError(
+            f"{what}: row {row + 1} holds {values[row]}; classes are texts or whole numbers: cut "
+            "numbers into classes first, or name another column in benchmark.columns.label"
+        )
+    if any(isinstance(value, str) and not _counted(value) for value in values):
+        return np.array(values), None
+    if whole.min() < 0:
+        names = [str(int(value)) for value in np.unique(whole)]
+        return np.array([str(int(value)) for value in whole]), names
+    return whole.astype(np.int64), None
+
+
+def moments(values: Sequence[Any], what: str) -> np.ndarray:
+    """A column of times ``(N,)`` that can be sorted: numbers, or dates as ISO 8601 writes them.
+
+    Raises:
+        DataError: a value is missing or neither, or some have a time zone and some have none.
+    """
+    require_all(values, what)
+    if all(isinstance(value, str) and is_number(value) for value in values):
+        return np.array([float(value) for value in values])
+    try:
+        read = [datetime.fromisoformat(v) if isinstance(v, str) else v for v in values]
+        order = sorted(range(len(read)), key=lambda row: _comparable(read[row]))
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{what}: {error}; expected numbers, or dates such as 2026-01-31 or "
+            "2026-01-31T12:00:00, all of one kind"
+        ) from error
+    ranks = np.empty(len(read), dtype=np.int64)
+    ranks[order] = np.arange(len(read))
+    return ranks
+
+
+def _comparable(value: Any) -> Any:
+    plain_date = isinstance(value, date) and not isinstance(value, datetime)
+    return datetime(value.year, value.month, value.day) if plain_date else value
+
+
+def _counted(text: str) -> bool:
+    """Whether a text is a whole number as one counts: ``7``, ``-1``, ``3.0``, but not ``007``."""
+    whole = text.removesuffix(".0")
+    return whole.removeprefix("-").isdecimal() and str(int(whole)) == whole

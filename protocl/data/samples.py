@@ -1,0 +1,64 @@
+"""Arrays as users keep them, as samples of a backbone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocl.errors import DataError
+
+
+def to_samples(array: np.ndarray, what: str) -> Tensor:
+    """An array of images or features as a tensor ``(N, C, H, W)`` or ``(N, D)``.
+
+    Args:
+        array: see :func:`protocl.data.npz.load_npz` for the shapes and types that are understood.
+        what: where the array comes from, for messages.
+
+    Raises:
+        DataError: another shape or type, numbers that are not finite in float32, or floating-point
+            pixels outside [0, 1].
+    """
+    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+        raise DataError(
+            f"{what} is {array.dtype}; expected uint8 or floating point: give features as "
+            "x.astype(np.float32), images of 0..255 as x.astype(np.uint8)"
+        )
+    if array.dtype != np.uint8:
+        array = _finite(array, what)
+    if array.ndim == 2:
+        return torch.from_numpy(array.astype(np.float32, copy=False))
+    tensor = torch.from_numpy(array)
+    if tensor.ndim == 3:
+        tensor = tensor.unsqueeze(1)
+    elif tensor.ndim == 4 and tensor.shape[-1] in (1, 3):
+        tensor = tensor.permute(0, 3, 1, 2)
+    elif tensor.ndim != 4 or tensor.shape[1] not in (1, 3):
+        raise DataError(
+            f"{what} has shape {tuple(array.shape)}; expected (N, H, W), (N, H, W, C) or "
+            "(N, C, H, W) with 1 or 3 channels, or features (N, D)"
+        )
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = (float(v) for v in tensor.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"{what} has values in {low:g}..{high:g}; expected floating-point pixels in [0, 1] "
+                "(or uint8 in 0..255)"
+            )
+    return tensor.contiguous()
+
+
+def _finite(array: np.ndarray, what: str) -> np.ndarray:
+    """The array as float32, in which no number may be missing or too large."""
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    wrong = ~np.isfinite(single)
+    if wrong.any():
+        place = np.unravel_index(int(wrong.argmax()), array.shape)
+        rows = int(wrong.reshape(len(array), -1).any(1).sum())
+        raise DataError(
+            f"{what}: row {place[0]} holds {array[place]} ({rows} of {len(array)} rows have such "
+            "numbers); expected finite numbers below 3.4e38: leave these rows out or fill them in"
+        )
+    return single
