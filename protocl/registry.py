@@ -96,5 +96,6 @@ BACKBONES = Registry("protocl.backbones", "backbone")
 ADAPTATIONS = Registry("protocl.adaptations", "adaptation")
 ANSWERS = Registry("protocl.answers", "answer")
 BENCHMARKS = Registry("protocl.benchmarks", "benchmark")
+METHODS = Registry("protocl.federated", "federated method")
 COMMANDS = Registry("protocl.commands", "command")
 """Further commands: a name -> a function that adds a parser, as :mod:`.cli.main` calls it."""

@@ -52,6 +52,7 @@ HELD_BY = {
     "protocl/heads/probabilities": ["heads/test_probabilities.py"],
     "protocl/io": ["runner/test_experiment.py", "io/test_checkpoint.py"],
     "protocl/memory": ["memory/test_memory.py", "memory/test_memory_doors.py"],
+    "protocl/memory/estimates": ["memory/estimates/test_group_moments.py"],
     "protocl/memory/maps": ["memory/maps/test_maps.py"],
     "protocl/memory/limits": ["memory/test_capacity.py", "memory/test_memory_doors.py"],
     "protocl/model": ["model/test_classifier.py"],

@@ -100,6 +100,8 @@ class PrototypeClient:
         head: classifies at evaluation; without one the client does not evaluate.
         precision: of what is sent.
         sanitise: changes the client's samples before they are counted.
+        merged: memory without samples of the kind that the server answers with; ``empty`` by
+            default.
         name: name of a client's state, from its context.
     """
 
@@ -114,6 +116,7 @@ class PrototypeClient:
         head: Head | None = None,
         precision: Precision = "exact",
         sanitise: Sanitise | None = None,
+        merged: PrototypeMemory | None = None,
         name: Callable[[Context], str] = client_name,
     ) -> None:
         self.load = load
@@ -124,6 +127,7 @@ class PrototypeClient:
         self.head = head
         self.precision: Precision = precision
         self.sanitise = sanitise
+        self.merged = empty if merged is None else merged
         self.name = name
         self._fitted_to = ""
 
@@ -220,8 +224,8 @@ class PrototypeClient:
             return
         self.backbone.require(expected, content, context)
         if self.empty.fingerprint != expected:
-            self.empty = self.empty.empty_like()
-            self.empty.fingerprint = expected
+            self.empty, self.merged = self.empty.empty_like(), self.merged.empty_like()
+            self.empty.fingerprint = self.merged.fingerprint = expected
 
     def _features(self, x: Tensor) -> Tensor:
         return x if self.encode is None else self.encode(x)
@@ -235,7 +239,7 @@ class PrototypeClient:
             digest.update(array.data)
         # In a simulation one client object answers for all nodes, with one merged memory.
         if digest.hexdigest() != self._fitted_to:
-            merged = decode(arrays, content.config_records["header"], self.empty)
+            merged = decode(arrays, content.config_records["header"], self.merged)
             self.head.fit(merged.memory)
             self._fitted_to = digest.hexdigest()
 

@@ -16,7 +16,7 @@ from protocl.config.validation import (
     ranged,
 )
 from protocl.federation.client.partition import PartitionConfig
-from protocl.registry import Registry
+from protocl.registry import METHODS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from protocl.federation.client.state import StateStore
     from protocl.federation.server.sampling import Options
     from protocl.memory import PrototypeMemory
-
-METHODS = Registry("protocl.federated", "federated method")
 
 
 class Method(Protocol):

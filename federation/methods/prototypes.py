@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from flwr.app import ArrayRecord
     from torch import Tensor
 
+    from protocl.federation.client.client import Sanitise
     from protocl.federation.server.strategy import FederatedPrototypes, Merge, Screen
+    from protocl.heads.base import Head
     from protocl.memory import PrototypeMemory
     from protocl.model.answers import Answering
 
@@ -25,15 +27,49 @@ if TYPE_CHECKING:
 class HeadConfig(HeadSettings, MethodConfig):
     """Settings of a method whose memory a head classifies with."""
 
+    def beside(self, exact: PrototypeMemory) -> PrototypeMemory:
+        """What the merged memory is compared with, of the statistics of all samples."""
+        return exact
+
 
 @dataclass
-class PrototypesConfig(HeadConfig):
-    """Settings of :class:`FederatedPrototypes`.
+class ExchangeConfig(HeadConfig):
+    """Settings of a method whose clients send statistics in the clear.
 
     Attributes:
         exact: merge in fixed point, so that the result does not depend on any order by a bit.
         step: quantisation step of fixed point.
         precision: of what clients send: ``exact``, ``float32``, ``float16`` or ``int8``.
+    """
+
+    exact: bool = True
+    step: float = ranged(2.0**-16, POSITIVE)
+    precision: Precision = "exact"
+
+    def build_merge(self) -> Merge | None:
+        """How the clients' sums are merged; None for the exact sum."""
+        return None
+
+    def build_sanitise(self) -> Sanitise | None:
+        """What changes samples and labels before a client counts them; nothing here."""
+        return None
+
+    def build_empty(self, head: Head, width: int, fingerprint: str | None) -> PrototypeMemory:
+        """A memory without samples of the kind that clients send, of features ``(N, width)``."""
+        return head.new_memory(width, exact=self.exact, step=self.step, fingerprint=fingerprint)
+
+    def kind_of_merged(self, empty: PrototypeMemory) -> PrototypeMemory:
+        """A memory of the kind that merging those like ``empty`` gives, for clients that answer."""
+        return empty
+
+
+@dataclass
+class PrototypesConfig(ExchangeConfig):
+    """Exact merging of clients' class statistics, with any head.
+
+    Settings of :class:`FederatedPrototypes`, besides those of the exchange.
+
+    Attributes:
         keep_contributions: keep each client's sum on the server, so that it can be forgotten.
         distribute: the server sends the backbone first; clients check its hash, then encode their
             samples with it.
@@ -45,9 +81,6 @@ class PrototypesConfig(HeadConfig):
     deployable: ClassVar[bool] = True
 
     name: str = "prototypes"
-    exact: bool = True
-    step: float = ranged(2.0**-16, POSITIVE)
-    precision: Precision = "exact"
     keep_contributions: bool = True
     distribute: bool = False
 
@@ -64,10 +97,6 @@ class PrototypesConfig(HeadConfig):
         """What looks at the contributions of a round; nothing here."""
         return None
 
-    def build_merge(self) -> Merge | None:
-        """How the clients' sums are merged; None for the exact sum."""
-        return None
-
 
 class PrototypesMethod:
     """See :class:`protocl.federation.config.Method`."""
@@ -81,9 +110,7 @@ class PrototypesMethod:
 
         self.backbone = setup.backbone if config.distribute else None
         self.head = config.head.build()
-        empty = self.head.new_memory(
-            setup.feature_dim, exact=config.exact, step=config.step, fingerprint=setup.fingerprint
-        )
+        empty = config.build_empty(self.head, setup.feature_dim, setup.fingerprint)
         self.strategy: FederatedPrototypes = FederatedPrototypes(
             empty,
             setup.options(),
@@ -100,6 +127,8 @@ class PrototypesMethod:
             backbone=ReceivedBackbone(without_weights(self.backbone)) if self.backbone else None,
             head=config.head.build(),
             precision=config.precision,
+            sanitise=config.build_sanitise(),
+            merged=config.kind_of_merged(empty),
         )
         self.client_app = self.client.app()
         self.initial: ArrayRecord = ArrayRecord()

@@ -13,7 +13,7 @@ from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
 
 @dataclass
 class RobustPrototypesConfig(PrototypesConfig):
-    """Settings of robust merging, besides those of ``prototypes``.
+    """Merging that withstands hostile clients; settings besides those of ``prototypes``.
 
     Attributes:
         centre: ``mean``, ``trimmed_mean`` or ``geometric_median`` of the clients' class means;

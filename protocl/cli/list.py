@@ -16,7 +16,16 @@ from protocl.cli.tables import plain_table
 from protocl.config.info import StrategyInfo
 from protocl.config.presets import group_names
 from protocl.errors import ConfigError
-from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
+from protocl.registry import (
+    ADAPTATIONS,
+    BACKBONES,
+    BENCHMARKS,
+    HEADS,
+    MAPS,
+    METHODS,
+    STRATEGIES,
+    Registry,
+)
 from protocl.source import constant, definition, docstring
 
 _ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")  # cross-references of reStructuredText
@@ -26,6 +35,7 @@ _TITLES = {
     "adaptations": "strategy.session.adapt=NAME",
     "heads": "heads (protocl.heads)",
     "maps": "strategy.head.map=NAME",
+    "methods": "federate method=NAME",
 }
 """Kinds that are no group of configuration files."""
 
@@ -35,6 +45,7 @@ _GROUPS: dict[str, tuple[str, Registry | None]] = {
     "adaptations": ("adaptation", ADAPTATIONS),
     "heads": ("head", HEADS),
     "maps": ("map", MAPS),
+    "methods": ("method", METHODS),
     "experiments": ("experiment", None),
     "federations": ("federation", None),
     "pretrainings": ("pretraining", None),
