@@ -3,6 +3,7 @@
 from protocl.heads.base import Head
 from protocl.heads.bayesian.head import BayesianPrototypes
 from protocl.heads.bayesian.priors import ClassPriors, Prior, RandomPrior, SharedPrior
+from protocl.heads.calibrated import GaussianCalibrated
 from protocl.heads.linear_discriminant import LinearDiscriminant
 from protocl.heads.mahalanobis import Mahalanobis
 from protocl.heads.nearest_mean import NearestMean
@@ -13,6 +14,7 @@ __all__ = [
     "BayesianPrototypes",
     "CalibrationTable",
     "ClassPriors",
+    "GaussianCalibrated",
     "Head",
     "LinearDiscriminant",
     "Mahalanobis",

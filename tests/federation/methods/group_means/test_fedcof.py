@@ -108,7 +108,10 @@ def test_the_model_of_a_run_answers_and_refuses_to_learn(tmp_path):
         (["method.secure=true"], "which a sum over clients hides"),
         (["method.keep_contributions=false"], "which a sum over clients hides"),
         (["method.head=mahalanobis"], "one covariance for all classes"),
-        (["method.head.regularization=auto"], "scores fits by exact sums"),
+        (
+            ["method.head.scatter=total", "method.head.regularization=auto"],
+            "scores fits by exact sums",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(tmp_path, words, match):
