@@ -48,6 +48,8 @@ HELD_BY = {
     "protocl/heads": ["heads/test_golden.py", "heads/test_peers.py", "heads/test_topk.py"],
     "protocl/heads/bayesian": ["heads/bayesian/test_bayesian.py"],
     "protocl/heads/covariance": ["heads/covariance/test_forms.py"],
+    "protocl/heads/gaussian": ["heads/test_calibrated.py"],
+    "protocl/heads/joint": ["heads/joint/test_joint_heads.py"],
     "protocl/heads/regression": ["heads/regression/test_equations.py"],
     "protocl/heads/probabilities": ["heads/test_probabilities.py"],
     "protocl/io": ["runner/test_experiment.py", "io/test_checkpoint.py"],
