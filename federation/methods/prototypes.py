@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from protocl.backbones.features import extract
-from protocl.config.validation import POSITIVE, ranged
+from protocl.config.validation import AT_LEAST_0, POSITIVE, ranged
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodConfig, MethodInfo
 from protocl.federation.methods.head_settings import HeadSettings
 from protocl.federation.wire.codec import Precision
+from protocl.memory.estimates.low_rank import low_rank_kind
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -71,6 +72,8 @@ class PrototypesConfig(ExchangeConfig):
 
     Attributes:
         keep_contributions: keep each client's sum on the server, so that it can be forgotten.
+        rank: 0, or the eigenpairs of the second moment within classes that a client sends in its
+            place, with the trace of the others; an estimate, with ``exact=false``.
         distribute: the server sends the backbone first; clients check its hash, then encode their
             samples with it.
     """
@@ -83,6 +86,7 @@ class PrototypesConfig(ExchangeConfig):
     name: str = "prototypes"
     keep_contributions: bool = True
     distribute: bool = False
+    rank: int = ranged(0, AT_LEAST_0)
 
     @property
     def needs_samples(self) -> bool:
@@ -91,11 +95,36 @@ class PrototypesConfig(ExchangeConfig):
 
     def build(self, setup: FederationSetup) -> PrototypesMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""
+        _require_low_rank(self)
         return PrototypesMethod(self, setup)
+
+    def kind_of_merged(self, empty: PrototypeMemory) -> PrototypeMemory:
+        """See :class:`ExchangeConfig`."""
+        return low_rank_kind(empty, self.rank) if self.rank else empty
 
     def build_screen(self) -> Screen | None:
         """What looks at the contributions of a round; nothing here."""
         return None
+
+
+def _require_low_rank(config: PrototypesConfig) -> None:
+    """Refuse settings beside which no second moment of low rank can be merged.
+
+    Raises:
+        ConfigError: sums are in fixed point or rounded, or the head takes no shared second moment.
+    """
+    if not config.rank:
+        return
+    if config.exact or config.precision != "exact":
+        raise ConfigError(
+            f"method.rank={config.rank} rounds eigenpairs, which have no place among exact or "
+            "otherwise rounded sums: use method.exact=false method.precision=exact"
+        )
+    if config.head.build().required_level != "shared":
+        raise ConfigError(
+            f"method.rank={config.rank}: method.head={config.head.name} takes no second moment "
+            "that classes share; use ridge or lda, or method.rank=0"
+        )
 
 
 class PrototypesMethod:
@@ -112,7 +141,7 @@ class PrototypesMethod:
         self.head = config.head.build()
         empty = config.build_empty(self.head, setup.feature_dim, setup.fingerprint)
         self.strategy: FederatedPrototypes = FederatedPrototypes(
-            empty,
+            config.kind_of_merged(empty) if config.rank else empty,
             setup.options(),
             keep_contributions=config.keep_contributions,
             checkpoints=setup.checkpoints,
@@ -127,6 +156,7 @@ class PrototypesMethod:
             backbone=ReceivedBackbone(without_weights(self.backbone)) if self.backbone else None,
             head=config.head.build(),
             precision=config.precision,
+            rank=config.rank,
             sanitise=config.build_sanitise(),
             merged=config.kind_of_merged(empty),
         )

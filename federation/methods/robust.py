@@ -48,7 +48,7 @@ class RobustPrototypesConfig(PrototypesConfig):
                 f"method.centre={self.centre} does not give; use method.head=nearest_mean, or "
                 "method.centre=exact with a screen"
             )
-        return PrototypesMethod(self, setup)
+        return super().build(setup)
 
     def build_merge(self) -> RobustMerge | None:
         """The rule, or None for the exact sum.

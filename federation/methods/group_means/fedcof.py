@@ -137,5 +137,9 @@ class FedCOFConfig(GroupMeansConfig, PrototypesConfig):
         """See :class:`protocl.federation.config.MethodConfig`."""
         if not self.keep_contributions:
             raise ConfigError(f"method.keep_contributions=false: {_MASKED}")
+        if self.rank:
+            raise ConfigError(
+                f"method.rank={self.rank}: no second moment is sent; use method.rank=0"
+            )
         self.require_estimable(setup)
         return PrototypesMethod(self, setup)
