@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -25,11 +25,13 @@ from protocl.federation.client.state import ClientState, StatesInProcess, StateS
 from protocl.federation.exactly_once.client import Settled
 from protocl.federation.wire.codec import Precision
 from protocl.federation.wire.limits import Limits
+from protocl.federation.wire.low_rank import factor_arrays
 from protocl.federation.wire.messages import Contribution, decode, encode
 from protocl.federation.wire.npy import array_of
 from protocl.federation.wire.received_backbone import ReceivedBackbone
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
+from protocl.memory.estimates.low_rank import of_low_rank
 from protocl.memory.rows import class_id_of
 from protocl.metrics.confusion import Confusion
 
@@ -100,7 +102,10 @@ class PrototypeClient:
         backbone: in place of ``encode``, the one that the server distributes.
         head: classifies at evaluation; without one the client does not evaluate.
         precision: of what is sent.
+        rank: 0, or eigenpairs of the second moment that are sent in its place.
         sanitise: changes the client's samples before they are counted.
+        merged: memory without samples of the kind that the server answers with; ``empty`` by
+            default.
         name: name of a client's state, from its context.
     """
 
@@ -114,7 +119,9 @@ class PrototypeClient:
         backbone: ReceivedBackbone | None = None,
         head: Head | None = None,
         precision: Precision = "exact",
+        rank: int = 0,
         sanitise: Sanitise | None = None,
+        merged: PrototypeMemory | None = None,
         name: Callable[[Context], str] = client_name,
     ) -> None:
         self.load = load
@@ -124,7 +131,9 @@ class PrototypeClient:
         self.backbone = backbone
         self.head = head
         self.precision: Precision = precision
+        self.rank = rank
         self.sanitise = sanitise
+        self.merged = empty if merged is None else merged
         self.name = name
         self._fitted_to = ""
 
@@ -169,7 +178,14 @@ class PrototypeClient:
 
     def packed(self, contribution: Contribution) -> tuple[ArrayRecord, ConfigRecord]:
         """The records that carry a contribution."""
-        return encode(contribution, self.precision)
+        if not self.rank:
+            return encode(contribution, self.precision)
+        estimate, moment = of_low_rank(contribution.memory, self.rank)
+        arrays, header = encode(replace(contribution, memory=estimate))
+        del arrays["second"]
+        for name, array in factor_arrays(moment).items():
+            arrays[name] = array_of(array)
+        return arrays, header
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Classify the client's test data with the merged memory; answer with the confusion."""
@@ -222,8 +238,8 @@ class PrototypeClient:
             return
         self.backbone.require(expected, content, context)
         if self.empty.fingerprint != expected:
-            self.empty = self.empty.empty_like()
-            self.empty.fingerprint = expected
+            self.empty, self.merged = self.empty.empty_like(), self.merged.empty_like()
+            self.empty.fingerprint = self.merged.fingerprint = expected
 
     def _features(self, x: Tensor) -> Tensor:
         return x if self.encode is None else self.encode(x)
@@ -238,7 +254,7 @@ class PrototypeClient:
         # In a simulation one client object answers for all nodes, with one merged memory.
         if digest.hexdigest() != self._fitted_to:
             # By the limits of a sum: no single client has so many samples of a class as all.
-            merged = decode(arrays, content.config_records["header"], self.empty, Limits.of_sum())
+            merged = decode(arrays, content.config_records["header"], self.merged, Limits.of_sum())
             self.head.fit(merged.memory)
             self._fitted_to = digest.hexdigest()
 

@@ -18,7 +18,7 @@ from protocl.config.validation import (
 )
 from protocl.federation.client.partition import PartitionConfig
 from protocl.federation.wire.limits import Limits
-from protocl.registry import Registry
+from protocl.registry import METHODS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from protocl.federation.client.state import StateStore
     from protocl.federation.server.sampling import Options
     from protocl.memory import PrototypeMemory
-
-METHODS = Registry("protocl.federated", "federated method")
 
 
 class Method(Protocol):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FedAvgConfig(GradientConfig):
-    """Settings of federated averaging: those of local training."""
+    """Federated averaging of a linear layer, a projection or a network, with its settings."""
 
     info: ClassVar[MethodInfo] = MethodInfo(title="FedAvg", stored="one network")
 

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from protocl.backbones.base import fingerprint
 from protocl.backbones.features import extract
-from protocl.config.validation import POSITIVE, ranged
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.methods.network import GradientConfig, set_weights, weights_of
-from protocl.federation.methods.prototypes import HeadConfig
-from protocl.federation.wire.codec import Precision
+from protocl.federation.methods.prototypes import ExchangeConfig
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, Context, Message
@@ -27,14 +25,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class FedAvgPrototypesConfig(GradientConfig, HeadConfig):
-    """Settings of both phases.
+class FedAvgPrototypesConfig(GradientConfig, ExchangeConfig):
+    """Federated averaging at first, then prototypes of the frozen network; settings of both.
 
     Attributes:
         training_rounds: rounds of federated averaging, fewer than ``rounds``; the rest exchange
             prototypes of the frozen backbone.
         train: ``projection`` or ``backbone``.
-        exact, step, precision: as for ``prototypes``.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -44,9 +41,6 @@ class FedAvgPrototypesConfig(GradientConfig, HeadConfig):
     name: str = "fedavg_prototypes"
     train: Literal["head", "projection", "backbone"] = "projection"
     training_rounds: int = 3
-    exact: bool = True
-    step: float = ranged(2.0**-16, POSITIVE)
-    precision: Precision = "exact"
 
     def build(self, setup: FederationSetup) -> FedAvgPrototypesMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""
@@ -87,13 +81,16 @@ class FedAvgPrototypesMethod:
         )
         self.initial = weights_record(self.network)
         self.trainer = WeightClient(setup, self.network, config)
+        empty = self._empty(None)
         self.exchanger = PrototypeClient(
             setup.load,
-            self._empty(None),
+            empty,
             states=setup.states,
             backbone=ReceivedBackbone(without_weights(self.network.backbone)),
             head=config.head.build(),
             precision=config.precision,
+            sanitise=config.build_sanitise(),
+            merged=config.kind_of_merged(empty),
         )
         self.client_app = ClientApp()
         self.client_app.train()(self._train)
@@ -133,12 +130,11 @@ class FedAvgPrototypesMethod:
         set_weights(self.network, weights)
         backbone = self.network.backbone
         return FederatedPrototypes(
-            self._empty(fingerprint(backbone)), self.setup.options(), backbone=backbone
-        )
+            self._empty(fingerprint(backbone)), self.setup.options(),
+            merge=self.config.build_merge(), backbone=backbone,
+        )  # fmt: skip
 
     def _empty(self, backbone_fingerprint: str | None) -> PrototypeMemory:
         config = self.config
         width = config.width if config.train == "projection" else self.setup.feature_dim
-        return self.head.new_memory(
-            width, exact=config.exact, step=config.step, fingerprint=backbone_fingerprint
-        )
+        return config.build_empty(self.head, width, backbone_fingerprint)

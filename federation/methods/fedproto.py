@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FedProtoConfig(GradientConfig):
-    """Settings of FedProto, besides those of local training.
+    """FedProto: clients keep networks of their own and share class means; settings of training.
 
     Attributes:
         aggregation: of a class's prototypes over its owners: ``uniform``, as in the released code;

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from protocl.backbones.features import extract
-from protocl.config.validation import POSITIVE, ranged
+from protocl.config.validation import AT_LEAST_0, POSITIVE, ranged
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodConfig, MethodInfo
 from protocl.federation.methods.head_settings import HeadSettings
 from protocl.federation.wire.codec import Precision
+from protocl.memory.estimates.low_rank import low_rank_kind
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
     from torch import Tensor
 
+    from protocl.federation.client.client import Sanitise
     from protocl.federation.server.strategy import FederatedPrototypes, Merge, Screen
+    from protocl.heads.base import Head
     from protocl.memory import PrototypeMemory
     from protocl.model.answers import Answering
 
@@ -25,16 +28,52 @@ if TYPE_CHECKING:
 class HeadConfig(HeadSettings, MethodConfig):
     """Settings of a method whose memory a head classifies with."""
 
+    def beside(self, exact: PrototypeMemory) -> PrototypeMemory:
+        """What the merged memory is compared with, of the statistics of all samples."""
+        return exact
+
 
 @dataclass
-class PrototypesConfig(HeadConfig):
-    """Settings of :class:`FederatedPrototypes`.
+class ExchangeConfig(HeadConfig):
+    """Settings of a method whose clients send statistics in the clear.
 
     Attributes:
         exact: merge in fixed point, so that the result does not depend on any order by a bit.
         step: quantisation step of fixed point.
         precision: of what clients send: ``exact``, ``float32``, ``float16`` or ``int8``.
+    """
+
+    exact: bool = True
+    step: float = ranged(2.0**-16, POSITIVE)
+    precision: Precision = "exact"
+
+    def build_merge(self) -> Merge | None:
+        """How the clients' sums are merged; None for the exact sum."""
+        return None
+
+    def build_sanitise(self) -> Sanitise | None:
+        """What changes samples and labels before a client counts them; nothing here."""
+        return None
+
+    def build_empty(self, head: Head, width: int, fingerprint: str | None) -> PrototypeMemory:
+        """A memory without samples of the kind that clients send, of features ``(N, width)``."""
+        return head.new_memory(width, exact=self.exact, step=self.step, fingerprint=fingerprint)
+
+    def kind_of_merged(self, empty: PrototypeMemory) -> PrototypeMemory:
+        """A memory of the kind that merging those like ``empty`` gives, for clients that answer."""
+        return empty
+
+
+@dataclass
+class PrototypesConfig(ExchangeConfig):
+    """Exact merging of clients' class statistics, with any head.
+
+    Settings of :class:`FederatedPrototypes`, besides those of the exchange.
+
+    Attributes:
         keep_contributions: keep each client's sum on the server, so that it can be forgotten.
+        rank: 0, or the eigenpairs of the second moment within classes that a client sends in its
+            place, with the trace of the others; an estimate, with ``exact=false``.
         distribute: the server sends the backbone first; clients check its hash, then encode their
             samples with it.
     """
@@ -45,11 +84,9 @@ class PrototypesConfig(HeadConfig):
     deployable: ClassVar[bool] = True
 
     name: str = "prototypes"
-    exact: bool = True
-    step: float = ranged(2.0**-16, POSITIVE)
-    precision: Precision = "exact"
     keep_contributions: bool = True
     distribute: bool = False
+    rank: int = ranged(0, AT_LEAST_0)
 
     @property
     def needs_samples(self) -> bool:
@@ -58,15 +95,36 @@ class PrototypesConfig(HeadConfig):
 
     def build(self, setup: FederationSetup) -> PrototypesMethod:
         """See :class:`protocl.federation.config.MethodConfig`."""
+        _require_low_rank(self)
         return PrototypesMethod(self, setup)
+
+    def kind_of_merged(self, empty: PrototypeMemory) -> PrototypeMemory:
+        """See :class:`ExchangeConfig`."""
+        return low_rank_kind(empty, self.rank) if self.rank else empty
 
     def build_screen(self) -> Screen | None:
         """What looks at the contributions of a round; nothing here."""
         return None
 
-    def build_merge(self) -> Merge | None:
-        """How the clients' sums are merged; None for the exact sum."""
-        return None
+
+def _require_low_rank(config: PrototypesConfig) -> None:
+    """Refuse settings beside which no second moment of low rank can be merged.
+
+    Raises:
+        ConfigError: sums are in fixed point or rounded, or the head takes no shared second moment.
+    """
+    if not config.rank:
+        return
+    if config.exact or config.precision != "exact":
+        raise ConfigError(
+            f"method.rank={config.rank} rounds eigenpairs, which have no place among exact or "
+            "otherwise rounded sums: use method.exact=false method.precision=exact"
+        )
+    if config.head.build().required_level != "shared":
+        raise ConfigError(
+            f"method.rank={config.rank}: method.head={config.head.name} takes no second moment "
+            "that classes share; use ridge or lda, or method.rank=0"
+        )
 
 
 class PrototypesMethod:
@@ -81,11 +139,9 @@ class PrototypesMethod:
 
         self.backbone = setup.backbone if config.distribute else None
         self.head = config.head.build()
-        empty = self.head.new_memory(
-            setup.feature_dim, exact=config.exact, step=config.step, fingerprint=setup.fingerprint
-        )
+        empty = config.build_empty(self.head, setup.feature_dim, setup.fingerprint)
         self.strategy: FederatedPrototypes = FederatedPrototypes(
-            empty,
+            config.kind_of_merged(empty) if config.rank else empty,
             setup.options(),
             keep_contributions=config.keep_contributions,
             checkpoints=setup.checkpoints,
@@ -100,6 +156,9 @@ class PrototypesMethod:
             backbone=ReceivedBackbone(without_weights(self.backbone)) if self.backbone else None,
             head=config.head.build(),
             precision=config.precision,
+            rank=config.rank,
+            sanitise=config.build_sanitise(),
+            merged=config.kind_of_merged(empty),
         )
         self.client_app = self.client.app()
         self.initial: ArrayRecord = ArrayRecord()

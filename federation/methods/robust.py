@@ -13,7 +13,7 @@ from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
 
 @dataclass
 class RobustPrototypesConfig(PrototypesConfig):
-    """Settings of robust merging, besides those of ``prototypes``.
+    """Merging that withstands hostile clients; settings besides those of ``prototypes``.
 
     Attributes:
         centre: ``mean``, ``trimmed_mean`` or ``geometric_median`` of the clients' class means;
@@ -48,7 +48,7 @@ class RobustPrototypesConfig(PrototypesConfig):
                 f"method.centre={self.centre} does not give; use method.head=nearest_mean, or "
                 "method.centre=exact with a screen"
             )
-        return PrototypesMethod(self, setup)
+        return super().build(setup)
 
     def build_merge(self) -> RobustMerge | None:
         """The rule, or None for the exact sum.

@@ -13,6 +13,7 @@ from protocl.federation.config import MethodConfig
 from protocl.federation.methods.network import GradientConfig
 from protocl.federation.methods.prototypes import HeadConfig
 from protocl.federation.server.state import same_statistics
+from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.report.result import OnePlace
 
@@ -27,11 +28,14 @@ def compare_with_one_place(run: FederatedRun) -> OnePlace:
         run: of a method that passed :func:`require_comparable`.
     """
     merged, head = run.method.memory, run.method.head  # type: ignore[attr-defined]
+    config = run.config.method
     assert merged is not None
+    assert isinstance(config, HeadConfig)
     rows = torch.cat([torch.from_numpy(part) for parts in run.clients.parts for part in parts])
     rows = rows.sort().values
-    memory = merged.empty_like()
+    memory = _exact_kind(head, merged)
     memory.update(_features(run, run.data.x_train[rows]), run.data.y_train[rows])
+    memory = config.beside(memory)
     x, y = _features(run, run.data.x_test), run.data.y_test
     accuracies = [float((head.fit(m).predict(x) == y).double().mean()) for m in (memory, merged)]
     alone, federated = accuracies
@@ -42,7 +46,23 @@ def compare_with_one_place(run: FederatedRun) -> OnePlace:
         merged_samples=merged.total,
         accuracy=alone,
         federated_accuracy=federated,
+        estimated_error=covariance_error(merged, memory) if merged.estimated else None,
     )
+
+
+def _exact_kind(head: Head, merged: PrototypeMemory) -> PrototypeMemory:
+    """An empty memory like ``merged``, but for a second moment that is summed."""
+    if not merged.estimated:
+        return merged.empty_like()
+    return head.new_memory(
+        merged.feature_dim, level=merged.level, fingerprint=merged.fingerprint
+    ).to(merged.device)
+
+
+def covariance_error(estimated: PrototypeMemory, exact: PrototypeMemory) -> float:
+    """``|S - S'| / |S'|`` of the covariances within classes, both of level ``shared``."""
+    scatter = exact.scatter()
+    return float((estimated.scatter() - scatter).norm() / scatter.norm())
 
 
 def require_comparable(method: MethodConfig) -> None:

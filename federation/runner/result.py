@@ -55,7 +55,9 @@ def _describe_federation(run: FederatedRun) -> dict[str, Any]:
         "privacy": getattr(run.method, "privacy", None),
         "waited_for": {str(k): v for k, v in getattr(run.method.strategy, "failures", {}).items()},
         "named": {str(k): v for k, v in getattr(run.method.strategy, "named", {}).items()},
-        "one_place": None if run.one_place is None else run.one_place.model_dump(),
+        "one_place": None
+        if run.one_place is None
+        else run.one_place.model_dump(exclude_defaults=True),
     }
 
 

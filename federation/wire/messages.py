@@ -21,6 +21,7 @@ from protocl.errors import DataError
 from protocl.federation.exactly_once.client import MAX_LIVES, Kind
 from protocl.federation.wire.codec import ERROR_BOUNDS, pack, pack_exactly, unpack
 from protocl.federation.wire.limits import Limits
+from protocl.federation.wire.low_rank import with_moment
 from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
 from protocl.federation.wire.validation import RejectedError, check_class_ids, check_values
@@ -220,7 +221,7 @@ class MessageReader:
                 raise RejectedError(
                     "size", f"{size} bytes of arrays; at most {self.limits.max_bytes} are accepted"
                 )
-            packed = unpack(self.form, arrays, precision)
+            packed = unpack(self.form, with_moment(self.form, arrays), precision)
         except DataError as error:
             raise RejectedError("shape", str(error)) from error
         if packed.class_ids is not self._known_ids:

@@ -22,6 +22,7 @@ from protocl.registry import (
     BENCHMARKS,
     HEADS,
     MAPS,
+    METHODS,
     STRATEGIES,
     TRACKERS,
     Registry,
@@ -36,6 +37,7 @@ _TITLES = {
     "heads": "heads (protocl.heads)",
     "maps": "strategy.head.map=NAME",
     "trackers": "tracker=NAME",
+    "methods": "federate method=NAME",
 }
 """Kinds that are no group of configuration files."""
 
@@ -46,6 +48,7 @@ _GROUPS: dict[str, tuple[str, Registry | None]] = {
     "heads": ("head", HEADS),
     "maps": ("map", MAPS),
     "trackers": ("tracker", TRACKERS),
+    "methods": ("method", METHODS),
     "experiments": ("experiment", None),
     "federations": ("federation", None),
     "pretrainings": ("pretraining", None),

@@ -16,7 +16,7 @@ from torch import Tensor
 from protocl.data.arrays import ArrayData
 from protocl.data.config import BenchmarkConfig, refuse
 from protocl.data.pictures import pixels_of, read_picture
-from protocl.data.reading import read_in_order
+from protocl.data.readers.in_order import read_in_order
 from protocl.data.shares import rows_for_test
 from protocl.errors import ConfigError, DataError
 from protocl.io.progress import progress_bar

@@ -16,8 +16,8 @@ from protocl.data.arrays import ArrayData
 from protocl.data.config import OWN, BenchmarkConfig, refuse
 from protocl.data.npz import chosen_split, load_npz, split_each_class
 from protocl.data.pictures import read_picture
+from protocl.data.readers.in_order import read_in_order
 from protocl.data.readers.torchvision_sets import is_archive, open_set, root_of
-from protocl.data.reading import read_in_order
 from protocl.data.samples import to_samples
 from protocl.io.progress import progress_bar
 

@@ -51,7 +51,8 @@ class Ridge(CentredHead):
             :data:`.regression.spectrum.GRID`, which :func:`.grid_for` moves to very small or large
             features: by the error on ``heldout`` where :meth:`fit` is given one, else the least of
             those whose generalised cross-validation score is within :data:`.strength.NEAR` of the
-            best; never below the error that rounding left in ``A``.
+            best; never below the error that rounding left in ``A``. An estimated second moment
+            needs a number: a score of what samples did not give would be of no use.
         scatter: ``"total"``: ``A`` as above. ``"within"``: the scatter around class means, and
             ``N g g^T`` for the mean ``g`` of all (as FedCOF scores); it fits no targets, so that
             ``regularization`` must be a number.
@@ -147,6 +148,14 @@ class Ridge(CentredHead):
             self._heldout = None
         self._chosen_on = chosen_on
         return self
+
+    def _require(self, memory: PrototypeMemory) -> None:
+        super()._require(memory)
+        if memory.estimated and self.regularization == "auto":
+            raise ValueError(
+                "regularization='auto' scores fits by exact sums, and this second moment is an "
+                f"estimate ({memory.estimated}): give a number, such as regularization=1000.0"
+            )
 
     def _fit(self, memory: PrototypeMemory) -> None:
         form = self.form

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from protocl.memory.additive import AdditiveStatistics
 from protocl.memory.limits.scatter import clear_rounding_, offset_ratios
+
+if TYPE_CHECKING:
+    from protocl.memory.estimates.gaussians import Covariance
 
 _PIECE = 1 << 17
 """Elements of a block of means: 1 MiB."""
@@ -109,6 +113,29 @@ class DerivedStatistics(AdditiveStatistics):
         squares = self.squares if self.level == "shared" else self.squares.sum(0)
         scatter = squares - (self.sums * self.means).sum(0)
         return offset_ratios(squares, self.means, scatter, self.count)
+
+    def sample(
+        self, n: int, *, seed: int = 0, covariance: Covariance = "auto", eps: float = 1e-4
+    ) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` samples of each class from Gaussians with its mean and covariance.
+
+        Equal statistics and an equal seed give equal samples.
+
+        Args:
+            n: samples of each class.
+            seed: of the draws.
+            covariance, eps: see :class:`.estimates.gaussians.ClassGaussians`.
+
+        Returns:
+            Mapped features ``(n C, W)`` float64, and class ids ``(n C,)`` int64 in ascending order.
+
+        Raises:
+            ValueError: the memory is empty, or knows no such covariances.
+        """
+        from protocl.memory.estimates.gaussians import ClassGaussians
+
+        drawn = ClassGaussians(self, covariance, eps).draw(n, torch.Generator().manual_seed(seed))
+        return drawn.flatten(0, 1), self.classes.repeat_interleave(n)
 
     @property
     def squares(self) -> Tensor:

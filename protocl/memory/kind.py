@@ -31,6 +31,8 @@ class StatisticsKind(FollowsDevice):
     exact: bool
     step: float
     fingerprint: str | None
+    estimated: str = ""
+    """How the second moment was estimated; empty where it was summed from samples."""
 
     def provides(self, level: Level) -> bool:
         """Whether the statistics of ``level`` follow from these."""
@@ -57,7 +59,19 @@ class StatisticsKind(FollowsDevice):
             "raw_means": str(self.raw_means),
             "exact": str(self.exact),
             "step": repr(self.step),
-        }
+        } | ({"estimated": self.estimated} if self.estimated else {})
+
+    def require_summed(self) -> None:
+        """Refuse to add samples to an estimate.
+
+        Raises:
+            ValueError: the second moment is one.
+        """
+        if self.estimated:
+            raise ValueError(
+                f"the second moment is an estimate ({self.estimated}), to which no samples can be "
+                "added: update the exact statistics that it was made of, and estimate again"
+            )
 
     @classmethod
     def described(
@@ -86,6 +100,7 @@ class StatisticsKind(FollowsDevice):
             return cls(
                 feature_dim, level, feature_map=feature_map, raw_means=raw_means, exact=exact,
                 step=step, fingerprint=description.get("fingerprint"),
+                estimated=description.get("estimated", ""),
             )  # fmt: skip
         except ValueError as error:
             raise DataError(f"the description of the statistics is damaged: {error}") from error
@@ -95,11 +110,18 @@ class StatisticsKind(FollowsDevice):
 
         Raises:
             FingerprintError: they come from another backbone.
-            ValueError: they differ in level, width, feature map or arithmetic.
+            ValueError: they differ in level, width, feature map or arithmetic, or one is an
+                estimate, of which the other is none.
             TypeError: they are none.
         """
         if not isinstance(other, StatisticsKind):
             raise TypeError(f"the other is a {type(other).__name__}: expected a PrototypeMemory")
+        if self.estimated != other.estimated:
+            here, there = (of.estimated or "none" for of in (self, other))
+            raise ValueError(
+                f"cannot combine memories: estimate of the second moment: {here} here, {there} in "
+                "the other; what is estimated is never mixed with exact sums"
+            )
         mine, theirs = self.describe(), other.describe()
         if not self.exact and not other.exact:
             mine["step"] = theirs["step"]

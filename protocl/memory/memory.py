@@ -48,6 +48,7 @@ class PrototypeMemory(DerivedStatistics):
             gives the same bits. Features are rounded to multiples of ``step``.
         step: quantisation step of ``exact``; a feature moves by at most ``step / 2``.
         fingerprint: identity of the backbone. Memories of different backbones refuse to merge.
+        estimated: how the second moment was estimated; empty where samples are summed.
 
     Example:
         >>> features = torch.tensor([[0.0, 2.0], [0.0, 4.0], [1.0, 1.0]])
@@ -70,12 +71,14 @@ class PrototypeMemory(DerivedStatistics):
 
         Raises:
             TypeError: they are no tensors, features not floating point, or labels not integers.
-            ValueError: shapes do not fit, a feature is NaN or infinite, or a label is negative.
+            ValueError: shapes do not fit, a feature is NaN or infinite, a label is negative, or
+                the second moment is an estimate.
             OverflowError: a feature is beyond 1e150; in fixed point, a value or a sum does not fit.
 
         Warns:
             PrecisionWarning: a feature varies by less than squares in float64 resolve.
         """
+        self.require_summed()
         batch = BatchStatistics(
             features, labels, feature_dim=self.feature_dim, feature_map=self.feature_map,
             level=self.level, raw=self.raw_means, step=self.step if self.exact else None,
@@ -171,7 +174,7 @@ class PrototypeMemory(DerivedStatistics):
         return PrototypeMemory(
             self.feature_dim, level or self.level, feature_map=self.feature_map,
             raw_means=self.raw_means, exact=self.exact, step=self.step,
-            fingerprint=self.fingerprint,
+            fingerprint=self.fingerprint, estimated=self.estimated,
         ).to(self.device)  # fmt: skip
 
     def copy(self) -> PrototypeMemory:

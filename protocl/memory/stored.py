@@ -59,6 +59,7 @@ class StoredStatistics(StatisticsKind):
         exact: bool = False,
         step: float = 2.0**-16,
         fingerprint: str | None = None,
+        estimated: str = "",
     ) -> None:
         super().__init__()
         if not hasattr(feature_dim, "__index__") or feature_dim < 1:
@@ -80,6 +81,8 @@ class StoredStatistics(StatisticsKind):
         self.exact = exact
         self.step = step
         self.fingerprint = fingerprint
+        if estimated and level != "mean":  # means are sums of samples all the same
+            self.estimated = estimated
         self._shapes = self._shapes_at(level)
         """Shape of each sum as a buffer, with -1 for the number of classes."""
         moment = frozenset({"second", "second_low"})
@@ -259,11 +262,12 @@ class StoredStatistics(StatisticsKind):
     @outside_inference_mode
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}_extra_state", self.describe())
-        for name, value in self.describe().items():
-            if saved[name] != value:
+        mine, theirs = ({"estimated": "", **kind} for kind in (self.describe(), saved))
+        for name, value in mine.items():
+            if theirs[name] != value:
                 raise ValueError(
                     f"cannot load statistics: {name} is {value} in this memory, "
-                    f"{saved[name]} in the saved one"
+                    f"{theirs[name]} in the saved one"
                 )
         names = [name for name, _ in self.named_buffers(recurse=False)]
         given = {n: state_dict[f"{prefix}{n}"] for n in names if f"{prefix}{n}" in state_dict}

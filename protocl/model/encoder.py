@@ -16,7 +16,7 @@ from protocl.backbones.build import build_unscaled
 from protocl.backbones.features import extract
 from protocl.backbones.layers.scale import standardised
 from protocl.data.pictures import pixels_of, read_picture
-from protocl.data.reading import read_in_order
+from protocl.data.readers.in_order import read_in_order
 from protocl.errors import DataError
 
 if TYPE_CHECKING:

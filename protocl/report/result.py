@@ -116,6 +116,8 @@ class OnePlace(_Part):
         merged_samples: that the merged memory counts.
         accuracy: of the head on the memory of one place, in [0, 1].
         federated_accuracy: of the head on the merged memory.
+        estimated_error: where the merged second moment is an estimate, ``|S - S'| / |S'|`` of its
+            covariance within classes ``S`` and the exact one (Frobenius norms); else None.
     """
 
     identical: bool
@@ -124,6 +126,7 @@ class OnePlace(_Part):
     merged_samples: int
     accuracy: float
     federated_accuracy: float
+    estimated_error: float | None = None
 
     def __str__(self) -> str:
         return (
@@ -134,6 +137,11 @@ class OnePlace(_Part):
 
     @property
     def _agreement(self) -> str:
+        if self.estimated_error is not None and self.difference is not None:
+            return (
+                "has an estimated covariance, "
+                f"{100 * self.estimated_error:.1f} % off that of one place"
+            )
         if self.identical:
             return "equals that of one place bit for bit"
         if self.difference is not None:

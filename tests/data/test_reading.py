@@ -14,7 +14,7 @@ from torch import nn
 from protocl.backbones import Backbone
 from protocl.data import BenchmarkConfig, load_data
 from protocl.data.pictures import pixels_of, read_picture
-from protocl.data.reading import read_in_order
+from protocl.data.readers.in_order import read_in_order
 from protocl.errors import DataError
 from protocl.model.encoder import Encoder
 

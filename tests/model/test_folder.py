@@ -43,7 +43,8 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("head", HEADS.names())
 def test_what_is_read_answers_as_what_was_written(head: str, exact: bool, tmp_path: Path):
     x, y = sums()
-    model = PrototypeClassifier(head, exact=exact).fit(x, y)
+    few = {"dim": 20} if head in ("klda_ensemble", "anacp") else None
+    model = PrototypeClassifier(head, head_options=few, exact=exact).fit(x, y)
     model.save(tmp_path / "model")
     read = load_model(tmp_path / "model")
     assert isinstance(read, PrototypeClassifier)

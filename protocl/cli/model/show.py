@@ -122,6 +122,7 @@ def _facts(model: Model, folder: Path) -> dict[str, str]:
         memory = model.memory_
         facts["head"] = repr(model.head_)
         sums = f"in fixed point, step {memory.step:g}" if memory.exact else "in floating point"
+        sums += f"; an estimate ({memory.estimated})" if memory.estimated else ""
         facts["statistics"] = f"level {memory.level}, {memory.total:,} samples, {sums}"
         facts["forgets"] = "samples" if memory.level == "shared" else "samples and whole classes"
         facts["says how sure"] = "yes" if model.says_how_sure else "no"

@@ -21,6 +21,8 @@ from protocl.memory.feature_maps import (
     feature_map,
     map_for,
 )
+from protocl.memory.maps.gelu_projection import GeluProjection
+from protocl.memory.maps.joint import Joint
 from protocl.memory.maps.random_fourier import RandomFourier
 from protocl.memory.maps.relu_linear import ReluLinear
 from protocl.memory.maps.top_k import TopKProjection
@@ -32,11 +34,13 @@ DRAWN = {
     "relu_linear": lambda seed=3: ReluLinear(6, 9, seed=seed),
     "top_k": lambda seed=3: TopKProjection(6, 9, 2, 0.4, seed=seed),
     "random_fourier": lambda seed=3: RandomFourier(6, 9, 0.1, seed=seed),
+    "gelu_projection": lambda seed=3: GeluProjection(6, 9, seed=seed),
 }
 MADE = DRAWN | {
     "identity": FeatureMap,
     "unit": UnitNorm,
     "tukey": lambda: Tukey(0.5),
+    "joint": lambda: Joint([UnitNorm(), ReluLinear(6, 4, seed=3)]),
 }
 HEADS = {
     "nearest_mean": NearestMean,

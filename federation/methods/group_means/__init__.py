@@ -1,0 +1,1 @@
+"""Methods that estimate second moments from the spread of clients' class means."""

@@ -1,0 +1,1 @@
+"""A linear layer trained on samples that are drawn from the classes' Gaussians."""

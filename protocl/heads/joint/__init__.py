@@ -1,0 +1,1 @@
+"""Heads over the statistics of several feature maps at once."""

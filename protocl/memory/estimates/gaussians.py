@@ -1,0 +1,128 @@
+"""The Gaussian of each class, as a sampler."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from protocl.errors import PrecisionWarning
+from protocl.memory.batch import Level
+
+if TYPE_CHECKING:
+    from protocl.memory.derived import DerivedStatistics
+
+Covariance = Literal["auto", "full", "shared", "diagonal"]
+
+
+class ClassGaussians:
+    """``N(m_c, S_c + eps I)`` of each class, with the unbiased covariances of a memory.
+
+    Merged memories give the covariance of the pooled class, exactly: ``S_c = B_c / (n_c - 1)`` with
+    the scatter ``B_c``. A class of one sample has none, and ``eps`` alone.
+
+    Args:
+        memory: statistics; samples are drawn under its feature map.
+        covariance: ``"full"``: one a class. ``"shared"``: one for all, ``B / (N - C)``.
+            ``"diagonal"``: variances of each class. ``"auto"``: the most that the memory knows.
+        eps: variance that each feature has more; in squared units of the features.
+
+    Raises:
+        ValueError: the memory is empty, or does not know such covariances, or ``eps`` is negative.
+
+    Warns:
+        PrecisionWarning: ``eps`` outweighs the variance of the features.
+    """
+
+    def __init__(
+        self, memory: DerivedStatistics, covariance: Covariance = "auto", eps: float = 1e-4
+    ) -> None:
+        if not len(memory):
+            raise ValueError("the memory is empty: there are no classes to draw samples of")
+        if not eps >= 0:
+            raise ValueError(f"eps={eps}: expected a variance of 0 or more")
+        kept = _kept(memory, covariance)
+        self.classes, self.means, self._eps = memory.classes, memory.means, eps
+        self._scatter = _reduced(memory.scatter(), memory.level, kept)
+        counts = memory.counts.double()
+        self._freedom = (counts - 1).sum() if kept == "shared" else counts - 1
+        self._freedom = self._freedom.clamp(min=1)
+        _warn_of_eps(self._variance(), eps)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """``n`` samples of each class, ``(C, n, W)`` float64, by normal numbers of ``generator``.
+
+        Raises:
+            ValueError: ``n`` is negative.
+        """
+        if n < 0:
+            raise ValueError(f"n={n}: expected a number of samples of each class")
+        shape = len(self.means), n, self.means.shape[1]
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return self.placed(noise.to(self.means.device))
+
+    def placed(self, noise: Tensor) -> Tensor:
+        """Samples ``m_c + L_c z`` of standard normal ``noise`` ``(C, n, W)``, in its place."""
+        if self._scatter.ndim == 2 and self._freedom.ndim:
+            noise *= self._deviations()[:, None]
+        elif self._scatter.ndim == 2:
+            noise = noise @ _factor(self._scatter / self._freedom, self._eps).T
+        else:
+            for row, block in enumerate(noise):
+                factor = _factor(self._scatter[row] / self._freedom[row], self._eps)
+                noise[row] = block @ factor.T
+        return noise + self.means[:, None]
+
+    def _deviations(self) -> Tensor:
+        return (self._scatter / self._freedom[:, None] + self._eps).sqrt()
+
+    def _variance(self) -> float:
+        """Mean over features and classes of their variance."""
+        if self._scatter.ndim == 2 and self._freedom.ndim:
+            return float((self._scatter / self._freedom[:, None]).mean())
+        return float((self._scatter.diagonal(dim1=-2, dim2=-1).mean(-1) / self._freedom).mean())
+
+
+def _kept(memory: DerivedStatistics, covariance: Covariance) -> Level:
+    """The level of statistics that covariances of this kind come from."""
+    if covariance not in get_args(Covariance):
+        raise ValueError(f"covariance={covariance!r}: expected {', '.join(get_args(Covariance))}")
+    if memory.level == "mean":
+        raise ValueError(
+            "a memory of level 'mean' knows no covariance to draw samples by: make it with "
+            "level='shared', 'diagonal' or 'full'"
+        )
+    wanted: Level = memory.level if covariance == "auto" else covariance
+    memory.require_level(wanted)
+    return wanted
+
+
+def _reduced(scatter: Tensor, level: Level, kept: Level) -> Tensor:
+    """The scatter of one level from that of another that has it."""
+    if level == kept:
+        return scatter
+    return scatter.sum(0) if kept == "shared" else scatter.diagonal(dim1=1, dim2=2)
+
+
+def _factor(covariance: Tensor, eps: float) -> Tensor:
+    """``L`` with ``L L^T = S + eps I``; triangular where that is positive definite."""
+    moved = covariance.clone()
+    moved.diagonal().add_(eps)
+    factor, failed = torch.linalg.cholesky_ex(moved)
+    if not bool(failed):
+        return factor
+    values, vectors = torch.linalg.eigh(moved)
+    return vectors * values.clamp(min=0).sqrt()
+
+
+def _warn_of_eps(variance: float, eps: float) -> None:
+    if 0 < variance < eps:
+        warnings.warn(
+            f"eps={eps:g} outweighs features whose variance within classes is {variance:.1g} in "
+            "the mean: samples are drawn around their means at random; lower eps, or scale the "
+            "features up",
+            PrecisionWarning,
+            stacklevel=4,
+        )

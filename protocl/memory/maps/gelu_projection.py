@@ -1,0 +1,31 @@
+"""Random features of unit vectors through GELU: AnaCP."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional
+
+from protocl.memory.feature_maps import ReluProjection, unit
+from protocl.memory.precision import in_full_precision
+
+
+class GeluProjection(ReluProjection):
+    """Random features ``gelu(u R)`` of features ``u`` of unit length, with a Gaussian ``R``.
+
+    The arguments are those of :class:`.ReluProjection`.
+
+    Source: Momeni et al., NeurIPS 2025, "AnaCP: toward upper-bound continual learning via analytic
+    contrastive projection", and the authors' code.
+    """
+
+    name: ClassVar[str] = "gelu_projection"
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.projected(unit(features))
+
+    @in_full_precision
+    def projected(self, units: Tensor) -> Tensor:
+        """``gelu(u R)`` ``(N, M)`` of vectors ``(N, D)`` as they are."""
+        return functional.gelu(units @ self.weight.to(units.dtype))
