@@ -10,6 +10,7 @@ from protocl.memory.batch import Level
 from protocl.memory.buffers import FollowsDevice
 from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.feature_maps import feature_map as build_map
+from protocl.memory.moments.layout import Moments
 
 _REDUCES_TO: dict[Level, tuple[Level, ...]] = {
     "mean": ("mean",),
@@ -18,6 +19,9 @@ _REDUCES_TO: dict[Level, tuple[Level, ...]] = {
     "full": ("mean", "diagonal", "shared", "full"),
 }
 """What follows from each level."""
+
+_USUAL = {"moments": "pairs"}
+"""What a description leaves out."""
 
 
 class StatisticsKind(FollowsDevice):
@@ -30,6 +34,7 @@ class StatisticsKind(FollowsDevice):
     raw_means: bool
     exact: bool
     step: float
+    moments: Moments
     fingerprint: str | None
 
     def provides(self, level: Level) -> bool:
@@ -50,7 +55,7 @@ class StatisticsKind(FollowsDevice):
 
     def describe(self) -> dict[str, str]:
         """What must agree before two memories are added, as text (also the header of a file)."""
-        return {
+        described = {
             "feature_dim": str(self.feature_dim),
             "level": self.level,
             "feature_map": self.feature_map.spec,
@@ -58,6 +63,23 @@ class StatisticsKind(FollowsDevice):
             "exact": str(self.exact),
             "step": repr(self.step),
         }
+        # Memories of before there was a choice are in pairs, and so are descriptions without one.
+        if self.moments != _USUAL["moments"] and self.level != "mean":
+            described["moments"] = self.moments
+        return described
+
+    def difference(self, described: Mapping[str, str]) -> tuple[str, str, str] | None:
+        """The first thing in which these statistics differ from those of a description.
+
+        Returns:
+            its name, what it is here, and there; None if there is none.
+        """
+        mine = _USUAL | self.describe()
+        for name, value in mine.items():
+            theirs = described[name] if name not in _USUAL else described.get(name, _USUAL[name])
+            if theirs != value:
+                return name, value, theirs
+        return None
 
     @classmethod
     def described(
@@ -77,6 +99,7 @@ class StatisticsKind(FollowsDevice):
             spec, level = description["feature_map"], cast(Level, description["level"])
             feature_dim, step = int(description["feature_dim"]), float(description["step"])
             raw_means, exact = description["raw_means"] == "True", description["exact"] == "True"
+            moments = cast(Moments, description.get("moments", _USUAL["moments"]))
         except (KeyError, ValueError) as error:
             raise DataError(f"the description of the statistics is damaged: {error}") from error
         feature_map = feature_map or build_map(spec)
@@ -85,7 +108,7 @@ class StatisticsKind(FollowsDevice):
         try:
             return cls(
                 feature_dim, level, feature_map=feature_map, raw_means=raw_means, exact=exact,
-                step=step, fingerprint=description.get("fingerprint"),
+                step=step, moments=moments, fingerprint=description.get("fingerprint"),
             )  # fmt: skip
         except ValueError as error:
             raise DataError(f"the description of the statistics is damaged: {error}") from error
@@ -100,14 +123,15 @@ class StatisticsKind(FollowsDevice):
         """
         if not isinstance(other, StatisticsKind):
             raise TypeError(f"the other is a {type(other).__name__}: expected a PrototypeMemory")
-        mine, theirs = self.describe(), other.describe()
+        theirs = other.describe()
         if not self.exact and not other.exact:
-            mine["step"] = theirs["step"]
-        for name, value in mine.items():
-            if theirs[name] != value:
-                raise ValueError(
-                    f"cannot combine memories: {name} is {value} here, {theirs[name]} in the other"
-                )
+            theirs["step"] = repr(self.step)
+        difference = self.difference(theirs)
+        if difference is not None:
+            name, value, other_value = difference
+            raise ValueError(
+                f"cannot combine memories: {name} is {value} here, {other_value} in the other"
+            )
         if (
             None not in (self.fingerprint, other.fingerprint)
             and self.fingerprint != other.fingerprint

@@ -1,0 +1,1 @@
+"""Second moments: which tensors hold them, and the numbers that these are made of."""
