@@ -53,7 +53,6 @@ HELD_BY = {
     "protocl/io": ["runner/test_experiment.py", "io/test_checkpoint.py"],
     "protocl/memory": ["memory/test_memory.py", "memory/test_memory_doors.py"],
     "protocl/memory/maps": ["memory/maps/test_maps.py"],
-    "protocl/memory/moments": ["memory/moments/test_moments.py"],
     "protocl/memory/limits": ["memory/test_capacity.py", "memory/test_memory_doors.py"],
     "protocl/model": ["model/test_classifier.py"],
     "protocl/metrics": ["metrics/test_class_incremental.py", "metrics/test_confusion.py"],

@@ -50,7 +50,7 @@ from protocl.federation.wire.statistics import (
     narrowest,
 )
 from protocl.memory import PrototypeMemory
-from protocl.memory.moments.words import of_floats
+from protocl.memory.summation import words_of_floats
 
 ERROR_BOUNDS: dict[str, float] = {
     "exact": 0.0,
@@ -87,7 +87,7 @@ def pack(memory: PrototypeMemory, precision: Precision = "exact") -> Arrays:
     arrays: Arrays = {"classes": np.stack([parts["class_ids"], counts])}
     scales = []
     for name, form in memory.forms.items():
-        sums, half = parts[name], parts.get(memory.other_half(name) or "")
+        sums, half = parts[name], parts.get(f"{name}_low", parts.get(f"{name}_high"))
         if precision == "exact":
             arrays |= _pack_exact(name, sums, half)
             continue
@@ -117,8 +117,7 @@ def pack_exactly(memory: PrototypeMemory) -> Packed:
 
 def _pack_exact(name: str, sums: NDArray[Any], half: NDArray[Any] | None) -> Arrays:
     if sums.dtype == np.float64:
-        both = half is not None and half.any()
-        return {name: np.stack([sums, half]) if both else sums[None]}
+        return {name: sums[None] if half is None or not half.any() else np.stack([sums, half])}
     if half is not None:  # what the lower words are without the upper, nobody may take for sums
         return {name: sums, UPPER: half}
     return {name: sums.astype(narrowest(*map(int, extremes(sums))))}
@@ -266,5 +265,5 @@ def _whole_numbers(
         return {name: sums.astype(narrowest(int(least), int(most)))}
     if upper is None or not -(2.0**126) < least <= most < 2.0**126:
         raise DataError(f"array '{name}' does not fit fixed point with step {form.empty.step:g}")
-    words = of_floats(torch.from_numpy(sums))
+    words = words_of_floats(torch.from_numpy(sums))
     return {key: word.numpy() for key, word in zip((name, upper), words, strict=True)}

@@ -19,9 +19,9 @@ from protocl.heads.settings import Settings
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level, require_tensor
 from protocl.memory.feature_maps import FeatureMap
+from protocl.memory.kind import Moments
 from protocl.memory.limits.digits import warn_of_coarse_step
 from protocl.memory.limits.scatter import warn_of_offsets
-from protocl.memory.moments.layout import Moments
 from protocl.memory.precision import without_autocast
 from protocl.memory.summation import all_finite
 from protocl.tracing import exporting

@@ -7,9 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from protocl.memory.moments.words import add_words_, magnitude, negated, require_reach, sum_words
 from protocl.memory.stored import StoredStatistics
-from protocl.memory.summation import add_compensated_, overflows
+from protocl.memory.summation import (
+    add_compensated_,
+    add_words_,
+    magnitude,
+    negated_words,
+    overflows,
+    require_reach,
+    sum_words,
+)
 from protocl.memory.symmetric import diagonal_places
 
 
@@ -23,10 +30,11 @@ class AdditiveStatistics(StoredStatistics):
         }
         # A merge adds the other's own tensors: they can be gigabytes.
         signed = terms if sign > 0 else self._negated(terms)
-        sums = {name: signed[name] for name in self.forms}
+        sums = {name: signed[name] for name in self._layout.forms}
         halves = {name: signed[half] for name, half in self._layout.halves.items()}
         self._add_all(terms["class_ids"], terms["count"], sums, halves, sign)
-        self._drop_zero_halves()
+        if self._layout.lazy:
+            self._drop_zero_halves()
         self.fingerprint = self.fingerprint or other.fingerprint
         self.rounded |= other.rounded
         self._touch(terms["class_ids"])
@@ -36,7 +44,7 @@ class AdditiveStatistics(StoredStatistics):
         if "second_high" in terms:
             low, high = terms["second"], terms["second_high"]
             whole = high if high.numel() else torch.zeros_like(low)
-            signed["second"], signed["second_high"] = negated(low, whole)
+            signed["second"], signed["second_high"] = negated_words(low, whole)
         return signed
 
     def _add_all(
@@ -74,20 +82,21 @@ class AdditiveStatistics(StoredStatistics):
         for name, buffer in self.named_buffers(recurse=False):
             if name in sums:
                 setattr(self, name, sums[name])
-            elif not self._layout.shared(name):
+            elif name not in self._layout.shared:
                 setattr(self, name, buffer.new_zeros(len(ids), *buffer.shape[1:]))
         self.class_ids, self.count = ids, counts
         return torch.arange(len(ids), device=ids.device)
 
     def _add(self, name: str, rows: Tensor, term: Tensor, term_half: Tensor | None) -> None:
         """Add ``term`` to ascending rows of one sum (to all of it, when classes share it)."""
-        total, half = self._buffer(name), self._half(name)
-        whole = self.forms[name].shared or len(rows) == len(total)
+        total = self._buffer(name)
+        whole = name in self._layout.shared or len(rows) == len(total)
         if name not in self._layout.halves:
             total.add_(term) if whole else total.index_add_(0, rows, term)
             return
         if term_half is not None and term_half.shape != term.shape:
             term_half = None  # all of it is zero
+        half = self._half(name)
         picked = total if whole else total[rows]
         plain = half is None and term_half is None
         if self.exact and plain and not overflows(picked, term):
@@ -112,7 +121,7 @@ class AdditiveStatistics(StoredStatistics):
 
     def _require_room(self, name: str, ids: Tensor, term: Tensor, known: Tensor) -> None:
         total = self._buffer(name)
-        if not self.forms[name].shared:
+        if name not in self._layout.shared:
             total = total[torch.searchsorted(self.class_ids, ids[known])]
             term = term[known]
         if overflows(total, term):
@@ -120,7 +129,7 @@ class AdditiveStatistics(StoredStatistics):
 
     def _require_reach(self, term: Tensor | None) -> None:
         """Refuse upper words whose sum no samples have, before anything is added."""
-        half = self._half("second") if "second" in self.forms else None
+        half = self._half("second") if "second" in self._layout.forms else None
         if half is not None and term is not None and term.numel():
             require_reach(magnitude(half) + magnitude(term) + 1)
 
@@ -146,7 +155,7 @@ class AdditiveStatistics(StoredStatistics):
             self._require_bytes(len(merged))
             places = torch.searchsorted(merged, known)
             for name, buffer in self.named_buffers(recurse=False):
-                if not self._layout.shared(name):
+                if name not in self._layout.shared:
                     grown = buffer.new_zeros(len(merged), *buffer.shape[1:])
                     grown[places] = buffer
                     setattr(self, name, grown)
@@ -182,12 +191,13 @@ class AdditiveStatistics(StoredStatistics):
         if bool(mask.all()):
             return
         for name, buffer in self.named_buffers(recurse=False):
-            if not self._layout.shared(name):
+            if name not in self._layout.shared:
                 setattr(self, name, buffer[mask])
             elif not bool(mask.any()):
                 # No samples are left, so what remains of the pooled moment is rounding.
                 buffer.zero_()
-        self._drop_zero_halves()
+        if self._layout.lazy:
+            self._drop_zero_halves()
 
 
 def _rows_of(half: Tensor | None, like: Tensor, rows: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from protocl.memory.additive import AdditiveStatistics
 from protocl.memory.limits.scatter import clear_rounding_, offset_ratios
-from protocl.memory.moments.words import as_float
+from protocl.memory.summation import words_as_float
 from protocl.memory.symmetric import diagonal_places, unpack_triangles
 
 _PIECE = 1 << 17
@@ -142,7 +142,7 @@ class DerivedStatistics(AdditiveStatistics):
         buffer, half = self._buffer(name)[rows], self._half(name)
         half = None if half is None else half[rows]
         if self.exact:
-            return as_float(buffer, half) * self.forms[name].unit
+            return words_as_float(buffer, half) * self.forms[name].unit
         return buffer.clone() if half is None else buffer + half
 
     @property

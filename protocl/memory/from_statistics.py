@@ -10,9 +10,9 @@ from torch import Tensor
 
 from protocl.memory.batch import LEVELS, Level, require_tensor
 from protocl.memory.buffers import owned
-from protocl.memory.moments.words import of_floats
 from protocl.memory.rows import class_id_tensor
 from protocl.memory.stored import StoredStatistics
+from protocl.memory.summation import words_of_floats
 from protocl.memory.symmetric import pack_triangles, require_symmetric
 
 if TYPE_CHECKING:
@@ -151,4 +151,4 @@ def _fixed_point(like: StoredStatistics, name: str, values: Tensor) -> dict[str,
             f"'{name}' exceeds {64 if high is None else 126} bits in fixed point with step "
             f"{like.step:g}; use a larger step"
         )
-    return dict(zip((name, high), of_floats(whole), strict=True))
+    return dict(zip((name, high), words_of_floats(whole), strict=True))

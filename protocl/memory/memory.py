@@ -48,7 +48,7 @@ class PrototypeMemory(DerivedStatistics):
             gives the same bits. Features are rounded to multiples of ``step``.
         step: quantisation step of ``exact``; a feature moves by at most ``step / 2``.
         moments: numbers an entry of a second moment: ``"pairs"``, whose other half takes no memory
-            until it is not zero, or ``"single"`` ones (:mod:`protocl.memory.moments.layout`).
+            until it is not zero, or ``"single"`` ones (:mod:`protocl.memory.kind`).
         fingerprint: identity of the backbone. Memories of different backbones refuse to merge.
 
     Example:
@@ -225,7 +225,7 @@ class PrototypeMemory(DerivedStatistics):
         ids = class_id_tensor(classes).to(self.device)
         order = ids.argsort()
         parts = {
-            name: part if self._layout.shared(name) else part[order]
+            name: part if name in self._layout.shared else part[order]
             for name, part in (self.parts() | {"class_ids": ids}).items()
         }
         return PrototypeMemory.from_parts(self, parts)

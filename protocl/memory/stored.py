@@ -14,10 +14,16 @@ from protocl.errors import DataError
 from protocl.memory.batch import LEVELS, Level
 from protocl.memory.buffers import outside_inference_mode, own_buffers, owned
 from protocl.memory.feature_maps import FeatureMap
-from protocl.memory.kind import StatisticsKind
+from protocl.memory.kind import (
+    Layout,
+    Moments,
+    StatisticsKind,
+    SumForm,
+    is_zero,
+    layout_of,
+)
 from protocl.memory.limits.capacity import SMALL, require_bytes
-from protocl.memory.moments.layout import Layout, Moments, SumForm, is_zero, require_array
-from protocl.memory.moments.words import magnitude, require_reach
+from protocl.memory.summation import magnitude, require_reach
 from protocl.memory.symmetric import pack_triangles, require_symmetric
 
 
@@ -104,7 +110,7 @@ class StoredStatistics(StatisticsKind):
         return {
             name: buffer
             for name, buffer in self.named_buffers(recurse=False)
-            if buffer.shape == self._layout.sizes(name, len(self.count))[-1]
+            if name not in self._layout.lazy or buffer.shape[-1]
         }
 
     def _hold(self, parts: Mapping[str, Tensor]) -> Self:
@@ -177,12 +183,12 @@ class StoredStatistics(StatisticsKind):
             level: in place of this memory's own.
             moments: in place of this memory's own.
         """
-        layout = self._layout_at(level or self.level, moments or self.moments)
-        return 8 * layout.numbers(classes) + 16 * classes
+        each, shared = self._layout_at(level or self.level, moments or self.moments).numbers
+        return 8 * (each * classes + shared) + 16 * classes
 
     def _layout_at(self, level: Level, moments: Moments | None = None) -> Layout:
         raw = self.feature_dim if self.raw_means else 0
-        return Layout(level, self.width, raw, self.exact, self.step, moments or self.moments)
+        return layout_of(level, self.width, raw, self.exact, self.step, moments or self.moments)
 
     def _require(self, needed: int, classes: int, device: torch.device) -> None:
         if needed < SMALL:  # a message would be made for nothing
@@ -210,8 +216,8 @@ class StoredStatistics(StatisticsKind):
         """Buffers without classes, if a class would fit in memory: they are made to be filled."""
         self._require(self.bytes_for(1), 1, torch.get_default_device())
         values = {name: torch.zeros(0, dtype=torch.int64) for name in ("class_ids", "count")}
-        for name in self._layout.owners:
-            values[name] = torch.zeros(self._layout.sizes(name, 0)[0], dtype=self._layout.kind)
+        for name, size in self._layout.empty.items():
+            values[name] = torch.zeros(size, dtype=self._layout.kind)
         return values
 
     def _buffer(self, name: str) -> Tensor:
@@ -242,7 +248,7 @@ class StoredStatistics(StatisticsKind):
         """See :class:`protocl.io.pieces.KeyedRows`: classes that have not changed are kept."""
         revisions = self.class_revisions().items()
         for name, buffer in self.named_buffers(recurse=False):
-            if buffer.numel() and not self._layout.shared(name):
+            if buffer.numel() and name not in self._layout.shared:
                 yield buffer, [f"{revision} {class_id} {name}" for class_id, revision in revisions]
 
     def other_half(self, name: str) -> str | None:
@@ -319,10 +325,9 @@ class StoredStatistics(StatisticsKind):
         Raises:
             DataError: one is missing, has the wrong shape or type, or impossible values.
         """
-        for name, buffer in self.named_buffers(recurse=False):
-            require_array(name, tensors, buffer.dtype, self._layout)
+        self._layout.require(tensors)
         high = tensors.get("second_high")
-        if high is not None:
+        if high is not None and high.numel():
             try:
                 require_reach(magnitude(high))
             except OverflowError as error:

@@ -10,7 +10,7 @@ from protocl.config import Setup, StrategyConfig, StrategyInfo
 from protocl.config.sections import HeadChoice, Part, default_of, head, name_of_head
 from protocl.config.validation import AT_LEAST_0, POSITIVE, ranged
 from protocl.heads.base import Head
-from protocl.memory.moments.layout import Moments
+from protocl.memory.kind import Moments
 from protocl.strategies.avalanche.epoch_schedule import EpochSchedule
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.frozen.session import Session
@@ -34,7 +34,7 @@ class Sums:
         step: its quantisation step.
         moments: ``single`` keeps one number an entry of second moments, whose rounding grows with
             the number of batches, and ``pairs`` two where that is to be kept: see
-            :mod:`protocl.memory.moments.layout` and docs/many_classes.md.
+            :mod:`protocl.memory.kind` and docs/many_classes.md.
         forgettable: keep second moments of each class, so that the model of the run can forget a
             class by name where its head shares one covariance.
     """

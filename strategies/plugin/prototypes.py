@@ -17,7 +17,7 @@ from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
-from protocl.memory.moments.layout import Moments
+from protocl.memory.kind import Moments
 from protocl.model.answers import Answering
 from protocl.strategies.plugin.class_statistics import class_statistics, memory_from, memory_state
 from protocl.strategies.plugin.feature_buffer import FeatureChunk, in_chunks

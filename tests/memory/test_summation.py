@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from protocl.memory.moments.words import add_words_, as_float, negated, of_floats, sum_words
+from protocl.memory.summation import (
+    add_words_,
+    negated_words,
+    sum_words,
+    words_as_float,
+    words_of_floats,
+)
 
 EDGES = [sign * (2**power + more) for power in (0, 62, 63, 64, 65, 100, 120) for more in (-1, 0, 1)
          for sign in (-1, 1)]  # fmt: skip
@@ -34,7 +40,7 @@ def test_sums_and_differences_are_those_of_integers(values: list[int], random: o
     assert integers(low, high) == values
     add_words_(low, high, *words(others))
     assert integers(low, high) == [a + b for a, b in zip(values, others, strict=True)]
-    add_words_(low, high, *negated(*words(others)))
+    add_words_(low, high, *negated_words(*words(others)))
     assert integers(low, high) == values
     assert integers(*(w[None] for w in sum_words(*words(values)))) == [sum(values)]
 
@@ -52,8 +58,8 @@ def test_a_message_of_one_word_is_added_with_its_carry(values: list[int]) -> Non
 @given(VALUES)
 def test_floats_are_rounded_once(values: list[int]) -> None:
     whole = torch.tensor([float(value) for value in values], dtype=torch.float64)
-    assert integers(*of_floats(whole)) == [int(value) for value in whole.tolist()]
-    assert torch.equal(as_float(*of_floats(whole)), whole)
+    assert integers(*words_of_floats(whole)) == [int(value) for value in whole.tolist()]
+    assert torch.equal(words_as_float(*words_of_floats(whole)), whole)
 
 
 def test_what_no_samples_have_is_refused_and_changes_nothing() -> None:
