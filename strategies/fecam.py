@@ -15,7 +15,9 @@ from protocl.strategies.frozen.recipe import RecipeConfig
 class FeCAMConfig(RecipeConfig):
     """Settings of :class:`.FeCAM`; ``head`` has those of its head.
 
-    Tukey's transform needs features that are not negative; ``head.tukey=null`` for others.
+    Tukey's transform needs features that are not negative; ``head.tukey=null`` for others. A
+    covariance takes ``4 D^2 + 4 D`` bytes, twice as many where its class comes in several parts,
+    whose rounding is kept then; ``sums.moments=single`` does without.
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -23,7 +25,7 @@ class FeCAMConfig(RecipeConfig):
         paper="Goswami et al., NeurIPS 2023",
         stored_between_experiences="count, mean and covariance of each class",
         keeps_data=False,
-        bytes_per_class="16 D^2 + 32 D + 16",
+        bytes_per_class="4 D^2 + 36 D + 16",
     )
 
     name: str = "fecam"

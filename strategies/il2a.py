@@ -6,7 +6,7 @@ samples is added to their logits in closed form, and the features are held to th
 before the experience (Zhu et al., NeurIPS 2021).
 
 Stored between experiences, for ``D`` features: a row of the classifier (``4 D + 4`` bytes), count,
-mean and covariance of each class (``16 D^2 + 16 D + 8`` bytes in double-double); no samples.
+mean and covariance of each class (``8 D^2 + 24 D + 16`` bytes in double-double); no samples.
 
 Where this differs from the released code: the classifier is trained by an optimizer of its own, of
 the kind and with the settings of the strategy's; prototypes are of the images as they are; the
@@ -225,7 +225,7 @@ class IL2AConfig(ExemplarFreeConfig):
         paper="Zhu et al., NeurIPS 2021",
         stored_between_experiences="mean and covariance of each class, a linear classifier",
         keeps_data=False,
-        bytes_per_class="16 D^2 + 20 D + 28",
+        bytes_per_class="8 D^2 + 28 D + 28",
     )
 
     name: str = "il2a"

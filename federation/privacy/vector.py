@@ -95,7 +95,7 @@ class StatisticsLayout:
         Raises:
             ValueError: the memory is of another kind, or holds a class outside the list.
             FingerprintError: it comes from another backbone.
-            OverflowError: a count exceeds 2^47.
+            OverflowError: a count exceeds 2^47, or a second moment 64 bits.
         """
         self._template.require_compatible(memory)
         rows = self._rows(memory)
@@ -103,6 +103,11 @@ class StatisticsLayout:
             raise OverflowError(f"{memory.total} samples: a vector holds fewer than 2^47")
         vector = np.zeros(self.size, dtype=np.int64)
         stored = memory.parts()
+        if "second_high" in stored:
+            raise OverflowError(
+                f"second moments of {memory.total} samples exceed 64 bits with step "
+                f"{memory.step:g}, and a vector holds one word a number; use a larger step"
+            )
         vector[self.parts["count"]][rows] = COUNT_SCALE * stored["count"].cpu().numpy()
         for name, form in self._forms.items():
             value = stored[name].cpu().numpy()

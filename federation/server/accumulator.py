@@ -86,10 +86,16 @@ class Block:
         self.learn_reach(memory)
 
     def learn_reach(self, memory: PrototypeMemory) -> None:
-        """Take note of how large the sums of ``memory`` are, to which the block's will be added."""
+        """Take note of how large the sums of ``memory`` are, to which the block's will be added.
+
+        Not of what has room for two words there, whatever the block brings.
+        """
         if not self._form.exact:
             return
         for name in self._reach:
+            if memory.other_half(name) is not None:
+                self._reach[name] = 0
+                continue
             values = memory.get_buffer(name)
             # Not abs(), under which the least int64 stays negative.
             self._reach[name] = max(int(values.max()), -int(values.min())) if len(values) else 0

@@ -310,7 +310,10 @@ class MergedMemory:
         if isinstance(contribution, Received):
             return contribution.statistics
         self._form.empty.require_compatible(contribution.memory)
-        return pack_exactly(contribution.memory)
+        try:
+            return pack_exactly(contribution.memory)
+        except OverflowError as error:
+            raise RejectedError("overflow", str(error)) from error
 
     def _without_forgotten(self, packed: Packed) -> Packed:
         if not self._forgotten_classes:

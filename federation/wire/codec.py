@@ -10,6 +10,7 @@ array       content                                         type
 ``sum``     sums, or means if rounded                       by precision
 ``raw``     the same before the feature map, where kept     by precision
 ``second``  second moments, upper triangles only            by precision
+``second_high`` upper words of those, if any is not zero    int64, ``exact`` and ``merged`` only
 ``scale``   one factor a row of the three, joined           float64, only ``float16``, ``int8``
 =========== =============================================== =====================================
 
@@ -35,6 +36,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from protocl.errors import DataError
@@ -48,6 +50,7 @@ from protocl.federation.wire.statistics import (
     narrowest,
 )
 from protocl.memory import PrototypeMemory
+from protocl.memory.summation import words_of_floats
 
 ERROR_BOUNDS: dict[str, float] = {
     "exact": 0.0,
@@ -56,6 +59,14 @@ ERROR_BOUNDS: dict[str, float] = {
     "int8": 1 / 254,
 }
 """Largest error of an entry of a mean, as a share of the largest magnitude in its row."""
+
+UPPER = "second_high"
+"""The array of upper words."""
+
+TOO_LARGE = (
+    "second moments beyond 64 bits: one contribution holds one word a number; send fewer samples "
+    "at a time, or use a larger step"
+)
 
 _INT64 = np.dtype(np.int64)
 
@@ -76,11 +87,11 @@ def pack(memory: PrototypeMemory, precision: Precision = "exact") -> Arrays:
     arrays: Arrays = {"classes": np.stack([parts["class_ids"], counts])}
     scales = []
     for name, form in memory.forms.items():
-        sums, low = parts[name], parts.get(f"{name}_low")
+        sums, half = parts[name], parts.get(f"{name}_low", parts.get(f"{name}_high"))
         if precision == "exact":
-            arrays[name] = _pack_exact(sums, low)
+            arrays |= _pack_exact(name, sums, half)
             continue
-        values = sums * form.unit if low is None else sums + low
+        values = _in_features(sums, half, form.unit)
         values = values[None] if form.shared else values
         arrays[name], scale = _round(values / _weights(counts, form.shared), precision)
         scales.append(scale)
@@ -90,18 +101,33 @@ def pack(memory: PrototypeMemory, precision: Precision = "exact") -> Arrays:
 
 
 def pack_exactly(memory: PrototypeMemory) -> Packed:
-    """All that ``memory`` holds, in arrays of its own."""
+    """All that ``memory`` holds, in arrays of its own.
+
+    Raises:
+        OverflowError: a second moment takes two words, which one contribution may not.
+    """
     arrays = pack(memory)
+    if UPPER in arrays:
+        raise OverflowError(TOO_LARGE)
     ids, counts = arrays.pop("classes")
     # In floating point what was packed may be the memory's own tensors.
     own = arrays if memory.exact else {name: array.copy() for name, array in arrays.items()}
     return Packed.measured(ids, counts, own)
 
 
-def _pack_exact(high: NDArray[Any], low: NDArray[np.float64] | None) -> NDArray[Any]:
-    if low is None:
-        return high.astype(narrowest(*map(int, extremes(high))))
-    return np.stack([high, low]) if low.any() else high[None]
+def _pack_exact(name: str, sums: NDArray[Any], half: NDArray[Any] | None) -> Arrays:
+    if sums.dtype == np.float64:
+        return {name: sums[None] if half is None or not half.any() else np.stack([sums, half])}
+    if half is not None:  # what the lower words are without the upper, nobody may take for sums
+        return {name: sums, UPPER: half}
+    return {name: sums.astype(narrowest(*map(int, extremes(sums))))}
+
+
+def _in_features(sums: NDArray[Any], half: NDArray[Any] | None, unit: float) -> NDArray[np.float64]:
+    """Sums in units of the features."""
+    if sums.dtype == np.float64:
+        return sums if half is None else np.asarray(sums + half)
+    return np.asarray((sums if half is None else sums + half * 2.0**64) * unit)
 
 
 def _round(
@@ -132,14 +158,29 @@ def _weights(counts: NDArray[np.int64], shared: bool) -> NDArray[np.float64]:
 # -- from arrays --------------------------------------------------------------------------------
 
 
-def unpack(form: PackedForm, arrays: Mapping[str, NDArray[Any]], precision: Precision) -> Packed:
+def unpack(
+    form: PackedForm,
+    arrays: Mapping[str, NDArray[Any]],
+    precision: Precision,
+    *,
+    two_words: bool = False,
+) -> Packed:
     """Read packed ``arrays`` and check them; those of precision ``exact`` are taken as they are.
+
+    Args:
+        form: what they are.
+        arrays: by name.
+        precision: at which they were packed.
+        two_words: whether they may hold upper words, as a merged memory does and one contribution
+            does not.
 
     Raises:
         DataError: an array is missing, superfluous or of the wrong shape or type, or a value
             does not fit fixed point.
     """
     expected = {"classes", *form.shapes, *(("scale",) if precision in ("float16", "int8") else ())}
+    if two_words and form.upper and precision == "exact" and UPPER in arrays:
+        expected.add(UPPER)
     if arrays.keys() != expected:
         raise DataError(f"arrays are {sorted(arrays)}; expected {sorted(expected)}")
     classes = arrays["classes"]
@@ -149,11 +190,12 @@ def unpack(form: PackedForm, arrays: Mapping[str, NDArray[Any]], precision: Prec
         )
     ids, counts = form.same_ids(classes[0]), classes[1]
     if precision == "exact":
-        sums = {name: arrays[name] for name in form.shapes}
+        sums = {name: arrays[name] for name in (*form.shapes, UPPER) if name in expected}
         for name, array in sums.items():
-            _check_exact(form, name, array, len(ids))
+            _check_exact(form, "second" if name == UPPER else name, array, len(ids))
         return Packed.measured(ids, counts, sums)
-    return Packed.measured(ids, counts, _restored(form, arrays, counts, precision))
+    restored = _restored(form, arrays, counts, precision, two_words=two_words)
+    return Packed.measured(ids, counts, restored)
 
 
 def _check_exact(form: PackedForm, name: str, array: NDArray[Any], classes: int) -> None:
@@ -175,6 +217,8 @@ def _restored(
     arrays: Mapping[str, NDArray[Any]],
     counts: NDArray[np.int64],
     precision: Precision,
+    *,
+    two_words: bool,
 ) -> Arrays:
     """Sums of the rounded means."""
     rows = {name: 1 if name == form.pooled else len(counts) for name in form.shapes}
@@ -199,16 +243,27 @@ def _restored(
             sums = np.multiply(array, factors[:, None], dtype=np.float64)
             sums *= _weights(counts, name == form.pooled)
         sums = sums[0] if name == form.pooled else sums
-        restored[name] = _whole_numbers(form, name, sums) if form.exact else sums[None]
+        upper = form.upper if two_words and name == "second" else None
+        restored |= _whole_numbers(form, name, sums, upper) if form.exact else {name: sums[None]}
     return restored
 
 
 def _whole_numbers(
-    form: PackedForm, name: str, sums: NDArray[np.float64]
-) -> NDArray[np.signedinteger[Any]]:
-    """In units of fixed point; what is in ``sums`` is lost."""
+    form: PackedForm, name: str, sums: NDArray[np.float64], upper: str | None
+) -> Arrays:
+    """In units of fixed point; what is in ``sums`` is lost.
+
+    Args:
+        form: what they are.
+        name: of the sum.
+        sums: in units of the features.
+        upper: name for upper words, where there may be some.
+    """
     np.rint(np.divide(sums, form.units[name], out=sums), out=sums)
     least, most = extremes(sums)
-    if not -(2.0**63) < least <= most < 2.0**63:  # also false for NaN
+    if -(2.0**63) < least <= most < 2.0**63:  # also false for NaN
+        return {name: sums.astype(narrowest(int(least), int(most)))}
+    if upper is None or not -(2.0**126) < least <= most < 2.0**126:
         raise DataError(f"array '{name}' does not fit fixed point with step {form.empty.step:g}")
-    return sums.astype(narrowest(int(least), int(most)))
+    words = words_of_floats(torch.from_numpy(sums))
+    return {key: word.numpy() for key, word in zip((name, upper), words, strict=True)}

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from protocl.errors import DataError
 from protocl.federation.exactly_once.client import MAX_LIVES, Kind
-from protocl.federation.wire.codec import ERROR_BOUNDS, pack, pack_exactly, unpack
+from protocl.federation.wire.codec import (
+    ERROR_BOUNDS,
+    TOO_LARGE,
+    UPPER,
+    pack,
+    pack_exactly,
+    unpack,
+)
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.low_rank import with_moment
 from protocl.federation.wire.npy import array_of, read_npy
@@ -94,10 +101,17 @@ class Received(NamedTuple):
 def encode(
     contribution: Contribution, precision: Precision = "exact"
 ) -> tuple[ArrayRecord, ConfigRecord]:
-    """The two records that carry a contribution (or, with kind ``merged``, the server's memory)."""
+    """The two records that carry a contribution (or, with kind ``merged``, the server's memory).
+
+    Raises:
+        OverflowError: a second moment of a contribution exceeds 64 bits in fixed point.
+    """
     memory = contribution.memory
     records = ArrayRecord()
-    for name, array in pack(memory, precision).items():
+    packed = pack(memory, precision)
+    if UPPER in packed and contribution.kind != "merged":
+        raise OverflowError(TOO_LARGE)
+    for name, array in packed.items():
         records[name] = array_of(array)
     fingerprint = memory.fingerprint or ""
     header = _usual_header(_description(memory), fingerprint, precision, contribution.kind).copy()
@@ -198,7 +212,8 @@ class MessageReader:
         """
         values = dict(header.items())
         self._check_header(values)
-        packed = self._checked(arrays, cast(Precision, values["precision"]))
+        precision = cast(Precision, values["precision"])
+        packed = self._checked(arrays, precision, two_words=values["kind"] == "merged")
         names = values.get("class-names")
         return Received(
             packed,
@@ -211,7 +226,7 @@ class MessageReader:
             _checked_secret(values),
         )
 
-    def _checked(self, records: ArrayRecord, precision: Precision) -> Packed:
+    def _checked(self, records: ArrayRecord, precision: Precision, *, two_words: bool) -> Packed:
         arrays, size = {}, 0
         try:
             for name, array in records.items():
@@ -221,7 +236,8 @@ class MessageReader:
                 raise RejectedError(
                     "size", f"{size} bytes of arrays; at most {self.limits.max_bytes} are accepted"
                 )
-            packed = unpack(self.form, with_moment(self.form, arrays), precision)
+            arrays = with_moment(self.form, arrays)
+            packed = unpack(self.form, arrays, precision, two_words=two_words)
         except DataError as error:
             raise RejectedError("shape", str(error)) from error
         if packed.class_ids is not self._known_ids:

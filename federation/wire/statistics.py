@@ -97,6 +97,7 @@ class PackedForm:
         shapes: name -> shape of one row, or of the whole where classes share it.
         pooled: name of the sum that all classes share, if any.
         units: name -> what an integer of fixed point stands for; 1 in floating point.
+        upper: name of the upper words of second moments, where a memory has a place for them.
     """
 
     def __init__(self, like: PrototypeMemory) -> None:
@@ -106,6 +107,8 @@ class PackedForm:
         self.shapes = {name: form.shape for name, form in forms.items()}
         self.units = {name: form.unit for name, form in forms.items()}
         self.pooled = next((name for name, form in forms.items() if form.shared), None)
+        half = like.other_half("second")
+        self.upper = half if like.exact else None
         self._ids, self._ids_key = np.zeros(0, dtype=np.int64), b""
 
     def shape(self, name: str, classes: int) -> tuple[int, ...]:
@@ -135,6 +138,8 @@ class PackedForm:
         """A sum in units of the features, float64, of symmetric matrices the triangles."""
         array = packed.sums[name]
         whole = array.astype(np.float64) if self.exact else array.sum(axis=0, dtype=np.float64)
+        if name == "second" and self.upper in packed.sums:
+            whole = whole + packed.sums[self.upper] * 2.0**64
         return np.asarray(whole * self.units[name], dtype=np.float64)
 
 

@@ -69,7 +69,7 @@ def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float)
         return
     _check_counts(packed.counts, limits)
     feature = limits.feature_bound(form) * (1 + error)
-    for name in packed.sums:
+    for name in form.shapes:
         _check_magnitude(name, packed, form, feature)
     if "second" in packed.sums:
         _check_moment(packed, form, error)
@@ -108,7 +108,9 @@ def _check_magnitude(name: str, packed: Packed, form: PackedForm, feature: float
     array = packed.sums[name]
     limit = (feature**2 if name == "second" else feature) / form.units[name]
     # At first as if each sum were of one sample, which is enough for most that is well.
-    if form.exact:
+    if name == "second" and form.upper in packed.sums:
+        array, limit, within = form.values(packed, name), limit * form.units[name], False
+    elif form.exact:
         within = packed.reach[name] <= limit
     else:
         smallest, most = extremes(array)

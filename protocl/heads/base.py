@@ -19,6 +19,7 @@ from protocl.heads.settings import Settings
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level, require_tensor
 from protocl.memory.feature_maps import FeatureMap
+from protocl.memory.kind import Moments
 from protocl.memory.limits.digits import warn_of_coarse_step
 from protocl.memory.limits.scatter import warn_of_offsets
 from protocl.memory.precision import without_autocast
@@ -73,6 +74,7 @@ class Head(Settings, MappedQueries):
         level: Level | None = None,
         exact: bool = False,
         step: float = 2.0**-16,
+        moments: Moments = "pairs",
         fingerprint: str | None = None,
         calibrated: bool = False,
     ) -> PrototypeMemory:
@@ -81,13 +83,14 @@ class Head(Settings, MappedQueries):
         Args:
             feature_dim: width ``D`` of the backbone's features.
             level: keep more than the head needs (to compare heads on one memory).
-            exact, step, fingerprint: as for :class:`protocl.PrototypeMemory`.
+            exact, step, moments, fingerprint: as for :class:`protocl.PrototypeMemory`.
             calibrated: also keep what :meth:`calibrate` needs where it is given no table.
         """
         needed = level_for(self.required_level) if calibrated else self.required_level
         return PrototypeMemory(
             feature_dim, level or needed, feature_map=self.feature_map(feature_dim),
-            raw_means=self.raw_means, exact=exact, step=step, fingerprint=fingerprint,
+            raw_means=self.raw_means, exact=exact, step=step, moments=moments,
+            fingerprint=fingerprint,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level, check_batch
 from protocl.memory.buffers import outside_inference_mode
 from protocl.memory.limits.digits import check_wide
+from protocl.memory.symmetric import pack_triangles
 
 _PIECE = 2048
 """Samples whose deviations are held at once."""
@@ -53,7 +54,7 @@ class StreamingMemory(PrototypeMemory):
         covariance = base.scatter() / base.total
         weight = oas_shrinkage(covariance, base.total)
         second = base.total * shrink_towards_identity(covariance, weight, scaled=True)
-        self._add_all(base.classes, base.counts, {"sum": base.sums, "second": second}, None, sign=1)
+        self._add_sums(base.classes, base.counts, base.sums, second)
         self._touch()
         return self
 
@@ -89,14 +90,17 @@ class StreamingMemory(PrototypeMemory):
         weights = arrival / (arrival + 1)
         second = (deviations * weights[:, None]).T @ deviations
         sums = torch.zeros_like(self.sums[places]).index_add_(0, rows, features)
-        self._add_all(ids, counts, {"sum": sums, "second": second}, None, sign=1)
+        self._add_sums(ids, counts, sums, second)
+
+    def _add_sums(self, ids: Tensor, counts: Tensor, sums: Tensor, second: Tensor) -> None:
+        self._add_all(ids, counts, {"sum": sums, "second": pack_triangles(second)}, {}, sign=1)
 
     def empty_like(self, level: Level | None = None) -> StreamingMemory:
         return StreamingMemory(self.feature_dim).to(self.device)
 
     def scatter(self) -> Tensor:
         """Deep SLDA's ``t S``, ``(D, D)`` float64."""
-        return self._value("second")
+        return self.second_moment
 
     def offset_ratios(self) -> Tensor:
         """Zeros: deviations are taken before they are squared, and keep their digits."""

@@ -36,7 +36,7 @@ from protocl.io.provenance import installed_version
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 _MARK = b"protocl-checkpoint-%d" % FORMAT
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _LENGTH_BYTES = 8

@@ -81,9 +81,11 @@ class PieceFolder:
         known = self._known(keys)
         missing = [row for row, key in enumerate(keys) if key not in known]
         size = rows[0].nbytes
-        for start, stop in _runs(missing, max(1, PIECE // size)):
-            content = bytes_of(rows[start:stop])
-            piece = ZEROS if _all_zero(content) else self.add(content)
+        empty = {row for row in missing if _all_zero(bytes_of(rows[row]))}
+        known |= {keys[row]: Place(ZEROS, 0, size) for row in empty}
+        filled = [row for row in missing if row not in empty]
+        for start, stop in _runs(filled, max(1, PIECE // size)):
+            piece = self.add(bytes_of(rows[start:stop]))
             for row in range(start, stop):
                 known[keys[row]] = Place(piece, (row - start) * size, size)
         self._places |= known

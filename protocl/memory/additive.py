@@ -7,8 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from protocl.memory.batch import BatchStatistics
 from protocl.memory.stored import StoredStatistics
-from protocl.memory.summation import add_compensated_, overflows
+from protocl.memory.summation import (
+    add_compensated_,
+    add_words_,
+    magnitude,
+    negated_words,
+    overflows,
+    require_reach,
+    sum_words,
+)
+from protocl.memory.symmetric import diagonal_places
 
 
 class AdditiveStatistics(StoredStatistics):
@@ -20,31 +30,51 @@ class AdditiveStatistics(StoredStatistics):
             name: buffer.to(self.device) for name, buffer in other.named_buffers(recurse=False)
         }
         # A merge adds the other's own tensors: they can be gigabytes.
-        signed = terms if sign > 0 else {name: -term for name, term in terms.items()}
-        sums = {name: signed[name] for name in self._shapes}
-        lows = None if self.exact else {name: signed[f"{name}_low"] for name in self._shapes}
-        self._add_all(terms["class_ids"], terms["count"], sums, lows, sign)
+        signed = terms if sign > 0 else self._negated(terms)
+        sums = {name: signed[name] for name in self._layout.forms}
+        halves = {name: signed[half] for name, half in self._layout.halves.items()}
+        self._add_all(terms["class_ids"], terms["count"], sums, halves, sign)
+        if self._layout.lazy:
+            self._drop_zero_halves()
         self.fingerprint = self.fingerprint or other.fingerprint
         self.rounded |= other.rounded
         self._touch(terms["class_ids"])
+
+    def _negated(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        signed = {name: -terms[name] for name in self._layout.owners}
+        if "second_high" in terms:
+            low, high = terms["second"], terms["second_high"]
+            whole = high if high.numel() else torch.zeros_like(low)
+            signed["second"], signed["second_high"] = negated_words(low, whole)
+        return signed
 
     def _add_all(
         self,
         ids: Tensor,
         counts: Tensor,
         sums: Mapping[str, Tensor],
-        lows: Mapping[str, Tensor] | None,
+        halves: Mapping[str, Tensor],
         sign: int,
     ) -> Tensor:
-        """Add counts and sums of the classes ``ids`` and return their rows."""
+        """Add counts and sums of the classes ``ids`` and return their rows.
+
+        Args:
+            ids: ascending.
+            counts: of samples.
+            sums: by name.
+            halves: the other halves of sums that have some, by the name of the sum.
+            sign: -1 if counts are to be subtracted; sums have their sign.
+        """
         if self.exact:
             known = torch.isin(ids, self.class_ids)
             for name, term in sums.items():
-                self._require_room(name, ids, term, known)
+                if name not in self._layout.halves:
+                    self._require_room(name, ids, term, known)
+            self._require_reach(halves.get("second"))
         rows = self._rows_for(ids)
         self.count.index_add_(0, rows, counts * sign)
         for name, term in sums.items():
-            self._add(name, rows, term, None if lows is None else lows[name])
+            self._add(name, rows, term, halves.get(name))
         return rows
 
     def _begin(self, ids: Tensor, counts: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
@@ -53,35 +83,61 @@ class AdditiveStatistics(StoredStatistics):
         for name, buffer in self.named_buffers(recurse=False):
             if name in sums:
                 setattr(self, name, sums[name])
-            elif name not in self._shared:
+            elif name not in self._layout.shared:
                 setattr(self, name, buffer.new_zeros(len(ids), *buffer.shape[1:]))
         self.class_ids, self.count = ids, counts
         return torch.arange(len(ids), device=ids.device)
 
-    def _add(self, name: str, rows: Tensor, term: Tensor, term_low: Tensor | None) -> None:
+    def _add(self, name: str, rows: Tensor, term: Tensor, term_half: Tensor | None) -> None:
         """Add ``term`` to ascending rows of one sum (to all of it, when classes share it)."""
         total = self._buffer(name)
-        whole = name in self._shared or len(rows) == len(total)
-        if self.exact:
+        whole = name in self._layout.shared or len(rows) == len(total)
+        if name not in self._layout.halves:
             total.add_(term) if whole else total.index_add_(0, rows, term)
             return
-        low = self._buffer(f"{name}_low")
-        if whole:
-            add_compensated_(total, low, term, term_low)
+        if term_half is not None and term_half.shape != term.shape:
+            term_half = None  # all of it is zero
+        half = self._half(name)
+        picked = total if whole else total[rows]
+        plain = half is None and term_half is None
+        if self.exact and plain and not overflows(picked, term):
+            picked.add_(term)
+        else:
+            changed = _rows_of(half, picked, None if whole else rows)
+            (add_words_ if self.exact else add_compensated_)(picked, changed, term, term_half)
+            self._put_half(name, None if whole else rows, changed)
+        if not whole:
+            total[rows] = picked
+
+    def _put_half(self, name: str, rows: Tensor | None, changed: Tensor) -> None:
+        """Keep rows of the other half of a sum, or all; it is made when it is first not zero."""
+        half = self._half(name)
+        if half is None and not bool(changed.any()):
             return
-        picked, picked_low = total[rows], low[rows]
-        add_compensated_(picked, picked_low, term, term_low)
-        total[rows], low[rows] = picked, picked_low
+        if rows is not None:
+            kept = torch.zeros_like(self._buffer(name)) if half is None else half
+            kept[rows] = changed
+            changed = kept
+        setattr(self, self._layout.halves[name], changed)
 
     def _require_room(self, name: str, ids: Tensor, term: Tensor, known: Tensor) -> None:
         total = self._buffer(name)
-        if name not in self._shared:
+        if name not in self._layout.shared:
             total = total[torch.searchsorted(self.class_ids, ids[known])]
             term = term[known]
         if overflows(total, term):
             self._refuse_overflow()
 
+    def _require_reach(self, term: Tensor | None) -> None:
+        """Refuse upper words whose sum no samples have, before anything is added."""
+        half = self._half("second") if "second" in self._layout.forms else None
+        if half is not None and term is not None and term.numel():
+            require_reach(magnitude(half) + magnitude(term) + 1)
+
     def _require_bound(self, bound: int) -> None:
+        """Refuse what one word an entry could not hold, before any of it is added."""
+        if "second" in self._layout.halves:
+            return
         second = self.second
         largest = int(second.abs().max()) if second.numel() else 0
         if largest + bound >= 2**63:
@@ -92,6 +148,15 @@ class AdditiveStatistics(StoredStatistics):
             f"a fixed-point sum exceeds 64 bits with step {self.step:g}; use a larger step"
         )
 
+    def _add_moments(self, rows: Tensor, batch: BatchStatistics) -> None:
+        """Add each class's second moment, of samples that are counted already in ``rows``."""
+        fresh = self.counts[rows] == batch.counts
+        for positions, moments in batch.second_moments():
+            if bool(fresh[positions].all()):  # there is nothing yet to add to
+                self.second[rows[positions]] = moments
+            else:
+                self._add("second", rows[positions], moments, None)
+
     def _rows_for(self, ids: Tensor) -> Tensor:
         """Rows of the classes ``ids`` (ascending), with rows made for those not seen before."""
         known = self.class_ids
@@ -100,12 +165,29 @@ class AdditiveStatistics(StoredStatistics):
             self._require_bytes(len(merged))
             places = torch.searchsorted(merged, known)
             for name, buffer in self.named_buffers(recurse=False):
-                if name not in self._shared:
+                if name not in self._layout.shared:
                     grown = buffer.new_zeros(len(merged), *buffer.shape[1:])
                     grown[places] = buffer
                     setattr(self, name, grown)
             self.class_ids = merged
         return torch.searchsorted(merged, ids)
+
+    def _reduce_moments(self, other: AdditiveStatistics) -> None:
+        """Take over the diagonals of ``other``, of level ``full``, or their sum over classes."""
+        second, half = other.second, other._half("second")
+        if self.level == "diagonal":
+            places = (..., diagonal_places(self.width).to(self.device))
+            second, half = second[places], None if half is None else half[places]
+        elif self.exact:
+            second, half = sum_words(second, half)
+        else:
+            second, half = second.sum(0), None if half is None else half.sum(0)
+        self.second = second
+        if "second" in self._layout.halves:
+            self._put_half("second", None, torch.zeros_like(second) if half is None else half)
+            self._drop_zero_halves()
+        elif half is not None and bool(half.any()):
+            self._refuse_overflow()
 
     def _require_bytes(self, classes: int) -> None:
         """Refuse to grow to ``classes`` classes where the statistics would not fit in memory."""
@@ -119,8 +201,17 @@ class AdditiveStatistics(StoredStatistics):
         if bool(mask.all()):
             return
         for name, buffer in self.named_buffers(recurse=False):
-            if name not in self._shared:
+            if name not in self._layout.shared:
                 setattr(self, name, buffer[mask])
             elif not bool(mask.any()):
                 # No samples are left, so what remains of the pooled moment is rounding.
                 buffer.zero_()
+        if self._layout.lazy:
+            self._drop_zero_halves()
+
+
+def _rows_of(half: Tensor | None, like: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows of a half, or all of it; zeros ``like`` those of the other where there is none."""
+    if half is None:
+        return torch.zeros_like(like)
+    return half if rows is None else half[rows]

@@ -16,7 +16,7 @@ from protocl.memory.summation import (
     quantise,
     rows_per_exact_product,
 )
-from protocl.memory.symmetric import add_upper_products_, mirror_
+from protocl.memory.symmetric import add_upper_products_, pack_triangles
 
 Level = Literal["mean", "diagonal", "shared", "full"]
 
@@ -140,7 +140,7 @@ class BatchStatistics:
         self._kept: dict[str, Tensor] = {}
 
     def sums(self) -> dict[str, Tensor]:
-        """Sums by name, and the second moment unless the level is ``full``.
+        """Sums by name, and the second moment, as triangles, unless the level is ``full``.
 
         Raises:
             ValueError: a feature is NaN or infinite.
@@ -160,7 +160,7 @@ class BatchStatistics:
         for start in range(0, len(self._rows), rows_at_once):
             self._add_piece(totals, slice(start, start + rows_at_once))
         if self._level == "shared":
-            mirror_(totals["second"][None])
+            totals["second"] = pack_triangles(totals["second"])
         if not all_finite(totals["sum"]):
             self._refuse_not_finite()
         self._require_room()
@@ -170,7 +170,8 @@ class BatchStatistics:
         """Per-class second moments, a few classes at a time; call :meth:`sums` first.
 
         Yields:
-            ascending positions ``(G,)`` among ``class_ids`` and their moments ``(G, W, W)``.
+            ascending positions ``(G,)`` among ``class_ids`` and the upper triangles of their
+            moments ``(G, W (W + 1) / 2)``.
         """
         order = torch.argsort(self._rows, stable=True)
         starts = self.counts.cumsum(0) - self.counts
@@ -190,8 +191,7 @@ class BatchStatistics:
                 self._add_products(
                     moments, values if present.all() else values * present[..., None]
                 )
-            mirror_(moments)
-            yield positions, moments
+            yield positions, pack_triangles(moments)
 
     def second_moment_bound(self) -> int:
         """Largest magnitude that an entry of a class's second moment can have, in fixed point."""

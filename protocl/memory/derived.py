@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from protocl.memory.additive import AdditiveStatistics
 from protocl.memory.limits.scatter import clear_rounding_, offset_ratios
+from protocl.memory.summation import words_as_float
+from protocl.memory.symmetric import diagonal_places, unpack_triangles
 
 if TYPE_CHECKING:
     from protocl.memory.estimates.gaussians import Covariance
@@ -80,12 +82,15 @@ class DerivedStatistics(AdditiveStatistics):
     def second_moment(self) -> Tensor:
         """Sums of squares ``(C, W)``, or of outer products ``(W, W)`` or ``(C, W, W)``, float64.
 
+        Of level ``full`` it takes twice what is stored; :meth:`subset` gives that of some classes.
+
         Raises:
             ValueError: the level is ``mean``.
         """
         if self.level == "mean":
             raise ValueError("a memory of level 'mean' keeps no second moment; use another level")
-        return self._value("second")
+        values = self._value("second")
+        return values if self.level == "diagonal" else unpack_triangles(values, self.width)
 
     def scatter(self) -> Tensor:
         """Within-class scatter ``sum_i (f_i - mu_yi)(f_i - mu_yi)^T``, float64.
@@ -98,12 +103,20 @@ class DerivedStatistics(AdditiveStatistics):
         second, means, counts = self.second_moment, self.means, self.count.to(torch.float64)
         if self.level == "diagonal":
             scatter = second - counts[:, None] * means**2
-            return clear_rounding_(scatter, second, counts[:, None]).clamp_(min=0.0)
+            return self._cleared(scatter, second, counts[:, None]).clamp_(min=0.0)
         if self.level == "shared":
             scatter = second - (means * counts[:, None]).T @ means
-            return clear_rounding_(scatter, second.diagonal(), counts.sum())
+            return self._cleared(scatter, second.diagonal(), counts.sum())
         scatter = torch.baddbmm(second, (means * -counts[:, None])[:, :, None], means[:, None, :])
-        return clear_rounding_(scatter, second.diagonal(dim1=1, dim2=2), counts[:, None])
+        return self._cleared(scatter, second.diagonal(dim1=1, dim2=2), counts[:, None])
+
+    def _cleared(self, scatter: Tensor, squares: Tensor, samples: Tensor) -> Tensor:
+        return clear_rounding_(scatter, squares, samples, bounded=self.keeps_rounding)
+
+    @property
+    def keeps_rounding(self) -> bool:
+        """Whether second moments lose nothing, however many batches and memories are added."""
+        return self.exact or self.moments == "pairs"
 
     def offset_ratios(self) -> Tensor:
         """``(W,)`` how many standard deviations within classes each feature is from the origin.
@@ -112,7 +125,8 @@ class DerivedStatistics(AdditiveStatistics):
         """
         squares = self.squares if self.level == "shared" else self.squares.sum(0)
         scatter = squares - (self.sums * self.means).sum(0)
-        return offset_ratios(squares, self.means, scatter, self.count)
+        bounded = self.keeps_rounding
+        return offset_ratios(squares, self.means, scatter, self.count, bounded=bounded)
 
     def sample(
         self, n: int, *, seed: int = 0, covariance: Covariance = "auto", eps: float = 1e-4
@@ -146,17 +160,20 @@ class DerivedStatistics(AdditiveStatistics):
         """
         if self.level in ("mean", "diagonal"):
             return self.second_moment
-        diagonal = self.second.diagonal(dim1=-2, dim2=-1)
-        if self.exact:
-            return diagonal.to(torch.float64) * self.step**2
-        return diagonal + self._buffer("second_low").diagonal(dim1=-2, dim2=-1)
+        return self._value("second", (..., diagonal_places(self.width).to(self.device)))
 
-    def _value(self, name: str, rows: slice | Tensor = slice(None)) -> Tensor:
-        """A sum in float64: both halves of the pair, or the fixed-point value in feature units."""
-        buffer = self._buffer(name)[rows]
-        if not self.exact:
-            return buffer + self._buffer(f"{name}_low")[rows]
-        return buffer.to(torch.float64) * self.forms[name].unit
+    def _value(self, name: str, rows: Any = slice(None)) -> Tensor:
+        """A sum in float64: both halves of the pair, or the fixed-point value in feature units.
+
+        Args:
+            name: of the sum.
+            rows: which of it, as an index.
+        """
+        buffer, half = self._buffer(name)[rows], self._half(name)
+        half = None if half is None else half[rows]
+        if self.exact:
+            return words_as_float(buffer, half) * self.forms[name].unit
+        return buffer.clone() if half is None else buffer + half
 
     @property
     def nbytes(self) -> int:

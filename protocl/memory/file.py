@@ -1,8 +1,8 @@
 """Statistics in ``.safetensors`` files: arrays, and a description in the header.
 
-The arrays are those of :meth:`protocl.PrototypeMemory.parts`. Halves that are zero are left out,
-and a matrix that rounding left unlike its transpose is written whole. Version 1 wrote all matrices
-whole, and all halves.
+The arrays are those of :meth:`protocl.PrototypeMemory.parts`. Halves that are zero are left out.
+Version 1 wrote all matrices whole, and all halves. Version 2 has one word a number in fixed point;
+what needs no second word is still written as version 2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 FORMAT = "protocl-memory"
 FORMAT_VERSION = "2"
-READ_VERSIONS = ("1", FORMAT_VERSION)
+TWO_WORDS = "3"
+"""Version of files that hold upper words, of which earlier readers would take the lower alone."""
+READ_VERSIONS = ("1", FORMAT_VERSION, TWO_WORDS)
 CHECKSUM = "checksum"
 KEYS = frozenset({
     "format", "format_version", "feature_dim", "level", "feature_map", "raw_means", "exact", "step",
@@ -44,12 +46,8 @@ def description_of(memory: PrototypeMemory) -> dict[str, str]:
 def arrays_of(memory: PrototypeMemory) -> dict[str, Tensor]:
     """What a file holds of a memory, to the last bit."""
     arrays = memory.parts()
-    for name, buffer in memory.named_buffers(recurse=False):
-        if name.endswith("_low") and not bool(buffer.view(torch.int64).any()):
-            del arrays[name]
-        elif arrays[name].shape != buffer.shape and not torch.equal(buffer, buffer.mT):
-            arrays[name] = buffer
-    return arrays
+    unused = [n for n, a in arrays.items() if n.endswith("_low") and not a.view(torch.int64).any()]
+    return {name: array for name, array in arrays.items() if name not in unused}
 
 
 def write(
@@ -76,7 +74,8 @@ def sealed(
     description: Mapping[str, str], tensors: Mapping[str, Tensor], kind: str = FORMAT
 ) -> dict[str, str]:
     """The header of a file of these arrays, its checksum included."""
-    header = {"format": kind, "format_version": FORMAT_VERSION, **description}
+    version = TWO_WORDS if any(name.endswith("second_high") for name in tensors) else FORMAT_VERSION
+    header = {"format": kind, "format_version": version, **description}
     return header | {CHECKSUM: checksum(header, tensors)}
 
 
@@ -117,7 +116,7 @@ def read(
     if version not in READ_VERSIONS:
         raise DataError(
             f"{path} has format version {version}, this protocl reads "
-            f"{' and '.join(READ_VERSIONS)}; upgrade protocl, or restore the file if it is damaged"
+            f"{', '.join(READ_VERSIONS)}; upgrade protocl, or restore the file if it is damaged"
         )
     _require_whole(Path(path), header, tensors)
     saved = header.get("fingerprint")

@@ -12,12 +12,11 @@ from protocl.memory.batch import LEVELS, Level, require_tensor
 from protocl.memory.buffers import owned
 from protocl.memory.rows import class_id_tensor
 from protocl.memory.stored import StoredStatistics
+from protocl.memory.summation import words_of_floats
+from protocl.memory.symmetric import pack_triangles, require_symmetric
 
 if TYPE_CHECKING:
     from protocl.memory.memory import PrototypeMemory
-
-_ASYMMETRY = 1e-9
-"""Share of the largest entry by which rounding may tell a matrix from its transpose."""
 
 
 def computed_parts(
@@ -42,8 +41,8 @@ def computed_parts(
     order = ids.argsort()
     parts = {"class_ids": ids[order], "count": counts[order]}
     for name, form in like.forms.items():
-        value = _fixed_point(like, name, values[name]) if like.exact else values[name]
-        parts[name] = owned(value) if form.shared else value[order]
+        stored = _fixed_point(like, name, values[name]) if like.exact else {name: values[name]}
+        parts |= {key: owned(v) if form.shared else v[order] for key, v in stored.items()}
     return parts
 
 
@@ -117,9 +116,10 @@ def _second(
         second = _checked("second_moment", moment, size)
     else:
         second = _checked("scatter", scatter, size) + between_classes(like.level, means, counts)
-    if like.level != "diagonal":
-        _require_symmetric(second)
-    return second
+    if like.level == "diagonal":
+        return second
+    require_symmetric("the second moment", second)
+    return pack_triangles(second)
 
 
 def _checked(name: str, values: Tensor | None, shape: tuple[int, ...]) -> Tensor:
@@ -139,16 +139,16 @@ def _require_one(**given: Tensor | None) -> None:
         raise ValueError(f"expected {' or '.join(given)}, and one of them only")
 
 
-def _require_symmetric(matrices: Tensor) -> None:
-    gap = (matrices - matrices.mT).abs().max() if matrices.numel() else torch.zeros(())
-    if float(gap) > _ASYMMETRY * float(matrices.abs().max()):
-        raise ValueError(f"the second moment is not symmetric: entries differ by {float(gap):.3g}")
-
-
-def _fixed_point(like: StoredStatistics, name: str, values: Tensor) -> Tensor:
+def _fixed_point(like: StoredStatistics, name: str, values: Tensor) -> dict[str, Tensor]:
+    """The parts of a sum: its words, one unless it needs two and has a place for them."""
     whole = torch.round(values / like.forms[name].unit)
-    if whole.numel() and float(whole.abs().max()) >= 2.0**63:
+    largest = float(whole.abs().max()) if whole.numel() else 0.0
+    if largest < 2.0**63:
+        return {name: whole.to(torch.int64)}
+    high = like.other_half(name)
+    if high is None or largest >= 2.0**126:
         raise OverflowError(
-            f"'{name}' exceeds 64 bits in fixed point with step {like.step:g}; use a larger step"
+            f"'{name}' exceeds {64 if high is None else 126} bits in fixed point with step "
+            f"{like.step:g}; use a larger step"
         )
-    return whole.to(torch.int64)
+    return dict(zip((name, high), words_of_floats(whole), strict=True))

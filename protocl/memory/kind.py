@@ -1,15 +1,32 @@
-"""What kind of statistics a memory keeps: level, width, feature map, arithmetic, backbone."""
+"""What kind of statistics a memory keeps: level, width, feature map, arithmetic, backbone.
+
+======== ============================ ======================================================
+moments  floating point               fixed point
+======== ============================ ======================================================
+pairs    value ``second + second_low``  ``second + 2^64 second_high``, both int64
+single   ``second`` alone             ``second`` alone; a sum beyond 64 bits is refused
+======== ============================ ======================================================
+
+The other half of a second moment takes no memory until a number in it is not zero: without one it
+has no columns. That of other sums, which are small, is always there in floating point.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self, cast
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple, Self, cast
+
+import torch
+from torch import Tensor
 
 from protocl.errors import DataError, FingerprintError
-from protocl.memory.batch import Level
+from protocl.memory.batch import LEVELS, Level
 from protocl.memory.buffers import FollowsDevice
 from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.feature_maps import feature_map as build_map
+from protocl.memory.symmetric import triangle_size
 
 _REDUCES_TO: dict[Level, tuple[Level, ...]] = {
     "mean": ("mean",),
@@ -18,6 +35,155 @@ _REDUCES_TO: dict[Level, tuple[Level, ...]] = {
     "full": ("mean", "diagonal", "shared", "full"),
 }
 """What follows from each level."""
+
+_USUAL = {"moments": "pairs", "estimated": ""}
+"""What a description leaves out."""
+
+
+Moments = Literal["pairs", "single"]
+
+
+class SumForm(NamedTuple):
+    """How :meth:`protocl.PrototypeMemory.parts` gives a sum.
+
+    Attributes:
+        shape: of a class, or of the whole where classes share it.
+        shared: whether all classes share it.
+        symmetric: whether its rows are upper triangles of symmetric matrices.
+        unit: what 1 stands for, in features or their products; 1.0 in floating point.
+    """
+
+    shape: tuple[int, ...]
+    shared: bool
+    symmetric: bool
+    unit: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of one kind of memory.
+
+    Attributes:
+        level, width, exact, step, moments: of the memory.
+        raw: how many features before the map are summed as well; 0 for none.
+    """
+
+    level: Level
+    width: int
+    raw: int
+    exact: bool
+    step: float
+    moments: Moments
+
+    @cached_property
+    def forms(self) -> dict[str, SumForm]:
+        """Each sum by name."""
+        unit = self.step if self.exact else 1.0
+        forms = {"sum": SumForm((self.width,), False, False, unit)}
+        if self.raw:
+            forms["raw"] = SumForm((self.raw,), False, False, unit)
+        second = LEVELS[self.level](self.width)
+        if second is not None:
+            matrices = second.count(self.width) == 2
+            row = (triangle_size(self.width),) if matrices else (self.width,)
+            forms["second"] = SumForm(row, -1 not in second, matrices, unit**2)
+        return forms
+
+    @cached_property
+    def halves(self) -> dict[str, str]:
+        """For each sum that has another half the name of that."""
+        names = {name: f"{name}_low" for name in self.forms if not self.exact}
+        if "second" in self.forms:
+            names["second"] = "second_high" if self.exact else "second_low"
+            if self.moments == "single":
+                del names["second"]
+        return names
+
+    @cached_property
+    def owners(self) -> dict[str, str]:
+        """Name of each tensor of numbers, in the order in which they are kept, to that of its sum.
+
+        Those that come and go (``second_low``, ``second_high``) are among them.
+        """
+        owners: dict[str, str] = {}
+        for name in self.forms:
+            owners |= {name: name} | ({self.halves[name]: name} if name in self.halves else {})
+        return owners
+
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """Names of the tensors that all classes share."""
+        return frozenset(name for name, owner in self.owners.items() if self.forms[owner].shared)
+
+    @cached_property
+    def lazy(self) -> frozenset[str]:
+        """Names of the halves that have no columns while all of them is zero."""
+        return frozenset({"second_low", "second_high"} & self.owners.keys())
+
+    @cached_property
+    def empty(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor of numbers while there are no classes."""
+        return {name: self.size(name, 0, whole=name not in self.lazy) for name in self.owners}
+
+    def size(self, name: str, classes: int, *, whole: bool = True) -> tuple[int, ...]:
+        """Shape of a tensor, with the columns that a lazy half may lack if ``whole``."""
+        if name not in self.owners:
+            return (classes,)
+        rows = () if name in self.shared else (classes,)
+        row = self.forms[self.owners[name]].shape
+        return (*rows, *(row if whole else (0,)))
+
+    def require(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse tensors that are not as they are stored, whatever the number of classes.
+
+        Raises:
+            DataError: one is missing, has another shape or type, or holds NaN or infinite values.
+        """
+        for name in ("class_ids", "count", *self.owners):
+            if name not in tensors:
+                raise DataError(f"the statistics lack the array '{name}'")
+            self._require(name, tensors[name], tensors["class_ids"])
+
+    def _require(self, name: str, array: Tensor, ids: Tensor) -> None:
+        shape, classes = tuple(array.shape), ids.shape[0] if ids.ndim else 0
+        expected = self.size(name, classes)
+        kind = self.kind if name in self.owners else torch.int64
+        empty = name in self.lazy and shape == self.size(name, classes, whole=False)
+        if (shape != expected and not empty) or array.dtype != kind:
+            raise DataError(f"array '{name}' is {shape} {array.dtype}, expected {expected} {kind}")
+        if array.is_floating_point() and not bool(torch.isfinite(array).all()):
+            raise DataError(f"array '{name}' holds NaN or infinite values")
+
+    @cached_property
+    def numbers(self) -> tuple[int, int]:
+        """The most numbers that the sums take: of one class, and of what all classes share.
+
+        A second word in fixed point, which only sums beyond 64 bits need, does not count.
+        """
+        each = shared = 0
+        for name, form in self.forms.items():
+            numbers = form.shape[0] * (2 if name in self.halves and not self.exact else 1)
+            each, shared = (each, shared + numbers) if form.shared else (each + numbers, shared)
+        return each, shared
+
+    @cached_property
+    def kind(self) -> torch.dtype:
+        """Of the numbers."""
+        return torch.int64 if self.exact else torch.float64
+
+
+@lru_cache(maxsize=256)
+def layout_of(
+    level: Level, width: int, raw: int, exact: bool, step: float, moments: Moments
+) -> Layout:
+    """The layout of these settings: one for all memories of a kind, of which there are many."""
+    return Layout(level, width, raw, exact, step, moments)
+
+
+def is_zero(half: Tensor) -> bool:
+    """Whether all of a half ``(..., T)`` is zero; ends at the first row that is not."""
+    rows = half.reshape(-1, half.shape[-1]) if half.numel() else ()
+    return not any(bool(row.any()) for row in rows)
 
 
 class StatisticsKind(FollowsDevice):
@@ -30,6 +196,7 @@ class StatisticsKind(FollowsDevice):
     raw_means: bool
     exact: bool
     step: float
+    moments: Moments
     fingerprint: str | None
     estimated: str = ""
     """How the second moment was estimated; empty where it was summed from samples."""
@@ -52,14 +219,33 @@ class StatisticsKind(FollowsDevice):
 
     def describe(self) -> dict[str, str]:
         """What must agree before two memories are added, as text (also the header of a file)."""
-        return {
+        described = {
             "feature_dim": str(self.feature_dim),
             "level": self.level,
             "feature_map": self.feature_map.spec,
             "raw_means": str(self.raw_means),
             "exact": str(self.exact),
             "step": repr(self.step),
-        } | ({"estimated": self.estimated} if self.estimated else {})
+        }
+        # Memories of before there was a choice are in pairs, and so are descriptions without one.
+        if self.moments != _USUAL["moments"] and self.level != "mean":
+            described["moments"] = self.moments
+        if self.estimated:
+            described["estimated"] = self.estimated
+        return described
+
+    def difference(self, described: Mapping[str, str]) -> tuple[str, str, str] | None:
+        """The first thing in which these statistics differ from those of a description.
+
+        Returns:
+            its name, what it is here, and there; None if there is none.
+        """
+        mine = _USUAL | self.describe()
+        for name, value in mine.items():
+            theirs = described[name] if name not in _USUAL else described.get(name, _USUAL[name])
+            if theirs != value:
+                return name, value, theirs
+        return None
 
     def require_summed(self) -> None:
         """Refuse to add samples to an estimate.
@@ -91,6 +277,7 @@ class StatisticsKind(FollowsDevice):
             spec, level = description["feature_map"], cast(Level, description["level"])
             feature_dim, step = int(description["feature_dim"]), float(description["step"])
             raw_means, exact = description["raw_means"] == "True", description["exact"] == "True"
+            moments = cast(Moments, description.get("moments", _USUAL["moments"]))
         except (KeyError, ValueError) as error:
             raise DataError(f"the description of the statistics is damaged: {error}") from error
         feature_map = feature_map or build_map(spec)
@@ -99,7 +286,7 @@ class StatisticsKind(FollowsDevice):
         try:
             return cls(
                 feature_dim, level, feature_map=feature_map, raw_means=raw_means, exact=exact,
-                step=step, fingerprint=description.get("fingerprint"),
+                step=step, moments=moments, fingerprint=description.get("fingerprint"),
                 estimated=description.get("estimated", ""),
             )  # fmt: skip
         except ValueError as error:
@@ -122,14 +309,15 @@ class StatisticsKind(FollowsDevice):
                 f"cannot combine memories: estimate of the second moment: {here} here, {there} in "
                 "the other; what is estimated is never mixed with exact sums"
             )
-        mine, theirs = self.describe(), other.describe()
+        theirs = other.describe()
         if not self.exact and not other.exact:
-            mine["step"] = theirs["step"]
-        for name, value in mine.items():
-            if theirs[name] != value:
-                raise ValueError(
-                    f"cannot combine memories: {name} is {value} here, {theirs[name]} in the other"
-                )
+            theirs["step"] = repr(self.step)
+        difference = self.difference(theirs)
+        if difference is not None:
+            name, value, other_value = difference
+            raise ValueError(
+                f"cannot combine memories: {name} is {value} here, {other_value} in the other"
+            )
         if (
             None not in (self.fingerprint, other.fingerprint)
             and self.fingerprint != other.fingerprint

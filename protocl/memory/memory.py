@@ -21,7 +21,7 @@ from protocl.memory.buffers import outside_inference_mode, own_buffers, owned
 from protocl.memory.derived import DerivedStatistics
 from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.from_statistics import computed_parts
-from protocl.memory.limits.removal import require_contained
+from protocl.memory.limits.removal import require_contained, warn_of_little_left
 from protocl.memory.rows import class_id_tensor
 
 
@@ -47,6 +47,8 @@ class PrototypeMemory(DerivedStatistics):
         exact: accumulate in fixed point, so that any order and grouping of updates and merges
             gives the same bits. Features are rounded to multiples of ``step``.
         step: quantisation step of ``exact``; a feature moves by at most ``step / 2``.
+        moments: numbers an entry of a second moment: ``"pairs"``, whose other half takes no memory
+            until it is not zero, or ``"single"`` ones (:mod:`protocl.memory.kind`).
         fingerprint: identity of the backbone. Memories of different backbones refuse to merge.
         estimated: how the second moment was estimated; empty where samples are summed.
 
@@ -91,16 +93,11 @@ class PrototypeMemory(DerivedStatistics):
         if self.exact and self.level == "full":
             self._require_bound(batch.second_moment_bound())
         if len(self):
-            rows = self._add_all(batch.class_ids, batch.counts, sums, None, sign=1)
+            rows = self._add_all(batch.class_ids, batch.counts, sums, {}, sign=1)
         else:
             rows = self._begin(batch.class_ids, batch.counts, sums)
         if self.level == "full":
-            fresh = self.counts[rows] == batch.counts
-            for positions, moments in batch.second_moments():
-                if bool(fresh[positions].all()):  # there is nothing yet to add to
-                    self.second[rows[positions]] = moments
-                else:
-                    self._add("second", rows[positions], moments, None)
+            self._add_moments(rows, batch)
         self._touch(batch.class_ids)
         return self
 
@@ -126,10 +123,16 @@ class PrototypeMemory(DerivedStatistics):
             FingerprintError: the memories come from different backbones.
             ValueError: they do not fit, or ``other`` holds what was never added here, as far as
                 counts, sums and squares tell.
+
+        Warns:
+            PrecisionWarning: second moments in single numbers have lost digits of what is left.
         """
         self.require_compatible(other)
         require_contained(self, other)
+        before = None if self.keeps_rounding or self.level == "mean" else self.squares
         self._combine(other, sign=-1)
+        if before is not None:
+            warn_of_little_left(before, self.squares)
         self._keep(self.count > 0)
         return self
 
@@ -173,7 +176,7 @@ class PrototypeMemory(DerivedStatistics):
         """A memory without samples that otherwise fits this one."""
         return PrototypeMemory(
             self.feature_dim, level or self.level, feature_map=self.feature_map,
-            raw_means=self.raw_means, exact=self.exact, step=self.step,
+            raw_means=self.raw_means, exact=self.exact, step=self.step, moments=self.moments,
             fingerprint=self.fingerprint, estimated=self.estimated,
         ).to(self.device)  # fmt: skip
 
@@ -206,6 +209,7 @@ class PrototypeMemory(DerivedStatistics):
         kept = torch.isin(self.class_ids, wanted)
         for name, buffer in self.named_buffers(recurse=False):
             setattr(part, name, buffer[kept])
+        part._drop_zero_halves()
         own_buffers(part)
         part.rounded = self.rounded
         return part
@@ -219,7 +223,7 @@ class PrototypeMemory(DerivedStatistics):
         ids = class_id_tensor(classes).to(self.device)
         order = ids.argsort()
         parts = {
-            name: part if name in self.forms and self.forms[name].shared else part[order]
+            name: part if name in self._layout.shared else part[order]
             for name, part in (self.parts() | {"class_ids": ids}).items()
         }
         return PrototypeMemory.from_parts(self, parts)
@@ -246,14 +250,10 @@ class PrototypeMemory(DerivedStatistics):
         reduced.rounded = self.rounded
         reduced._rows_for(self.class_ids)
         for name in reduced._buffers:
-            source = self._buffer(name)
-            if name.startswith("second"):
-                source = (
-                    source.diagonal(dim1=1, dim2=2).clone()
-                    if level == "diagonal"
-                    else source.sum(0)
-                )
-            setattr(reduced, name, source.clone())
+            if not name.startswith("second"):
+                setattr(reduced, name, self._buffer(name).clone())
+        if level != "mean":
+            reduced._reduce_moments(self)
         return reduced
 
     # -- in and out -------------------------------------------------------------------------

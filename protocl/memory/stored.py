@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Iterator, Mapping
-from functools import cached_property
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
@@ -15,25 +14,17 @@ from protocl.errors import DataError
 from protocl.memory.batch import LEVELS, Level
 from protocl.memory.buffers import outside_inference_mode, own_buffers, owned
 from protocl.memory.feature_maps import FeatureMap
-from protocl.memory.kind import StatisticsKind
+from protocl.memory.kind import (
+    Layout,
+    Moments,
+    StatisticsKind,
+    SumForm,
+    is_zero,
+    layout_of,
+)
 from protocl.memory.limits.capacity import SMALL, require_bytes
-from protocl.memory.symmetric import pack_triangles, triangle_size, unpack_triangles
-
-
-class SumForm(NamedTuple):
-    """How :meth:`protocl.PrototypeMemory.parts` gives a sum.
-
-    Attributes:
-        shape: of a class, or of the whole where classes share it.
-        shared: whether all classes share it.
-        symmetric: whether its rows are upper triangles of symmetric matrices.
-        unit: what 1 stands for, in features or their products; 1.0 in floating point.
-    """
-
-    shape: tuple[int, ...]
-    shared: bool
-    symmetric: bool
-    unit: float
+from protocl.memory.summation import magnitude, require_reach
+from protocl.memory.symmetric import pack_triangles, require_symmetric
 
 
 class StoredStatistics(StatisticsKind):
@@ -58,6 +49,7 @@ class StoredStatistics(StatisticsKind):
         raw_means: bool = False,
         exact: bool = False,
         step: float = 2.0**-16,
+        moments: Moments = "pairs",
         fingerprint: str | None = None,
         estimated: str = "",
     ) -> None:
@@ -73,6 +65,8 @@ class StoredStatistics(StatisticsKind):
             raise ValueError(f"level='{level}': expected one of {', '.join(LEVELS)}")
         if not 0 < step < math.inf:
             raise ValueError(f"step={step}: expected a positive quantisation step")
+        if moments not in get_args(Moments):
+            raise ValueError(f"moments={moments!r}: expected 'pairs' or 'single'")
         self.feature_dim = feature_dim
         self.level: Level = level
         self.feature_map = feature_map or FeatureMap()
@@ -83,11 +77,8 @@ class StoredStatistics(StatisticsKind):
         self.fingerprint = fingerprint
         if estimated and level != "mean":  # means are sums of samples all the same
             self.estimated = estimated
-        self._shapes = self._shapes_at(level)
-        """Shape of each sum as a buffer, with -1 for the number of classes."""
-        moment = frozenset({"second", "second_low"})
-        self._shared = moment if level == "shared" else frozenset()
-        self._symmetric = moment if level in ("shared", "full") else frozenset()
+        self.moments: Moments = moments
+        self._layout = self._layout_at(level)
         self.rounded = False
         """Whether fixed point may have moved a feature; statistics from elsewhere do not tell."""
         for name, value in self._empty().items():
@@ -99,86 +90,108 @@ class StoredStatistics(StatisticsKind):
     def parts(self) -> dict[str, Tensor]:
         """All that is stored, by name; read it, do not change it.
 
-        ============= ============================================ ============================
-        name          content                                      type
-        ============= ============================================ ============================
-        ``class_ids`` ``(C,)`` ascending                           int64
-        ``count``     ``(C,)`` samples of each class               int64
-        ``sum``       ``(C, W)`` of the mapped features            float64, int64 if ``exact``
-        ``raw``       ``(C, D)`` before the map, with raw_means    the same
-        ``second``    second moments: ``(C, W)`` for ``diagonal``, the same
-                      upper triangles of ``W (W + 1) / 2`` for
-                      ``shared`` and ``(C, W (W + 1) / 2)`` for
-                      ``full``
-        ``..._low``   the other half of a sum, which is the value  float64, absent if ``exact``
-                      of both together
-        ============= ============================================ ============================
+        =============== ========================================== ============================
+        name            content                                    type
+        =============== ========================================== ============================
+        ``class_ids``   ``(C,)`` ascending                         int64
+        ``count``       ``(C,)`` samples of each class             int64
+        ``sum``         ``(C, W)`` of the mapped features          float64, int64 if ``exact``
+        ``raw``         ``(C, D)`` before the map, with raw_means  the same
+        ``second``      second moments: ``(C, W)`` for             the same
+                        ``diagonal``, the upper triangles of
+                        ``W (W + 1) / 2`` for ``shared`` and
+                        ``(C, W (W + 1) / 2)`` for ``full``
+        ``..._low``     the other half of a sum, which is the      float64, absent if ``exact``
+                        value of both together
+        ``second_high`` upper words of second moments, which are   int64, only if ``exact``
+                        ``second + 2^64 second_high``
+        =============== ========================================== ============================
 
-        In fixed point a value is an integer times ``step``, or ``step ** 2`` for ``second``.
+        ``second_low`` and ``second_high`` are absent where all of them are zero. In fixed point a
+        value is an integer times ``step``, or ``step ** 2`` for ``second``.
         """
         return {
-            name: pack_triangles(buffer) if name in self._symmetric else buffer
+            name: buffer
             for name, buffer in self.named_buffers(recurse=False)
+            if name not in self._layout.lazy or buffer.shape[-1]
         }
 
     def _hold(self, parts: Mapping[str, Tensor]) -> Self:
         """Take over what :meth:`parts` gave, without a copy where there is no need for one.
 
-        Whole matrices are taken as well, and halves that are zero may be left out.
+        Whole matrices are taken as well, and halves that are zero may be left out. A memory with
+        ``moments="single"`` takes the nearest single numbers of pairs in floating point.
 
         Raises:
             DataError: a part is missing, has the wrong shape or type, or impossible values.
         """
-        whole = {
-            name: self._whole(name, buffer, parts)
-            for name, buffer in self.named_buffers(recurse=False)
-            if name in parts or name.removesuffix("_low") in parts
-        }
+        whole = self._as_buffers(parts)
         self._require_statistics(whole)
-        for name, _ in list(self.named_buffers(recurse=False)):
-            setattr(self, name, whole[name].to(self.device))
+        for name, tensor in whole.items():
+            setattr(self, name, tensor.to(self.device))
+        self._drop_zero_halves()
         own_buffers(self)
         self.rounded = self.exact
         return self
 
-    def _whole(self, name: str, buffer: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
-        """A part as its buffer has it; zeros for a half that was left out."""
-        part = parts[name] if name in parts else torch.zeros_like(parts[name.removesuffix("_low")])
-        is_triangle = name in self._symmetric and part.ndim == buffer.ndim - 1
-        if is_triangle and part.shape[-1] == triangle_size(self.width):
-            return unpack_triangles(part, self.width)
-        return part
+    def _as_buffers(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parts as buffers have them: triangles for matrices, zeros for halves left out."""
+        if self.exact and "second_high" in parts and "second_high" not in self._layout.owners:
+            raise DataError(
+                "the second moments have upper words, which a memory of level "
+                f"'{self.level}' with moments='{self.moments}' has no place for"
+            )
+        buffers = {}
+        for name, buffer in self.named_buffers(recurse=False):
+            owner = self._layout.owners.get(name, name)
+            if name in parts:
+                buffers[name] = self._as_triangles(name, parts[name])
+            elif owner in parts:
+                main = self._as_triangles(owner, parts[owner])
+                empty = name.startswith("second") and main.ndim > 0
+                size = (*main.shape[:-1], 0) if empty else main.shape
+                buffers[name] = torch.zeros(size, dtype=buffer.dtype, device=main.device)
+        return buffers
 
-    @cached_property
+    def _as_triangles(self, name: str, part: Tensor) -> Tensor:
+        """A part as it is, or the upper triangles where it is of whole matrices."""
+        owner = self._layout.owners.get(name)
+        form = self.forms[owner] if owner is not None else None
+        if form is None or not form.symmetric or part.shape[-2:] != (self.width, self.width):
+            return part
+        if part.ndim != (2 if form.shared else 3):
+            return part
+        try:
+            if name == owner:  # what rounding left of a sum is unlike its transpose
+                require_symmetric(f"array '{name}'", part)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        return pack_triangles(part)
+
+    @property
     def forms(self) -> dict[str, SumForm]:
         """How :meth:`parts` gives each sum."""
-        return {name: self._form(name, shape) for name, shape in self._shapes.items()}
+        return self._layout.forms
 
-    def _form(self, name: str, shape: tuple[int, ...]) -> SumForm:
-        symmetric = name in self._symmetric
-        row = (triangle_size(self.width),) if symmetric else shape[1:]
-        unit = (self.step**2 if name == "second" else self.step) if self.exact else 1.0
-        return SumForm(row, name in self._shared, symmetric, unit)
+    def bytes_for(
+        self, classes: int, level: Level | None = None, moments: Moments | None = None
+    ) -> int:
+        """The most bytes that statistics like these take for a number of classes.
 
-    def bytes_for(self, classes: int, level: Level | None = None) -> int:
-        """Bytes that statistics like these take for a number of classes.
+        Second moments in pairs take half of theirs until the first rounding of a sum is to be
+        kept. Upper words in fixed point, which only sums beyond 64 bits have, do not count.
 
         Args:
             classes: their number.
             level: in place of this memory's own.
+            moments: in place of this memory's own.
         """
-        shapes = self._shapes if level is None else self._shapes_at(level)
-        numbers = sum(
-            math.prod(classes if n == -1 else n for n in shape) for shape in shapes.values()
-        )
-        return 8 * numbers * (1 if self.exact else 2) + 16 * classes
+        each, shared = self._layout_at(level or self.level, moments or self.moments).numbers
+        return 8 * (each * classes + shared) + 16 * classes
 
-    def _shapes_at(self, level: Level) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {"sum": (-1, self.width)}
-        if self.raw_means:
-            shapes["raw"] = (-1, self.feature_dim)
-        second = LEVELS[level](self.width)
-        return shapes if second is None else shapes | {"second": second}
+    def _layout_at(self, level: Level, moments: Moments | None = None) -> Layout:
+        raw = self.feature_dim if self.raw_means else 0
+        return layout_of(level, self.width, raw, self.exact, self.step, moments or self.moments)
 
     def _require(self, needed: int, classes: int, device: torch.device) -> None:
         if needed < SMALL:  # a message would be made for nothing
@@ -187,8 +200,15 @@ class StoredStatistics(StatisticsKind):
             needed,
             device,
             f"statistics of level '{self.level}' of {classes:,} classes x {self.width} features",
-            lambda: {f"level '{name}'": self.bytes_for(classes, name) for name in get_args(Level)},
+            lambda: self._alternatives(classes),
         )
+
+    def _alternatives(self, classes: int) -> dict[str, int]:
+        levels = {f"level '{name}'": self.bytes_for(classes, name) for name in get_args(Level)}
+        if self.exact or self.level not in ("shared", "full") or self.moments == "single":
+            return levels
+        single = f"level '{self.level}' with moments='single'"
+        return levels | {single: self.bytes_for(classes, moments="single")}
 
     @property
     def device(self) -> torch.device:
@@ -199,12 +219,8 @@ class StoredStatistics(StatisticsKind):
         """Buffers without classes, if a class would fit in memory: they are made to be filled."""
         self._require(self.bytes_for(1), 1, torch.get_default_device())
         values = {name: torch.zeros(0, dtype=torch.int64) for name in ("class_ids", "count")}
-        kind = torch.int64 if self.exact else torch.float64
-        for name, shape in self._shapes.items():
-            size = [max(n, 0) for n in shape]
-            values[name] = torch.zeros(size, dtype=kind)
-            if not self.exact:
-                values[f"{name}_low"] = torch.zeros(size, dtype=kind)
+        for name, size in self._layout.empty.items():
+            values[name] = torch.zeros(size, dtype=self._layout.kind)
         return values
 
     def _buffer(self, name: str) -> Tensor:
@@ -235,8 +251,24 @@ class StoredStatistics(StatisticsKind):
         """See :class:`protocl.io.pieces.KeyedRows`: classes that have not changed are kept."""
         revisions = self.class_revisions().items()
         for name, buffer in self.named_buffers(recurse=False):
-            if name not in self._shared:
+            if buffer.numel() and name not in self._layout.shared:
                 yield buffer, [f"{revision} {class_id} {name}" for class_id, revision in revisions]
+
+    def other_half(self, name: str) -> str | None:
+        """Name of the part that holds the other half of a sum, or None if it has none."""
+        return self._layout.halves.get(name)
+
+    def _half(self, name: str) -> Tensor | None:
+        """The other half of a sum; None where it has none, or all of it is zero."""
+        half = self.other_half(name)
+        buffer = None if half is None else self._buffer(half)
+        return None if buffer is None or (buffer.shape[-1] == 0 and name == "second") else buffer
+
+    def _drop_zero_halves(self) -> None:
+        """Give back the memory of a half that is zero: equal statistics have equal buffers."""
+        half = self._half("second")
+        if half is not None and is_zero(half):
+            setattr(self, self._layout.halves["second"], half.new_zeros(*half.shape[:-1], 0))
 
     def _take_over(self, other: StoredStatistics) -> None:
         """Hold a copy of the statistics of ``other``."""
@@ -262,17 +294,13 @@ class StoredStatistics(StatisticsKind):
     @outside_inference_mode
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}_extra_state", self.describe())
-        mine, theirs = ({"estimated": "", **kind} for kind in (self.describe(), saved))
-        for name, value in mine.items():
-            if theirs[name] != value:
-                raise ValueError(
-                    f"cannot load statistics: {name} is {value} in this memory, "
-                    f"{theirs[name]} in the saved one"
-                )
+        self._require_described(saved)
         names = [name for name, _ in self.named_buffers(recurse=False)]
         given = {n: state_dict[f"{prefix}{n}"] for n in names if f"{prefix}{n}" in state_dict}
         if given:
+            given = self._as_buffers(given)
             self._require_statistics(given)
+            state_dict = state_dict | {f"{prefix}{n}": value for n, value in given.items()}
         for name, value in given.items():
             # The number of classes is part of the state, so buffers take the saved shape.
             empty = torch.empty(value.shape, dtype=value.dtype, device=self.count.device)
@@ -281,8 +309,18 @@ class StoredStatistics(StatisticsKind):
         for name, value in given.items():
             if self._buffer(name) is value:  # load_state_dict(..., assign=True)
                 setattr(self, name, owned(value))
+        self._drop_zero_halves()
         self.rounded = self.exact
         self._touch()
+
+    def _require_described(self, saved: Mapping[str, Any]) -> None:
+        difference = self.difference(saved)
+        if difference is not None:
+            name, mine, theirs = difference
+            raise ValueError(
+                f"cannot load statistics: {name} is {mine} in this memory, "
+                f"{theirs} in the saved one"
+            )
 
     def _require_statistics(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuse buffers that no samples could have given.
@@ -290,33 +328,16 @@ class StoredStatistics(StatisticsKind):
         Raises:
             DataError: one is missing, has the wrong shape or type, or impossible values.
         """
-        for name, buffer in self.named_buffers(recurse=False):
-            _require_array(name, tensors, buffer, per_class=name not in self._shared)
+        self._layout.require(tensors)
+        high = tensors.get("second_high")
+        if high is not None and high.numel():
+            try:
+                require_reach(magnitude(high))
+            except OverflowError as error:
+                raise DataError(f"array 'second_high' cannot be: {error}") from error
         ids, counts = tensors["class_ids"], tensors["count"]
         ascending = bool((ids[1:] > ids[:-1]).all()) and bool((ids[:1] >= 0).all())
         if not ascending or bool((counts < 1).any()):
             raise DataError(
                 "the statistics hold class ids out of order, negative, or without samples"
             )
-
-
-def _require_array(
-    name: str, tensors: Mapping[str, Tensor], expected: Tensor, *, per_class: bool
-) -> None:
-    """Refuse the array ``name`` unless it is like ``expected`` but for its number of classes.
-
-    Raises:
-        DataError: it is missing, has another shape or type, or holds NaN or infinite values.
-    """
-    if name not in tensors:
-        raise DataError(f"the statistics lack the array '{name}'")
-    array, ids = tensors[name], tensors["class_ids"]
-    classes = ids.shape[0] if ids.ndim else 0
-    shape = (classes, *expected.shape[1:]) if per_class else tuple(expected.shape)
-    if tuple(array.shape) != shape or array.dtype != expected.dtype:
-        raise DataError(
-            f"array '{name}' is {tuple(array.shape)} {array.dtype}, "
-            f"expected {shape} {expected.dtype}"
-        )
-    if array.is_floating_point() and not bool(torch.isfinite(array).all()):
-        raise DataError(f"array '{name}' holds NaN or infinite values")

@@ -1,6 +1,6 @@
 """Sums whose error does not grow with the number of terms, and sums without any error.
 
-Two kinds of accumulator, both plain tensors so that they live in an ``nn.Module``:
+Three kinds of accumulator, all plain tensors so that they live in an ``nn.Module``:
 
 * *compensated*: a float64 pair ``(high, low)`` whose value is ``high + low``. Adding a term costs
   a handful of additions and leaves a relative error near 2^-104 (Dekker 1971; Knuth, TAOCP vol. 2,
@@ -8,6 +8,8 @@ Two kinds of accumulator, both plain tensors so that they live in an ``nn.Module
   again leaves nothing behind.
 * *fixed point*: int64 multiples of a stated step. Integer addition is associative, hence the same
   bits under any order and any grouping. Overflow raises.
+* *two words*: the same with 128 bits, ``low + 2^64 high``, both words signed. A value has exactly
+  one such form, and where it fits 64 bits ``high`` is 0 and ``low`` the value itself.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from torch import Tensor
 
 EXACT_INTEGER_BITS = 53
 """Integers up to 2^53 are exact in float64; products in fixed point stay below it."""
+
+_LARGEST_HIGH = 2**62
+"""Of the upper word: two of them add up in 64 bits, and no sum of samples comes near it."""
 
 _SLAB = 1 << 15
 """Elements that one step of an in-place addition touches (256 KiB a temporary)."""
@@ -64,6 +69,77 @@ def overflows(total: Tensor, term: Tensor) -> bool:
         if bool((((t ^ s) & (x ^ s)) < 0).any()):
             return True
     return False
+
+
+def add_words_(low: Tensor, high: Tensor, term: Tensor, term_high: Tensor | None = None) -> None:
+    """Add ``term + 2^64 term_high`` to ``low + 2^64 high`` in place, with carry.
+
+    Args:
+        low, high: int64 of equal shapes.
+        term, term_high: the same; ``term_high`` defaults to zero.
+
+    Raises:
+        OverflowError: a sum exceeds 2^126; nothing has changed.
+    """
+    total = low + term
+    carry = _carry(low, term, total)
+    if term_high is not None:
+        carry += term_high
+    upper = high + carry
+    require_reach(magnitude(upper))
+    low.copy_(total)
+    high.copy_(upper)
+
+
+def magnitude(words: Tensor) -> int:
+    """The largest magnitude, also that of -2^63; 0 of none."""
+    return max(int(words.max()), -int(words.min())) if words.numel() else 0
+
+
+def require_reach(largest: int) -> None:
+    """Refuse an upper word of this magnitude, from which on sums would have to be looked at.
+
+    Raises:
+        OverflowError: it is too large.
+    """
+    if largest > _LARGEST_HIGH:
+        raise OverflowError("a second moment exceeds 2^126 steps: no samples have such a one")
+
+
+def _carry(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
+    """What ``total``, the wrapped sum of ``a`` and ``b``, lacks, in units of 2^64: -1, 0 or 1."""
+    wrapped = ((a ^ total) & (b ^ total)) < 0
+    return wrapped.to(torch.int64) * torch.where(b < 0, -1, 1)
+
+
+def negated_words(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """``-(low + 2^64 high)``; -2^63 has no counterpart in 64 bits and takes a carry."""
+    least = (low == torch.iinfo(torch.int64).min).to(torch.int64)
+    return -low, -high + least
+
+
+def sum_words(low: Tensor, high: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums over the first dimension: both words."""
+    total = torch.zeros_like(low[:0].sum(0))
+    total_high = torch.zeros_like(total)
+    for row, word in enumerate(low):
+        add_words_(total, total_high, word, None if high is None else high[row])
+    return total, total_high
+
+
+def words_as_float(low: Tensor, high: Tensor | None) -> Tensor:
+    """The values in float64."""
+    value = low.to(torch.float64)
+    return value if high is None else value + high.to(torch.float64) * 2.0**64
+
+
+def words_of_floats(whole: Tensor) -> tuple[Tensor, Tensor]:
+    """The words of whole numbers in float64 of magnitude below 2^126."""
+    high = torch.round(whole / 2.0**64)
+    low = whole - high * 2.0**64  # exact: both are multiples of the last place of ``whole``
+    # 2^63 is one more than a word holds.
+    over = low >= 2.0**63
+    return torch.where(over, low - 2.0**64, low).to(torch.int64), (high + over).to(torch.int64)
 
 
 def quantise(values: Tensor, step: float) -> Tensor:

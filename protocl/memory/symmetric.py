@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 _BLOCK = 128
 """Least width of the blocks of a symmetric product, of which one triangle is computed."""
+
+_ASYMMETRY = 1e-9
+"""Share of the largest entry by which rounding may tell a matrix from its transpose."""
 
 
 def triangle_size(width: int) -> int:
@@ -20,20 +25,57 @@ def diagonal_places(width: int) -> Tensor:
     return before * width - before * (before - 1) // 2
 
 
+def require_symmetric(name: str, matrices: Tensor) -> None:
+    """Refuse matrices ``(..., W, W)`` that differ from their transposes by more than rounding.
+
+    Raises:
+        ValueError: they do.
+    """
+    if not matrices.numel():
+        return
+    each = matrices.reshape(-1, *matrices.shape[-2:])
+    gap = max(float((matrix - matrix.mT).abs().max()) for matrix in each)
+    if gap > _ASYMMETRY * max(abs(float(extreme)) for extreme in matrices.aminmax()):
+        raise ValueError(f"{name} is not symmetric: entries differ by {gap:.3g}")
+
+
 def pack_triangles(matrices: Tensor) -> Tensor:
     """Upper triangles ``(..., W (W + 1) / 2)``, row by row, of symmetric ``(..., W, W)``."""
     width = matrices.shape[-1]
-    rows, columns = torch.triu_indices(width, width, device=matrices.device)
-    return matrices.flatten(-2).index_select(-1, rows * width + columns)
+    if matrices.device.type != "cpu":
+        rows, columns = torch.triu_indices(width, width, device=matrices.device)
+        return matrices.flatten(-2).index_select(-1, rows * width + columns)
+    packed = matrices.new_empty(*matrices.shape[:-2], triangle_size(width))
+    # An index would take more memory than the matrix, and far longer to make than to use.
+    whole, flat = matrices.detach().numpy(), packed.numpy()
+    for row, part in _rows(width):
+        flat[..., part] = whole[..., row, row:]
+    return packed
 
 
 def unpack_triangles(triangles: Tensor, width: int) -> Tensor:
     """Symmetric matrices ``(..., W, W)`` of their upper triangles ``(..., W (W + 1) / 2)``."""
     whole = triangles.new_empty(*triangles.shape[:-1], width, width)
-    rows, columns = torch.triu_indices(width, width, device=triangles.device)
-    whole[..., rows, columns] = triangles
-    whole[..., columns, rows] = triangles
+    if triangles.device.type != "cpu":
+        rows, columns = torch.triu_indices(width, width, device=triangles.device)
+        whole[..., rows, columns] = triangles
+        whole[..., columns, rows] = triangles
+        return whole
+    flat, rows_of = triangles.detach().numpy(), whole.numpy()
+    for row, part in _rows(width):
+        rows_of[..., row, row:] = flat[..., part]
+    stack = whole.view(triangles.shape[:-1].numel(), width, width)
+    mirror_(stack)
+    _mirror_within_(stack)
     return whole
+
+
+def _rows(width: int) -> Iterator[tuple[int, slice]]:
+    """Each row of a matrix ``(W, W)``, and where its part of the upper triangle lies in that."""
+    start = 0
+    for row in range(width):
+        yield row, slice(start, start + width - row)
+        start += width - row
 
 
 def add_upper_products_(totals: Tensor, values: Tensor) -> None:
@@ -44,7 +86,7 @@ def add_upper_products_(totals: Tensor, values: Tensor) -> None:
         values: ``(G, L, W)``.
     """
     width = values.shape[2]
-    block = max(_BLOCK, -(-width // 8))
+    block = _block(width)
     for start in range(0, width, block):
         left, right = values[:, :, start : start + block], values[:, :, start:]
         for total, a, b in zip(totals[:, start : start + block, start:], left, right, strict=True):
@@ -54,6 +96,21 @@ def add_upper_products_(totals: Tensor, values: Tensor) -> None:
 def mirror_(totals: Tensor) -> None:
     """Copy the upper blocks of symmetric ``(G, W, W)`` to the lower ones."""
     width = totals.shape[2]
-    block = max(_BLOCK, -(-width // 8))
+    block = _block(width)
     for start in range(block, width, block):
         totals[:, start : start + block, :start] = totals[:, :start, start : start + block].mT
+
+
+def _mirror_within_(totals: Tensor) -> None:
+    """What :func:`mirror_` leaves: copy the upper triangles of blocks on the diagonal to below."""
+    width = totals.shape[2]
+    side = _block(width)
+    upper = torch.ones(side, side, dtype=torch.bool).triu_()
+    for start in range(0, width, side):
+        block = totals[:, start : start + side, start : start + side]
+        chosen = upper[: block.shape[1], : block.shape[1]]
+        block.copy_(torch.where(chosen, block, block.mT))
+
+
+def _block(width: int) -> int:
+    return max(_BLOCK, -(-width // 8))

@@ -44,7 +44,7 @@ class FrozenBackbone(SupervisedTemplate):
             from a :class:`~protocl.backbones.Classifier` when it is frozen.
         sums: how statistics are summed.
         plugin: makes the plugin that keeps the statistics and answers from them, out of ``head``,
-            ``layer``, ``fingerprint``, ``exact`` and ``step``.
+            ``layer``, ``fingerprint``, ``exact``, ``step`` and ``moments``.
         plugins: further Avalanche plugins.
         **settings: those of Avalanche's ``SupervisedTemplate``; mini-batches are of as many samples
             as on the command line.

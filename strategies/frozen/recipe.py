@@ -10,6 +10,7 @@ from protocl.config import Setup, StrategyConfig, StrategyInfo
 from protocl.config.sections import HeadChoice, Part, default_of, head, name_of_head
 from protocl.config.validation import AT_LEAST_0, POSITIVE, ranged
 from protocl.heads.base import Head
+from protocl.memory.kind import Moments
 from protocl.strategies.avalanche.epoch_schedule import EpochSchedule
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.frozen.session import Session
@@ -31,19 +32,23 @@ class Sums:
     Attributes:
         exact: in fixed point, so that any order of experiences or clients gives the same bits.
         step: its quantisation step.
+        moments: ``single`` keeps one number an entry of second moments, whose rounding grows with
+            the number of batches, and ``pairs`` two where that is to be kept: see
+            :mod:`protocl.memory.kind` and docs/many_classes.md.
         forgettable: keep second moments of each class, so that the model of the run can forget a
             class by name where its head shares one covariance.
     """
 
     exact: bool = default_of(Prototypes, "exact")
     step: float = ranged(default_of(Prototypes, "step"), POSITIVE)
+    moments: Moments = default_of(Prototypes, "moments")
     forgettable: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Those of :class:`.Prototypes`."""
         kept = {"level": "full"} if self.forgettable else {}
-        return {"exact": self.exact, "step": self.step, **kept}
+        return {"exact": self.exact, "step": self.step, "moments": self.moments, **kept}
 
 
 @dataclass

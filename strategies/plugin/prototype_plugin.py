@@ -63,7 +63,7 @@ class PrototypePlugin(Prototypes, SupervisedPlugin[Any]):
             the experience, an extra pass takes its place, with a warning.
         num_workers: processes that load data in the extra pass; by default those of ``train``.
         **settings: those of :class:`.Prototypes`: ``memory``, ``level``, ``floor``, ``mask_tasks``,
-            ``per_task``, ``fingerprint``, ``exact`` and ``step``.
+            ``per_task``, ``fingerprint``, ``exact``, ``step`` and ``moments``.
 
     Attributes:
         reader: reads the features of mini-batches.

@@ -17,6 +17,7 @@ from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
+from protocl.memory.kind import Moments
 from protocl.model.answers import Answering
 from protocl.strategies.plugin.class_statistics import class_statistics, memory_from, memory_state
 from protocl.strategies.plugin.feature_buffer import FeatureChunk, in_chunks
@@ -38,6 +39,7 @@ class Prototypes:
         fingerprint: identity of a frozen backbone, kept in the memory.
         exact: sum in fixed point, as :class:`protocl.PrototypeMemory` explains.
         step: quantisation step of ``exact``.
+        moments: numbers an entry of a second moment, as :class:`protocl.PrototypeMemory` explains.
 
     Attributes:
         memory: the statistics, or None until the first features were seen.
@@ -57,6 +59,7 @@ class Prototypes:
         fingerprint: str | None = None,
         exact: bool = False,
         step: float = 2.0**-16,
+        moments: Moments = "pairs",
     ) -> None:
         if not isinstance(head, Head | None):
             raise TypeError(f"head={head!r}: expected a head, such as NearestMean()")
@@ -67,6 +70,7 @@ class Prototypes:
         self.fingerprint = fingerprint
         self.exact = exact
         self.step = step
+        self.moments = moments
         self.tasks = TaskClasses(mask=mask_tasks, per_task=per_task)
 
     # -- learning ---------------------------------------------------------------------------
@@ -90,6 +94,7 @@ class Prototypes:
             level=self.level,
             exact=self.exact,
             step=self.step,
+            moments=self.moments,
             fingerprint=self.fingerprint,
         )
         return memory.to(features.device)

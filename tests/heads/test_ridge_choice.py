@@ -10,6 +10,7 @@ from sklearn.linear_model import RidgeCV
 from protocl.heads import Ridge
 from protocl.heads.regression.spectrum import GRID, decompose
 from protocl.heads.regression.strength import NEAR, cross_validation_errors
+from protocl.memory.symmetric import pack_triangles
 
 F64 = torch.float64
 
@@ -83,7 +84,7 @@ def test_no_strength_below_the_error_of_the_statistics_is_chosen(error):
     features = torch.cat([features, features[:, :1]], dim=1)  # one direction without variance
     memory = Ridge().new_memory(7).update(features, labels)
     assert Ridge().fit(memory).chosen < error
-    memory.second -= error * torch.eye(7, dtype=F64)
+    memory.second -= error * pack_triangles(torch.eye(7, dtype=F64))
     memory._touch()
     part = Ridge().new_memory(7).update(features[::5], labels[::5])
     assert Ridge().fit(memory).chosen >= error * 0.999

@@ -76,7 +76,7 @@ class TestFile:
     def test_one_of_an_earlier_protocl_is_refused_in_a_sentence(self, tmp_path: Path):
         (tmp_path / "experience-00001.ckpt").write_bytes(EARLIER.read_bytes())
         with pytest.raises(
-            ConfigError, match=r"not of format 3, .* protocl 0.* start anew without"
+            ConfigError, match=r"not of format 4, .* protocl 0.* start anew without"
         ):
             CheckpointFolder(tmp_path).load_newest({})
 

@@ -15,6 +15,7 @@ from protocl.errors import DataError
 from protocl.federation.client.state import StatesOnDisk
 from protocl.memory.batch import LEVELS
 from protocl.memory.file import checksum
+from protocl.memory.symmetric import pack_triangles
 
 VERSION_1 = Path(__file__).parents[1] / "golden" / "memory_v1"
 """Written by the code of format version 1: matrices and halves whole, as buffers have them."""
@@ -42,9 +43,13 @@ def test_files_of_version_1_load_to_the_same_bits_and_survive_another_round(path
     memory.save(tmp_path / "again.safetensors")
     again = PrototypeMemory.load(tmp_path / "again.safetensors")
     for found in (memory, again):
-        assert dict(found.named_buffers()).keys() == arrays.keys()
-        for name, buffer in found.named_buffers():
-            assert torch.equal(buffer.view(torch.int64), arrays[name].view(torch.int64)), name
+        parts, forms = found.parts(), found.forms
+        assert parts.keys() | arrays.keys() == arrays.keys()
+        for name, array in arrays.items():
+            form = forms.get(name.removesuffix("_low"))
+            stored = pack_triangles(array) if form is not None and form.symmetric else array
+            kept = parts.get(name, torch.zeros_like(stored))
+            assert torch.equal(kept.view(torch.int64), stored.view(torch.int64)), name
 
 
 def test_the_state_of_a_client_of_version_1_goes_on(tmp_path):
@@ -54,7 +59,7 @@ def test_the_state_of_a_client_of_version_1_goes_on(tmp_path):
     for _ in range(2):  # once as it was, once as this version wrote it
         with StatesOnDisk(tmp_path).open("c", empty) as state:
             assert (state.counted, state.life.seq, [c.seq for c in state.pending]) == (2, 2, [1, 2])
-            assert torch.equal(state.memory.second, arrays["memory/second"])
+            assert torch.equal(state.memory.second, pack_triangles(arrays["memory/second"]))
             assert torch.equal(state.pending[1].memory.sum, arrays["2/sum"])
 
 
@@ -71,17 +76,22 @@ def test_a_file_holds_triangles_and_no_half_that_is_zero(level, exact, tmp_path)
             assert arrays["second"].shape[-1] == 10
 
 
-def test_a_matrix_unlike_its_transpose_is_kept_to_the_last_bit(tmp_path):
-    memory = filled("full")
-    memory.second[1, 0, 2] *= 1 + 2.0**-50
-    memory.save(tmp_path / "m.safetensors")
-    assert_same(PrototypeMemory.load(tmp_path / "m.safetensors"), memory, "loaded", bits=True)
+@pytest.mark.parametrize("level", ["shared", "full"])
+def test_of_a_matrix_unlike_its_transpose_by_rounding_the_upper_triangle_counts(level):
+    memory = filled(level)
+    parts = memory.parts() | {"second": memory.second_moment.clone()}
+    parts["second"][..., 2, 0] *= 1 + 2.0**-50
+    kept = PrototypeMemory.from_parts(memory, parts)
+    assert torch.equal(kept.second, memory.second + memory.second_low)
+    parts["second"][..., 2, 0] *= 1.01
+    with pytest.raises(DataError, match="'second' is not symmetric: entries differ by"):
+        PrototypeMemory.from_parts(memory, parts)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": "3"}, "version 3, this protocl reads 1 and 2; upgrade protocl"),
+        ({"format_version": "4"}, "version 4, this protocl reads 1, 2, 3; upgrade protocl"),
         ({"checksum": None}, "no checksum"),
         ({"format": "else"}, "not a protocl memory"),
     ],
@@ -106,5 +116,5 @@ def test_a_triangle_of_another_width_is_refused(tmp_path):
     arrays["second"] = arrays["second"][:, :6].contiguous()
     del header["checksum"]
     save_file(arrays, path, metadata={**header, "checksum": checksum(header, arrays)})
-    with pytest.raises(DataError, match=r"'second' is \(3, 6\).*expected \(3, 4, 4\)"):
+    with pytest.raises(DataError, match=r"'second' is \(3, 6\).*expected \(3, 10\)"):
         PrototypeMemory.load(path)

@@ -187,7 +187,7 @@ def test_fixed_point_overflow_raises_and_changes_nothing(level):
 @pytest.mark.parametrize("level", LEVELS)
 def test_fixed_point_sums_that_pass_64_bits_raise(level):
     largest = 2.0**52 if level == "mean" else 2.0**26
-    memory = PrototypeMemory(1, level, exact=True, step=1.0)
+    memory = PrototypeMemory(1, level, exact=True, step=1.0, moments="single")
     batch = torch.full((1000, 1), largest), torch.zeros(1000, dtype=torch.int64)
     memory.update(*batch)
     twin = memory.copy()

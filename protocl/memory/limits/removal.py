@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from protocl.errors import PrecisionWarning
+
 if TYPE_CHECKING:
     from protocl.memory.memory import PrototypeMemory
+
+_LITTLE = 1e-3
+"""Share of the squares of a class below which what is left of it has lost digits."""
 
 _SLACK = 1e-9
 """Share of a sum that rounding may leave of it."""
@@ -46,6 +52,27 @@ def require_contained(memory: PrototypeMemory, other: PrototypeMemory) -> None:
             "cannot subtract: what is left would have variances below zero, "
             "so these samples were never added to this memory"
         )
+
+
+def warn_of_little_left(before: Tensor, squares: Tensor) -> None:
+    """Warn where single numbers keep of few samples the rounding of many that were subtracted.
+
+    Args:
+        before: ``(C, W)`` or ``(W,)`` sums of squares before the subtraction.
+        squares: the same after it.
+    """
+    sizes, left = before.sum(-1), squares.sum(-1)
+    little = (left > 0) & (left < _LITTLE * sizes)
+    if not bool(little.any()):
+        return
+    share = float((left / sizes)[little].min())
+    warnings.warn(
+        f"{share:.1g} of the squares of a class are left, in single numbers that were rounded when "
+        "there was more: their relative error is larger by its inverse; keep second moments in "
+        "pairs (moments='pairs') or in fixed point where most samples of a class are forgotten",
+        PrecisionWarning,
+        stacklevel=4,
+    )
 
 
 def _rows_of_classes(memory: PrototypeMemory, other: PrototypeMemory) -> Tensor:

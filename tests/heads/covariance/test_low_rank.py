@@ -12,6 +12,7 @@ from protocl.heads.covariance import low_rank
 from protocl.heads.covariance.low_rank import low_rank_factor
 from protocl.heads.regression import spectrum as ridge
 from protocl.heads.regression.strength import cross_validation_errors
+from protocl.memory.symmetric import pack_triangles
 
 F64 = torch.float64
 
@@ -115,7 +116,7 @@ def test_statistics_with_noise_are_decomposed_as_before():
     head = Ridge(regularization=1.0)
     memory = head.new_memory(90).update(x, y)
     change = features(90, 90, 1) / 10
-    memory.second += change + change.T
+    memory.second += pack_triangles(change + change.T)
     memory._touch()
     spectrum = ridge.decompose(memory)
     assert len(spectrum.values) == 90
@@ -143,7 +144,7 @@ def test_a_given_strength_takes_no_eigenvalues_and_gives_the_same(
 def test_eigenvalues_below_zero_are_taken_for_zero_with_a_given_strength():
     x, y = features(300, 40), torch.arange(300) % 5
     memory = Ridge().new_memory(40).update(x, y)
-    memory.second -= 300 * torch.eye(40, dtype=F64)
+    memory.second -= 300 * pack_triangles(torch.eye(40, dtype=F64))
     memory._touch()
     spectrum = ridge.decompose(memory)
     assert float(spectrum.error) > 50
