@@ -34,7 +34,9 @@ class PrototypesConfig(HeadConfig):
         exact: merge in fixed point, so that the result does not depend on any order by a bit.
         step: quantisation step of fixed point.
         precision: of what clients send: ``exact``, ``float32``, ``float16`` or ``int8``.
-        keep_contributions: keep each client's sum on the server, so that it can be forgotten.
+        keep_contributions: keep each client's sum on the server, so that it can be forgotten, and
+            replaced: without it a client that must send everything again (after a restore, as
+            another node, after eight unanswered contributions) is refused from then on.
         distribute: the server sends the backbone first; clients check its hash, then encode their
             samples with it.
     """
