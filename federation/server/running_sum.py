@@ -53,7 +53,7 @@ class RunningSum:
     @property
     def class_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Classes of the memory, and of what was added since."""
-        return self._sum[0].class_ids.cpu().numpy(), self._whole_block().class_ids
+        return self._ids, self._whole_block().class_ids
 
     def add(self, packed: Packed) -> None:
         """Add a contribution.
@@ -106,6 +106,7 @@ class RunningSum:
         self._block = None
         self._bytes = sum(packed.nbytes for packed in waiting)
         self._most = max(_BYTES, 2 * memory.nbytes)
+        self._ids = memory.class_ids.cpu().numpy()
         self._sum = memory, list(waiting)
 
     def _whole_block(self) -> Block:
