@@ -165,7 +165,7 @@ class KnownClients:
             return Verdict(client, "merge")
         text = (
             f"client '{client}' sends its full state again, which cannot replace what it "
-            "contributed: contributions are not kept"
+            "contributed: contributions are not kept (keep_contributions=true keeps them)"
         )
         return Verdict(client, "refuse", "sequence", text)
 

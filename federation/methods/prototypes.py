@@ -71,7 +71,9 @@ class PrototypesConfig(ExchangeConfig):
     Settings of :class:`FederatedPrototypes`, besides those of the exchange.
 
     Attributes:
-        keep_contributions: keep each client's sum on the server, so that it can be forgotten.
+        keep_contributions: keep each client's sum on the server, so that it can be forgotten, and
+            replaced: without it a client that must send everything again (after a restore, as
+            another node, after eight unanswered contributions) is refused from then on.
         rank: 0, or the eigenpairs of the second moment within classes that a client sends in its
             place, with the trace of the others; an estimate, with ``exact=false``.
         distribute: the server sends the backbone first; clients check its hash, then encode their

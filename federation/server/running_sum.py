@@ -32,6 +32,9 @@ class RunningSum:
         kept: whether contributions are kept elsewhere as well, so that waiting costs nothing.
     """
 
+    _block: Block | None
+    _sum: tuple[PrototypeMemory, list[Packed]]
+
     def __init__(self, form: PackedForm, memory: PrototypeMemory, *, kept: bool) -> None:
         self._form = form
         self._frugal = form.exact or not kept  # in floating point each block rounds
@@ -50,7 +53,7 @@ class RunningSum:
     @property
     def class_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Classes of the memory, and of what was added since."""
-        return self._sum[0].class_ids.cpu().numpy(), self._whole_block().class_ids
+        return self._ids, self._whole_block().class_ids
 
     def add(self, packed: Packed) -> None:
         """Add a contribution.
@@ -100,10 +103,11 @@ class RunningSum:
     # -- parts ------------------------------------------------------------------------------
 
     def _begin(self, memory: PrototypeMemory, waiting: Sequence[Packed] = ()) -> None:
-        self._block: Block | None = None
+        self._block = None
         self._bytes = sum(packed.nbytes for packed in waiting)
         self._most = max(_BYTES, 2 * memory.nbytes)
-        self._sum: tuple[PrototypeMemory, list[Packed]] = memory, list(waiting)
+        self._ids = memory.class_ids.cpu().numpy()
+        self._sum = memory, list(waiting)
 
     def _whole_block(self) -> Block:
         """The sum of what waits; made anew where the last one was left half-way."""

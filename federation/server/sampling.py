@@ -27,7 +27,7 @@ class Options:
         wait: seconds to wait for them.
         evaluate: share of the nodes online that evaluate after each round; 0 for none.
         precision: of the merged memory as it is sent to clients.
-        limits: what one contribution may at most claim.
+        limits: what one client may claim and send.
         seed: decides who is asked.
     """
 
