@@ -11,8 +11,7 @@ from flwr.common.serde import recorddict_to_proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocl.federation.wire.compat import content_bytes
-from protocl.federation.wire.sizes import UnusualError, reckoned_bytes
+from protocl.federation.wire.compat import UnusualError, content_bytes, reckoned_bytes
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 WHOLE = st.integers(-(2**63), 2**64 - 1)
