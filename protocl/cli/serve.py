@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     from protocl.model.folder import model_folder
 
-    if not 0 <= args.port < 2**16 or not 0 <= args.undo <= 10_000 or (args.readers or 1) < 1:
+    fewest = 1 if args.readers is None else args.readers
+    if not 0 <= args.port < 2**16 or not 0 <= args.undo <= 10_000 or fewest < 1:
         raise ConfigError(
             f"--port {args.port} --undo {args.undo} --readers {args.readers}: expected a port "
             "below 65536, 0 to 10000 minutes, and at least one reader"
