@@ -35,6 +35,11 @@ class FedAvgPrototypesConfig(GradientConfig, HeadConfig):
             prototypes of the frozen backbone.
         train: ``projection`` or ``backbone``.
         exact, step, precision: as for ``prototypes``.
+
+    Example:
+        >>> from protocl.federation.runner import toy
+        >>> toy.learn(FedAvgPrototypesConfig(training_rounds=1))
+        1.0
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

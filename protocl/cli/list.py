@@ -109,7 +109,7 @@ def _description(registry: Registry, entry: EntryPoint) -> Text:
     except ConfigError as error:
         return Text(str(error), "red")
     paragraph = text.partition("\n\n")[0]
-    return Text(_first_sentence(_ROLE.sub(r"\1", paragraph).replace("`", "")))
+    return Text(first_sentence(_ROLE.sub(r"\1", paragraph).replace("`", "")))
 
 
 def _docstring(registry: Registry, entry: EntryPoint) -> str:
@@ -130,8 +130,8 @@ def _comment(group: str, name: str) -> str:
         return ""
     lines = file.read_text(encoding="utf-8").splitlines()
     comment = takewhile(lambda line: line.startswith("#"), lines)
-    return _first_sentence(" ".join(line.lstrip("# ") for line in comment))
+    return first_sentence(" ".join(line.lstrip("# ") for line in comment))
 
 
-def _first_sentence(text: str) -> str:
+def first_sentence(text: str) -> str:
     return _SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0]

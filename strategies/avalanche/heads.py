@@ -63,6 +63,11 @@ class AvalancheNCMConfig(AvalancheHeadConfig):
 
     Attributes:
         normalize: compare unit features with unit means.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(AvalancheNCMConfig())  # accuracy after each experience
+        [1.0, 1.0, 0.972]
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -91,6 +96,11 @@ class AvalancheSLDAConfig(AvalancheHeadConfig):
 
     Attributes:
         shrinkage: weight of the identity in the covariance.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(AvalancheSLDAConfig())  # accuracy after each experience
+        [1.0, 1.0, 1.0]
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -129,6 +139,11 @@ class AvalancheFeCAMConfig(AvalancheHeadConfig):
 
     It inverts every covariance for every mini-batch of an evaluation, hence the large ones:
     ``eval_mb_size`` samples cost as much as one.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(AvalancheFeCAMConfig())  # accuracy after each experience
+        [1.0, 1.0, 1.0]
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(

@@ -33,6 +33,10 @@ class Sums:
         step: its quantisation step.
         forgettable: keep second moments of each class, so that the model of the run can forget a
             class by name where its head shares one covariance.
+
+    Example:
+        >>> Sums(exact=True, forgettable=True).arguments
+        {'exact': True, 'step': 1.52587890625e-05, 'level': 'full'}
     """
 
     exact: bool = default_of(Prototypes, "exact")
@@ -182,6 +186,11 @@ class AnyHeadConfig(RecipeConfig):
 
     Attributes:
         head: the head, and its arguments.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(AnyHeadConfig())  # accuracy after each experience
+        [1.0, 1.0, 0.972]
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
