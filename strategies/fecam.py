@@ -24,6 +24,7 @@ class FeCAMConfig(RecipeConfig):
         stored_between_experiences="count, mean and covariance of each class",
         keeps_data=False,
         bytes_per_class="16 D^2 + 32 D + 16",
+        trains_backbone=False,
     )
 
     name: str = "fecam"

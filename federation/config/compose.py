@@ -43,6 +43,7 @@ def settle_short(arguments: Sequence[Argument]) -> list[Settings]:
 def compose(settings: Settings) -> FederateConfig:
     """The configuration of one run, every key and value checked against the schema."""
     config = build(FederateConfig, settings, _GROUPS, _DEFAULTS)
+    _follow_stream(config, settings)
     _validate(config)
     return config
 
@@ -63,6 +64,18 @@ def require_deployable(method: MethodConfig) -> None:
 
 def _full(key: str) -> str:
     return f"federation.{key}" if key in _SHORT else key
+
+
+def _follow_stream(config: FederateConfig, settings: Settings) -> None:
+    """A stream lasts as many rounds as it has experiences, unless it is said how many.
+
+    Of ``benchmark.protocol`` and ``increment`` the data tell how many that are; they are said.
+    """
+    benchmark, section = config.benchmark, settings.get("federation")
+    rounds_given = "federation.rounds" in settings or "rounds" in (section or {})
+    equal_parts = benchmark.protocol is None and benchmark.increment is None
+    if config.partition.growth == "stream" and equal_parts and not rounds_given:
+        config.federation.rounds = benchmark.n_experiences or config.federation.rounds
 
 
 def _validate(config: FederateConfig) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FedAvgConfig(GradientConfig):
-    """Settings of federated averaging: those of local training.
+    """Clients train one network, whose weights the server averages.
 
     Example:
         >>> from protocl.federation.runner import toy

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FedAvgPrototypesConfig(GradientConfig, HeadConfig):
-    """Settings of both phases.
+    """Clients train one network, which is then frozen under merged prototypes.
 
     Attributes:
         training_rounds: rounds of federated averaging, fewer than ``rounds``; the rest exchange

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FedProtoConfig(GradientConfig):
-    """Settings of FedProto, besides those of local training.
+    """Each client trains a network of its own towards common prototypes.
 
     Attributes:
         aggregation: of a class's prototypes over its owners: ``uniform``, as in the released code;

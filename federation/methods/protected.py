@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class ProtectedPrototypesConfig(HeadConfig):
-    """Settings of :class:`protocl.federation.secure.strategy.ProtectedPrototypes`.
+    """The server learns sums of masked statistics, with noise where it is wanted.
+
+    Settings of :class:`protocl.federation.secure.strategy.ProtectedPrototypes`.
 
     The public class list is all classes of the benchmark, or of the task that is deployed.
     ``epsilon`` and ``delta`` hold for a sample that is added or removed, over all rounds, since

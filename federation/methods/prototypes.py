@@ -28,7 +28,7 @@ class HeadConfig(HeadSettings, MethodConfig):
 
 @dataclass
 class PrototypesConfig(HeadConfig):
-    """Settings of :class:`FederatedPrototypes`.
+    """The server adds the class statistics of all clients, exactly (:class:`FederatedPrototypes`).
 
     Attributes:
         exact: merge in fixed point, so that the result does not depend on any order by a bit.

@@ -13,7 +13,9 @@ from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
 
 @dataclass
 class RobustPrototypesConfig(PrototypesConfig):
-    """Settings of robust merging, besides those of ``prototypes``.
+    """The server merges statistics under the doubt that some clients lie.
+
+    Settings beside those of ``prototypes``.
 
     Attributes:
         centre: ``mean``, ``trimmed_mean`` or ``geometric_median`` of the clients' class means;

@@ -113,7 +113,7 @@ class FeatureRun:
 
     def _tell(self, phase: str) -> None:
         done, total = len(self.history.evaluations), len(self.prepared.stream)
-        self.run.tell(phase, done, total=total)
+        self.run.tell(phase, done, total=total, accuracy=self.history.latest)
 
 
 def events_of(folder: Path, done: int) -> SummaryWriter:

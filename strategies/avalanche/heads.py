@@ -76,6 +76,7 @@ class AvalancheNCMConfig(AvalancheHeadConfig):
         stored_between_experiences="mean of each class",
         keeps_data=False,
         bytes_per_class="4 D",
+        trains_backbone=False,
     )
 
     name: str = "avalanche_ncm"
@@ -109,6 +110,7 @@ class AvalancheSLDAConfig(AvalancheHeadConfig):
         stored_between_experiences="count and mean of each class, one covariance",
         keeps_data=False,
         bytes_per_class="4 D",
+        trains_backbone=False,
     )
 
     name: str = "avalanche_slda"
@@ -152,6 +154,7 @@ class AvalancheFeCAMConfig(AvalancheHeadConfig):
         stored_between_experiences="mean and covariance of each class",
         keeps_data=False,
         bytes_per_class="4 D^2 + 4 D",
+        trains_backbone=False,
     )
 
     name: str = "avalanche_fecam"

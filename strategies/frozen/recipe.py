@@ -199,6 +199,7 @@ class AnyHeadConfig(RecipeConfig):
         stored_between_experiences="count and mean of each class, and what else its head needs",
         keeps_data=False,
         bytes_per_class="16 D + 16",
+        trains_backbone=False,
     )
 
     name: str = "frozen"
