@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import argcomplete
-from argcomplete.completers import FilesCompleter
+from argcomplete.completers import BaseCompleter, FilesCompleter
 
 from protocl.config.presets import group_names
 from protocl.registry import ADAPTATIONS, HEADS, MAPS, Registry
@@ -61,15 +62,16 @@ def asked() -> bool:
 
 def answer(parser: argparse.ArgumentParser) -> None:
     """Tell the shell what could come next, and end the process."""
-    argcomplete.autocomplete(parser, default_completer=_complete)
+    argcomplete.autocomplete(parser, default_completer=_Arguments())
 
 
-def _complete(prefix: str, action: argparse.Action, **about: object) -> list[str]:
+class _Arguments(BaseCompleter):
     """What an argument could be: settings by our own lists, anything else by files."""
-    if action.dest != "settings":
-        return list(FilesCompleter()(prefix))
-    words = words_typed(())
-    return settings(words[0] if words else "run", prefix)
+
+    def __call__(self, *, prefix: str, action: argparse.Action, **about: Any) -> list[str]:
+        if action.dest != "settings":
+            return list(FilesCompleter()(prefix))
+        return settings(words_typed(())[0], prefix)
 
 
 def settings(command: str, prefix: str) -> list[str]:
