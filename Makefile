@@ -16,7 +16,7 @@ CONSTRAINTS := .ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 NOTEBOOKS_INSTALLED := $(VENV)/.installed-notebooks
 LINKS := protocl/strategies protocl/federation protocl/configs
-CODE := protocl strategies federation configs tests
+CODE := protocl strategies federation configs tests docs/site
 
 # A checkout is a folder called protocl as well, and hides the package from a Python that is started
 # beside it, unless the package itself is on the path.
@@ -31,7 +31,7 @@ quietly = $(1) >$(LOG) 2>&1 || { \
 	status=$$?; tail -n 20 $(LOG); echo "Failed; everything that was said is in $(LOG)"; \
 	exit $$status; } >&2
 
-.PHONY: help setup demo test test-slow lint format typecheck notebooks bench clean
+.PHONY: help setup demo test test-slow lint format typecheck notebooks bench docs clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -88,6 +88,10 @@ notebooks: $(NOTEBOOKS_INSTALLED)  ## Execute every notebook; fails on the first
 
 bench: setup  ## Measure speed against Avalanche, side by side
 	@$(BIN)/protocl bench $(BENCH_FLAGS)
+
+docs: setup  ## Build the documentation site into build/site; strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "Open build/site/index.html"
 
 clean:  ## Remove build results and caches; keeps .venv and runs
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

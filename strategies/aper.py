@@ -29,6 +29,17 @@ class APER(SimpleCIL):
     Args:
         session: what the first experience makes of the backbone.
         **settings: those of :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> model = toy.model()
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> session = Session("finetune", two_branches=True)
+        >>> strategy = APER(model=model, optimizer=sgd, session=session, first_experience_epochs=1)
+        >>> toy.learn(strategy)[0]  # accuracy on the classes of the first experience
+        1.0
+        >>> strategy.memory.feature_dim  # 16 features of each branch
+        32
     """
 
     def __init__(self, *, session: Session = SESSION, **settings: Any) -> None:

@@ -123,7 +123,12 @@ class AnsweredBaselineConfig(BaselineConfig):
 
 @dataclass
 class NaiveConfig(AnsweredBaselineConfig):
-    """Gradient descent on each experience in turn, with nothing against forgetting."""
+    """Gradient descent on each experience in turn, with nothing against forgetting.
+
+    >>> from protocl.checks import toy
+    >>> toy.learn(NaiveConfig(train_epochs=5, train_mb_size=12))[-1] < 0.5  # at the end
+    True
+    """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="Naive",
@@ -147,6 +152,10 @@ class ReplayConfig(AnsweredBaselineConfig):
         mem_size: samples in the buffer.
         selection: which; ``random`` is Avalanche's own buffer, for ``medoids`` see
             :class:`.SampleMemory`.
+
+    >>> from protocl.checks import toy
+    >>> toy.learn(ReplayConfig(train_epochs=5, train_mb_size=12, mem_size=60))[-1] > 0.5
+    True
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -177,6 +186,10 @@ class LwFConfig(AnsweredBaselineConfig):
     Attributes:
         alpha: weight of the distillation.
         temperature: of the softmax that is distilled.
+
+    >>> from protocl.checks import toy
+    >>> toy.learn(LwFConfig(train_epochs=5, train_mb_size=12))[-1] < 0.5  # at the end
+    True
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -203,6 +216,10 @@ class EWCConfig(AnsweredBaselineConfig):
         ewc_lambda: weight of the penalty.
         mode: ``separate`` for one penalty for each experience, ``online`` for a decaying one.
         decay_factor: of the online penalty.
+
+    >>> from protocl.checks import toy
+    >>> toy.learn(EWCConfig(train_epochs=5, train_mb_size=12))[-1] < 0.5  # at the end
+    True
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -224,13 +241,8 @@ class EWCConfig(AnsweredBaselineConfig):
                 f"mode='{self.mode}' with decay_factor={self.decay_factor}: the online penalty "
                 "needs a factor, such as 0.9, and the separate ones take none"
             )
-        return self._build(
-            EWC,
-            setup,
-            ewc_lambda=self.ewc_lambda,
-            mode=self.mode,
-            decay_factor=self.decay_factor,
-        )
+        penalty = {"ewc_lambda": self.ewc_lambda, "mode": self.mode}
+        return self._build(EWC, setup, **penalty, decay_factor=self.decay_factor)
 
 
 @dataclass
@@ -239,6 +251,10 @@ class AvalancheICaRLConfig(BaselineConfig):
 
     Attributes:
         mem_size: exemplars of all classes together.
+
+    >>> from protocl.checks import toy
+    >>> toy.learn(AvalancheICaRLConfig(train_epochs=5, train_mb_size=12))[-1] > 0.5  # at the end
+    True
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -269,7 +285,12 @@ class AvalancheICaRLConfig(BaselineConfig):
 
 @dataclass
 class CumulativeConfig(BaselineConfig):
-    """Train on, in each experience, with all data so far."""
+    """Train on, in each experience, with all data so far.
+
+    >>> from protocl.checks import toy
+    >>> toy.learn(CumulativeConfig(train_epochs=5, train_mb_size=12))[-1] > 0.5  # at the end
+    True
+    """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="Cumulative",
@@ -306,7 +327,12 @@ class Joint(Cumulative):
 
 @dataclass
 class JointTrainingConfig(BaselineConfig):
-    """Train from scratch, in each experience, on all data so far: the upper bound."""
+    """Train from scratch, in each experience, on all data so far: the upper bound.
+
+    >>> from protocl.checks import toy
+    >>> toy.learn(JointTrainingConfig(train_epochs=5, train_mb_size=12))[-1] > 0.5  # at the end
+    True
+    """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
         title="Joint",

@@ -26,6 +26,7 @@ class FeCAMConfig(RecipeConfig):
         stored_between_experiences="count, mean and covariance of each class",
         keeps_data=False,
         bytes_per_class="4 D^2 + 36 D + 16",
+        trains_backbone=False,
     )
 
     name: str = "fecam"

@@ -137,6 +137,15 @@ class FeTrILPlugin(PrototypePlugin):
 
     Attributes:
         scores: the linear head, or None before the first experience.
+
+    Example:
+        >>> from avalanche.training import Naive
+        >>> from protocl.checks import toy
+        >>> model, plugin = toy.model(), FeTrILPlugin()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+        >>> settings = dict(train_epochs=1, train_mb_size=12, plugins=[plugin])
+        >>> toy.learn(Naive(model=model, optimizer=optimizer, **settings))[0]
+        1.0
     """
 
     def __init__(
@@ -221,6 +230,13 @@ class FeTrIL(FrozenBackbone):
     Args:
         head, svm_c: as for :class:`FeTrILPlugin`.
         **settings: those of :class:`.FrozenBackbone` but ``plugin``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> model = toy.model()
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> toy.learn(FeTrIL(model=model, optimizer=sgd))[0]  # accuracy on the first three classes
+        1.0
     """
 
     def __init__(

@@ -71,6 +71,15 @@ class ICaRLPlugin(PrototypePlugin):
 
     Attributes:
         exemplars: the stored samples by class, best first.
+
+    Example:
+        >>> from avalanche.training import Naive
+        >>> from protocl.checks import toy
+        >>> model, plugin = toy.model(), ICaRLPlugin(mem_size=12)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> settings = dict(train_epochs=3, train_mb_size=12, plugins=[plugin])
+        >>> toy.learn(Naive(model=model, optimizer=optimizer, **settings))[0]
+        1.0
     """
 
     def __init__(self, mem_size: int = 2000, **settings: Any) -> None:
@@ -131,6 +140,14 @@ class ICaRL(ReadyMade):
     Args:
         mem_size: exemplars of all classes together.
         **settings: those of :class:`.ReadyMade` but ``own``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> model = toy.model()
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> strategy = ICaRL(model=model, optimizer=sgd, mem_size=12, train_mb_size=12)
+        >>> toy.learn(strategy)[0]  # accuracy on the first three classes
+        1.0
     """
 
     def __init__(self, *, mem_size: int = 2000, **settings: Any) -> None:

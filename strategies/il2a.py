@@ -82,6 +82,15 @@ class IL2APlugin(ExemplarFreePlugin):
         old_rows, new_rows: ``(O,)`` and ``(K,)`` rows of classes out of and in the present
             experience.
         table: ``(R, D)`` prototypes at the start of an experience with old classes.
+
+    Example:
+        >>> from avalanche.training import Naive
+        >>> from protocl.checks import toy
+        >>> model, plugin = toy.model(), IL2APlugin()
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> settings = dict(train_epochs=2, train_mb_size=12, plugins=[plugin])
+        >>> toy.learn(Naive(model=model, optimizer=optimizer, **settings))[0]
+        1.0
     """
 
     def __init__(
@@ -210,6 +219,14 @@ class IL2A(ExemplarFree):
     Args:
         method: :class:`IL2APlugin` with its defaults if None.
         **settings: those of :class:`.ExemplarFree`.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> model = toy.model()
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> strategy = IL2A(model=model, optimizer=optimizer, train_epochs=3, train_mb_size=12)
+        >>> toy.learn(strategy)[0]  # accuracy on the first three classes
+        1.0
     """
 
     def __init__(self, *, method: IL2APlugin | None = None, **settings: Any) -> None:

@@ -137,6 +137,16 @@ class NAPAVQPlugin(ExemplarFreePlugin):
         old_rows: ``(O,)`` rows of classes that are not in the present experience.
         table: ``(4 R, D)`` prototypes at the start of an experience with old classes.
         last_terms: losses of the last mini-batch of images, detached; None between experiences.
+
+    Example:
+        >>> from avalanche.training import Naive
+        >>> from protocl.checks import toy
+        >>> model, plugin = toy.model(), NAPAVQPlugin()
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> settings = dict(train_epochs=1, train_mb_size=12, plugins=[plugin])
+        >>> _ = toy.learn(Naive(model=model, optimizer=optimizer, **settings))
+        >>> plugin.parameters.codes.shape  # four orientations of six classes
+        torch.Size([24, 16])
     """
 
     def __init__(
@@ -285,6 +295,15 @@ class NAPAVQ(ExemplarFree):
     Args:
         method: :class:`NAPAVQPlugin` with its defaults if None.
         **settings: those of :class:`.ExemplarFree`.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> model = toy.model()
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> strategy = NAPAVQ(model=model, optimizer=optimizer, train_epochs=1, train_mb_size=12)
+        >>> _ = toy.learn(strategy)
+        >>> strategy.method.parameters.codes.shape  # four orientations of six classes
+        torch.Size([24, 16])
     """
 
     def __init__(self, *, method: NAPAVQPlugin | None = None, **settings: Any) -> None:

@@ -84,6 +84,15 @@ class PRDPlugin(FeatureLossPlugin):
     Attributes:
         prototypes: the table of prototypes, or None before the first iteration.
         last_terms: the losses of the last mini-batch, detached.
+
+    Example:
+        >>> from avalanche.training import Naive
+        >>> from protocl.checks import toy
+        >>> model, plugin = toy.model(), PRDPlugin()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        >>> settings = dict(train_epochs=4, train_mb_size=12, plugins=[plugin])
+        >>> toy.learn(Naive(model=model, optimizer=optimizer, **settings))[0]
+        1.0
     """
 
     def __init__(
@@ -247,6 +256,14 @@ class PRD(ReadyMade):
         plugin: the method; :class:`PRDPlugin` with its defaults if None.
         schedule: epochs of the first experience and decay of the learning rate.
         **settings: those of :class:`.ReadyMade` but ``own``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> model = toy.model()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        >>> strategy = PRD(model=model, optimizer=optimizer, train_epochs=4, train_mb_size=12)
+        >>> toy.learn(strategy)[0]  # accuracy on the first three classes
+        1.0
     """
 
     def __init__(

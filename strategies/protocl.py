@@ -96,6 +96,15 @@ class ProtoCLPlugin(FeatureLossPlugin):
 
     Source: Kessler et al. 2023, "On sequential Bayesian inference for continual learning",
     section 7 and algorithm 1.
+
+    Example:
+        >>> from avalanche.training import Naive
+        >>> from protocl.checks import toy
+        >>> model, plugin = toy.model(), ProtoCLPlugin(mem_size=12)
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> settings = dict(train_epochs=3, train_mb_size=12, plugins=[plugin])
+        >>> toy.learn(Naive(model=model, optimizer=optimizer, **settings))[0]
+        1.0
     """
 
     def __init__(
@@ -252,6 +261,14 @@ class ProtoCL(ReadyMade):
     Args:
         plugin: the method; :class:`ProtoCLPlugin` with its defaults if None.
         **settings: those of :class:`.ReadyMade` but ``own``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> model = toy.model()
+        >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> strategy = ProtoCL(model=model, optimizer=optimizer, train_epochs=3, train_mb_size=12)
+        >>> toy.learn(strategy)[0]  # accuracy on the first three classes
+        1.0
     """
 
     def __init__(self, *, plugin: ProtoCLPlugin | None = None, **settings: Any) -> None:

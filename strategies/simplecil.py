@@ -22,6 +22,7 @@ class SimpleCILConfig(RecipeConfig):
         stored_between_experiences="count and mean of each class",
         keeps_data=False,
         bytes_per_class="16 D + 16",
+        trains_backbone=False,
     )
 
     name: str = "simplecil"

@@ -21,6 +21,7 @@ class SLDAConfig(RecipeConfig):
         stored_between_experiences="count and mean of each class, one covariance",
         keeps_data=False,
         bytes_per_class="16 D + 16",
+        trains_backbone=False,
     )
 
     name: str = "slda"

@@ -57,6 +57,14 @@ class ClientData:
 
     Raises:
         TypeError: a chunk is no pair.
+
+    Example:
+        >>> batch = (torch.zeros(2, 4), torch.tensor([0, 1]))
+        >>> len(ClientData([batch, batch]).chunks)
+        2
+        >>> ClientData(batch)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        TypeError: chunks[0] is no pair of samples and labels: ...
     """
 
     chunks: Sequence[tuple[Tensor, Tensor]]
@@ -107,6 +115,16 @@ class PrototypeClient:
         merged: memory without samples of the kind that the server answers with; ``empty`` by
             default.
         name: name of a client's state, from its context.
+
+    Example:
+        >>> from protocl.federation import FederatedPrototypes, simulate
+        >>> batch = (torch.zeros(2, 4), torch.tensor([0, 1]))
+        >>> empty = PrototypeMemory(4, exact=True)
+        >>> client = PrototypeClient(lambda context: ClientData([batch]), empty)
+        >>> strategy = FederatedPrototypes(empty)
+        >>> _ = simulate(strategy, client.app(), clients=5, rounds=1)
+        >>> strategy.memory.counts.tolist()
+        [5, 5]
     """
 
     def __init__(

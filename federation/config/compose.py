@@ -46,6 +46,7 @@ def compose(settings: Settings) -> FederateConfig:
     """The configuration of one run, every key and value checked against the schema."""
     config = build(FederateConfig, settings, _GROUPS, _DEFAULTS)
     _deal_by_column(config, settings)
+    _follow_stream(config, settings)
     _validate(config)
     return config
 
@@ -75,6 +76,18 @@ def _deal_by_column(config: FederateConfig, settings: Settings) -> None:
         config.partition.name = GIVEN
     if config.partition.name == GIVEN and "federation.clients" not in settings:
         config.federation.clients = 0
+
+
+def _follow_stream(config: FederateConfig, settings: Settings) -> None:
+    """A stream lasts as many rounds as it has experiences, unless it is said how many.
+
+    Of ``benchmark.protocol`` and ``increment`` the data tell how many that are; they are said.
+    """
+    benchmark, section = config.benchmark, settings.get("federation")
+    rounds_given = "federation.rounds" in settings or "rounds" in (section or {})
+    equal_parts = benchmark.protocol is None and benchmark.increment is None
+    if config.partition.growth == "stream" and equal_parts and not rounds_given:
+        config.federation.rounds = benchmark.n_experiences or config.federation.rounds
 
 
 def _validate(config: FederateConfig) -> None:

@@ -175,7 +175,8 @@ class FederationConfig:
 
     Attributes:
         clients: number of clients; 0 for as many as the data name (``partition=client``).
-        rounds: number of rounds.
+        rounds: number of rounds; for ``partition.growth=stream``, unless given, as many as
+            ``benchmark.n_experiences``.
         participation: share of the clients asked in each round.
         min_clients: clients that must be online before a round begins.
         evaluate: share of the clients that classify test data of their own classes after each

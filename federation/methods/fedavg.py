@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class FedAvgConfig(GradientConfig):
-    """Federated averaging of a linear layer, a projection or a network, with its settings."""
+    """Clients train one network, whose weights the server averages.
+
+    Example:
+        >>> from protocl.federation.runner import toy
+        >>> toy.learn(FedAvgConfig(local_epochs=5))  # accuracy after two rounds of five clients
+        1.0
+    """
 
     info: ClassVar[MethodInfo] = MethodInfo(title="FedAvg", stored="one network")
 

@@ -26,12 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class FedAvgPrototypesConfig(GradientConfig, ExchangeConfig):
-    """Federated averaging at first, then prototypes of the frozen network; settings of both.
+    """Clients train one network, which is then frozen under merged prototypes.
 
     Attributes:
         training_rounds: rounds of federated averaging, fewer than ``rounds``; the rest exchange
             prototypes of the frozen backbone.
         train: ``projection`` or ``backbone``.
+
+    Example:
+        >>> from protocl.federation.runner import toy
+        >>> toy.learn(FedAvgPrototypesConfig(training_rounds=1))
+        1.0
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

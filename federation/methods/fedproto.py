@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FedProtoConfig(GradientConfig):
-    """FedProto: clients keep networks of their own and share class means; settings of training.
+    """Each client trains a network of its own towards common prototypes.
 
     Attributes:
         aggregation: of a class's prototypes over its owners: ``uniform``, as in the released code;
@@ -33,6 +33,11 @@ class FedProtoConfig(GradientConfig):
         weight: of the squared distance to the prototypes, lambda in the paper.
         answer: ``prototypes``, the nearest prototype among the client's classes; ``classifier``,
             the client's own linear layer.
+
+    Example:
+        >>> from protocl.federation.runner import toy
+        >>> toy.learn(FedProtoConfig())  # accuracy after two rounds of five clients
+        1.0
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ProtectedPrototypesConfig(HeadConfig):
-    """Class statistics under secure aggregation, differential privacy, or both.
+    """The server learns sums of masked statistics, with noise where it is wanted.
 
     Settings of :class:`protocl.federation.secure.strategy.ProtectedPrototypes`.
 
@@ -53,6 +53,11 @@ class ProtectedPrototypesConfig(HeadConfig):
         clip: largest norm of a sample's features; longer ones are shortened. With noise only.
         epsilon: the budget.
         delta: its probability of failure, well below 1 over the number of samples.
+
+    Example:
+        >>> from protocl.federation.runner import toy
+        >>> toy.learn(ProtectedPrototypesConfig())  # accuracy after two rounds of five clients
+        1.0
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

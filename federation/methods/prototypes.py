@@ -66,7 +66,7 @@ class ExchangeConfig(HeadConfig):
 
 @dataclass
 class PrototypesConfig(ExchangeConfig):
-    """Exact merging of clients' class statistics, with any head.
+    """The server adds the class statistics of all clients, exactly, under any head.
 
     Settings of :class:`FederatedPrototypes`, besides those of the exchange.
 
@@ -78,6 +78,11 @@ class PrototypesConfig(ExchangeConfig):
             place, with the trace of the others; an estimate, with ``exact=false``.
         distribute: the server sends the backbone first; clients check its hash, then encode their
             samples with it.
+
+    Example:
+        >>> from protocl.federation.runner import toy
+        >>> toy.learn(PrototypesConfig())  # accuracy after two rounds of five clients
+        1.0
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

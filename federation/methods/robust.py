@@ -13,7 +13,9 @@ from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
 
 @dataclass
 class RobustPrototypesConfig(PrototypesConfig):
-    """Merging that withstands hostile clients; settings besides those of ``prototypes``.
+    """The server merges statistics under the doubt that some clients lie.
+
+    Settings beside those of ``prototypes``.
 
     Attributes:
         centre: ``mean``, ``trimmed_mean`` or ``geometric_median`` of the clients' class means;
@@ -21,6 +23,11 @@ class RobustPrototypesConfig(PrototypesConfig):
         trim, max_norm, max_count, min_consistency, share_votes: see
             :class:`protocl.federation.robust.rules.RobustMerge`; not with ``centre=exact``.
         screen: contributions of a round that score less in consistency are rejected, 0 for none.
+
+    Example:
+        >>> from protocl.federation.runner import toy
+        >>> toy.learn(RobustPrototypesConfig())  # accuracy after two rounds of five clients
+        1.0
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -62,6 +62,18 @@ def simulate(
         ConfigError: ``engine`` is unknown or not installed.
         AllFailedError: all clients failed in all rounds (of strategies that are measured).
         ValueError: there are no clients.
+
+    Example:
+        >>> from protocl.federation import ClientData, FederatedPrototypes, PrototypeClient
+        >>> def load(context):  # client 0 has class 0, client 1 class 1, ...
+        ...     number = int(context.node_config["partition-id"])
+        ...     return ClientData([(torch.full((3, 2), float(number)), torch.tensor([number] * 3))])
+
+        >>> empty = PrototypeMemory(2, exact=True)
+        >>> strategy = FederatedPrototypes(empty)
+        >>> result = simulate(strategy, PrototypeClient(load, empty).app(), clients=3, rounds=2)
+        >>> result.train_metrics_clientapp[1]["merged"], result.train_metrics_clientapp[2]["merged"]
+        (3, 0)
     """
     if clients < 1:
         raise ValueError(f"clients={clients}: expected at least 1")

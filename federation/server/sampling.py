@@ -29,6 +29,11 @@ class Options:
         precision: of the merged memory as it is sent to clients.
         limits: what one client may claim and send.
         seed: decides who is asked.
+
+    Example:
+        >>> Options(participation=1.5)
+        Traceback (most recent call last):
+        ValueError: participation=1.5: expected 0 < share <= 1
     """
 
     participation: float = 1.0

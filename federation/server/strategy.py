@@ -72,6 +72,21 @@ class FederatedPrototypes(LastingStrategy):
         seconds: where the server's own time went.
         evaluations: round -> confusion over the clients' own test data.
         failed_evaluations: round -> whose evaluations do not count, and why.
+
+    Example:
+        >>> from protocl.federation import ClientData, PrototypeClient, simulate
+        >>> def load(context):  # client 0 has class 0, client 1 class 1, ...
+        ...     number = int(context.node_config["partition-id"])
+        ...     return ClientData([(torch.full((3, 2), float(number)), torch.tensor([number] * 3))])
+
+        >>> empty = PrototypeMemory(2, exact=True)
+        >>> strategy = FederatedPrototypes(empty)
+        >>> _ = simulate(strategy, PrototypeClient(load, empty).app(), clients=3, rounds=1)
+        >>> strategy.memory.means.tolist(), strategy.memory.counts.tolist()
+        ([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]], [3, 3, 3])
+        >>> strategy.forget_client("1001")  # as the ledger names it
+        >>> strategy.memory.classes.tolist()
+        [0, 2]
     """
 
     def __init__(

@@ -41,6 +41,12 @@ class InProcessGrid(Grid):
 
     Attributes:
         online: nodes that can be reached; change it to let nodes leave, return or join late.
+
+    Example:
+        >>> from flwr.clientapp import ClientApp
+        >>> grid = InProcessGrid(ClientApp(), nodes=3)
+        >>> len(list(grid.get_node_ids()))
+        3
     """
 
     def __init__(

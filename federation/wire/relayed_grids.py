@@ -180,6 +180,12 @@ class QuorumGrid(GridWrapper):
         quorum: share of the nodes asked, in (0, 1], whose good answers are enough.
         grace: seconds to wait for the others from then on.
         stopped: set by another thread to end all waiting with a RuntimeError.
+
+    Example:
+        >>> from flwr.clientapp import ClientApp
+        >>> from protocl.federation import InProcessGrid
+        >>> len(list(QuorumGrid(InProcessGrid(ClientApp(), nodes=3)).get_node_ids()))
+        3
     """
 
     def __init__(

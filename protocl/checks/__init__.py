@@ -140,4 +140,4 @@ __all__ = [
     "sample_batch",
 ]
 
-__getattr__ = importer(__name__, _HOMES)
+__getattr__ = importer(__name__, _HOMES, ["toy"])

@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from importlib.resources import files
 from itertools import takewhile
 
+import yaml
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +38,7 @@ _TITLES = {
     "heads": "heads (protocl.heads)",
     "maps": "strategy.head.map=NAME",
     "trackers": "tracker=NAME",
-    "methods": "federate method=NAME",
+    "federated": "method=NAME, of protocl federate",
 }
 """Kinds that are no group of configuration files."""
 
@@ -48,7 +49,7 @@ _GROUPS: dict[str, tuple[str, Registry | None]] = {
     "heads": ("head", HEADS),
     "maps": ("map", MAPS),
     "trackers": ("tracker", TRACKERS),
-    "methods": ("method", METHODS),
+    "federated": ("method", METHODS),
     "experiments": ("experiment", None),
     "federations": ("federation", None),
     "pretrainings": ("pretraining", None),
@@ -57,17 +58,32 @@ _GROUPS: dict[str, tuple[str, Registry | None]] = {
 KINDS = ("strategies", *_GROUPS)
 
 
-def tables(kind: str | None = None) -> Iterator[Table]:
+def tables(
+    kind: str | None = None, *, no_samples: bool = False, frozen: bool = False
+) -> Iterator[Table]:
     """The table of one kind, or those of all.
 
     Args:
         kind: one of :data:`KINDS`, or None.
+        no_samples: only strategies that store no training samples.
+        frozen: only strategies whose backbone stays as it is.
+
+    Raises:
+        ConfigError: strategies are to be chosen, but another kind is asked for.
     """
+    chosen = no_samples or frozen
+    if chosen and kind not in (None, "strategies"):
+        raise ConfigError(
+            f"list {kind}: --no-samples and --frozen choose among strategies; "
+            "type protocl list strategies, or leave them out"
+        )
+    if chosen:
+        kind = "strategies"
     for name in KINDS if kind is None else (kind,):
-        yield _strategies() if name == "strategies" else _others(name)
+        yield _strategies(no_samples, frozen) if name == "strategies" else _others(name)
 
 
-def _strategies() -> Table:
+def _strategies(no_samples: bool, frozen: bool) -> Table:
     table = plain_table("strategy=NAME")
     table.add_column("name", no_wrap=True)
     table.add_column("method, and what it keeps between experiences")
@@ -75,13 +91,15 @@ def _strategies() -> Table:
     table.add_column("data kept")
     entries = STRATEGIES.entries()
     for name in group_names("strategy"):
-        if name not in entries:
-            table.add_row(name, Text(_comment("strategy", name)))
-            continue
         try:
-            info = _info(entries[name])
+            info = _info(entries[name if name in entries else _recipe_of(name)])
         except ConfigError as error:  # one broken package must not hide the others
             table.add_row(name, Text(str(error), "red"))
+            continue
+        if (no_samples and info.keeps_data) or (frozen and info.trains_backbone):
+            continue
+        if name not in entries:
+            table.add_row(name, Text(_comment("strategy", name)))
             continue
         method = info.title if info.paper == "-" else f"{info.title} ({info.paper})"
         kept = Text.assemble(f"{method}\n", (info.stored_between_experiences, "italic"))
@@ -100,6 +118,12 @@ def _info(entry: EntryPoint) -> StrategyInfo:
     stated = None if part is None else constant(part, "info", StrategyInfo)
     info: StrategyInfo = STRATEGIES.load(entry).info if stated is None else stated
     return info
+
+
+def _recipe_of(name: str) -> str:
+    """The strategy that a file of settings is for."""
+    text = (files("protocl.configs") / "strategy" / f"{name}.yaml").read_text(encoding="utf-8")
+    return str(yaml.safe_load(text).get("name", name))
 
 
 def _others(kind: str) -> Table:
@@ -123,7 +147,7 @@ def _description(registry: Registry, entry: EntryPoint) -> Text:
     except ConfigError as error:
         return Text(str(error), "red")
     paragraph = text.partition("\n\n")[0]
-    return Text(_first_sentence(_ROLE.sub(r"\1", paragraph).replace("`", "")))
+    return Text(first_sentence(_ROLE.sub(r"\1", paragraph).replace("`", "")))
 
 
 def _docstring(registry: Registry, entry: EntryPoint) -> str:
@@ -144,8 +168,8 @@ def _comment(group: str, name: str) -> str:
         return ""
     lines = file.read_text(encoding="utf-8").splitlines()
     comment = takewhile(lambda line: line.startswith("#"), lines)
-    return _first_sentence(" ".join(line.lstrip("# ") for line in comment))
+    return first_sentence(" ".join(line.lstrip("# ") for line in comment))
 
 
-def _first_sentence(text: str) -> str:
+def first_sentence(text: str) -> str:
     return _SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from protocl import __version__
 from protocl.cli.arguments import Commands, add_settings_command
+from protocl.cli.completion import answer, asked, shell_code, words_typed
 from protocl.errors import ProtoclError
 from protocl.registry import COMMANDS
 from protocl.runner.host_warnings import hidden_host_notices
@@ -23,8 +24,8 @@ from protocl.runner.host_warnings import hidden_host_notices
 AddCommand = Callable[[Commands, argparse.ArgumentParser], None]
 
 _LISTS = (
-    "strategies", "benchmarks", "backbones", "adaptations", "heads", "maps", "methods", "trackers",
-    "experiments", "federations", "pretrainings", "reconnaissance",
+    "strategies", "benchmarks", "backbones", "adaptations", "heads", "maps", "federated",
+    "trackers", "experiments", "federations", "pretrainings", "reconnaissance",
 )  # fmt: skip
 
 _EXAMPLES = """\
@@ -63,12 +64,14 @@ prototype memory, and a checkpoint after each experience until it is finished.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (those of the process by default); the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = words_typed(sys.argv[1:] if arguments is None else arguments)
     try:
         parser = _parser(words)
     except ProtoclError as error:  # a command whose package is not installed as a whole
         print(f"protocl: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
+    if asked():
+        answer(parser)
     args = parser.parse_args(words)
     try:
         with hidden_host_notices():
@@ -128,6 +131,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         choices=_LISTS,
         help="one list only",
     )
+    catalogue.add_argument(
+        "--no-samples", action="store_true", help="strategies that store no training samples"
+    )
+    catalogue.add_argument(
+        "--frozen", action="store_true", help="strategies whose backbone stays as it is"
+    )
     catalogue.set_defaults(command=_list)
 
     compare = commands.add_parser(
@@ -161,6 +170,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     doctor.add_argument("--root", metavar="FOLDER", help="where the data sets are looked for")
     doctor.set_defaults(command=_doctor)
+
+    completion = commands.add_parser(
+        "completion", parents=[common], help="print what makes a shell complete protocl by Tab"
+    )
+    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.set_defaults(command=_completion)
 
     bench = commands.add_parser(
         "bench", parents=[common], help="measure speed beside Avalanche's own code"
@@ -197,8 +212,13 @@ def _list(args: argparse.Namespace) -> int:
     from protocl.cli.list import tables
 
     console = Console()
-    for table in tables(args.what):
+    for table in tables(args.what, no_samples=args.no_samples, frozen=args.frozen):
         console.print(table)
+    return 0
+
+
+def _completion(args: argparse.Namespace) -> int:
+    sys.stdout.write(shell_code(args.shell))
     return 0
 
 

@@ -20,6 +20,8 @@ class StrategyInfo:
         bytes_per_class: what one more class adds to it besides samples, in bytes for ``D``
             features, as text ("16 D + 16"); sums are kept as pairs of float64. ``C`` stands for
             the classes before it, ``M`` for the width of random features.
+        trains_backbone: whether it changes the weights of the backbone, its defaults being as they
+            are.
     """
 
     title: str
@@ -27,3 +29,4 @@ class StrategyInfo:
     stored_between_experiences: str
     keeps_data: bool
     bytes_per_class: str = "not stated"
+    trains_backbone: bool = True

@@ -58,7 +58,7 @@ def require_declared(settings: Any) -> None:
         value = getattr(settings, name)
         if get_origin(hint) is Literal:
             require_choice(name, value, get_args(hint))
-        _require(name, value, _range_of(schema, name))
+        _require(name, value, range_of(schema, name))
 
 
 def require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -77,7 +77,7 @@ def _require(name: str, value: Any, allowed: Range | None) -> None:
 
 
 @cache
-def _range_of(schema: type, name: str) -> Range | None:
+def range_of(schema: type, name: str) -> Range | None:
     """Where a subclass gives a field another default, the range stays."""
     homes = [vars(kind)["__dataclass_fields__"] for kind in schema.__mro__ if is_dataclass(kind)]
     ranges = [home[name].metadata.get(_RANGE) for home in homes if name in home]

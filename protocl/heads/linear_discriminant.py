@@ -24,10 +24,11 @@ from protocl.memory.feature_maps import FeatureMap, UnitNorm
 
 
 class LinearDiscriminant(CentredHead):
-    """Gaussian classes with one covariance: ``w_c . (f - m) + b_c``.
+    """A sample belongs to the class whose mean is nearest under one covariance for all classes.
 
-    ``w_c = S^-1 (mu_c - m)`` and ``b_c = -(mu_c - m) . w_c / 2 (+ log prior)``, with the
-    within-class covariance ``S`` shrunk towards the identity. ``m``, the middle of the class means,
+    Logits are ``w_c . (f - m) + b_c`` with ``w_c = S^-1 (mu_c - m)`` and
+    ``b_c = -(mu_c - m) . w_c / 2 (+ log prior)``, of the within-class covariance ``S`` shrunk
+    towards the identity. ``m``, the middle of the class means,
     adds the same number to all logits of a sample, and keeps their digits where features are far
     from the origin. Without any scatter (one sample a class) distances are Euclidean, and a
     warning says so. Exact for any order of the samples, unlike the
@@ -46,6 +47,13 @@ class LinearDiscriminant(CentredHead):
             depends on the order of the samples and cannot be merged.
         map: see :class:`.Head`; not beside ``normalize_input``.
         dtype: precision of the parameters and logits.
+
+    Example:
+        >>> head = LinearDiscriminant(shrinkage=0.1)
+        >>> features = torch.tensor([[0.0, 0.0], [4.0, 0.1], [1.0, 2.0], [5.0, 2.1]])
+        >>> memory = head.new_memory(2).update(features, torch.tensor([4, 4, 9, 9]))
+        >>> head.fit(memory).predict(torch.tensor([[5.0, 0.5], [0.0, 1.5]])).tolist()
+        [4, 9]
     """
 
     required_level: Level = "shared"

@@ -31,7 +31,7 @@ _PIECE = 1 << 20
 
 
 class Mahalanobis(CentredHead):
-    """The class whose mean is nearest under the class's own covariance.
+    """A sample belongs to the class whose mean is nearest under the class's own covariance.
 
     Logits are ``-(x - m_c)^T R_c^-1 (x - m_c)`` without log-determinant and prior, where ``R_c`` is
     the class covariance, shrunk and (by default) turned into a correlation matrix. Every
@@ -68,6 +68,14 @@ class Mahalanobis(CentredHead):
 
     Source: Goswami et al. 2023, "FeCAM: exploiting the heterogeneity of class distributions in
     exemplar-free continual learning", section 4 and the authors' code.
+
+    Example:
+        >>> head = Mahalanobis(shrinkage=(0.1, 0.0), tukey=None, correlation=False, normalize=False)
+        >>> wide, narrow = torch.tensor([[-4.0], [4.0]]), torch.tensor([[4.9], [5.1]])
+        >>> labels = torch.tensor([4, 4, 9, 9])
+        >>> memory = head.new_memory(1).update(torch.cat([wide, narrow]), labels)
+        >>> head.fit(memory).predict(torch.tensor([[3.0], [5.0]])).tolist()
+        [4, 9]
     """
 
     required_level: Level = "full"

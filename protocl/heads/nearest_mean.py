@@ -21,7 +21,7 @@ _RESOLVED = 256
 
 
 class NearestMean(CentredHead):
-    """The class whose mean is nearest.
+    """A sample belongs to the class whose mean is nearest.
 
     The three switches are independent; published methods are points among them:
 

@@ -24,8 +24,9 @@ from protocl.memory.feature_maps import FeatureMap, ReluProjection
 
 
 class Ridge(CentredHead):
-    """``logits = h (A + lambda I)^-1 S`` with ``A = sum h h^T`` and ``S = sum h y^T``.
+    """A linear classifier is fitted to one-hot labels by ridge regression, from two sums.
 
+    ``logits = h (A + lambda I)^-1 S`` with ``A = sum h h^T`` and ``S = sum h y^T``.
     ``h`` is the feature itself, or a function of it alone, such as ``relu(f W)`` with a fixed
     random ``W`` (RanPAC). ``A`` is the memory's pooled second moment and ``S`` its class sums, so
     the head, and the choice of ``lambda`` with it, follow from additive statistics, and merged
@@ -71,6 +72,13 @@ class Ridge(CentredHead):
     Source: McDonnell et al. 2023, "RanPAC: random projections and pre-trained models for continual
     learning", section 4 and algorithm 1; for the others see :mod:`protocl.strategies.analytic` and
     :class:`.regression.equations.Equations`.
+
+    Example:
+        >>> features, labels = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([4, 9])
+        >>> head = Ridge(regularization=1.0)
+        >>> head.fit(head.new_memory(2).update(features, labels))(features)  # h (A + I)^-1 S
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.8000]])
     """
 
     required_level: Level = "shared"

@@ -29,7 +29,7 @@ from protocl.tracing import exporting
 
 
 class FeatureMap(nn.Module):
-    """Features as they are; subclasses are other functions of one sample's features.
+    """Features stay as they are; subclasses are other functions of one sample's features.
 
     Every row is mapped by itself, in the precision that it came in, and nothing is drawn at a call.
 
@@ -79,7 +79,12 @@ def unit(features: Tensor) -> Tensor:
 
 
 class UnitNorm(FeatureMap):
-    """Divide each sample by its Euclidean norm; a zero vector stays zero."""
+    """Divide each sample by its Euclidean norm; a zero vector stays zero.
+
+    Example:
+        >>> UnitNorm()(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
 
     spec = "unit"
 
@@ -91,10 +96,14 @@ class UnitNorm(FeatureMap):
 
 
 class Tukey(FeatureMap):
-    """Tukey's ladder of powers, ``f -> f^power``, or ``log(f)`` for power 0 (FeCAM, section 4.3).
+    """Features are raised to a power, ``f -> f^power``, or ``log(f)`` for 0 (FeCAM, section 4.3).
 
     Raises:
         ValueError: a feature is negative (or not positive, for power 0).
+
+    Example:
+        >>> Tukey(0.5)(torch.tensor([[4.0, 9.0]])).tolist()
+        [[2.0, 3.0]]
     """
 
     def __init__(self, power: float = 0.5) -> None:
@@ -124,7 +133,7 @@ class Tukey(FeatureMap):
 
 
 class ReluProjection(FeatureMap):
-    """Random features ``relu(f W)`` with a fixed Gaussian ``W`` (RanPAC, section 4.1).
+    """Random features are ``relu(f W)`` with a fixed Gaussian ``W`` (RanPAC, section 4.1).
 
     ``W`` comes from a generator of its own, so it depends on ``seed`` alone. Its entries are
     rounded to multiples of 2^-10, which changes nothing that matters in a random matrix and makes
@@ -135,6 +144,11 @@ class ReluProjection(FeatureMap):
         dim: outputs ``M``.
         seed: seed of ``W``.
         weight: ``(D, M)`` matrix to use in place of a drawn one.
+
+    Example:
+        >>> features = ReluProjection(feature_dim=2, dim=100)(torch.tensor([[3.0, 4.0]]))
+        >>> features.shape, bool((features >= 0).all()), bool((features == 0).any())
+        (torch.Size([1, 100]), True, True)
     """
 
     name: ClassVar[str] = "relu_projection"

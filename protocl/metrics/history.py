@@ -85,6 +85,11 @@ class History:
         ]
 
     @property
+    def latest(self) -> float | None:
+        """The last of :attr:`stream_accuracy`; None before the first evaluation."""
+        return self.confusion.accuracy if self.evaluations else None
+
+    @property
     def confusion(self) -> Confusion:
         """Counts after the last experience, over all test experiences seen."""
         seen = range(len(self.evaluations))

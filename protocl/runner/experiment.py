@@ -239,4 +239,5 @@ class _Run:
         return build_result(self.config, self.prepared, self.history, memory, trained)
 
     def _tell(self, phase: str, **more: int) -> None:
-        self.run.tell(phase, len(self.history.evaluations), total=self.n_experiences, **more)
+        done, accuracy = len(self.history.evaluations), self.history.latest
+        self.run.tell(phase, done, total=self.n_experiences, accuracy=accuracy, **more)

@@ -112,7 +112,7 @@ class FeatureRun:
 
     def _tell(self, phase: str) -> None:
         done, total = len(self.history.evaluations), len(self.prepared.stream)
-        self.run.tell(phase, done, total=total)
+        self.run.tell(phase, done, total=total, accuracy=self.history.latest)
 
 
 def log_evaluation(events: Trackers, history: History, stream: ClassStream) -> None:

@@ -18,6 +18,8 @@ class Progress:
         unit: ``"experience"``, ``"round"``, ``"step"`` or ``"epoch"``.
         epoch: index of the epoch within an experience, from 0, while training.
         n_epochs: epochs of this experience.
+        accuracy: share of right answers on the classes seen so far, at the last evaluation; None
+            before the first.
         report: what the unit that has just ended brought, or None; its text fits on a line.
     """
 
@@ -27,6 +29,7 @@ class Progress:
     unit: str = "experience"
     epoch: int | None = None
     n_epochs: int | None = None
+    accuracy: float | None = None
     report: Any = None
 
     @property
@@ -45,7 +48,9 @@ class Progress:
         if self.done is None or self.total is None or self.done >= self.total:
             return self.phase
         status = f"{self.unit} {self.done + 1}/{self.total} {self.phase}"
-        return status if self.epoch is None else f"{status} epoch {self.epoch + 1}/{self.n_epochs}"
+        if self.epoch is not None:
+            status += f" epoch {self.epoch + 1}/{self.n_epochs}"
+        return status if self.accuracy is None else f"{status}, so far {self.accuracy:.1%}"
 
     @property
     def line(self) -> str | None:

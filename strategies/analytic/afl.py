@@ -24,6 +24,7 @@ class AFLConfig(SeededRecipeConfig):
         stored_between_experiences="Gram matrix and class sums of features",
         keeps_data=False,
         bytes_per_class="16 D + 16",
+        trains_backbone=False,
     )
 
     name: str = "afl"

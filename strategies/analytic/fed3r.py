@@ -22,6 +22,7 @@ class Fed3RConfig(SeededRecipeConfig):
         stored_between_experiences="Gram matrix and class sums of features",
         keeps_data=False,
         bytes_per_class="16 D + 16",
+        trains_backbone=False,
     )
 
     name: str = "fed3r"

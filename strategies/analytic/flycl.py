@@ -22,6 +22,7 @@ class FlyCLConfig(SeededRecipeConfig):
         stored_between_experiences="Gram matrix and class sums of random features",
         keeps_data=False,
         bytes_per_class="16 M + 16",
+        trains_backbone=False,
     )
 
     name: str = "flycl"

@@ -63,6 +63,11 @@ class AvalancheNCMConfig(AvalancheHeadConfig):
 
     Attributes:
         normalize: compare unit features with unit means.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(AvalancheNCMConfig())  # accuracy after each experience
+        [1.0, 1.0, 0.972]
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -71,6 +76,7 @@ class AvalancheNCMConfig(AvalancheHeadConfig):
         stored_between_experiences="mean of each class",
         keeps_data=False,
         bytes_per_class="4 D",
+        trains_backbone=False,
     )
 
     name: str = "avalanche_ncm"
@@ -91,6 +97,11 @@ class AvalancheSLDAConfig(AvalancheHeadConfig):
 
     Attributes:
         shrinkage: weight of the identity in the covariance.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(AvalancheSLDAConfig())  # accuracy after each experience
+        [1.0, 1.0, 1.0]
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -99,6 +110,7 @@ class AvalancheSLDAConfig(AvalancheHeadConfig):
         stored_between_experiences="count and mean of each class, one covariance",
         keeps_data=False,
         bytes_per_class="4 D",
+        trains_backbone=False,
     )
 
     name: str = "avalanche_slda"
@@ -129,6 +141,11 @@ class AvalancheFeCAMConfig(AvalancheHeadConfig):
 
     It inverts every covariance for every mini-batch of an evaluation, hence the large ones:
     ``eval_mb_size`` samples cost as much as one.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(AvalancheFeCAMConfig())  # accuracy after each experience
+        [1.0, 1.0, 1.0]
     """
 
     info: ClassVar[StrategyInfo] = StrategyInfo(
@@ -137,6 +154,7 @@ class AvalancheFeCAMConfig(AvalancheHeadConfig):
         stored_between_experiences="mean and covariance of each class",
         keeps_data=False,
         bytes_per_class="4 D^2 + 4 D",
+        trains_backbone=False,
     )
 
     name: str = "avalanche_fecam"

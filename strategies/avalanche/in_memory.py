@@ -53,6 +53,17 @@ class InMemory(SupervisedPlugin[Any]):
 
     Attributes:
         declined: why the last loader was left alone, or None.
+
+    Example:
+        >>> from avalanche.training import Naive
+        >>> from protocl.checks import toy
+        >>> def weight(*plugins):
+        ...     model = toy.model()
+        ...     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        ...     _ = toy.learn(Naive(model=model, optimizer=sgd, plugins=list(plugins)))
+        ...     return model.classifier.weight
+        >>> torch.equal(weight(), weight(InMemory()))
+        True
     """
 
     def __init__(self, device: torch.device | str | None = None, lean_loop: bool = True) -> None:

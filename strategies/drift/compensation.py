@@ -62,6 +62,10 @@ class DriftEstimator:
         ridge: of ``ldc``, relative to the mean square of a feature.
         neighbours: of ``adc``, samples that are perturbed towards each class mean.
         step, steps: of ``adc``, see :func:`.perturbed`.
+
+    Example:
+        >>> DriftEstimator("sdc", sigma=0.5).old_prototypes
+        'compensated (sdc)'
     """
 
     method: DriftMethod = "none"
@@ -166,6 +170,18 @@ class DriftCompensation(SupervisedPlugin[Any]):
             plugins, and take its features in an extra pass.
         method: ``"none"``, ``"sdc"``, ``"ldc"`` or ``"adc"``, or an estimator.
         **settings: the others of :class:`DriftEstimator`, with the name of a method.
+
+    Example:
+        >>> from avalanche.training import Naive
+        >>> from protocl.checks import toy
+        >>> def accuracy(method):
+        ...     model, plugin = toy.model(), PrototypePlugin()
+        ...     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        ...     plugins = [DriftCompensation(plugin, method), plugin]
+        ...     settings = dict(train_epochs=4, train_mb_size=16, plugins=plugins)
+        ...     return toy.learn(Naive(model=model, optimizer=sgd, **settings))[-1]
+        >>> accuracy("none") < accuracy("ldc")  # on all classes, at the end
+        True
     """
 
     def __init__(

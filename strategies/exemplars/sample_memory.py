@@ -29,6 +29,14 @@ class SampleMemory(ExemplarsBuffer):
             code of ProtoCL, Kessler et al. 2023); ``"medoids"`` for those near which all samples
             of their class lie in the space of inputs, as many of each class: better where pixels
             say what is alike and few of many are kept, worse on photographs.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> kept = SampleMemory(12, "medoids")
+        >>> for experience in toy.stream().train_stream:
+        ...     kept.add(experience.dataset)
+        >>> len(kept), [len(part) for part in kept.parts]
+        (12, [4, 4, 4])
     """
 
     def __init__(self, max_size: int, selection: Selection = "random") -> None:

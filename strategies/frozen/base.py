@@ -53,6 +53,15 @@ class FrozenBackbone(SupervisedTemplate):
         ValueError: epochs are asked for without an optimizer, or are negative, or absent where
             the session needs them; or as :class:`.FirstSession`, which also says when a
             ConfigError.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> from protocl.heads import LinearDiscriminant
+        >>> strategy = FrozenBackbone(model=toy.model(), head=LinearDiscriminant(shrinkage=0.1))
+        >>> toy.learn(strategy)  # accuracy after each experience
+        [1.0, 1.0, 0.972]
+        >>> strategy.memory.counts.tolist()
+        [24, 24, 24, 24, 24, 24]
     """
 
     def __init__(

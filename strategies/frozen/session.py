@@ -20,6 +20,10 @@ class Session:
         two_branches: afterwards give the features of the backbone as it was beside those of the
             adapted one; needs a :class:`~protocl.backbones.Classifier`.
         normalize_branches: divide the features of each of both by their norm.
+
+    Example:
+        >>> Session("ssf").adaptation(epochs=5), Session().adaptation(5), Session().adaptation(0)
+        ('ssf', 'finetune', 'none')
     """
 
     adapt: str | None = None

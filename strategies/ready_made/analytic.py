@@ -28,6 +28,11 @@ class ACIL(Recipe):
     Args:
         **settings: those of :class:`~protocl.heads.Ridge`, such as ``regularization``, and of
             :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(ACIL(model=toy.model(), map="relu_linear:dim=50"))
+        [1.0, 1.0, 0.972]
     """
 
     settings = ACILConfig
@@ -49,6 +54,11 @@ class AFL(Recipe):
     Args:
         **settings: those of :class:`~protocl.heads.Ridge`, such as ``regularization``, and of
             :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(AFL(model=toy.model()))  # accuracy after each experience
+        [1.0, 0.958, 0.972]
     """
 
     settings = AFLConfig
@@ -70,6 +80,11 @@ class AIR(Recipe):
     Args:
         **settings: those of :class:`~protocl.heads.Ridge`, such as ``balance``, and of
             :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(AIR(model=toy.model(), map="relu_linear:dim=50"))
+        [1.0, 1.0, 0.972]
     """
 
     settings = AIRConfig
@@ -92,6 +107,11 @@ class Fed3R(Recipe):
     Args:
         **settings: those of :class:`~protocl.heads.Ridge`, such as ``regularization``, and of
             :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(Fed3R(model=toy.model()))  # accuracy after each experience
+        [1.0, 1.0, 0.944]
     """
 
     settings = Fed3RConfig
@@ -112,6 +132,11 @@ class FlyCL(Recipe):
     Args:
         **settings: those of :class:`~protocl.heads.Ridge`, such as ``regularization``, and of
             :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(FlyCL(model=toy.model(), map="top_k:dim=50:degree=8"))
+        [1.0, 0.958, 0.944]
     """
 
     settings = FlyCLConfig

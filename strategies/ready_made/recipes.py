@@ -75,6 +75,11 @@ class NearestMean(Recipe):
     Args:
         **settings: those of :class:`protocl.heads.NearestMean`, such as ``metric``, and of
             :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(NearestMean(model=toy.model()))  # accuracy after each experience
+        [1.0, 1.0, 0.972]
     """
 
     settings = NearestMeanConfig
@@ -94,6 +99,11 @@ class SimpleCIL(Recipe):
 
     Args:
         **settings: those of :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(SimpleCIL(model=toy.model()))  # accuracy after each experience
+        [1.0, 1.0, 0.972]
     """
 
     settings = SimpleCILConfig
@@ -114,6 +124,11 @@ class SLDA(Recipe):
     Args:
         **settings: those of :class:`~protocl.heads.LinearDiscriminant`, such as ``shrinkage``, and
             of :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(SLDA(model=toy.model()))  # accuracy after each experience
+        [1.0, 1.0, 1.0]
     """
 
     settings = SLDAConfig
@@ -133,6 +148,11 @@ class FeCAM(Recipe):
     Args:
         **settings: those of :class:`~protocl.heads.Mahalanobis`, such as ``shrinkage`` and
             ``tukey``, and of :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(FeCAM(model=toy.model()))  # accuracy after each experience
+        [1.0, 0.958, 0.944]
     """
 
     settings = FeCAMConfig
@@ -152,6 +172,11 @@ class RanPAC(Recipe):
     Args:
         **settings: those of :class:`~protocl.heads.Ridge`, such as ``projection`` (2000 by
             default), and of :class:`.FrozenBackbone` but ``head``.
+
+    Example:
+        >>> from protocl.checks import toy
+        >>> toy.learn(RanPAC(model=toy.model(), projection=50))  # accuracy after each experience
+        [1.0, 1.0, 1.0]
     """
 
     settings = RanPACConfig

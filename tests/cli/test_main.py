@@ -164,7 +164,7 @@ def test_processes_side_by_side_give_the_numbers_of_one(capsys: pytest.CaptureFi
         ),
         ("heads", ["nearest_mean"]),
         ("maps", ["strategy.head.map=NAME", "top_k", "acme_cube", "some power"]),
-        ("methods", ["federate method=NAME", "fedcof", "stsa_e", "how the clients' means spread"]),
+        ("federated", ["method=NAME", "fedcof", "stsa_e", "how the clients' means spread"]),
         ("experiments", ["demo", "Five strategies", "ten classes at a time, three class orders"]),
         ("federations", ["digits_robust", "up to a third of them may lie."]),
         ("pretrainings", ["omniglot_vit"]),

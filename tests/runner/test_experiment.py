@@ -214,7 +214,9 @@ class TestResume:
         seen: list[Progress] = []
         resumed = run_experiment(config, folder, on_progress=seen.append)
         assert "is damaged" in caplog.text
-        assert next(p.done for p in seen if p.phase == "train") == 2
+        first = next(p for p in seen if p.phase == "train")
+        assert first.done == 2
+        assert first.accuracy == resumed["metrics"]["stream_accuracy"][1]
         quiet, _ = run(tmp_path / "quiet", *self.settings)
         assert numbers(resumed) == numbers(quiet)
 

@@ -30,7 +30,7 @@ _LEVELS: dict[Covariance, Level] = {"iso": "diagonal", "diag": "diagonal", "full
 
 
 class BayesianPrototypes(Head):
-    """The posterior predictive of Gaussian classes whose means are unknown.
+    """Gaussian classes whose means are uncertain answer by their posterior predictive.
 
     ``logits[:, c] = log p(z, y = c)``, so that their softmax is ``p(y = c | z)``: a class of few
     samples is uncertain of its mean, hence wider, and a class of many samples is more probable.

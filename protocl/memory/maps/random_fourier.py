@@ -16,7 +16,7 @@ _STEPS = 2.0**10
 
 
 class RandomFourier(FeatureMap):
-    """Random features whose products approximate a Gaussian kernel.
+    """Random features have products that approximate a Gaussian kernel.
 
     They are ``phi(f) = sqrt(2 / M) cos(sqrt(2 gamma) f O + b)``, and the expectation of
     ``phi(x) . phi(y)`` is ``exp(-gamma |x - y|^2)``. ``O`` ``(D, M)`` has standard normal entries,
@@ -33,6 +33,12 @@ class RandomFourier(FeatureMap):
 
     Source: Rahimi & Recht 2007, "Random features for large-scale kernel machines"; Momeni et al.
     2024, "Continual learning using a kernel-based method over foundation models" (KLDA).
+
+    Example:
+        >>> x, y = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+        >>> map = RandomFourier(feature_dim=2, dim=20_000, gamma=0.5)
+        >>> round(float((map(x) * map(y)).sum()), 1), round(math.exp(-0.5), 1)
+        (0.6, 0.6)
     """
 
     weight: Tensor

@@ -14,7 +14,7 @@ _STEPS = 2.0**16
 
 
 class ReluLinear(ReluProjection):
-    """Random features ``relu(f W)`` with the uniform start of a linear layer of PyTorch.
+    """Random features are ``relu(f W)``, and ``W`` starts as a linear layer of PyTorch does.
 
     Entries of ``W`` are uniform between ``-1 / sqrt(D)`` and ``1 / sqrt(D)``, so that random
     features are of the size of the features; they are rounded to multiples of 2^-16, as those of
@@ -28,6 +28,11 @@ class ReluLinear(ReluProjection):
 
     Source: Zhuang et al. 2022, "ACIL: analytic class-incremental learning with absolute
     memorization and privacy protection", the authors' code.
+
+    Example:
+        >>> features = ReluLinear(feature_dim=4, dim=100)(torch.ones(1, 4))
+        >>> features.shape, float(features.max()) <= 4 / 4**0.5  # weights lie within 1 / sqrt(D)
+        (torch.Size([1, 100]), True)
     """
 
     name: ClassVar[str] = "relu_linear"

@@ -12,7 +12,7 @@ from protocl.memory.precision import in_full_precision
 
 
 class TopKProjection(ReluProjection):
-    """The largest of sparse random features ``f W``, the others zero.
+    """Of sparse random features ``f W`` the largest are kept, and the others are zero.
 
     Each column of ``W`` has ``degree`` entries from a standard normal distribution at random
     places, rounded as those of :class:`.ReluProjection`. What is kept may be negative. Features
@@ -28,6 +28,11 @@ class TopKProjection(ReluProjection):
 
     Source: Fly-CL (ICLR 2026), section 3 and the authors' scripts (degree 100 to 300, keep 0.3 on
     CIFAR).
+
+    Example:
+        >>> features = TopKProjection(feature_dim=4, dim=100, degree=2, keep=0.1)(torch.rand(1, 4))
+        >>> features.shape, int((features != 0).sum())
+        (torch.Size([1, 100]), 10)
     """
 
     name: ClassVar[str] = "top_k"
