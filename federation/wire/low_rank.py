@@ -17,7 +17,8 @@ from protocl.errors import DataError
 from protocl.federation.wire.statistics import Arrays, PackedForm
 from protocl.memory.estimates.low_rank import LowRank
 
-_MOMENT = ("factor", "rest")
+FACTORED = frozenset({"factor", "rest"})
+"""Arrays of a message that stand for its second moment."""
 
 
 def factor_arrays(moment: LowRank) -> Arrays:
@@ -26,8 +27,8 @@ def factor_arrays(moment: LowRank) -> Arrays:
     return {"factor": factor.astype(np.float32), "rest": rest.astype(np.float32)[None]}
 
 
-def with_moment(form: PackedForm, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    """Arrays of a message with ``second`` in place of a factor, if it has one.
+def with_moment(form: PackedForm, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Arrays of a message with ``second`` in place of a factor.
 
     Args:
         form: what the federation merges.
@@ -36,11 +37,9 @@ def with_moment(form: PackedForm, arrays: Mapping[str, NDArray[Any]]) -> Mapping
     Raises:
         DataError: the federation merges exact moments, or an array is missing or does not fit.
     """
-    if not arrays.keys() & set(_MOMENT):
-        return arrays
     if not form.empty.estimated or form.level != "shared":
         raise DataError("array 'factor': this federation merges exact second moments")
-    others = {name: array for name, array in arrays.items() if name not in _MOMENT}
+    others = {name: array for name, array in arrays.items() if name not in FACTORED}
     _require(form, arrays)
     counts = arrays["classes"][1].astype(np.float64)
     sums = arrays["sum"].sum(axis=0)

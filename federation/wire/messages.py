@@ -28,7 +28,7 @@ from protocl.federation.wire.codec import (
     unpack,
 )
 from protocl.federation.wire.limits import Limits
-from protocl.federation.wire.low_rank import with_moment
+from protocl.federation.wire.low_rank import FACTORED, with_moment
 from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
 from protocl.federation.wire.validation import RejectedError, check_class_ids, check_values
@@ -227,7 +227,8 @@ class MessageReader:
         )
 
     def _checked(self, records: ArrayRecord, precision: Precision, *, two_words: bool) -> Packed:
-        arrays, size = {}, 0
+        arrays: dict[str, NDArray[Any]] = {}
+        size = 0
         try:
             for name, array in records.items():
                 size += len(array.data)
@@ -236,7 +237,8 @@ class MessageReader:
                 raise RejectedError(
                     "size", f"{size} bytes of arrays; at most {self.limits.max_bytes} are accepted"
                 )
-            arrays = with_moment(self.form, arrays)
+            if arrays.keys() & FACTORED:
+                arrays = with_moment(self.form, arrays)
             packed = unpack(self.form, arrays, precision, two_words=two_words)
         except DataError as error:
             raise RejectedError("shape", str(error)) from error

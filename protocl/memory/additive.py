@@ -153,7 +153,7 @@ class AdditiveStatistics(StoredStatistics):
         fresh = self.counts[rows] == batch.counts
         for positions, moments in batch.second_moments():
             if bool(fresh[positions].all()):  # there is nothing yet to add to
-                self.second[rows[positions]] = moments
+                self._buffer("second")[rows[positions]] = moments
             else:
                 self._add("second", rows[positions], moments, None)
 

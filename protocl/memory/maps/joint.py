@@ -31,7 +31,7 @@ class Joint(FeatureMap):
         super().__init__()
         if not maps or any(isinstance(each, Joint) for each in maps):
             raise ValueError(f"maps={list(maps)!r}: expected one or more maps that are not joint")
-        self.maps = nn.ModuleList(maps)
+        self.maps: nn.ModuleList = nn.ModuleList(maps)
         self.spec = "joint:" + _BETWEEN.join(each.spec for each in maps)
 
     @classmethod
