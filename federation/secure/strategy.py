@@ -50,8 +50,9 @@ class ProtectedPrototypes(LastingStrategy):
     waits for a later one, and :attr:`failures` says why. Without noise the merged memory equals the
     plain merge of the same statistics, bit for bit.
 
-    A secure round is four messages to each client, all sent while Flower asks for the messages to
-    train. Each vector is in one sum that is unmasked, so the differences of sums tell nothing more.
+    A secure round is four messages to each client (five where clients sign), all sent while Flower
+    asks for the messages to train. Each vector is in one sum that is unmasked, so the differences
+    of sums tell nothing more.
     A sum is in the checkpoint before its shares are asked for; if they do not come, or the process
     dies, the next round asks for them again before it begins another sum. After
     :data:`.unfinished_sum.PATIENCE` rounds it is given up, and what is in it is
