@@ -240,10 +240,8 @@ class MergedMemory:
         try:
             self._sum.take(rest)
             self._forgotten_classes |= gone
-            self._parts = {
-                client: tuple(map(self._without_forgotten, parts))
-                for client, parts in self._parts.items()
-            }
+            kept = self._without_forgotten
+            self._parts = {name: tuple(map(kept, parts)) for name, parts in self._parts.items()}
             self.ledger.forget_classes(sorted(gone))
             for class_id in gone:
                 self.names.pop(class_id, None)
@@ -326,7 +324,7 @@ class MergedMemory:
         parts = () if replaces else self._parts.get(client, ())
         require_share(parts, packed, self._limits)
         own = [part.class_ids for part in parts]
-        if not replaces and not self.keep_contributions:
+        if not (replaces or self.keep_contributions):
             own = [np.array(entry.classes) for entry in self.ledger.merged_of(client)]
         require_few_classes(own, self._sum.class_ids, packed.class_ids, self._limits)
 

@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 
 from protocl.errors import DataError
 from protocl.federation.exactly_once.client import MAX_LIVES, Kind
-from protocl.federation.wire.codec import (
-    ERROR_BOUNDS,
-    TOO_LARGE,
-    UPPER,
-    pack,
-    pack_exactly,
-    unpack,
-)
+from protocl.federation.wire.codec import ERROR_BOUNDS, TOO_LARGE, UPPER, pack, pack_exactly, unpack
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.low_rank import FACTORED, with_moment
 from protocl.federation.wire.npy import array_of, read_npy
