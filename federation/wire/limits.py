@@ -42,6 +42,12 @@ class Limits:
             the 64 bits' range, so that so many cannot overflow together.
         max_width: of features up to which scatter matrices are factorised; wider ones are checked
             pair by pair, with 0 none is (:mod:`protocl.federation.wire.moments`).
+
+    Example:
+        >>> from protocl.federation import Limits
+        >>> few = Limits(max_classes=10, classes=[0, 1, "cat"])
+        >>> few.max_classes, few.max_clients, len(few.allowed_ids())
+        (10, 1000, 3)
     """
 
     max_bytes: int = ranged(1 << 30, AT_LEAST_1)

@@ -48,6 +48,13 @@ class GaussianCalibrated(CentredHead):
         map: see :class:`.Head`.
         dtype: precision of the training, the weights and the logits.
 
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [0.5, 1.5], [4.0, 1.0], [4.5, 0.5]])
+        >>> head = GaussianCalibrated(epochs=2)
+        >>> memory = head.new_memory(2).update(x, torch.tensor([0, 0, 1, 1]))
+        >>> head.fit(memory).predict(torch.tensor([[0.2, 1.0], [4.2, 0.8]])).tolist()
+        [0, 1]
+
     Source: Luo et al. 2021, "No fear of heterogeneity: classifier calibration for federated
     learning with non-IID data" (CCVR); Zhang et al. 2023, "SLCA: slow learner with classifier
     alignment", section 3.3.

@@ -126,6 +126,11 @@ class FedCOFConfig(GroupMeansConfig, PrototypesConfig):
     Attributes:
         head: FedCOF's ridge regression on the scatter within classes, or any head that takes one
             covariance for all classes.
+
+    Example:
+        >>> from protocl.federation.runner import toy
+        >>> toy.learn(FedCOFConfig())  # accuracy after two rounds of five clients
+        1.0
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(title="FedCOF", stored="each client's class means")

@@ -88,6 +88,13 @@ class AnaCP(Head):
         seed: of the random features and of the samples.
         dtype: precision of what is kept and of the logits.
 
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [0.5, 1.5], [4.0, 1.0], [4.5, 0.5]])
+        >>> head = AnaCP(projections=2, dim=8)
+        >>> memory = head.new_memory(2).update(x, torch.tensor([0, 0, 1, 1]))
+        >>> head.fit(memory).predict(torch.tensor([[0.2, 1.0], [4.2, 0.8]])).tolist()
+        [0, 1]
+
     Source: Momeni et al., NeurIPS 2025, "AnaCP: toward upper-bound continual learning via analytic
     contrastive projection", and the authors' code.
     """

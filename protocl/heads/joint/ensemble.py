@@ -28,6 +28,14 @@ class Ensemble(Head):
         sharpness: by what logits are multiplied before the softmax.
         dtype: precision of the logits.
 
+    Example:
+        >>> from protocl.heads import NearestMean
+        >>> x = torch.tensor([[0.0, 1.0], [0.5, 1.5], [4.0, 1.0], [4.5, 0.5]])
+        >>> head = Ensemble([NearestMean(), LinearDiscriminant(shrinkage=0.1)])
+        >>> memory = head.new_memory(2).update(x, torch.tensor([0, 0, 1, 1]))
+        >>> head.fit(memory).predict(torch.tensor([[0.2, 1.0], [4.2, 0.8]])).tolist()
+        [0, 1]
+
     Raises:
         ValueError: there are no heads, or one needs statistics of another level.
     """
@@ -93,6 +101,13 @@ class KLDAEnsemble(Ensemble):
             scores in effect.
         seed: of the first member; the others have the next ones.
         dtype: precision of the logits.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [0.5, 1.5], [4.0, 1.0], [4.5, 0.5]])
+        >>> head = KLDAEnsemble(dim=16)
+        >>> memory = head.new_memory(2).update(x, torch.tensor([0, 0, 1, 1]))
+        >>> head.fit(memory).predict(torch.tensor([[0.2, 1.0], [4.2, 0.8]])).tolist()
+        [0, 1]
 
     Source: Momeni et al. 2024, "Continual learning using a kernel-based method over foundation
     models", and the authors' code.

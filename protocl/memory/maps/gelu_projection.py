@@ -16,6 +16,12 @@ class GeluProjection(ReluProjection):
 
     The arguments are those of :class:`.ReluProjection`.
 
+    Example:
+        >>> import torch
+        >>> features = GeluProjection(feature_dim=2, dim=100)(torch.tensor([[3.0, 4.0]]))
+        >>> features.shape, bool(features.min() < 0), round(float(features.min()), 1)
+        (torch.Size([1, 100]), True, -0.2)
+
     Source: Momeni et al., NeurIPS 2025, "AnaCP: toward upper-bound continual learning via analytic
     contrastive projection", and the authors' code.
     """

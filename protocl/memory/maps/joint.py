@@ -23,6 +23,12 @@ class Joint(FeatureMap):
     Args:
         maps: of the same features, none of them a joint one.
 
+    Example:
+        >>> from protocl.memory.feature_maps import UnitNorm
+        >>> both = Joint([UnitNorm(), FeatureMap()])
+        >>> both(torch.tensor([[3.0, 4.0]])).round(decimals=3).tolist(), both.width(2)
+        ([[0.6000000238418579, 0.800000011920929, 3.0, 4.0]], 4)
+
     Raises:
         ValueError: there are none, or one is joint.
     """
