@@ -31,7 +31,7 @@ class STSAConfig(FedAvgPrototypesConfig):
 
     Example:
         >>> from protocl.federation.runner import toy
-        >>> toy.learn(STSAConfig(training_rounds=1))  # accuracy after a round of training, one of sums
+        >>> toy.learn(STSAConfig(training_rounds=1))  # trains once, then adds
         1.0
     """
 
@@ -55,7 +55,7 @@ class STSAEConfig(GroupMeansConfig, FedAvgPrototypesConfig):
 
     Example:
         >>> from protocl.federation.runner import toy
-        >>> toy.learn(STSAEConfig(training_rounds=1))  # accuracy after a round of training, one of means
+        >>> toy.learn(STSAEConfig(training_rounds=1))  # trains once, then adds
         1.0
     """
 
