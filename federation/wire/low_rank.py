@@ -26,8 +26,8 @@ def factor_arrays(moment: LowRank) -> Arrays:
     return {"factor": factor.astype(np.float32), "rest": rest.astype(np.float32)[None]}
 
 
-def with_moment(form: PackedForm, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    """Arrays of a message with ``second`` in place of a factor, if it has one.
+def with_moment(form: PackedForm, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Arrays of a message with ``second`` in place of the factor that it has.
 
     Args:
         form: what the federation merges.
@@ -36,8 +36,6 @@ def with_moment(form: PackedForm, arrays: Mapping[str, NDArray[Any]]) -> Mapping
     Raises:
         DataError: the federation merges exact moments, or an array is missing or does not fit.
     """
-    if not arrays.keys() & set(_MOMENT):
-        return arrays
     if not form.empty.estimated or form.level != "shared":
         raise DataError("array 'factor': this federation merges exact second moments")
     others = {name: array for name, array in arrays.items() if name not in _MOMENT}

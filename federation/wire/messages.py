@@ -200,7 +200,9 @@ class MessageReader:
                 raise RejectedError(
                     "size", f"{size} bytes of arrays; at most {self.limits.max_bytes} are accepted"
                 )
-            packed = unpack(self.form, with_moment(self.form, arrays), precision)
+            if "factor" in arrays:
+                arrays = with_moment(self.form, arrays)
+            packed = unpack(self.form, arrays, precision)
         except DataError as error:
             raise RejectedError("shape", str(error)) from error
         if packed.class_ids is not self._known_ids:

@@ -93,6 +93,8 @@ class AnaCP(Head):
     """
 
     required_level: Level = "shared"
+    _last: Tensor
+    _classifier: Tensor
     keeps_digits: ClassVar[bool] = False
 
     def __init__(
