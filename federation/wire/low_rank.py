@@ -27,8 +27,8 @@ def factor_arrays(moment: LowRank) -> Arrays:
     return {"factor": factor.astype(np.float32), "rest": rest.astype(np.float32)[None]}
 
 
-def with_moment(form: PackedForm, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Arrays of a message with ``second`` in place of a factor.
+def with_moment(form: PackedForm, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Arrays of a message with ``second`` in place of the factor that it has.
 
     Args:
         form: what the federation merges.

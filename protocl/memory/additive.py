@@ -150,7 +150,7 @@ class AdditiveStatistics(StoredStatistics):
 
     def _add_moments(self, rows: Tensor, batch: BatchStatistics) -> None:
         """Add each class's second moment, of samples that are counted already in ``rows``."""
-        fresh = self.counts[rows] == batch.counts
+        fresh = self._buffer("count")[rows] == batch.counts
         for positions, moments in batch.second_moments():
             if bool(fresh[positions].all()):  # there is nothing yet to add to
                 self._buffer("second")[rows[positions]] = moments

@@ -100,7 +100,11 @@ class AnaCP(Head):
     """
 
     required_level: Level = "shared"
+    _last: Tensor
+    _classifier: Tensor
     keeps_digits: ClassVar[bool] = False
+    _last: Tensor
+    _classifier: Tensor
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ def member_memories(memory: PrototypeMemory) -> list[PrototypeMemory]:
         pooled = memory if memory.level == "shared" else memory.at_level("shared")
         second = pooled.second_moment
     found = []
-    for map, block in zip(joint.maps, joint.blocks(memory.feature_dim), strict=True):
+    for map, block in zip(joint.members, joint.blocks(memory.feature_dim), strict=True):
         like = PrototypeMemory(
             memory.feature_dim, "mean" if second is None else "shared", feature_map=map,
             fingerprint=memory.fingerprint, estimated=memory.estimated,

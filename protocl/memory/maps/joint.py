@@ -37,20 +37,25 @@ class Joint(FeatureMap):
         super().__init__()
         if not maps or any(isinstance(each, Joint) for each in maps):
             raise ValueError(f"maps={list(maps)!r}: expected one or more maps that are not joint")
-        self.maps: nn.ModuleList = nn.ModuleList(maps)
+        self.maps = nn.ModuleList(maps)
         self.spec = "joint:" + _BETWEEN.join(each.spec for each in maps)
 
     @classmethod
     def of_words(cls, *words: str) -> Self:
         return cls([feature_map(spec) for spec in ":".join(words).split(_BETWEEN)])
 
+    @property
+    def members(self) -> list[FeatureMap]:
+        """The maps, in the order of their blocks."""
+        return [each for each in self.maps if isinstance(each, FeatureMap)]
+
     def blocks(self, feature_dim: int) -> list[slice]:
         """Where each map's features are among all."""
-        ends = accumulate((each.width(feature_dim) for each in self.maps), initial=0)
+        ends = accumulate((each.width(feature_dim) for each in self.members), initial=0)
         return [slice(start, stop) for start, stop in pairwise(ends)]
 
     def width(self, feature_dim: int) -> int:
         return self.blocks(feature_dim)[-1].stop
 
     def forward(self, features: Tensor) -> Tensor:
-        return torch.cat([each(features) for each in self.maps], 1)
+        return torch.cat([each(features) for each in self.members], 1)
