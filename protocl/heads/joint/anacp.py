@@ -100,8 +100,6 @@ class AnaCP(Head):
     """
 
     required_level: Level = "shared"
-    _last: Tensor
-    _classifier: Tensor
     keeps_digits: ClassVar[bool] = False
     _last: Tensor
     _classifier: Tensor
