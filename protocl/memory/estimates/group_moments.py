@@ -50,7 +50,7 @@ class GroupMoments:
         ... ]
         >>> moments = GroupMoments(clients)
         >>> moments.degrees_of_freedom, moments.memory(weights="groups").scatter().tolist()
-        (2, [[16.0]])
+        (2, [[24.0]])
 
     Source: FedCOF, "Exploiting mean distributions for federated learning with pre-trained models";
     STSA-E (arXiv 2506.01327); the pooled form is our own.

@@ -18,7 +18,7 @@ from protocl.federation.client.state import NoStates
 from protocl.federation.config import FederationConfig, FederationSetup
 from protocl.federation.config.compose import load
 from protocl.federation.methods.group_means.fedcof import FedCOFConfig
-from protocl.federation.runner.run import FederatedRun, run_federation
+from protocl.federation.runner.run import FederatedRun
 from protocl.memory.estimates.group_moments import GroupMoments
 from protocl.memory.estimates.subsamples import SubSamples
 from protocl.memory.estimates.variance import with_variance
@@ -81,7 +81,7 @@ def test_clients_answer_with_the_estimate_under_a_backbone_that_was_sent(tmp_pat
 
 
 def test_the_command_prints_the_error_and_does_not_demand_equality(tmp_path, capsys):
-    words = [*WORDS, "clients=30", "method.means=2", "method.gamma=0.01", "verify=true"]
+    words = [*WORDS, "clients=12", "method.means=4", "method.gamma=0.01", "verify=true"]
     assert main(["federate", *words, f"output={tmp_path}"]) == 0
     assert "has an estimated covariance, " in " ".join(capsys.readouterr().err.split())
     (file,) = tmp_path.rglob("result.json")
@@ -89,17 +89,10 @@ def test_the_command_prints_the_error_and_does_not_demand_equality(tmp_path, cap
     assert not compared["identical"]
     assert 0 < compared["estimated_error"] < 0.6
     assert compared["accuracy"] > 0.9
-
-
-def test_the_model_of_a_run_answers_and_refuses_to_learn(tmp_path):
-    (config,) = load([*WORDS, f"output={tmp_path}"])
-    folder = open_run(config)
-    result = run_federation(config, folder)
-    model = load_model(folder)
-    assert "group means" in model.memory_.estimated
-    assert result["metrics"]["last_accuracy"] > 0.8
+    memory = load_model(file.parent).memory_
+    assert "group means" in memory.estimated
     with pytest.raises(ValueError, match="no samples can be added"):
-        model.memory_.update(torch.zeros(1, 64), torch.tensor([0]))
+        memory.update(torch.zeros(1, 64), torch.tensor([0]))
 
 
 @pytest.mark.parametrize(
