@@ -155,7 +155,7 @@ def test_a_resumed_run_goes_on_with_its_size(tmp_path: Path, measured: list[int]
         file.is_dir() or file.unlink()
     config = settings(tmp_path, "resume=true")
     assert run(config) == folder
-    assert config.encoding_batch == 3
+    assert {file.stem.partition("-")[2] for file in files(tmp_path / "cache")} == {"3"}
     assert kept_setting(folder, "resume") is False
     assert measured == [3]
     assert open_run(settings(tmp_path, "resume=true", "encoding_batch=3")) == folder
