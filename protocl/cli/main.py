@@ -24,8 +24,8 @@ from protocl.runner.host_warnings import hidden_host_notices
 AddCommand = Callable[[Commands, argparse.ArgumentParser], None]
 
 _LISTS = (
-    "strategies", "benchmarks", "backbones", "adaptations", "heads", "maps", "federated",
-    "trackers", "experiments", "federations", "pretrainings", "reconnaissance",
+    "strategies", "benchmarks", "backbones", "adaptations", "heads", "maps", "trackers",
+    "federated", "experiments", "federations", "pretrainings", "reconnaissance",
 )  # fmt: skip
 
 _EXAMPLES = """\

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 from PIL import Image
 
 from protocl.backbones import BackboneConfig
-from protocl.bench.comparison import Size, SpeedComparison
+from protocl.bench.comparison import Size, SpeedComparison, require_equal
 from protocl.data.pictures import pixels_of
 from protocl.io.provenance import available_cores
 from protocl.model.classifier import PrototypeClassifier
@@ -52,7 +54,19 @@ def measure(size: Size) -> Iterator[SpeedComparison]:
         with _served(Path(folder) / "model") as link, _bare(model.encoder_) as encode:
             served = [partial(_ask, link, _form(picture)) for picture in pictures]
             bare = [partial(encode, _pixels(model.encoder_, picture)) for picture in pictures]
-            yield from _compared(name, _in_turns(served, bare, requests // ROUNDS))
+            difference = _difference(model, link, pictures[0])
+            for one in _compared(name, _in_turns(served, bare, requests // ROUNDS)):
+                yield replace(one, difference=difference)
+
+
+def _difference(model: PrototypeClassifier, link: str, picture: Image.Image) -> float:
+    """How far served probabilities are from those of the model itself."""
+    form = _form(picture)
+    (known,) = model.predict_proba([Image.open(_jpeg(picture))])
+    here = dict(zip(model.classes_, known, strict=True))
+    (asked,) = json.loads(_ask(link, form))["predictions"]
+    apart = [abs(one["probability"] - here[one["label"]]) for one in asked["best"]]
+    return require_equal("answers of a server", max(apart), tolerance=1e-4)
 
 
 def _in_turns(
@@ -156,22 +170,28 @@ def _pixels(encoder: Encoder, picture: Image.Image) -> torch.Tensor:
     return pixels_of(picture, encoder.shape[1:])[None]
 
 
-def _ask(link: str, form: bytes) -> None:
+def _ask(link: str, form: bytes) -> bytes:
     caller = http.client.HTTPConnection(urlsplit(link).netloc)
     kind = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
     caller.request("POST", "/predict", form, kind)
     reply = caller.getresponse()
     if reply.status != 200:
         raise RuntimeError(f"the server answered {reply.status}: {reply.read().decode()}")
-    reply.read()
+    answer = reply.read()
     caller.close()
+    return answer
+
+
+def _jpeg(picture: Image.Image) -> BytesIO:
+    file = BytesIO()
+    picture.save(file, "JPEG")
+    return file
 
 
 def _form(picture: Image.Image) -> bytes:
-    file = BytesIO()
-    picture.save(file, "JPEG")
     head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="x.jpg"'
-    return head.encode() + b"\r\n\r\n" + file.getvalue() + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    tail = f"\r\n--{_BOUNDARY}--\r\n"
+    return head.encode() + b"\r\n\r\n" + _jpeg(picture).getvalue() + tail.encode()
 
 
 def _pictures() -> list[Image.Image]:
