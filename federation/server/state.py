@@ -30,7 +30,7 @@ from protocl.federation.wire.validation import (
     until,
 )
 from protocl.memory import PrototypeMemory
-from protocl.memory.rows import class_id_tensor
+from protocl.memory.rows import class_id_tensor, groups_of, present_groups
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class MergedMemory:
             client and to take a client back that lost its state; costs the bytes that all clients
             sent, of a client that sends often no more than those of some contributions.
         limits: of the classes and the sums of one client, and of the classes of all.
+        means: groups of each class, which have ids of their own (:class:`.SubSamples`).
 
     Attributes:
         ledger: what was accepted from whom, and what was not.
@@ -66,11 +67,13 @@ class MergedMemory:
         *,
         keep_contributions: bool = True,
         limits: Limits | None = None,
+        means: int = 1,
     ) -> None:
         self._form = PackedForm(empty)
         self._sum = RunningSum(self._form, empty.empty_like(), kept=keep_contributions)
         self.keep_contributions = keep_contributions
         self._limits = limits or Limits()
+        self._means = means
         self.ledger = Ledger()
         self.known = KnownClients()
         self.names: dict[int, str] = {}
@@ -97,8 +100,7 @@ class MergedMemory:
         """Merge a contribution, once.
 
         Args:
-            contribution: checked by :class:`.MessageReader`. What was
-                received is kept as it came, without a copy.
+            contribution: checked by :class:`.MessageReader`; what was received is not copied.
             client: who sent it.
             round_number: for the ledger.
             size: bytes of it, for the ledger.
@@ -173,10 +175,8 @@ class MergedMemory:
         """
         reason = f"{error.reason}: {error}"
         client = self.known.refuse(client, epoch, f"{reason} ({until(error.reason)})")
-        self.ledger.add(
-            Entry(round_number, client, "rejected", bytes=size, epoch=name_of_life(epoch), seq=seq,
-                  reason=reason)
-        )  # fmt: skip
+        labels = (size, name_of_life(epoch), seq, "", reason)
+        self.ledger.add(Entry(round_number, client, "rejected", (), (), *labels))
 
     # -- unlearning -------------------------------------------------------------------------
 
@@ -184,8 +184,7 @@ class MergedMemory:
         """Remove all that ``client`` contributed and accept nothing more from it.
 
         In fixed point the merged memory is, bit for bit, what it would be if the client had never
-        been heard; in floating point up to the rounding of :data:`.accumulator.TERMS`
-        additions.
+        been heard; in floating point up to the rounding of :data:`.accumulator.TERMS` additions.
 
         Returns:
             By which an older state of the server forgets it too (:meth:`bury`).
@@ -233,8 +232,9 @@ class MergedMemory:
             KeyError: a class is not in the memory, and was not forgotten before.
             ValueError: the level is ``shared``, whose moment cannot be split by class.
         """
-        gone = frozenset(class_id_tensor(classes).tolist()) - self._forgotten_classes
-        rest = self.memory.copy().forget(sorted(gone))
+        asked = groups_of(class_id_tensor(classes).tolist(), self._means)
+        gone = asked - self._forgotten_classes
+        rest = self.memory.copy().forget(present_groups(gone, self.memory.classes, self._means))
         before = self._parts, self._forgotten_classes
         undo = self._undo_of("", gone)
         try:

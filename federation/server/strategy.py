@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -23,6 +23,7 @@ from protocl.federation.wire.messages import Contribution, MessageReader, encode
 from protocl.federation.wire.received_backbone import backbone_record
 from protocl.federation.wire.replies import content_of, describe, read_confusion, sender
 from protocl.memory import PrototypeMemory
+from protocl.memory.estimates.subsamples import SubSamples
 from protocl.metrics.confusion import Confusion
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,15 @@ class Screen(Protocol):
 
 Merge = Callable[[Sequence[PrototypeMemory]], PrototypeMemory]
 """One memory of those of all clients: :class:`protocl.federation.robust.rules.RobustMerge`."""
+
+
+@runtime_checkable
+class MergesGroups(Protocol):
+    """A rule for clients that deal their classes into groups, each with an id of its own."""
+
+    @property
+    def subsamples(self) -> SubSamples:
+        """How they do."""
 
 
 class FederatedPrototypes(LastingStrategy):
@@ -107,9 +117,11 @@ class FederatedPrototypes(LastingStrategy):
         super().__init__(checkpoints)
         self.options = options or Options()
         self.empty = empty.empty_like()
+        means = merge.subsamples.number if isinstance(merge, MergesGroups) else 1
         self.merged = MergedMemory(
-            empty, keep_contributions=keep_contributions, limits=self.options.limits
-        )
+            empty, keep_contributions=keep_contributions, limits=self.options.limits,
+            means=means,
+        )  # fmt: skip
         self.merge = merge
         self._merged: tuple[str, PrototypeMemory] | None = None
         self.seconds = Seconds()

@@ -46,6 +46,25 @@ def class_id_tensor(classes: int | Iterable[int] | Tensor) -> Tensor:
     return ids.to(torch.int64)
 
 
+def groups_of(classes: Iterable[int], means: int) -> frozenset[int]:
+    """The ids that groups of some classes may have, ``means`` each (:class:`.SubSamples`)."""
+    return frozenset(class_id * means + group for class_id in classes for group in range(means))
+
+
+def present_groups(groups: Iterable[int], ids: Tensor, means: int) -> list[int]:
+    """Those of ``groups`` that are among ``ids``, sorted; a small class fills only some.
+
+    Raises:
+        KeyError: there is none of a class whose groups these are.
+    """
+    wanted = set(groups)
+    found = wanted & set(ids.tolist())
+    missing = {group // means for group in wanted} - {group // means for group in found}
+    if missing:
+        raise KeyError(f"classes {sorted(missing)} are not in the memory")
+    return sorted(found)
+
+
 def find_rows(class_ids: Tensor, labels: Tensor) -> Tensor:
     """Rows ``(N,)`` at which ``labels`` ``(N,)`` stand in ``class_ids`` ``(K,)``, in any order.
 

@@ -17,8 +17,10 @@ from protocl.federation.client.client import ClientData
 from protocl.federation.client.state import NoStates
 from protocl.federation.config import FederationConfig, FederationSetup
 from protocl.federation.config.compose import load
-from protocl.federation.methods.group_means.fedcof import FedCOFConfig
+from protocl.federation.methods.group_means.fedcof import FedCOFConfig, GroupMerge
 from protocl.federation.runner.run import FederatedRun
+from protocl.federation.server.strategy import FederatedPrototypes
+from protocl.federation.wire.messages import Contribution
 from protocl.memory.estimates.group_moments import GroupMoments
 from protocl.memory.estimates.subsamples import SubSamples
 from protocl.memory.estimates.variance import with_variance
@@ -122,3 +124,26 @@ def test_groups_of_classes_that_have_names_for_ids_are_refused(tmp_path):
         FedCOFConfig(means=2).build(setup)
     assert FedCOFConfig().build(setup).memory.total == 0
     assert FedCOFConfig(means=2).build(replace(setup, class_names=())).memory.total == 0
+
+
+def contribution(label: int, samples: int, dealt: SubSamples, life: str) -> Contribution:
+    generator = torch.Generator().manual_seed(label)
+    rows = torch.randn(samples, 3, generator=generator)
+    memory = PrototypeMemory(3, exact=True)
+    return Contribution(memory.update(*dealt(rows, torch.full((samples,), label))), life, 1, "full")
+
+
+def test_a_class_is_forgotten_with_all_its_groups_and_no_other():
+    dealt = SubSamples(5)
+    strategy = FederatedPrototypes(PrototypeMemory(3, exact=True), merge=GroupMerge(dealt))
+    for label, samples in ((0, 20), (1, 7), (2, 3)):  # the last fills three of five groups
+        sent = contribution(label, samples, dealt, f"e{label}")
+        strategy.merged.accept(sent, client=f"c{label}")
+    with pytest.raises(KeyError, match=r"classes \[20\] are not"):
+        strategy.forget_classes([0, 20])
+    strategy.forget_classes(2)
+    assert strategy.memory.classes.tolist() == [0, 1]
+    assert strategy.memory.counts.tolist() == [20, 7]
+    strategy.forget_classes(2)  # once more changes nothing
+    strategy.merged.accept(contribution(2, 9, dealt, "late"), client="late")
+    assert strategy.memory.counts.tolist() == [20, 7]
