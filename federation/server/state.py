@@ -326,7 +326,7 @@ class MergedMemory:
         own = [part.class_ids for part in parts]
         if not (replaces or self.keep_contributions):
             own = [np.array(entry.classes) for entry in self.ledger.merged_of(client)]
-        require_few_classes(own, self._sum.class_ids, packed.class_ids, self._limits)
+        require_few_classes(own, self._sum.class_ids, packed.class_ids, self._limits, self._means)
 
     def _merge(self, packed: Packed, client: str, replaces: bool) -> None:
         parts = self._parts.get(client, ())

@@ -125,7 +125,7 @@ class FederatedPrototypes(LastingStrategy):
         self.merge = merge
         self._merged: tuple[str, PrototypeMemory] | None = None
         self.seconds = Seconds()
-        reader = MessageReader(self.empty, self.options.limits, ("delta", "full"))
+        reader = MessageReader(self.empty, self.options.limits, ("delta", "full"), means)
         verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
         self._intake = Intake(self.merged, reader, verdicts, self.seconds)
         self.evaluations: dict[int, Confusion] = {}

@@ -166,6 +166,7 @@ class MessageReader:
         like: as for :func:`decode`.
         limits: as for :func:`decode`.
         kinds: of contribution that are read.
+        means: groups of each class, which have ids of their own.
 
     Attributes:
         form: how statistics are packed.
@@ -179,12 +180,13 @@ class MessageReader:
         like: PrototypeMemory,
         limits: Limits | None = None,
         kinds: tuple[Kind, ...] = KINDS,
+        means: int = 1,
     ) -> None:
         self.form = PackedForm(like)
         self.limits = limits or Limits()
         self.limits.feature_bound(self.form)
         self._allowed = self.limits.allowed_ids()
-        self._kinds = kinds
+        self._kinds, self._means = kinds, means
         self._fingerprint = like.fingerprint
         self._known_ids: NDArray[np.int64] | None = None
         self._accepted: tuple[object, ...] = ()
@@ -236,7 +238,7 @@ class MessageReader:
         except DataError as error:
             raise RejectedError("shape", str(error)) from error
         if packed.class_ids is not self._known_ids:
-            check_class_ids(packed.class_ids, self.limits, self._allowed)
+            check_class_ids(packed.class_ids, self.limits, self._allowed, self._means)
             self._known_ids = packed.class_ids
         check_values(packed, self.form, self.limits, ERROR_BOUNDS[precision])
         return packed

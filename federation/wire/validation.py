@@ -77,19 +77,26 @@ def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float)
         raise RejectedError("values", "the second moment is one that no samples could have")
 
 
-def check_class_ids(ids: Ids, limits: Limits, allowed: Ids | None = None) -> None:
+def check_class_ids(ids: Ids, limits: Limits, allowed: Ids | None = None, means: int = 1) -> None:
     """Refuse class ids that are negative, repeated, out of order, too many or not ``allowed``.
+
+    Args:
+        ids: of classes, or of ``means`` groups of each.
+        limits: of the number of classes.
+        allowed: ids of classes that are accepted, None for any.
+        means: groups of each class.
 
     Raises:
         RejectedError: they are.
     """
-    if len(ids) > limits.max_classes:
+    classes = ids if means == 1 else np.unique(ids // means)
+    if len(classes) > limits.max_classes:
         raise RejectedError(
-            "bounds", f"{len(ids)} classes; at most {limits.max_classes} are accepted"
+            "bounds", f"{len(classes)} classes; at most {limits.max_classes} are accepted"
         )
     if len(ids) and (ids[0] < 0 or np.logical_or.reduce(ids[1:] <= ids[:-1])):
         raise RejectedError("values", "class ids are negative, repeated or out of order")
-    if allowed is not None and (strange := ids[~np.isin(ids, allowed)]).size:
+    if allowed is not None and (strange := classes[~np.isin(classes, allowed)]).size:
         raise RejectedError(
             "classes", f"class {strange[0]} is not in limits.classes, the list of those accepted"
         )
@@ -174,7 +181,7 @@ def _share_in_words(share: int, limits: Limits) -> str:
 
 
 def require_few_classes(
-    client: Iterable[Ids], everybody: Iterable[Ids], ids: Ids, limits: Limits
+    client: Iterable[Ids], everybody: Iterable[Ids], ids: Ids, limits: Limits, means: int = 1
 ) -> None:
     """Refuse more classes than one client may have, or all together.
 
@@ -183,6 +190,7 @@ def require_few_classes(
         everybody: the classes of all, in any number of pieces.
         ids: of what is to be added.
         limits: of both.
+        means: groups of each class, of which these are the ids.
 
     Raises:
         RejectedError: they would be more.
@@ -193,7 +201,9 @@ def require_few_classes(
     ):
         # Their union only where their sum does not tell.
         known = [ids, *pieces]
-        if sum(map(len, known)) > most and (number := len(np.unique(np.concatenate(known)))) > most:
+        if sum(map(len, known)) <= most:
+            continue
+        if (number := len(np.unique(np.concatenate(known) // means))) > most:
             raise RejectedError(
                 "classes", f"{whose} would have {number} classes; limits.{name}={most}"
             )

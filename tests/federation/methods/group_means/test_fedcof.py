@@ -20,7 +20,9 @@ from protocl.federation.config.compose import load
 from protocl.federation.methods.group_means.fedcof import FedCOFConfig, GroupMerge
 from protocl.federation.runner.run import FederatedRun
 from protocl.federation.server.strategy import FederatedPrototypes
-from protocl.federation.wire.messages import Contribution
+from protocl.federation.wire.limits import Limits
+from protocl.federation.wire.messages import Contribution, MessageReader, encode
+from protocl.federation.wire.validation import RejectedError
 from protocl.memory.estimates.group_moments import GroupMoments
 from protocl.memory.estimates.subsamples import SubSamples
 from protocl.memory.estimates.variance import with_variance
@@ -147,3 +149,27 @@ def test_a_class_is_forgotten_with_all_its_groups_and_no_other():
     strategy.forget_classes(2)  # once more changes nothing
     strategy.merged.accept(contribution(2, 9, dealt, "late"), client="late")
     assert strategy.memory.counts.tolist() == [20, 7]
+
+
+@pytest.mark.parametrize(
+    "limit", ["classes=[0,1,2,3,4,5,6,7,8,9]", "max_classes=10", "max_classes_in_all=10"]
+)
+def test_limits_are_of_classes_and_not_of_their_groups(tmp_path, limit):
+    run = federated(tmp_path, "method.means=5", f"limits.{limit}")
+    assert run.method.memory.classes.tolist() == list(range(10))
+    assert not run.method.strategy.merged.ledger.outcomes()["rejected"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "match"),
+    [
+        ({"classes": [0, 1, 10, 14]}, "class 2 is not in limits.classes"),
+        ({"max_classes": 2}, "3 classes; at most 2 are accepted"),
+    ],
+)
+def test_a_message_of_groups_is_refused_for_its_classes(limits, match):
+    dealt, memory = SubSamples(5), PrototypeMemory(3)
+    memory.update(*dealt(torch.zeros(30, 3), torch.arange(30) % 3))
+    reader = MessageReader(memory.empty_like(), Limits(**limits), means=5)
+    with pytest.raises(RejectedError, match=match):
+        reader.read(*encode(Contribution(memory, "e", 1, "full")))
