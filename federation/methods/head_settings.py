@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from protocl.config.sections import HeadChoice, head
+from protocl.errors import ConfigError
 from protocl.federation.config import MethodInfo
+from protocl.heads.ridge import Ridge
 
 
 @dataclass
@@ -26,3 +28,17 @@ class HeadSettings:
     def title(self) -> str:
         """The method's name, and its head's."""
         return f"{self.info.title}, {self.head.name}"
+
+    def require_given_strength(self) -> None:
+        """Refuse a head that would choose its strength by an estimated second moment.
+
+        Raises:
+            ConfigError: it would.
+        """
+        wanted = self.head.build()
+        if isinstance(wanted, Ridge) and wanted.regularization == "auto":
+            raise ConfigError(
+                "method.head.regularization=auto scores fits by exact sums, and the second moment "
+                "is an estimate: use ridge with a given regularization, such as "
+                "method.head.regularization=1000, or lda"
+            )

@@ -118,7 +118,8 @@ def _require_low_rank(config: PrototypesConfig) -> None:
     """Refuse settings beside which no second moment of low rank can be merged.
 
     Raises:
-        ConfigError: sums are in fixed point or rounded, or the head takes no shared second moment.
+        ConfigError: sums are in fixed point or rounded, or the head takes no shared second moment,
+            or is to choose its own strength.
     """
     if not config.rank:
         return
@@ -130,8 +131,9 @@ def _require_low_rank(config: PrototypesConfig) -> None:
     if config.head.build().required_level != "shared":
         raise ConfigError(
             f"method.rank={config.rank}: method.head={config.head.name} takes no second moment "
-            "that classes share; use ridge or lda, or method.rank=0"
+            "that classes share; use ridge with a given regularization, or lda, or method.rank=0"
         )
+    config.require_given_strength()
 
 
 class PrototypesMethod:

@@ -11,7 +11,6 @@ from protocl.config.validation import AT_LEAST_1, NOT_NEGATIVE, ranged
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.methods.prototypes import ExchangeConfig, PrototypesConfig, PrototypesMethod
-from protocl.heads.ridge import Ridge
 from protocl.memory.estimates.group_moments import GroupMoments
 from protocl.memory.estimates.subsamples import SubSamples
 from protocl.memory.estimates.variance import kind_with_variance, with_variance
@@ -112,11 +111,7 @@ class GroupMeansConfig(ExchangeConfig):
                 f"'{wanted.required_level}', and means of groups tell one covariance for all "
                 "classes; use ridge, lda or nearest_mean"
             )
-        if isinstance(wanted, Ridge) and wanted.regularization == "auto":
-            raise ConfigError(
-                "method.head.regularization=auto scores fits by exact sums, and the second moment "
-                "is an estimate: give a number, such as method.head.regularization=1000"
-            )
+        self.require_given_strength()
 
 
 @dataclass

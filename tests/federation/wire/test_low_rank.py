@@ -103,6 +103,7 @@ def test_a_run_is_near_the_exact_one_at_a_fraction_of_the_bytes(tmp_path, capsys
         (["method.head=lda"], "method.exact=false"),
         (["method.head=lda", "method.exact=false", "method.precision=int8"], "precision=exact"),
         (["method.exact=false"], "takes no second moment"),
+        (["method.exact=false", "method.head=ridge"], "ridge with a given regularization"),
         (["method=fedcof"], "no second moment is sent"),
         (["method=robust", "method.centre=exact", "method.head=lda"], "method.exact=false"),
     ],
