@@ -104,12 +104,19 @@ class ExchangeThenTrain(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Merge statistics and fit the layer, or average weights."""
+        """Merge statistics and fit the layer, or average weights.
+
+        Raises:
+            AllFailedError: clients failed, or were refused, and there is nothing to start from.
+        """
         if server_round > 1:
             return self.averaging.aggregate_train(server_round, replies)
         _, metrics = self.exchange.aggregate_train(server_round, replies)
         memory = self.exchange.memory
-        return (self.begin(memory) if len(memory) else None), metrics
+        if not len(memory):
+            self.exchange.merged.ledger.require_merged()
+            return None, metrics
+        return self.begin(memory), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

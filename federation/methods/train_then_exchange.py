@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from protocl.federation.methods.averaging import WeightAveraging, read_weights
@@ -48,6 +48,17 @@ class TrainThenExchange(Strategy):
     def evaluations(self) -> Mapping[int, Confusion]:
         """Round -> confusion over the clients' own test data, of the second phase."""
         return {} if self.exchange is None else self.exchange.evaluations
+
+    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
+        """Run all rounds, as every Flower strategy does.
+
+        Raises:
+            AllFailedError: clients failed, or were refused, and no statistics were ever merged.
+        """
+        result = super().start(grid, *arguments, **options)
+        if self.exchange is not None:
+            self.exchange.merged.ledger.require_merged()
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from protocl.errors import ConfigError
+from protocl.errors import AllFailedError, ConfigError
 from protocl.federation.config.compose import load
 from protocl.federation.methods.exchange_then_train import HEADS, MERGES, write_layer
 from protocl.federation.runner.run import run_federation
@@ -67,4 +67,18 @@ def test_a_start_needs_a_layer_and_rounds(tmp_path, words):
     base = ["federation=digits", "method=fedavg", "method.initialize=ridge", "rounds=2"]
     (config,) = load([*base, f"output={tmp_path}", *words])
     with pytest.raises(ConfigError, match="fits a linear layer in the first round"):
+        run_federation(config, open_run(config))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method=fedavg", "method.initialize=fedcof"],
+        ["method=fedavg_prototypes", "method.training_rounds=1"],
+    ],
+)
+def test_where_all_statistics_were_refused_the_run_fails_with_the_reason(tmp_path, words):
+    base = ["federation=digits", "clients=3", "partition=iid", "rounds=2", "limits.classes=[77]"]
+    (config,) = load([*base, *words, f"output={tmp_path}"])
+    with pytest.raises(AllFailedError, match=r"nothing was merged: .*not in limits\.classes"):
         run_federation(config, open_run(config))
