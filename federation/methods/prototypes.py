@@ -147,7 +147,7 @@ class PrototypesMethod:
         from protocl.federation.wire.received_backbone import ReceivedBackbone, without_weights
 
         self.backbone = setup.backbone if config.distribute else None
-        self.head = config.head.build()
+        self.head, self.rank = config.head.build(), config.rank
         empty = config.build_empty(self.head, setup.feature_dim, setup.fingerprint)
         self.strategy: FederatedPrototypes = FederatedPrototypes(
             config.kind_of_merged(empty) if config.rank else empty,
@@ -190,10 +190,17 @@ class PrototypesMethod:
         """See :class:`protocl.federation.config.Method`.
 
         Raises:
-            ConfigError: the simulated clients' states are gone and cannot be replaced.
+            ConfigError: the simulated clients' states are gone and cannot be replaced, or what
+                replaces them is rounded otherwise than they were.
         """
         if not self.strategy.resume():
             return 0
+        if self.rank:
+            raise ConfigError(
+                f"resume=true: with method.rank={self.rank} clients would now send one moment of "
+                "low rank of all their samples in place of one a round, and the run would end "
+                "otherwise than without the interruption; run it anew"
+            )
         if not self.strategy.merged.keep_contributions:
             raise ConfigError(
                 "resume=true needs method.keep_contributions=true: the clients were in the "

@@ -112,3 +112,21 @@ def test_settings_without_sense(tmp_path, words, match):
     (config,) = load(["federation=digits", "method.rank=5", f"output={tmp_path}", *words])
     with pytest.raises(ConfigError, match=match):
         run_federation(config, open_run(config))
+
+
+def test_an_interrupted_run_is_not_resumed_to_another_end(tmp_path):
+    words = [
+        "federation=digits", "method.rank=5", "method.exact=false", "method.head=lda", "rounds=3",
+        "partition.growth=samples", "resume=true", f"output={tmp_path}",
+    ]  # fmt: skip
+    (config,) = load(words)
+    folder = open_run(config)
+
+    def stop(progress):
+        if progress.report is not None and progress.report.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_federation(config, folder, on_progress=stop)
+    with pytest.raises(ConfigError, match=r"method\.rank=5 clients would now send one moment"):
+        run_federation(config, folder)
