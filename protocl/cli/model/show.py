@@ -10,6 +10,7 @@ from pathlib import Path
 
 from protocl.backbones.base import Backbone
 from protocl.cli.tables import plain_table
+from protocl.memory import PrototypeMemory
 from protocl.model.classifier import PrototypeClassifier
 from protocl.model.folder import Model
 from protocl.model.guesses import Guesses
@@ -124,10 +125,16 @@ def _facts(model: Model, folder: Path) -> dict[str, str]:
         sums = f"in fixed point, step {memory.step:g}" if memory.exact else "in floating point"
         sums += f"; an estimate ({memory.estimated})" if memory.estimated else ""
         facts["statistics"] = f"level {memory.level}, {memory.total:,} samples, {sums}"
-        facts["forgets"] = "samples" if memory.level == "shared" else "samples and whole classes"
+        facts["forgets"] = _forgettable(memory)
         facts["says how sure"] = "yes" if model.says_how_sure else "no"
     else:
         facts["answers by"] = f"{type(model.answer).__name__}, trained; it learns no more"
         facts["knows"] = describe(model)
     size = sum(file.stat().st_size for file in folder.iterdir())
     return facts | {"on disk": f"{size / 1e6:.2f} MB"}
+
+
+def _forgettable(memory: PrototypeMemory) -> str:
+    if memory.estimated:
+        return "nothing"
+    return "samples" if memory.level == "shared" else "samples and whole classes"

@@ -95,6 +95,8 @@ def test_the_command_prints_the_error_and_does_not_demand_equality(tmp_path, cap
     assert compared["accuracy"] > 0.9
     memory = load_model(file.parent).memory_
     assert "group means" in memory.estimated
+    assert main(["info", str(file.parent)]) == 0
+    assert "forgets nothing" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match="no samples can be added"):
         memory.update(torch.zeros(1, 64), torch.tensor([0]))
 
