@@ -23,7 +23,7 @@ def member_memories(memory: PrototypeMemory) -> list[PrototypeMemory]:
     for map, block in zip(joint.members, joint.blocks(memory.feature_dim), strict=True):
         like = PrototypeMemory(
             memory.feature_dim, "mean" if second is None else "shared", feature_map=map,
-            fingerprint=memory.fingerprint, estimated=memory.estimated,
+            fingerprint=memory.fingerprint, estimated=memory.estimated, moments=memory.moments,
         ).to(memory.device)  # fmt: skip
         found.append(PrototypeMemory.from_statistics(
             like, classes=memory.classes, counts=memory.counts, sums=sums[:, block],

@@ -152,7 +152,7 @@ class GroupMoments:
         """An empty memory of the kind that :meth:`memory` gives for groups like ``like``."""
         return PrototypeMemory(
             like.feature_dim, "shared", feature_map=like.feature_map, fingerprint=like.fingerprint,
-            estimated=f"group means, weights={weights}",
+            estimated=f"group means, weights={weights}", moments=like.moments,
         ).to(like.device)  # fmt: skip
 
     def _shares(self, weights: Weights, counts: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def low_rank_kind(like: PrototypeMemory, rank: int) -> PrototypeMemory:
     """An empty memory of the kind of those whose scatter has low rank."""
     return PrototypeMemory(
         like.feature_dim, "shared", feature_map=like.feature_map, fingerprint=like.fingerprint,
-        estimated=f"scatter of rank {rank}",
+        estimated=f"scatter of rank {rank}", moments=like.moments,
     ).to(like.device)  # fmt: skip
 
 

@@ -34,5 +34,5 @@ def kind_with_variance(like: PrototypeMemory, gamma: float) -> PrototypeMemory:
     """An empty memory of the kind that :func:`with_variance` gives for those like ``like``."""
     return PrototypeMemory(
         like.feature_dim, "shared", feature_map=like.feature_map, fingerprint=like.fingerprint,
-        estimated=f"{like.estimated or 'sums'}, gamma={gamma:g}",
+        estimated=f"{like.estimated or 'sums'}, gamma={gamma:g}", moments=like.moments,
     ).to(like.device)  # fmt: skip

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocl import PrototypeMemory
+from protocl.heads.joint.parts import member_memories
+from protocl.memory.estimates.group_moments import GroupMoments
 from protocl.memory.estimates.low_rank import LowRank, of_low_rank
+from protocl.memory.estimates.variance import with_variance
+from protocl.memory.feature_maps import FeatureMap
+from protocl.memory.maps.joint import Joint
 from tests.golden.statistics_methods import inputs, values
 
 F64 = torch.float64
@@ -80,3 +85,19 @@ def test_means_stay_exact_and_scatter_is_never_negative(seed, rank):
 def test_a_rank_of_nothing_is_refused():
     with pytest.raises(ValueError, match="rank=0"):
         LowRank.of(torch.eye(2), 0)
+
+
+@pytest.mark.parametrize("moments", ["pairs", "single"])
+def test_what_is_made_of_a_memory_keeps_how_it_holds_moments(moments):
+    def of(map: FeatureMap | None) -> PrototypeMemory:
+        memory = PrototypeMemory(3, "shared", feature_map=map, moments=moments)
+        return memory.update(torch.randn(12, 3), torch.arange(12) % 3)
+
+    memory = of(None)
+    made = [
+        *member_memories(of(Joint([FeatureMap(), FeatureMap()]))),
+        with_variance(memory, 0.1),
+        of_low_rank(memory, 2)[0],
+        GroupMoments([memory, of(None)]).memory(),
+    ]
+    assert [each.moments for each in made] == [moments] * 5
