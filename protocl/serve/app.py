@@ -303,7 +303,8 @@ async def _problem(request: Request, error: Exception) -> JSONResponse:
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"{error.detail}: see GET /openapi.json for what can be asked"
-    return Problem(error.status_code, "not_found", message).response()
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    return Problem(error.status_code, code, message).response()
 
 
 async def _bad_address(request: Request, error: Exception) -> JSONResponse:

@@ -147,8 +147,8 @@ async def asked(request: Request) -> Asked:
 async def _form(request: Request) -> Asked:
     try:
         async with request.form(max_files=MOST_SAMPLES, max_fields=20) as form:
-            values = {name: value for name, value in form.items() if isinstance(value, str)}
-            return Asked(values, await _files(form))
+            texts = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+            return Asked(_once(texts), await _files(form))
     except (HTTPException, FormParserError) as error:
         reason = error.detail if isinstance(error, HTTPException) else error
         raise Problem(
@@ -156,6 +156,16 @@ async def _form(request: Request) -> Asked:
             f"{reason}: expected a form of at most {MOST_SAMPLES} files and the fields "
             "class, top and now",
         ) from error  # fmt: skip
+
+
+def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields by name, of which none may come twice: nobody could tell which one is meant."""
+    values = dict(fields)
+    if len(values) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Problem(422, "bad_value", f"{twice} is given more than once: expected it once")
+    return values
 
 
 async def _files(form: FormData) -> list[tuple[str, bytes]]:
@@ -173,7 +183,7 @@ def _object(body: bytes) -> dict[str, Any]:
             413, "request_too_large", f"JSON has at most {MOST_JSON / 1e6:.0f} MB: send less"
         )
     try:
-        values = json.loads(body)
+        values = json.loads(body, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise Problem(400, "bad_json", f"the request is no JSON: {error}") from error
     if not isinstance(values, dict):

@@ -13,6 +13,7 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from protocl.data import TensorData
 from protocl.runner.tensorboard import EpochLoss, EventLogger
@@ -31,7 +32,7 @@ def test_the_epoch_loss_is_avalanches(tmp_path: Path) -> None:
             theirs.append(float(value.value))
             super().publish_metric_value(value)
 
-    logger = EventLogger(tmp_path)
+    logger = EventLogger(SummaryWriter(str(tmp_path)))
     model = nn.Linear(6, 4)
     strategy = Naive(
         model=model,

@@ -239,3 +239,20 @@ def test_no_address_is_a_riddle(client: TestClient) -> None:
     for path in ("/thumbnails/x/y.jpg", "/thumbnails/1/..%2f..%2fmodel.json", "/nowhere"):
         reply = client.get(path)
         assert (reply.status_code, reply.json()["error"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/teach", "/forget"])
+def test_a_field_that_comes_twice_is_refused(client: TestClient, path: str) -> None:
+    features = str(X[:1].tolist()).replace("'", '"')
+    twice = '{"class": "a", "class": "b", "features": %s}' % features  # noqa: UP031
+    headers = {**ALLOWED, "Content-Type": "application/json"}
+    reply = client.post(path, content=twice, headers=headers)
+    assert (reply.status_code, reply.json()["error"]) == (422, "bad_value")
+    assert "class is given more than once" in reply.json()["message"]
+    form = client.post(path, data={"class": ["a", "b"]}, headers=ALLOWED)
+    assert (form.status_code, form.json()["error"]) == (422, "bad_value")
+
+
+def test_a_wrong_method_is_called_so(client: TestClient) -> None:
+    reply = client.get("/predict")
+    assert (reply.status_code, reply.json()["error"]) == (405, "method_not_allowed")

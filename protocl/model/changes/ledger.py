@@ -112,8 +112,8 @@ class Ledger:
                 known = replayed(self._model, [*self._changes, undo])
             except (ValueError, KeyError) as error:
                 raise ConfigError(
-                    f"change {change_id!r} cannot be undone before a later one that builds on it "
-                    f"({error.args[0]}): undo that one first"
+                    f"change {change_id!r} cannot be undone before a later one that builds on it: "
+                    f"undo first what changed that class since ({self._later(change_id)})"
                 ) from error
             self._publish(undo, known)
             self.thumbnails.undo(change_id)
@@ -125,9 +125,8 @@ class Ledger:
         return self.now.memory_.level != "shared"
 
     def changes(self) -> list[Change]:
-        """Changes that can be undone, the last first."""
-        with self._writing:
-            return self._open_changes()[::-1]
+        """Changes that can be undone, the last first; never waits for one that is being made."""
+        return self._open_changes()[::-1]
 
     def fold(self, *, all_of_them: bool = False) -> bool:
         """Move changes that can no longer be undone, or all, from the journal to the statistics.
@@ -176,6 +175,13 @@ class Ledger:
     def _open_changes(self) -> list[Change]:
         since = time.time() - self.undo_seconds
         return [change for change in standing(self._changes) if change.time > since]
+
+    def _later(self, change_id: str) -> str:
+        """Later changes of the same class, the last first, in words."""
+        since = self._open_changes()
+        place = next(n for n, change in enumerate(since) if change.id == change_id)
+        same = [one for one in since[place + 1 :] if one.label == since[place].label]
+        return ", ".join(f"{one.kind} {one.label}, {one.id}" for one in reversed(same)) or "any"
 
     def _id_of(self, change: Change) -> int:
         return class_id(self._model, change.label)

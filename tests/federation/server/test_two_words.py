@@ -12,6 +12,7 @@ from protocl import PrototypeMemory
 from protocl.checks import assert_same
 from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.server.state import MergedMemory
+from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, MessageReader, RejectedError, encode
 from protocl.federation.wire.npy import array_of
 from protocl.federation.wire.statistics import Precision
@@ -32,9 +33,9 @@ def honest(level: Level, seed: int) -> PrototypeMemory:
 
 
 def hostile(level: Level) -> PrototypeMemory:
-    """One sample of class 0 whose squares are the largest that a word holds."""
+    """One sample of class 0 whose squares are the largest within the limits, half of a word."""
     parts = empty(level).update(torch.zeros(1, DIM), torch.tensor([0])).parts()
-    parts["second"] = torch.full_like(parts["second"], 2**63 - 1)
+    parts["second"] = torch.full_like(parts["second"], 2**62)
     return PrototypeMemory.from_parts(empty(level), parts)
 
 
@@ -60,7 +61,7 @@ def test_honest_messages_are_added_after_hostile_ones_which_can_be_forgotten(
     value = int(server.memory.second.flatten()[0])
     value += int(server.memory.get_buffer("second_high").flatten()[0]) << 64
     small = sum(int(honest(level, number).second.flatten()[0]) for number in range(3))
-    assert value == 3 * (2**63 - 1) + small
+    assert value == 3 * 2**62 + small
     for number in range(3):
         server.forget_client(f"hostile {number}")
     expected = sum((honest(level, number) for number in range(1, 3)), start=honest(level, 0))
@@ -81,7 +82,7 @@ def test_a_server_is_saved_and_restored_with_both_words(level: Level, tmp_path: 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_merged_memory_travels_with_both_words(level: Level, precision: Precision):
     memory = overflowed(level).memory
-    reader = MessageReader(memory.empty_like())
+    reader = MessageReader(memory.empty_like(), Limits.of_sum())
     sent = encode(Contribution(memory, "", 0, "merged"), precision)
     arrived = reader.contribution(reader.read(*sent)).memory
     if precision == "exact":

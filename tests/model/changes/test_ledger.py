@@ -86,7 +86,7 @@ def test_a_change_that_a_later_one_builds_on_is_not_undone_first(tmp_path: Path)
     first, second = lesson("d", 1), Change("forget", "d")
     ledger.change(first)
     ledger.change(second)
-    with pytest.raises(ConfigError, match="undo that one first"):
+    with pytest.raises(ConfigError, match=f"undo first what changed that class since .forget d, {second.id}"):
         ledger.undo(first.id)
     ledger.undo(second.id)
     ledger.undo(first.id)
@@ -259,3 +259,10 @@ def test_a_model_of_another_version_is_taught(tmp_path: Path) -> None:
     (tmp_path / "m" / folder.DESCRIPTION).write_text(folder.json.dumps(content))
     load_model(tmp_path / "m").partial_fit(X[:2], ["d", "d"]).save(tmp_path / "m")
     assert load_model(tmp_path / "m").classes_.tolist() == ["a", "b", "c", "d"]
+
+
+def test_what_can_be_undone_is_told_while_a_change_is_made(tmp_path: Path) -> None:
+    """Else whoever asks for it would hold up a reader, and readers are few."""
+    ledger = Ledger.open(made(tmp_path / "m"))
+    with ledger._writing:
+        assert ledger.changes() == []
