@@ -31,7 +31,8 @@ class Limits:
         max_bytes: of one message, all of its arrays, texts and numbers.
         max_messages: read from one client in a round.
         max_contributions: read from one message; what is beyond them is sent again.
-        max_classes: of one client, in all that counts of it.
+        max_classes: of one client, in all that counts of it. With ``protected`` in one vector: in a
+            masked one the client alone sees them, and a noisy one has all of the list.
         max_classes_in_all: of all clients together.
         classes: ids or names of the classes that are accepted; empty for any.
         max_text: letters of a class's name, and of any other text.
