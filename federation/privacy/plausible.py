@@ -34,7 +34,8 @@ class SumCheck:
         limits: of what one client may send.
 
     Raises:
-        ValueError: with noise, the list has more classes than one client may have.
+        ValueError: the limits are more than 64 bits hold; with noise, the list has more classes
+            than one client may have.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class SumCheck:
         self.release = release
         self.limits = limits
         self._form = PackedForm(layout.empty_memory())
+        limits.feature_bound(self._form)
         self._allowed = limits.allowed_ids()
         if release is not None and len(layout.classes) > limits.max_classes:
             raise ValueError(

@@ -83,6 +83,14 @@ def test_limits_on_classes_that_no_vector_keeps_are_refused(
         run(tmp_path, "federation=digits", "method=protected", *words.split())
 
 
+def test_limits_that_64_bits_do_not_hold_are_refused_before_a_client_is_asked(
+    tmp_path: Path,
+) -> None:
+    words = ["federation=digits", "method=protected", "method.head=lda"]
+    with pytest.raises(ConfigError, match=r"max_feature=1e\+06.*at most 32768"):
+        run(tmp_path, *words, "limits.max_feature=1e6")
+
+
 @pytest.mark.parametrize("secure", ["true", "false"])
 def test_a_vector_of_more_classes_than_one_client_may_have_is_refused(
     tmp_path: Path, secure: str
