@@ -75,7 +75,7 @@ class Limits:
         most = WIDEST
         return cls(
             max_bytes=most, max_classes=most, max_classes_in_all=most, max_count=most,
-            max_feature=_LARGEST_OF_SUM, max_width=0,
+            max_text=most, max_feature=_LARGEST_OF_SUM, max_width=0,
         )  # fmt: skip
 
     def feature_bound(self, form: PackedForm) -> float:
