@@ -24,8 +24,10 @@ _LARGEST_OF_SUM = 1e150  # squares are still finite
 class Limits:
     """What a client may claim and send (keys ``limits.*``); what is beyond is refused by name.
 
-    With the defaults no message and no ``max_clients`` clients overflow anything by what they
-    claim: a sample within ``max_feature`` fits 64 bits, and each client has its share of them.
+    With the defaults no message and no ``max_clients`` clients overflow sums of features by what
+    they claim: a sample within ``max_feature`` fits 64 bits, and each client has its share of them.
+    Second moments have two words instead. Where they have one, with ``moments="single"``, and in
+    all sums of ``protected``, clients have no shares, and one may leave little to others.
 
     Attributes:
         max_bytes: of one message, all of its arrays, texts and numbers.
