@@ -29,7 +29,8 @@ class ProtectedPrototypesConfig(HeadConfig):
 
     Settings of :class:`protocl.federation.secure.strategy.ProtectedPrototypes`.
 
-    The public class list is all classes of the benchmark, or of the task that is deployed.
+    The public class list is all classes of the benchmark, or of the task that is deployed, that
+    ``limits.classes`` accepts; clients leave samples of others out, and their logs say how many.
     ``epsilon`` and ``delta`` hold for a sample that is added or removed, over all rounds, since
     each sample is in one release.
 
@@ -199,6 +200,30 @@ def _require_feasible(
         )
 
 
+def _public_classes(setup: FederationSetup) -> list[int]:
+    """Ids of the classes that have a place in every vector, ascending.
+
+    Raises:
+        ConfigError: the limits accept none of the classes, or fewer than there are in all.
+    """
+    from protocl.memory.rows import class_id_of
+
+    known = map(class_id_of, setup.class_names) if setup.class_names else range(setup.n_classes)
+    allowed = setup.limits.allowed_ids()
+    ids = sorted(set(known) if allowed is None else set(known).intersection(allowed.tolist()))
+    if not ids:
+        raise ConfigError(
+            f"limits.classes={setup.limits.classes!r:.80}: none of them is a class of this "
+            f"federation; expected some of {setup.class_names or range(setup.n_classes)!r:.80}"
+        )
+    if len(ids) > (most := setup.limits.max_classes_in_all):
+        raise ConfigError(
+            f"limits.max_classes_in_all={most}: the public list has {len(ids)} classes; raise "
+            "it, or name fewer in limits.classes"
+        )
+    return ids
+
+
 def _identities(config: ProtectedPrototypesConfig, setup: FederationSetup) -> Identities | None:
     """Who signs in a federation with ``secure=pinned``; None in others.
 
@@ -230,15 +255,13 @@ class ProtectedMethod:
         from protocl.federation.privacy.vector import StatisticsLayout
         from protocl.federation.secure.client import ProtectedClient
         from protocl.federation.secure.strategy import ProtectedPrototypes
-        from protocl.memory.rows import class_id_of
 
         federation = setup.federation
         self.head = config.head.build()
         empty = self.head.new_memory(
             setup.feature_dim, exact=True, step=config.step, fingerprint=setup.fingerprint
         )
-        ids = map(class_id_of, setup.class_names) if setup.class_names else range(setup.n_classes)
-        layout = StatisticsLayout(empty, ids)
+        layout = StatisticsLayout(empty, _public_classes(setup))
         asked = max(federation.min_clients, round(federation.participation * federation.clients))
         identities = _identities(config, setup)
         roster = None if identities is None else identities.roster

@@ -13,7 +13,7 @@ from protocl.federation.privacy.vector import COUNT_SCALE, StatisticsLayout
 from protocl.federation.wire.codec import pack_exactly
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.statistics import PackedForm
-from protocl.federation.wire.validation import RejectedError, check_values
+from protocl.federation.wire.validation import RejectedError, check_class_ids, check_values
 
 Vector = NDArray[np.int64]
 
@@ -25,12 +25,17 @@ class SumCheck:
     """Refuses vectors that are out of range, as plain messages that are would be refused.
 
     Without noise all that holds for plain messages is checked. With noise, sums lie within what
-    the count allows of clipped samples, up to the noise.
+    the count allows of clipped samples, up to the noise; nobody sees then how many classes a client
+    has, so that all of the list count.
 
     Args:
         layout: of the vectors.
         release: clipping and noise; None for neither.
         limits: of what one client may send.
+
+    Raises:
+        ValueError: the limits are more than 64 bits hold; with noise, the list has more classes
+            than one client may have.
     """
 
     def __init__(
@@ -40,6 +45,14 @@ class SumCheck:
         self.release = release
         self.limits = limits
         self._form = PackedForm(layout.empty_memory())
+        limits.feature_bound(self._form)
+        self._allowed = limits.allowed_ids()
+        if release is not None and len(layout.classes) > limits.max_classes:
+            raise ValueError(
+                f"limits.max_classes={limits.max_classes}: with noise each vector has all "
+                f"{len(layout.classes)} classes of the list; raise it, or name fewer in "
+                "limits.classes"
+            )
 
     def require_possible(self, vector: Vector, contributors: int = 1) -> None:
         """Check a sum of the vectors of ``contributors`` clients.
@@ -59,8 +72,17 @@ class SumCheck:
         memory = self.layout.unpack(vector)
         if not np.array_equal(self.layout.pack(memory), vector):
             raise RejectedError("values", "sums of classes without samples are not zero")
-        most = replace(self.limits, max_count=self.limits.max_count * contributors)
-        check_values(pack_exactly(memory), self._form, most, error=0.0)
+        packed, most = pack_exactly(memory), self._most(contributors)
+        check_class_ids(packed.class_ids, most, self._allowed)
+        check_values(packed, self._form, most, error=0.0)
+
+    def _most(self, contributors: int) -> Limits:
+        """What so many clients may claim together."""
+        return replace(
+            self.limits,
+            max_count=self.limits.max_count * contributors,
+            max_classes=self.limits.max_classes * contributors,
+        )
 
     def _check_noisy(self, vector: Vector, release: PrivateRelease, contributors: int) -> None:
         vectors = max(contributors, 1)

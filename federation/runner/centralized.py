@@ -31,10 +31,7 @@ def compare_with_one_place(run: FederatedRun) -> OnePlace:
     config = run.config.method
     assert merged is not None
     assert isinstance(config, HeadConfig)
-    rows = torch.cat([torch.from_numpy(part) for parts in run.clients.parts for part in parts])
-    rows = rows.sort().values
-    memory = _exact_kind(head, merged)
-    memory.update(_features(run, run.data.x_train[rows]), run.data.y_train[rows])
+    memory = _in_one_place(run, _exact_kind(head, merged))
     memory = config.beside(memory)
     x, y = _features(run, run.data.x_test), run.data.y_test
     accuracies = [float((head.fit(m).predict(x) == y).double().mean()) for m in (memory, merged)]
@@ -48,6 +45,20 @@ def compare_with_one_place(run: FederatedRun) -> OnePlace:
         federated_accuracy=federated,
         estimated_error=covariance_error(merged, memory) if merged.estimated else None,
     )
+
+
+def _in_one_place(run: FederatedRun, memory: PrototypeMemory) -> PrototypeMemory:
+    """All samples of the clients, added to an empty ``memory``."""
+    parts = [torch.from_numpy(part) for parts in run.clients.parts for part in parts]
+    rows = torch.cat(parts).sort().values
+    features, labels = _features(run, run.data.x_train[rows]), run.data.y_train[rows]
+    # In fixed point a batch has one word a number, which a client's part fits and all may not. In
+    # floating point sums depend on the batches.
+    places: list[Tensor | slice] = [torch.searchsorted(rows, part) for part in parts]
+    batches = places if memory.exact else [slice(None)]
+    for batch in batches:
+        memory.update(features[batch], labels[batch])
+    return memory
 
 
 def _exact_kind(head: Head, merged: PrototypeMemory) -> PrototypeMemory:

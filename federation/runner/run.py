@@ -249,9 +249,9 @@ class FederatedRun:
         if merged is not None:
             merged.ledger.save(self.run.folder / "ledger.jsonl")
         self.traffic.save(self.run.folder / "traffic.csv")
+        self._write_model()  # which stays, should the comparison fail
         if self.config.verify:
             self.one_place = compare_with_one_place(self)
-        self._write_model()
         self.run.tell("report", report=self.one_place)
 
     def _write_model(self) -> None:

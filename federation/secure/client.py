@@ -313,7 +313,8 @@ class ProtectedClient:
         features, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         listed = torch.isin(labels.cpu(), torch.tensor(self.layout.classes))
         if not bool(listed.all()):
-            logger.warning("%d samples of classes that are not listed", int((~listed).sum()))
+            left_out = int((~listed).sum())
+            logger.warning("%d samples left out: their classes are not listed", left_out)
             features, labels = features[listed], labels[listed]
         new = bool(listed.any())
         if self.release is not None:

@@ -24,14 +24,17 @@ _LARGEST_OF_SUM = 1e150  # squares are still finite
 class Limits:
     """What a client may claim and send (keys ``limits.*``); what is beyond is refused by name.
 
-    With the defaults no message and no ``max_clients`` clients overflow anything by what they
-    claim: a sample within ``max_feature`` fits 64 bits, and each client has its share of them.
+    With the defaults no message and no ``max_clients`` clients overflow sums of features by what
+    they claim: a sample within ``max_feature`` fits 64 bits, and each client has its share of them.
+    Second moments have two words instead. Where they have one, with ``moments="single"``, and in
+    all sums of ``protected``, clients have no shares, and one may leave little to others.
 
     Attributes:
         max_bytes: of one message, all of its arrays, texts and numbers.
         max_messages: read from one client in a round.
         max_contributions: read from one message; what is beyond them is sent again.
-        max_classes: of one client, in all that counts of it.
+        max_classes: of one client, in all that counts of it. With ``protected`` in one vector: in a
+            masked one the client alone sees them, and a noisy one has all of the list.
         max_classes_in_all: of all clients together.
         classes: ids or names of the classes that are accepted; empty for any.
         max_text: letters of a class's name, and of any other text.
@@ -74,7 +77,7 @@ class Limits:
         most = WIDEST
         return cls(
             max_bytes=most, max_classes=most, max_classes_in_all=most, max_count=most,
-            max_feature=_LARGEST_OF_SUM, max_width=0,
+            max_text=most, max_feature=_LARGEST_OF_SUM, max_width=0,
         )  # fmt: skip
 
     def feature_bound(self, form: PackedForm) -> float:

@@ -126,7 +126,7 @@ class AdditiveStatistics(StoredStatistics):
             total = total[torch.searchsorted(self.class_ids, ids[known])]
             term = term[known]
         if overflows(total, term):
-            self._refuse_overflow()
+            self._refuse_overflow(name)
 
     def _require_reach(self, term: Tensor | None) -> None:
         """Refuse upper words whose sum no samples have, before anything is added."""
@@ -141,11 +141,13 @@ class AdditiveStatistics(StoredStatistics):
         second = self.second
         largest = int(second.abs().max()) if second.numel() else 0
         if largest + bound >= 2**63:
-            self._refuse_overflow()
+            self._refuse_overflow("second")
 
-    def _refuse_overflow(self) -> None:
+    def _refuse_overflow(self, name: str) -> None:
+        """Refuse a sum of one word an entry; of second moments there may be two."""
+        words = ', or moments="pairs"' if name == "second" else ""
         raise OverflowError(
-            f"a fixed-point sum exceeds 64 bits with step {self.step:g}; use a larger step"
+            f"a fixed-point sum exceeds 64 bits with step {self.step:g}; use a larger step{words}"
         )
 
     def _add_moments(self, rows: Tensor, batch: BatchStatistics) -> None:
@@ -187,7 +189,7 @@ class AdditiveStatistics(StoredStatistics):
             self._put_half("second", None, torch.zeros_like(second) if half is None else half)
             self._drop_zero_halves()
         elif half is not None and bool(half.any()):
-            self._refuse_overflow()
+            self._refuse_overflow("second")
 
     def _require_bytes(self, classes: int) -> None:
         """Refuse to grow to ``classes`` classes where the statistics would not fit in memory."""

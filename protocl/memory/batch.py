@@ -279,11 +279,13 @@ class BatchStatistics:
     def _require_room(self) -> None:
         """Refuse a batch whose own sums could pass 64 bits."""
         power = 1 if self._level == "mean" else 2
+        # What one feature gives always fits: it is exact in float64.
         if self._largest**power * len(self._rows) >= 2**63:
             raise OverflowError(
                 f"{len(self._rows)} features of magnitude up to "
                 f"{self._largest * (self._step or 1):g} do not fit 64-bit fixed point "
-                f"with step {self._step:g}; use a larger step"
+                f"with step {self._step:g} at once; add them in smaller batches, or use a larger "
+                "step"
             )
 
     def _refuse_not_finite(self) -> None:

@@ -147,8 +147,9 @@ def _fixed_point(like: StoredStatistics, name: str, values: Tensor) -> dict[str,
         return {name: whole.to(torch.int64)}
     high = like.other_half(name)
     if high is None or largest >= 2.0**126:
+        words = ', or moments="pairs"' if name == "second" and high is None else ""
         raise OverflowError(
             f"'{name}' exceeds {64 if high is None else 126} bits in fixed point with step "
-            f"{like.step:g}; use a larger step"
+            f"{like.step:g}; use a larger step{words}"
         )
     return dict(zip((name, high), words_of_floats(whole), strict=True))

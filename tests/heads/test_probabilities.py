@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -14,7 +15,16 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from protocl import PrototypeMemory
 from protocl.errors import NotFittedError
-from protocl.heads import BayesianPrototypes, LinearDiscriminant, Mahalanobis, NearestMean, Ridge
+from protocl.heads import (
+    BayesianPrototypes,
+    GaussianCalibrated,
+    LinearDiscriminant,
+    Mahalanobis,
+    NearestMean,
+    Ridge,
+)
+from protocl.heads.bayesian.priors import SharedPrior
+from protocl.heads.joint.ensemble import Ensemble
 from protocl.heads.probabilities.calibration import Calibration, fit_calibration, probabilities
 from protocl.heads.probabilities.table import CalibrationTable
 from protocl.metrics.calibration import equal_mass_error
@@ -214,6 +224,41 @@ def test_a_table_lapses_with_the_memory_and_the_head():
         head.calibrate(memory, table)
     with pytest.raises(ValueError, match="does not fit"):
         table + head.calibration_table(memory, features, labels)
+
+
+def with_prior(mean):
+    return BayesianPrototypes(SharedPrior(mean=torch.tensor([mean] + [0.0] * 5), precision=1e-6))
+
+
+def calibrated(**settings):
+    return GaussianCalibrated(epochs=1, per_class=5, **settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (calibrated, lambda: calibrated(weight_decay=6e-4)),
+        (lambda: Ensemble([LinearDiscriminant(0.1)]), lambda: Ensemble([LinearDiscriminant(0.11)])),
+        (
+            lambda: Ensemble([NearestMean()]),
+            lambda: Ensemble([NearestMean(dtype=torch.float64)]),
+        ),
+        (HEADS["fecam_low_rank"], lambda: Mahalanobis(covariance="low_rank", rank=4)),
+        (lambda: with_prior(0.0), lambda: with_prior(1e-3)),
+    ],
+    ids=["descent", "member", "dtype_of_a_member", "rank", "prior"],
+)
+def test_a_table_lapses_with_any_setting(make, other):
+    head, batch = make(), samples(40)
+    memory = head.new_memory(6).update(*batch)
+    table = head.calibration_table(memory, *batch, parts=2)
+    make().calibrate(memory, table)
+    copied = pickle.loads(pickle.dumps(make()))
+    copied.calibrate(memory, table)
+    changed = other()
+    assert changed.calibration_table(memory, *batch, parts=2).start == table.start
+    with pytest.raises(ValueError, match="does not fit"):
+        changed.calibrate(memory, table)
 
 
 @pytest.mark.parametrize(

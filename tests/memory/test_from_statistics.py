@@ -103,6 +103,11 @@ def test_what_does_not_fit_fixed_point_is_refused():
     memory = filled(exact=True)
     with pytest.raises(OverflowError, match="'sum' exceeds 64 bits"):
         PrototypeMemory.from_statistics(memory, **given(memory, sums=1e15 * memory.sums))
+    single = filled("shared", exact=True, moments="single")
+    with pytest.raises(OverflowError, match=r"'second' exceeds 64 .* or moments=\"pairs\""):
+        PrototypeMemory.from_statistics(
+            single, **given(single, second_moment=1e15 * single.second_moment)
+        )
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -184,6 +184,16 @@ def test_fixed_point_overflow_raises_and_changes_nothing(level):
     assert_same(memory, before, "after an overflow")
 
 
+def test_a_batch_of_more_than_a_word_is_added_in_smaller_ones():
+    features, labels = torch.full((2048, 1), 2.0**26), torch.zeros(2048, dtype=torch.int64)
+    memory = PrototypeMemory(1, "diagonal", exact=True, step=1.0)
+    with pytest.raises(OverflowError, match=r"2048 features .* in smaller batches, or .* larger"):
+        memory.update(features, labels)
+    for part in features.split(512):
+        memory.update(part, labels[: len(part)])
+    assert float(memory.squares) == 2048 * 2.0**52
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_fixed_point_sums_that_pass_64_bits_raise(level):
     largest = 2.0**52 if level == "mean" else 2.0**26

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
 
 from protocl.heads.probabilities.calibration import Calibration, fit_calibration
 from protocl.heads.probabilities.left_out import left_out_logits
@@ -15,6 +17,7 @@ from protocl.heads.probabilities.table import CalibrationTable
 from protocl.heads.probabilities.virtual_samples import virtual_samples
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
+from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.precision import without_autocast
 
 if TYPE_CHECKING:
@@ -76,10 +79,36 @@ def _origin(head: Head, memory: PrototypeMemory) -> str:
     return digest.hexdigest()[:32]
 
 
-def _settings(head: Head) -> list[tuple[str, object]]:
-    plain = (str, int, float, bool, tuple, torch.dtype, type(None))
+def _settings(part: nn.Module) -> list[tuple[str, object]]:
+    """The settings of a head, or of a part of one, by name."""
+    # As they were given, since not all are kept under their names, and as they are by now.
+    given = getattr(part, "_given", {})
+    held = {**given, **vars(part), **dict(part.named_children())}
     return sorted(
-        (name, value)
-        for name, value in vars(head).items()
-        if not name.startswith("_") and name != "training" and isinstance(value, plain)
+        ((name, _setting(value)) for name, value in held.items() if _is_setting(name)),
+        key=lambda pair: pair[0],
     )
+
+
+def _is_setting(name: str) -> bool:
+    return not name.startswith("_") and name != "training"
+
+
+def _setting(value: object) -> object:
+    """What ``repr`` writes alike for equal settings, in every process."""
+    if isinstance(value, FeatureMap):
+        return value.spec
+    if isinstance(value, tuple | list | nn.ModuleList):
+        return tuple(map(_setting, value))
+    if isinstance(value, Mapping):
+        return tuple((name, _setting(one)) for name, one in value.items())
+    if isinstance(value, Tensor | np.ndarray):  # their reprs leave most numbers out
+        return str(value.dtype), value.tolist()
+    if isinstance(value, nn.Module):
+        return type(value).__name__, _settings(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        held = [(one.name, _setting(getattr(value, one.name))) for one in fields(value)]
+        return type(value).__name__, held
+    # Without a repr of its own an object would be written with its place in memory.
+    described = type(value).__repr__ is not object.__repr__ and not callable(value)
+    return value if described else type(value).__name__

@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from protocl import PrototypeMemory
-from protocl.errors import ConfigError
+from protocl.errors import AllFailedError, ConfigError
 from protocl.federation.client.client import ClientData
 from protocl.federation.config.compose import load
 from protocl.federation.methods.protected import ProtectedPrototypesConfig
+from protocl.federation.privacy.plausible import SumCheck
 from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.runner.run import FederatedRun, run_federation
 from protocl.federation.secure.protocol.schemes import COMPLETE
 from protocl.federation.server.state import same_statistics
+from protocl.federation.wire.limits import Limits
+from protocl.federation.wire.validation import RejectedError
 from protocl.runner.context import RunContext
 from protocl.runner.folders import open_run
 
@@ -45,6 +48,68 @@ def test_secure_run_with_lost_replies_equals_the_plain_one(tmp_path: Path) -> No
     _, expected = run(tmp_path, "federation=digits", "seed=3", *words[:-1])
     missing = expected.copy().subtract(memory)  # and what is there is nothing else
     assert 0 <= missing.total < expected.total / 10
+
+
+@pytest.mark.parametrize("secure", ["true", "false"])
+def test_classes_that_the_limits_do_not_accept_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, secure: str
+) -> None:
+    words = ["federation=digits", "method=protected", f"method.secure={secure}", "rounds=1"]
+    _, memory = run(tmp_path, *words, "limits.classes=[0,1,2,77]", "limits.max_classes_in_all=3")
+    assert memory.classes.tolist() == [0, 1, 2]
+    left_out = [int(r.getMessage().split()[0]) for r in caplog.records if "left out" in r.msg]
+    _, whole = run(tmp_path, *words)
+    assert whole.total == memory.total + sum(left_out)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("limits.max_classes_in_all=9", "max_classes_in_all=9: the public list has 10 classes"),
+        (
+            "limits.classes=[77,cat]",
+            r"classes=\[77, 'cat'\]: none .* expected some of range\(0, 10",
+        ),
+        (
+            "limits.max_classes=9 method.noise=central",
+            "max_classes=9: with noise .* all 10 classes",
+        ),
+    ],
+)
+def test_limits_on_classes_that_no_vector_keeps_are_refused(
+    tmp_path: Path, words: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        run(tmp_path, "federation=digits", "method=protected", *words.split())
+
+
+def test_limits_that_64_bits_do_not_hold_are_refused_before_a_client_is_asked(
+    tmp_path: Path,
+) -> None:
+    words = ["federation=digits", "method=protected", "method.head=lda"]
+    with pytest.raises(ConfigError, match=r"max_feature=1e\+06.*at most 32768"):
+        run(tmp_path, *words, "limits.max_feature=1e6")
+
+
+@pytest.mark.parametrize("secure", ["true", "false"])
+def test_a_vector_of_more_classes_than_one_client_may_have_is_refused(
+    tmp_path: Path, secure: str
+) -> None:
+    words = ["federation=digits", "method=protected", f"method.secure={secure}", "rounds=1"]
+    with pytest.raises(AllFailedError, match="classes; at most 1 are accepted"):
+        run(tmp_path, *words, "limits.max_classes=1")
+
+
+def test_the_server_counts_the_classes_of_vectors() -> None:
+    layout = StatisticsLayout(PrototypeMemory(2, exact=True), range(4))
+    batch = torch.ones(3, 2), torch.tensor([0, 1, 3])
+    vector = layout.pack(layout.empty_memory().update(*batch))
+    check = SumCheck(layout, None, Limits(max_classes=2))
+    check.require_possible(vector, contributors=2)
+    with pytest.raises(RejectedError, match="3 classes; at most 2"):
+        check.require_possible(vector)
+    with pytest.raises(RejectedError, match="class 3 is not in limits"):
+        SumCheck(layout, None, Limits(classes=[0, 1, 2])).require_possible(vector)
 
 
 @pytest.mark.parametrize("noise", ["central", "distributed"])

@@ -19,6 +19,7 @@ from protocl.config.presets import group_names
 from protocl.data import BenchmarkConfig, load_data
 from protocl.errors import ConfigError, DataError
 from protocl.federation.config.compose import load
+from protocl.federation.runner import run as run_module
 from protocl.federation.runner.run import FederatedRun, run_federation
 from protocl.federation.server.state import same_statistics
 from protocl.federation.wire.traffic import Ledger
@@ -94,6 +95,26 @@ def test_a_client_that_was_never_asked_is_missed(tmp_path, capsys):
     counted = f"({compared['merged_samples']:,} of 1,347 samples)"
     said = " ".join(capsys.readouterr().err.split())
     assert f"does not hold the counts of one place {counted}" in said
+
+
+def test_what_clients_could_add_is_compared_though_one_batch_of_all_does_not_fit(tmp_path):
+    words = ["method.head=lda", "method.step=1.06e-8", "verify=true", "rounds=1"]
+    result, _ = run(tmp_path, *words)
+    assert result["federation"]["one_place"]["identical"]
+    x, y = digits()[:2]
+    with pytest.raises(OverflowError, match="smaller batches"):
+        LinearDiscriminant().new_memory(64, exact=True, step=1.06e-8).update(x, y)
+
+
+def test_the_model_is_kept_should_the_comparison_fail(tmp_path, monkeypatch):
+    def fail(_: FederatedRun) -> None:
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(run_module, "compare_with_one_place", fail)
+    with pytest.raises(OverflowError, match="too large"):
+        run(tmp_path, "verify=true", "rounds=1")
+    (memory,) = tmp_path.rglob("memory.safetensors")
+    assert PrototypeMemory.load(memory).total == len(digits()[0])
 
 
 def test_a_difference_from_one_place_is_seen(tmp_path):

@@ -229,7 +229,7 @@ ROUNDS = st.lists(
 def play(rounds: list[Round], colluders: int, pinned: bool) -> World:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         # Processes die here, not machines: what was written is there, whether flushed or not.
-        patch.setattr(atomic, "_flush", lambda path: None)
+        patch.setattr(atomic, "flush", lambda path: None)
         world = World(Path(folder), colluders, pinned)
         for now in rounds:
             world.run(now)

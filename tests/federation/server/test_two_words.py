@@ -115,3 +115,15 @@ def test_upper_words_of_a_wrong_shape_or_size_are_refused():
         reader = MessageReader(empty("full"))
         with pytest.raises((RejectedError, ValueError), match="second"):
             reader.contribution(reader.read(records, header))
+
+
+def test_with_single_moments_one_client_may_leave_no_room_and_the_page_says_so():
+    like = PrototypeMemory(1, "diagonal", exact=True, moments="single")
+    parts = like.empty_like().update(torch.zeros(1, 1), torch.tensor([0])).parts()
+    parts |= {"count": torch.tensor([2]), "second": torch.tensor([[2**63 - 1]])}
+    server = MergedMemory(like)
+    send(server, PrototypeMemory.from_parts(like, parts), "hostile")
+    with pytest.raises(RejectedError, match="64 bits"):
+        send(server, like.empty_like().update(torch.ones(5, 1), torch.zeros(5).long()), "honest")
+    page = Path(__file__).parents[3] / "docs" / "threat_model.md"
+    assert '`moments="single"`' in page.read_text().split("## Not defended")[1]

@@ -240,6 +240,18 @@ def test_a_client_takes_the_sum_of_many_others():
     assert read.total == 40 * 18_000_000
 
 
+def test_a_client_reads_every_name_that_a_server_accepts():
+    name = "x" * 300
+    named = PrototypeMemory(DIM, exact=True).update(
+        torch.zeros(1, DIM), torch.tensor([class_id_of(name)])
+    )
+    names = {class_id_of(name): name}
+    arrays, header = encode(Contribution(named, "e", 1, "full", names))
+    MessageReader(named.empty_like(), Limits(max_text=1000)).read(arrays, header)
+    arrays, header = encode(Contribution(named, "", 0, "merged", names))
+    assert decode(arrays, header, named.empty_like(), Limits.of_sum()).names == names
+
+
 def test_evaluations_are_bounded():
     def reply(pairs: np.ndarray) -> RecordDict:
         return RecordDict({"confusion": ArrayRecord({"pairs": array_of(pairs)})})
