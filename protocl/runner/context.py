@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
@@ -86,13 +86,22 @@ class RunContext(Generic[Config]):
         return data
 
     def encode(
-        self, data: ArrayData, backbone: Backbone, batch_size: int | None = None
+        self,
+        data: ArrayData,
+        backbone: Backbone,
+        choose_batch: Callable[[], int | None] = lambda: None,
     ) -> ArrayData:
-        """The data with features of a frozen backbone in place of samples, computed once ever."""
+        """The data with features of a frozen backbone in place of samples, computed once ever.
+
+        Args:
+            data: samples.
+            backbone: frozen.
+            choose_batch: how many go through it at a time; None for the rule's number.
+        """
         with self.phase("features"):
             return encode_once(
                 data, backbone, self.config.cache, self.device,
-                batch_size=batch_size, progress=self.bars,
+                batch_size=choose_batch(), progress=self.bars,
             )  # fmt: skip
 
     def events(self, done: int = 0) -> Trackers:

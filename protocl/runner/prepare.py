@@ -176,21 +176,24 @@ def _encoded(run: RunContext[ExperimentConfig], data: ArrayData, backbone: Backb
     What is measured is written there, so that whoever resumes or repeats the run gets its bits.
     """
     config = run.config
-    asked = config.encoding_batch
-    if asked is None:
-        asked = "fixed" if config.strategy.needs_same_bits else "tuned"
-    if asked == "tuned":
-        config.encoding_batch = kept_setting(run.folder, "encoding_batch")
-        if config.settled_batch is None:
-            _settle_batch(run, data, backbone)
-    return run.encode(data, backbone, config.settled_batch)
+
+    def choose_batch() -> int | None:
+        asked = config.encoding_batch
+        if asked is None:
+            asked = "fixed" if config.strategy.needs_same_bits else "tuned"
+        if asked == "tuned":
+            config.encoding_batch = kept_setting(run.folder, "encoding_batch")
+            if config.settled_batch is None:
+                _settle_batch(run, data, backbone)
+        return config.settled_batch
+
+    return run.encode(data, backbone, choose_batch)
 
 
 def _settle_batch(run: RunContext[ExperimentConfig], data: ArrayData, backbone: Backbone) -> None:
     """Measure the quickest number of images at a time, and write it to the configuration."""
-    with run.phase("features"):
-        cache = FeatureCache(run.config.cache)
-        found = cache.quickest_batch_size(data, backbone, run.device)
+    cache = FeatureCache(run.config.cache)
+    found = cache.quickest_batch_size(data, backbone, run.device)
     if found is not None:
         run.config.encoding_batch = found
         write_config(run.config, run.folder)

@@ -73,7 +73,7 @@ def go(folder: Path, *settings: str, stop: str = "") -> Found:
 
     def listen(progress: Progress) -> None:
         said.append(str(progress))
-        if said[-1] == stop:
+        if stop and said[-1].startswith(stop):
             raise Stopped
 
     run = RunContext("experiment", config, folder, listen)

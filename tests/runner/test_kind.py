@@ -148,7 +148,7 @@ def earlier_protocl(patch: pytest.MonkeyPatch, config: Any, folder: Path) -> Non
     [
         (changed_version, ConfigError, "torch changed version since the run began"),
         (changed_data, DataError, "the data of benchmark 'digits' changed"),
-        (earlier_protocl, ConfigError, "not of format 3, .* start anew without resume=true"),
+        (earlier_protocl, ConfigError, "not of format 4, .* start anew without resume=true"),
     ],
     ids=["version", "data", "format"],
 )

@@ -86,7 +86,9 @@ def test_a_change_that_a_later_one_builds_on_is_not_undone_first(tmp_path: Path)
     first, second = lesson("d", 1), Change("forget", "d")
     ledger.change(first)
     ledger.change(second)
-    with pytest.raises(ConfigError, match=f"undo first what changed that class since .forget d, {second.id}"):
+    with pytest.raises(
+        ConfigError, match=f"undo first what changed that class since .forget d, {second.id}"
+    ):
         ledger.undo(first.id)
     ledger.undo(second.id)
     ledger.undo(first.id)
