@@ -169,7 +169,7 @@ def test_samples_of_any_shape_and_type_are_taken_or_refused(
     except DataError:
         assert not fits
         return
-    assert kind in (*FLOATS, "uint8") or len(shape) == 2 and kind in ("int32", "bool")
+    assert kind in (*FLOATS, "uint8") or (len(shape) == 2 and kind in ("int32", "bool"))
     assert len(data.x_train) == n > 0
     assert data.x_train.numel() == x.size
     assert data.x_train.ndim in (2, 4)

@@ -92,6 +92,11 @@ def test_labels_keep_what_they_say(labels: list[str], names: list[str], tmp_path
         (lines("1,NA,x", "1,2,x"), r"column 'b': row 1 has no value"),
         (lines("1,2,", "1,2,x"), r"column 'label': row 1 has no value"),
         (lines("1,2,x", "Oslo,2,x"), r"column 'a': row 2 holds 'Oslo', which is no number"),
+        ("a;b;label\n1,5;2;x\n1.138;2;x\n", r"'a': row 2 holds '1\.138': thousands separators"),
+        ("a;b;label\n1,5;2;x\n1.138,5;2;x\n", r"row 2 holds '1\.138,5': thousands separators"),
+        ("a;b;label\n951;2;x\n1,138;2;x\n", r"row 2 holds '1,138': thousands separators"),
+        ("a;b;label\n1,5;2;x\n1,5,2;2;x\n", r"row 2 holds '1,5,2', which is no number"),
+        (lines("1_951,2,x", "1,2,x"), r"row 1 holds '1_951': write numbers without '_'"),
         (lines("1,2,1.5", "1,2,2"), r"column 'label': row 1 holds 1\.5; classes are"),
         (lines("1,inf,x", "1,2,x"), r"features: row 0 holds \[?.*inf"),
         (b"a,b,label\n1,2,\xff\n", r"is not UTF-8"),
@@ -106,6 +111,19 @@ def test_what_cannot_be_meant_is_refused(
 ) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         text(tmp_path / "a.csv", content)
+
+
+@pytest.mark.parametrize(
+    ("rows", "first"),
+    [(("951;0,5", "1,138;2"), [951.0, 1.138]), (("1;2", "1,138;2"), [1.0, 1.138]),
+     (("0.5;2", "951;2"), [0.5, 951.0])],
+)  # fmt: skip
+def test_commas_are_decimal_where_the_file_says_so(
+    rows: tuple[str, ...], first: list[float], tmp_path: Path
+) -> None:
+    data = text(tmp_path / "a.csv", "\n".join(["a;b;label", *(f"{r};x" for r in rows)]) + "\n")
+    found = torch.cat([data.x_train, data.x_test])[:, 0].sort().values
+    assert found.tolist() == pytest.approx(sorted(first))
 
 
 def test_named_columns_and_columns_that_count_rows(
