@@ -102,6 +102,8 @@ def test_labels_keep_what_they_say(labels: list[str], names: list[str], tmp_path
         (b"a,b,label\n1,2,\xff\n", r"is not UTF-8"),
         (b'a,b,label\n1,2,"x\n', r"cannot be read as CSV"),
         (lines("1,2,x", header="a,b,c"), r"no column is called label or .*out of 'a', 'b', 'c'"),
+        (lines(",".join("1" * 14), header="a,b,c,d,e,f,g,h,i,j,k,l,m,kind"),
+         r"out of 'a', .*'f', 2 more, 'i', .*'m', 'kind'$"),
         (lines("1,2,x", header="class,b,label"), r"'class' and 'label' may both be the label"),
         (lines("x", header="label"), "no column is left for the features"),
     ],
