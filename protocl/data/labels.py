@@ -86,7 +86,7 @@ def label_array(labels: Any) -> np.ndarray:
     texts = [isinstance(member, str) for member in members]
     if all(texts):
         return np.array(members, dtype=str)
-    if any(texts) and any(member is None or member != member for member in members):
+    if any(texts) and any(map(_is_absent, members)):
         return array  # which is refused with its row
     try:
         return np.array([np.asarray(member).item() for member in members])
@@ -134,11 +134,16 @@ def numbers_or_texts(array: np.ndarray, what: str) -> np.ndarray:
 
 def _refuse_absent(array: np.ndarray, what: str) -> None:
     for row, label in enumerate(array.tolist()):
-        if label is None or label != label:
+        if _is_absent(label):
             raise DataError(
                 f"{what}: row {row} is {label}; expected a label for each sample: leave out "
                 "samples without one"
             )
+
+
+def _is_absent(label: Any) -> bool:
+    """Whether a label is None, NaN, or what pandas has in their place, which equals nothing."""
+    return label is None or (not isinstance(label, str) and str(label) in ("nan", "NaT", "<NA>"))
 
 
 def _decoded(array: np.ndarray, what: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -54,12 +55,13 @@ def to_samples(array: np.ndarray, what: str) -> Tensor:
     return tensor.contiguous()
 
 
-def features_of(array: np.ndarray, what: str) -> np.ndarray:
+def features_of(array: np.ndarray, what: str, names: Sequence[str] = ()) -> np.ndarray:
     """Features ``(N, D)`` of any real type, truth values included, as float32.
 
     Args:
         array: features.
         what: where they come from, for messages.
+        names: of the ``D`` columns, which are numbered without them.
 
     Raises:
         DataError: they are no real numbers, or not finite in float32.
@@ -74,17 +76,20 @@ def features_of(array: np.ndarray, what: str) -> np.ndarray:
         )
     single = _finite(array, what) if array.dtype.kind == "f" else array.astype(np.float32)
     if len(array) and array.dtype.kind != "b" and array.dtype.itemsize > 2:
-        _warn_of_cut_columns(array, single, what)
+        _warn_of_cut_columns(array, single, what, names)
     return single
 
 
-def _warn_of_cut_columns(array: np.ndarray, single: np.ndarray, what: str) -> None:
+def _warn_of_cut_columns(
+    array: np.ndarray, single: np.ndarray, what: str, names: Sequence[str]
+) -> None:
     cut = np.flatnonzero((single != array).any(0))
     wide = array[:, cut].astype(np.float64)
     narrow = wide.std(0) < _FEW_BITS * np.abs(wide).max(0)
     columns = cut[narrow & (wide.min(0) < wide.max(0))]
     if len(columns):
-        shown = ", ".join(map(str, columns[:5])) + (", ..." if len(columns) > 5 else "")
+        called = [f"'{names[c]}'" if names else str(c) for c in columns[:5]]
+        shown = ", ".join(called) + (", ..." if len(columns) > 5 else "")
         warnings.warn(
             f"{what}: column(s) {shown} vary by less than 2^-18 of their largest value, which "
             "float32 cuts away; subtract an offset or standardise",

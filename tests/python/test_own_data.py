@@ -21,6 +21,18 @@ X = np.random.default_rng(0).normal(size=(24, 3)) + 4 * np.eye(3)[np.arange(24) 
 Y = np.array(["ant", "bee", "cow"])[np.arange(24) % 3]
 
 
+class Absent:
+    """What pandas has where there is no text: no comparison with it is true or false."""
+
+    def __repr__(self) -> str:
+        return "<NA>"
+
+    def __ne__(self, other: object) -> bool:
+        raise TypeError("ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def content(benchmark: Any, root: Path, **more: Any) -> str:
     """The hash of the data that a benchmark is written to files as."""
     settings = with_files(
@@ -101,6 +113,7 @@ def test_a_library_that_saves_itself_is_read_as_it_reads_itself(tmp_path: Path) 
         ((X, Y, X), "a tuple of 3 arrays"),
         ((X, [None, *Y[1:]]), r"^benchmark=\(x, y\): y: row 0 is None"),
         ((X, [*Y[:3], np.nan, *Y[4:]]), r"y: row 3 is nan"),
+        ((X, [*Y[:2], Absent(), *Y[3:]]), r"y: row 2 is <NA>"),
         ((X, [None, *range(23)]), r"y: row 0 is None"),
         ((np.where(X > 4, np.nan, X), Y), r"^benchmark=\(x, y\): x: row 0 holds nan"),
         ((X, Y[:-1]), r"24 samples in x, 23 labels in y"),

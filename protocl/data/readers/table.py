@@ -27,7 +27,7 @@ from protocl.data.readers.values import (
     refuse_thousands,
     require_all,
 )
-from protocl.data.samples import to_samples
+from protocl.data.samples import features_of
 from protocl.data.shares import rows_for_test
 from protocl.errors import ConfigError, DataError
 
@@ -147,7 +147,9 @@ def _numbers(table: Table, features: Sequence[str]) -> Tensor:
                 decimal_comma=decimal_comma).reshape(len(table), -1)
         for name in features
     ]  # fmt: skip
-    return to_samples(np.concatenate(parts, axis=1), f"{table.where}: features")
+    names = [name for name, part in zip(features, parts, strict=True) for _ in part[0]]
+    x = features_of(np.concatenate(parts, axis=1), f"{table.where}: features", names)
+    return torch.from_numpy(x)
 
 
 def _commas_are_decimal(table: Table, features: Sequence[str]) -> bool:

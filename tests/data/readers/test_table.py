@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from protocl.data import ArrayData, class_stream
 from protocl.data.config import BenchmarkConfig, ColumnsConfig
-from protocl.errors import ConfigError, DataError
+from protocl.errors import ConfigError, DataError, PrecisionWarning
 from tests.data.readers.pictures import folder, pictures, read, table, write
 
 HEADER = ("a", "b", "label")
@@ -293,3 +293,9 @@ def test_what_csv_writes_is_read_back(
     assert data.class_names == sorted(names)
     assert torch.equal(data.x_train, torch.tensor([values] * len(names), dtype=torch.float32))
     assert np.array_equal(data.y_train, [sorted(names).index(name) for name in names])
+
+
+def test_columns_that_float32_cuts_away_are_named(tmp_path: Path) -> None:
+    rows = [f"{i},{1.7e9 + i},x" for i in range(8)]
+    with pytest.warns(PrecisionWarning, match=r"column\(s\) 'b' vary .* subtract an offset"):
+        text(tmp_path / "a.csv", lines(*rows))
