@@ -8,6 +8,7 @@ Sources, the later wins: the defaults of the dataclasses, the recipe of each pic
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,6 +110,8 @@ def build(
         settings["tracker"] = [settings["tracker"]]  # one needs no brackets
     config: DictConfig = OmegaConf.structured(schema)
     for group, registry in groups.items():
+        if not ({group, f"{group}.name"} & settings.keys() or defaults.get(group)):
+            _refuse_strange(config, settings, group)
         picked = _pick(group, registry, settings, defaults.get(group))
         if group == "benchmark":
             fit = picked.pop("backbone", AUTO)
@@ -155,6 +158,15 @@ def _pick(
     family = group_file(group, name.partition("/")[0])
     common = {} if family is None else read_mapping(family.read_bytes(), str(family))
     return {**common, "name": name}
+
+
+def _refuse_strange(config: DictConfig, settings: Settings, group: str) -> None:
+    """Refuse keys of no section where a group is not set: ``strateg=slda`` is told before that."""
+    strange = {key: value for key, value in settings.items() if key.split(".")[0] not in config}
+    for key in strange:
+        if difflib.get_close_matches(key.split(".")[0], [group]):
+            raise UnknownKeyError(key, f"unknown key {key}: did you mean {group}?")
+    assign(config, strange)
 
 
 def _require_trackers(config: Any) -> None:

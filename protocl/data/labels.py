@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _SPARSE = 10
 """Numbers that go up to so many times the number of classes are no ids but keys, if above 1,000."""
+_NUMPY_HAS = (torch.float16, torch.float32, torch.float64)
 _ADVICE = "number them from 0 on, as np.unique(labels, return_inverse=True)[1] does"
 
 
@@ -40,7 +41,7 @@ def to_class_ids(
         DataError: another shape, numbers that are negative or not whole, a text that is not among
             ``names``, or texts in one part and numbers in another.
     """
-    arrays = [_numbers_or_texts(array, what) for what, array in parts.items()]
+    arrays = [numbers_or_texts(array, what) for what, array in parts.items()]
     texts = {array.dtype.kind == "U" for array in arrays}
     if len(texts) > 1:
         raise DataError(f"{' and '.join(parts)}: one holds texts, another numbers; give one kind")
@@ -75,26 +76,44 @@ def label_array(labels: Any) -> np.ndarray:
     ('U', [1, 0])
     """
     if isinstance(labels, Tensor):
-        return labels.detach().cpu().numpy()
+        return as_array(labels)
     array = np.asarray(labels)
+    if array.dtype.kind == "U" and isinstance(labels, list):  # in which NumPy writes None as text
+        array = np.array(labels, dtype=object)
     if array.dtype.kind not in "OT":
         return array
     members = array.tolist()
-    if all(isinstance(member, str) for member in members):
+    texts = [isinstance(member, str) for member in members]
+    if all(texts):
         return np.array(members, dtype=str)
+    if any(texts) and any(map(_is_absent, members)):
+        return array  # which is refused with its row
     try:
         return np.array([np.asarray(member).item() for member in members])
     except (ValueError, TypeError):
         return array  # which is refused by its type
 
 
-def _numbers_or_texts(array: np.ndarray, what: str) -> np.ndarray:
-    """``(N,)``, integers of at least 0 or texts."""
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array, in float32 where NumPy has no such type of floating-point numbers."""
+    tensor = tensor.detach().cpu()
+    known = not tensor.is_floating_point() or tensor.dtype in _NUMPY_HAS
+    return (tensor if known else tensor.float()).numpy()
+
+
+def numbers_or_texts(array: np.ndarray, what: str) -> np.ndarray:
+    """Labels ``(N,)``: integers of at least 0, or texts.
+
+    Raises:
+        DataError: as :func:`to_class_ids`; it names the row.
+    """
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
         hint = "; of one-hot rows give labels.argmax(1)" if array.ndim == 2 else ""
         raise DataError(f"{what} has shape {array.shape}; expected one label each, (N,){hint}")
+    if array.dtype.kind == "O":
+        _refuse_absent(array, what)
     if array.dtype.kind == "S":
         return _decoded(array, what)
     if array.dtype.kind == "U":
@@ -111,6 +130,20 @@ def _numbers_or_texts(array: np.ndarray, what: str) -> np.ndarray:
             f"samples without a label, or {_ADVICE}"
         )
     return array
+
+
+def _refuse_absent(array: np.ndarray, what: str) -> None:
+    for row, label in enumerate(array.tolist()):
+        if _is_absent(label):
+            raise DataError(
+                f"{what}: row {row} is {label}; expected a label for each sample: leave out "
+                "samples without one"
+            )
+
+
+def _is_absent(label: Any) -> bool:
+    """Whether a label is None, NaN, or what pandas has in their place, which equals nothing."""
+    return label is None or (not isinstance(label, str) and str(label) in ("nan", "NaT", "<NA>"))
 
 
 def _decoded(array: np.ndarray, what: str) -> np.ndarray:

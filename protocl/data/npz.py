@@ -34,7 +34,8 @@ def load_npz(config: BenchmarkConfig) -> ArrayData:
     ``test_per_class`` (5) are test data.
 
     Images are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``, ``uint8`` or floating point in
-    [0, 1]; features are ``(N, D)``. Labels are as :func:`.to_class_ids` takes them.
+    [0, 1]; features are ``(N, D)`` of any real type. Labels are as :func:`.to_class_ids` takes
+    them.
 
     Raises:
         ConfigError: no path, or an unknown split.

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from protocl.errors import DataError
+from protocl.errors import DataError, PrecisionWarning
+
+_FEW_BITS = 2.0**-18
+"""A spread so small beside the values leaves a float32 (24 bits) six bits for it, or fewer."""
 
 
 def to_samples(array: np.ndarray, what: str) -> Tensor:
@@ -20,15 +26,15 @@ def to_samples(array: np.ndarray, what: str) -> Tensor:
         DataError: another shape or type, numbers that are not finite in float32, or floating-point
             pixels outside [0, 1].
     """
+    if array.ndim == 2:
+        return torch.from_numpy(features_of(array, what))
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise DataError(
-            f"{what} is {array.dtype}; expected uint8 or floating point: give features as "
-            "x.astype(np.float32), images of 0..255 as x.astype(np.uint8)"
+            f"{what} is {array.dtype}; expected uint8 or floating point: give images of "
+            "0..255 as x.astype(np.uint8)"
         )
     if array.dtype != np.uint8:
         array = _finite(array, what)
-    if array.ndim == 2:
-        return torch.from_numpy(array.astype(np.float32, copy=False))
     tensor = torch.from_numpy(array)
     if tensor.ndim == 3:
         tensor = tensor.unsqueeze(1)
@@ -47,6 +53,49 @@ def to_samples(array: np.ndarray, what: str) -> Tensor:
                 "(or uint8 in 0..255)"
             )
     return tensor.contiguous()
+
+
+def features_of(array: np.ndarray, what: str, names: Sequence[str] = ()) -> np.ndarray:
+    """Features ``(N, D)`` of any real type, truth values included, as float32.
+
+    Args:
+        array: features.
+        what: where they come from, for messages.
+        names: of the ``D`` columns, which are numbered without them.
+
+    Raises:
+        DataError: they are no real numbers, or not finite in float32.
+
+    Warns:
+        PrecisionWarning: float32 cuts a column whose standard deviation is below 2^-18 of its
+            largest magnitude: what tells its values apart is lost.
+    """
+    if array.dtype.kind not in "buif":
+        raise DataError(
+            f"{what} is {array.dtype}; expected numbers: give features as x.astype(np.float32)"
+        )
+    single = _finite(array, what) if array.dtype.kind == "f" else array.astype(np.float32)
+    if len(array) and array.dtype.kind != "b" and array.dtype.itemsize > 2:
+        _warn_of_cut_columns(array, single, what, names)
+    return single
+
+
+def _warn_of_cut_columns(
+    array: np.ndarray, single: np.ndarray, what: str, names: Sequence[str]
+) -> None:
+    cut = np.flatnonzero((single != array).any(0))
+    wide = array[:, cut].astype(np.float64)
+    narrow = wide.std(0) < _FEW_BITS * np.abs(wide).max(0)
+    columns = cut[narrow & (wide.min(0) < wide.max(0))]
+    if len(columns):
+        called = [f"'{names[c]}'" if names else str(c) for c in columns[:5]]
+        shown = ", ".join(called) + (", ..." if len(columns) > 5 else "")
+        warnings.warn(
+            f"{what}: column(s) {shown} vary by less than 2^-18 of their largest value, which "
+            "float32 cuts away; subtract an offset or standardise",
+            PrecisionWarning,
+            stacklevel=3,
+        )
 
 
 def _finite(array: np.ndarray, what: str) -> np.ndarray:

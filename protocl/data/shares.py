@@ -82,8 +82,10 @@ def _refuse_singles(y: Tensor, names: Sequence[str], config: BenchmarkConfig, wh
     if singles:
         shown = ", ".join(f"'{names[c]}' ({c})" for c in singles[:5])
         more = f" and {len(singles) - 5} more" if len(singles) > 5 else ""
+        kept = [c for c in among(config, counts) if counts[c] > 1]
+        others = str(kept).replace(" ", "")
         raise DataError(
             f"{where}: one sample each have the classes {shown}{more}; benchmark.test="
-            f"{config.test} needs at least two: add some, or name the others in "
-            "benchmark.class_order"
+            f"{config.test} needs at least two: add some, or leave them out with "
+            f"benchmark.class_order={others}"
         )

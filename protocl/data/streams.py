@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from protocl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from protocl.data.config import BenchmarkConfig
+
+logger = logging.getLogger(__name__)
 
 _PROTOCOL = re.compile(r"B(\d+)-Inc(\d+)", re.IGNORECASE)
 
@@ -41,6 +44,8 @@ def class_stream(config: BenchmarkConfig, data: ArrayData, seed: int) -> ClassSt
     if config.validation:
         data = hold_out(data, config.validation, seed, config.class_order)
     order = class_order(config, data.y_train, seed, data.arrival)
+    if len(order) == 1:
+        logger.warning("%s: one class only: accuracy says nothing", data.name)
     sizes = experience_sizes(config, len(order))
     _require_test_samples(data, order)
     arriving = iter(order)

@@ -121,7 +121,8 @@ class Tukey(FeatureMap):
             needed = "non-negative" if self.power > 0 else "positive"
             raise ValueError(
                 f"Tukey's transform with power {self.power:g} needs {needed} features, "
-                f"got {lowest:g}; use tukey=None, or a backbone whose last layer is a ReLU"
+                f"got {lowest:g}; use tukey=None (on the command line "
+                "strategy.head.tukey=null), or a backbone whose last layer is a ReLU"
             )
         return self._powers(features)
 

@@ -95,9 +95,10 @@ class Encoder:
             DataError: a file is no image, or samples have another shape than the first ones.
             ValueError: an image has another range than the backbone takes.
         """
-        parts = [self._encode(batch) for batch in self._batches(listed(samples))]
-        if not parts:
-            raise ValueError("no samples: expected at least one image")
+        samples = listed(samples)
+        if hasattr(samples, "__len__") and not len(samples):
+            raise ValueError("no samples: expected at least one image, or one row of features")
+        parts = [self._encode(batch) for batch in self._batches(samples)]
         features = torch.cat(parts)
         if self._measures:
             features, self._measures = standardised(self.backbone, features), False
@@ -107,9 +108,11 @@ class Encoder:
         if self.shape is None:
             self.shape = tuple(batch.shape[1:])
         if tuple(batch.shape[1:]) != self.shape:
+            images = len(self.shape) == 3 and batch.ndim == 4
+            hint = "; give PIL pictures or files, which are resized" if images else ""
             raise DataError(
                 f"samples have shape {tuple(batch.shape[1:])}: expected {self.shape}, as those "
-                "that this model has learned from"
+                f"that this model has learned from{hint}"
             )
         return extract(self.backbone, batch, batch_size=self.batch_size, progress=False)
 

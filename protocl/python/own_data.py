@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from protocl.data import ArrayData, BenchmarkConfig
 from protocl.data.arrays import tensor_hash
-from protocl.data.labels import label_array
+from protocl.data.labels import as_array, label_array, numbers_or_texts
 from protocl.data.readers.torch_sets import gathered, names_of
+from protocl.data.samples import features_of, to_samples
 from protocl.errors import DataError
 from protocl.io.atomic import atomic_folder, atomic_path, atomic_write, locked
 
@@ -93,20 +95,35 @@ def _from_arrays(data: tuple[Any, ...]) -> dict[str, np.ndarray]:
             f"benchmark: a tuple of {len(data)} arrays; expected (x, y) or (x_train, y_train, "
             "x_test, y_test)"
         )
-    return {
-        key: label_array(value) if key.startswith("y") else _dense(value)
+    call = f"benchmark=({', '.join(keys)})"
+    arrays = {
+        key: label_array(value) if key.startswith("y") else _dense(value, f"{call}: {key}")
         for key, value in zip(keys, data, strict=True)
     }
+    for x, y in zip(keys[::2], keys[1::2], strict=True):
+        numbers_or_texts(arrays[y], f"{call}: {y}")
+        if len(arrays[x]) != len(arrays[y]):
+            raise DataError(
+                f"{call}: {len(arrays[x])} samples in {x}, {len(arrays[y])} labels in {y}; "
+                "expected one each"
+            )
+    return arrays
 
 
-def _dense(samples: Any) -> np.ndarray:
+def _dense(samples: Any, what: str) -> np.ndarray:
     """Samples as an array; a sparse matrix, as of words, becomes a dense one."""
     if hasattr(samples, "toarray"):
         samples = samples.toarray()
-    if hasattr(samples, "detach"):
-        samples = samples.detach().cpu()
-    array = np.asarray(samples)
-    return array.astype(np.float32) if array.ndim == 2 else array
+    array = as_array(samples) if isinstance(samples, Tensor) else np.asarray(samples)
+    if array.dtype.kind == "O" and array.ndim == 2:  # a data frame with columns of several types
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{what} holds what is no number ({error})") from error
+    if array.ndim == 2:
+        return features_of(array, what)
+    to_samples(array, what)  # refused before it is written, under the name that the user knows
+    return array
 
 
 def _archive(arrays: Mapping[str, np.ndarray], root: Path) -> Path:

@@ -118,6 +118,11 @@ def test_a_strategy_must_be_named():
         load(["seed=1"])
 
 
+def test_a_misspelt_key_is_told_before_the_strategy_that_it_was_to_name():
+    with pytest.raises(ConfigError, match=r"strateg\b.*did you mean strategy\?"):
+        load(["benchmark=digits", "strateg=slda"])
+
+
 def test_a_broken_registration_is_explained():
     with pytest.raises(ConfigError, match="acme_continual:Missing, which cannot be imported"):
         load(["strategy=acme_broken"])

@@ -16,6 +16,7 @@ from protocl.data import (
     TensorData,
     build_benchmark,
     class_order,
+    class_stream,
     experience_sizes,
     hold_out,
     load_data,
@@ -281,3 +282,11 @@ def test_the_root_of_both_streams_is_tensor_data() -> None:
     benchmark = build_benchmark(BenchmarkConfig(n_experiences=3), data, seed=0)
     found = {id(root.x) for root in roots(benchmark.train_stream[0].dataset._flat_data)}
     assert found == {id(data.x_train)}
+
+
+@pytest.mark.parametrize(("order", "said"), [([1], True), ([1, 0], False)])
+def test_a_stream_of_one_class_is_said_to_prove_nothing(
+    order: list[int], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class_stream(BenchmarkConfig(n_experiences=1, class_order=order), toy(), seed=0)
+    assert ("one class only: accuracy says nothing" in caplog.text) is said

@@ -165,7 +165,9 @@ def test_dense_logits_have_a_floor_and_grow_to_the_largest_class():
 
 def test_tukey_refuses_negative_features_and_says_what_to_do():
     features, labels = clusters()
-    with pytest.raises(ValueError, match="non-negative features, got -1; use tukey=None"):
+    with pytest.raises(
+        ValueError, match=r"non-negative features, got -1; use tukey=None .*head.tukey=null"
+    ):
         fitted(Mahalanobis, features - features.min() - 1, labels)
     with pytest.raises(ValueError, match="positive"):
         fitted(lambda: Mahalanobis(tukey=0.0), features.clamp(max=0) * 0, labels)

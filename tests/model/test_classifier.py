@@ -319,6 +319,11 @@ class TestPictures:
             ([None], "no array of numbers"),
             ([b"a.png"], "no array of numbers"),
             ([np.zeros((16, 16, 3)), np.zeros((20, 20, 3))], "of one size"),
+            ([], "^no samples: expected at least one image"),
+            (
+                np.zeros((1, 3, 64, 64), np.float32),
+                r"64.*give PIL pictures or files, which are res",
+            ),
             ([Image.new("RGB", (16, 16)), np.zeros((16, 16, 3))], "pictures and ndarray"),
         ],
     )

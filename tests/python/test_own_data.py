@@ -14,11 +14,23 @@ from torch.utils.data import TensorDataset
 import protocl
 from protocl.config.compose import load as load_settings
 from protocl.data import BenchmarkConfig, load_data
-from protocl.errors import ConfigError, DataError
+from protocl.errors import ConfigError, DataError, PrecisionWarning
 from protocl.python.own_data import with_files
 
 X = np.random.default_rng(0).normal(size=(24, 3)) + 4 * np.eye(3)[np.arange(24) % 3]
 Y = np.array(["ant", "bee", "cow"])[np.arange(24) % 3]
+
+
+class Absent:
+    """What pandas has where there is no text: no comparison with it is true or false."""
+
+    def __repr__(self) -> str:
+        return "<NA>"
+
+    def __ne__(self, other: object) -> bool:
+        raise TypeError("ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def content(benchmark: Any, root: Path, **more: Any) -> str:
@@ -99,12 +111,30 @@ def test_a_library_that_saves_itself_is_read_as_it_reads_itself(tmp_path: Path) 
     [
         (object(), "expected a name, a data set of PyTorch, arrays"),
         ((X, Y, X), "a tuple of 3 arrays"),
+        ((X, [None, *Y[1:]]), r"^benchmark=\(x, y\): y: row 0 is None"),
+        ((X, [*Y[:3], np.nan, *Y[4:]]), r"y: row 3 is nan"),
+        ((X, [*Y[:2], Absent(), *Y[3:]]), r"y: row 2 is <NA>"),
+        ((X, [None, *range(23)]), r"y: row 0 is None"),
+        ((np.where(X > 4, np.nan, X), Y), r"^benchmark=\(x, y\): x: row 0 holds nan"),
+        ((X, Y[:-1]), r"24 samples in x, 23 labels in y"),
+        ((X, np.eye(3)[np.arange(24) % 3]), r"benchmark=\(x, y\): y has shape .*argmax"),
+        (([["a"]], ["b"]), r"x is <U1; expected numbers"),
         (Items([1, 2]), r"item 0 is a int; expected \(x, y\)"),
     ],
 )
 def test_other_things_are_refused(data: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         with_files({"benchmark": data, "benchmark.root": str(tmp_path)})
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_features_of_every_type_are_taken(tmp_path: Path) -> None:
+    half = torch.tensor(X).bfloat16()
+    assert content((half, Y), tmp_path) == content((half.float(), Y), tmp_path)
+    whole = X.round().astype(np.int64)
+    assert content((whole, Y), tmp_path) == content((whole.astype(np.float32), Y), tmp_path)
+    with pytest.warns(PrecisionWarning, match=r"benchmark=\(x, y\): x: column\(s\) 0, 1, 2"):
+        content((X + 1.7e9, Y), tmp_path)
 
 
 def test_names_and_settings_stay_as_they_are() -> None:

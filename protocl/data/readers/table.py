@@ -19,8 +19,15 @@ from protocl.data.pictures import decoded
 from protocl.data.readers.columns import Table, read_table
 from protocl.data.readers.keys import part_named
 from protocl.data.readers.roles import Roles, roles_of
-from protocl.data.readers.values import labels, moments, numbers, require_all
-from protocl.data.samples import to_samples
+from protocl.data.readers.values import (
+    has_decimal_comma,
+    labels,
+    moments,
+    numbers,
+    refuse_thousands,
+    require_all,
+)
+from protocl.data.samples import features_of
 from protocl.data.shares import rows_for_test
 from protocl.errors import ConfigError, DataError
 
@@ -134,12 +141,28 @@ def _samples(
 
 
 def _numbers(table: Table, features: Sequence[str]) -> Tensor:
+    decimal_comma = table.decimal_comma and _commas_are_decimal(table, features)
     parts = [
         numbers(table.columns[name], f"{table.where}: column '{name}'",
-                decimal_comma=table.decimal_comma).reshape(len(table), -1)
+                decimal_comma=decimal_comma).reshape(len(table), -1)
         for name in features
     ]  # fmt: skip
-    return to_samples(np.concatenate(parts, axis=1), f"{table.where}: features")
+    names = [name for name, part in zip(features, parts, strict=True) for _ in part[0]]
+    x = features_of(np.concatenate(parts, axis=1), f"{table.where}: features", names)
+    return torch.from_numpy(x)
+
+
+def _commas_are_decimal(table: Table, features: Sequence[str]) -> bool:
+    """Whether numbers of the table have decimal commas, if they have commas at all.
+
+    Raises:
+        DataError: the commas are as good as certain to separate thousands.
+    """
+    columns = {name: table.columns[name] for name in features}
+    if not any(map(has_decimal_comma, columns.values())):
+        for name, values in columns.items():
+            refuse_thousands(values, f"{table.where}: column '{name}'")
+    return any("," in v for values in columns.values() for v in values if isinstance(v, str))
 
 
 def _pictures(table: Table, column: Sequence[Any], rows: list[int], what: str) -> list[Any]:

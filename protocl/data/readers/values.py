@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from protocl.errors import DataError
 
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 _MISSING = ("", "na", "n/a", "nan", "null", "?")
 
 
@@ -40,25 +42,63 @@ def numbers(values: Sequence[Any], what: str, *, decimal_comma: bool = False) ->
     Truth values are 1 and 0.
 
     Raises:
-        DataError: a value is missing or no number, or lists differ in length.
+        DataError: a value is missing or no number, its thousands are separated, or lists differ in
+            length.
     """
     require_all(values, what)
+    written = values
     if decimal_comma:
+        _refuse_points(values, what)
         values = [v.replace(",", ".") if isinstance(v, str) else v for v in values]
     truths = {"true": 1.0, "false": 0.0}
     if isinstance(values[0], str) and values[0].lower() in truths:
         values = [truths.get(str(v).lower(), v) for v in values]
     try:
+        _refuse_underscores(values, what)
         return np.array(values).astype(np.float64)
     except (ValueError, TypeError) as error:
         row = next((r for r, v in enumerate(values, start=1) if not is_number(v)), None)
         if row is None:
             raise DataError(f"{what}: the lists of its rows differ in length") from error
         raise DataError(
-            f"{what}: row {row} holds '{values[row - 1]}', which is no number; name the columns "
+            f"{what}: row {row} holds '{written[row - 1]}', which is no number; name the columns "
             "that are features in benchmark.columns.features=[A,B], or encode this one as numbers "
             "(docs/data.md does so with text)"
         ) from error
+
+
+def has_decimal_comma(values: Sequence[Any]) -> bool:
+    """Whether a value can only be read with a decimal comma: ``1,5``, but not ``1,138``."""
+    commas = [v for v in values if isinstance(v, str) and v.count(",") == 1]
+    return any(is_number(v.replace(",", ".")) and not _THOUSANDS.fullmatch(v) for v in commas)
+
+
+def refuse_thousands(values: Sequence[Any], what: str) -> None:
+    """Refuse a column that holds ``1,138`` beside whole numbers such as ``951``.
+
+    Raises:
+        DataError: it names the first row with a separator.
+    """
+    texts = [v if isinstance(v, str) else "" for v in values]
+    rows = [row for row, text in enumerate(texts, start=1) if _THOUSANDS.fullmatch(text)]
+    if rows and any(text.isdecimal() and len(text) >= 3 for text in texts):
+        _refuse_separated(what, rows[0], values[rows[0] - 1])
+
+
+def _refuse_points(values: Sequence[Any], what: str) -> None:
+    for row, value in enumerate(values, start=1):
+        if isinstance(value, str) and "." in value and is_number(re.sub("[.,]", "", value)):
+            _refuse_separated(what, row, value)
+
+
+def _refuse_separated(what: str, row: int, value: str) -> NoReturn:
+    raise DataError(f"{what}: row {row} holds '{value}': thousands separators; remove them")
+
+
+def _refuse_underscores(values: Sequence[Any], what: str) -> None:
+    for row, value in enumerate(values, start=1):
+        if isinstance(value, str) and "_" in value and is_number(value):
+            raise DataError(f"{what}: row {row} holds '{value}': write numbers without '_'")
 
 
 def is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from protocl.data import ArrayData, class_stream
 from protocl.data.config import BenchmarkConfig, ColumnsConfig
-from protocl.errors import ConfigError, DataError
+from protocl.errors import ConfigError, DataError, PrecisionWarning
 from tests.data.readers.pictures import folder, pictures, read, table, write
 
 HEADER = ("a", "b", "label")
@@ -92,11 +92,18 @@ def test_labels_keep_what_they_say(labels: list[str], names: list[str], tmp_path
         (lines("1,NA,x", "1,2,x"), r"column 'b': row 1 has no value"),
         (lines("1,2,", "1,2,x"), r"column 'label': row 1 has no value"),
         (lines("1,2,x", "Oslo,2,x"), r"column 'a': row 2 holds 'Oslo', which is no number"),
+        ("a;b;label\n1,5;2;x\n1.138;2;x\n", r"'a': row 2 holds '1\.138': thousands separators"),
+        ("a;b;label\n1,5;2;x\n1.138,5;2;x\n", r"row 2 holds '1\.138,5': thousands separators"),
+        ("a;b;label\n951;2;x\n1,138;2;x\n", r"row 2 holds '1,138': thousands separators"),
+        ("a;b;label\n1,5;2;x\n1,5,2;2;x\n", r"row 2 holds '1,5,2', which is no number"),
+        (lines("1_951,2,x", "1,2,x"), r"row 1 holds '1_951': write numbers without '_'"),
         (lines("1,2,1.5", "1,2,2"), r"column 'label': row 1 holds 1\.5; classes are"),
         (lines("1,inf,x", "1,2,x"), r"features: row 0 holds \[?.*inf"),
         (b"a,b,label\n1,2,\xff\n", r"is not UTF-8"),
         (b'a,b,label\n1,2,"x\n', r"cannot be read as CSV"),
         (lines("1,2,x", header="a,b,c"), r"no column is called label or .*out of 'a', 'b', 'c'"),
+        (lines(",".join("1" * 14), header="a,b,c,d,e,f,g,h,i,j,k,l,m,kind"),
+         r"out of 'a', .*'f', 2 more, 'i', .*'m', 'kind'$"),
         (lines("1,2,x", header="class,b,label"), r"'class' and 'label' may both be the label"),
         (lines("x", header="label"), "no column is left for the features"),
     ],
@@ -106,6 +113,19 @@ def test_what_cannot_be_meant_is_refused(
 ) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         text(tmp_path / "a.csv", content)
+
+
+@pytest.mark.parametrize(
+    ("rows", "first"),
+    [(("951;0,5", "1,138;2"), [951.0, 1.138]), (("1;2", "1,138;2"), [1.0, 1.138]),
+     (("0.5;2", "951;2"), [0.5, 951.0])],
+)  # fmt: skip
+def test_commas_are_decimal_where_the_file_says_so(
+    rows: tuple[str, ...], first: list[float], tmp_path: Path
+) -> None:
+    data = text(tmp_path / "a.csv", "\n".join(["a;b;label", *(f"{r};x" for r in rows)]) + "\n")
+    found = torch.cat([data.x_train, data.x_test])[:, 0].sort().values
+    assert found.tolist() == pytest.approx(sorted(first))
 
 
 def test_named_columns_and_columns_that_count_rows(
@@ -273,3 +293,9 @@ def test_what_csv_writes_is_read_back(
     assert data.class_names == sorted(names)
     assert torch.equal(data.x_train, torch.tensor([values] * len(names), dtype=torch.float32))
     assert np.array_equal(data.y_train, [sorted(names).index(name) for name in names])
+
+
+def test_columns_that_float32_cuts_away_are_named(tmp_path: Path) -> None:
+    rows = [f"{i},{1.7e9 + i},x" for i in range(8)]
+    with pytest.warns(PrecisionWarning, match=r"column\(s\) 'b' vary .* subtract an offset"):
+        text(tmp_path / "a.csv", lines(*rows))
