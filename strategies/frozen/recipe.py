@@ -40,7 +40,7 @@ class Sums:
 
     Example:
         >>> Sums(exact=True, forgettable=True).arguments
-        {'exact': True, 'step': 1.52587890625e-05, 'level': 'full'}
+        {'exact': True, 'step': 1.52587890625e-05, 'moments': 'pairs', 'level': 'full'}
     """
 
     exact: bool = default_of(Prototypes, "exact")
