@@ -95,7 +95,7 @@ def shipped(wheel: Path) -> set[str]:
 def test_wheel_ships_every_module_and_config(wheel: Path) -> None:
     expected = {"protocl/py.typed"}
     for folder, target in ROOMS.items():
-        for suffix in ("py", "yaml", "css", "j2", "bib"):
+        for suffix in ("py", "yaml", "css", "j2", "bib", "js", "html"):
             expected |= {
                 f"{target}/{path.relative_to(ROOT / folder).as_posix()}"
                 for path in (ROOT / folder).rglob(f"*.{suffix}")

@@ -16,7 +16,7 @@ from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
 from protocl.memory.estimates.gaussians import ClassGaussians
 from protocl.memory.feature_maps import FeatureMap, UnitNorm, unit
-from protocl.memory.maps.gelu_projection import GeluProjection
+from protocl.memory.maps.gelu_projection import GeluProjection, gelu
 from protocl.memory.maps.joint import Joint
 
 _ZERO = 1e-10
@@ -160,4 +160,4 @@ class AnaCP(Head):
     def _logits(self, features: Tensor) -> Tensor:
         z = features[:, self._feature_dim :].split(self.dim, dim=1)
         thetas = [getattr(self, f"_theta_{number}") for number in range(self.projections)]
-        return functional.gelu(projected(z, thetas) @ self._last) @ self._classifier
+        return gelu(projected(z, thetas) @ self._last) @ self._classifier

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from protocl.memory.feature_maps import ReluProjection, unit
 from protocl.memory.precision import in_full_precision
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU; in a graph in single precision, since runtimes have no other error function."""
+    if x.dtype == torch.float64 and torch.compiler.is_compiling():
+        return functional.gelu(x.float()).to(x.dtype)
+    return functional.gelu(x)
 
 
 class GeluProjection(ReluProjection):
@@ -34,4 +42,4 @@ class GeluProjection(ReluProjection):
     @in_full_precision
     def projected(self, units: Tensor) -> Tensor:
         """``gelu(u R)`` ``(N, M)`` of vectors ``(N, D)`` as they are."""
-        return functional.gelu(units @ self.weight.to(units.dtype))
+        return gelu(units @ self.weight.to(units.dtype))
