@@ -33,6 +33,9 @@ WIDTH = 12
 CLOSE = 1e-5
 """Largest difference of logits, as a share of the largest logit."""
 
+MAGNIFIES = {"klda_ensemble": 1e-4}
+"""Heads whose covariances of random cosines are close to singular, and magnify the last bits."""
+
 VARIANTS: dict[str, Callable[..., Head]] = {
     "nearest_mean cosine": lambda **o: NearestMean("cosine", **o),
     "nearest_mean unit": lambda **o: NearestMean(normalize_input=True, normalize_mean=True, **o),
@@ -137,7 +140,7 @@ class Graphs:
         assert found.shape == expected.shape
         differences = (found - expected).abs().amax(0).tolist()
         pairs = zip(self.columns, differences, strict=True)
-        return {column for column, difference in pairs if not difference <= CLOSE}
+        return {one for one, apart in pairs if not apart <= MAGNIFIES.get(one[0], CLOSE)}
 
 
 def session(path: Path):
