@@ -225,12 +225,11 @@ def _completion(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from protocl.report import compare
+    from protocl.report.comparison import USUAL, compare
 
     first: Path = args.paths[0]
     output = args.output or (first if first.is_dir() else first.parent)
-    formats = ["html", "markdown", "csv"]
-    formats += [name for name in ("latex", "bibtex") if getattr(args, name)]
+    formats = [*USUAL, *(name for name in ("latex", "bibtex") if getattr(args, name))]
     compare(args.paths, output, formats=formats, figure=args.figure, console=Console())
     return 0
 

@@ -27,7 +27,8 @@ FORMATS = {
     "latex": "table.tex",
     "bibtex": "references.bib",
 }
-_USUAL = ("html", "markdown", "csv")
+USUAL = ("html", "markdown", "csv")
+"""What is written unless somebody asks for more."""
 FIGURES = (".pdf", ".svg", ".png")
 
 
@@ -85,7 +86,7 @@ def compare(
     paths: Iterable[Path | str],
     output: Path | None = None,
     *,
-    formats: Sequence[str] = _USUAL,
+    formats: Sequence[str] = USUAL,
     figure: Path | None = None,
     console: Console | None = None,
 ) -> Comparison:

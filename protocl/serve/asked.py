@@ -160,11 +160,11 @@ async def _form(request: Request) -> Asked:
 
 def _once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Fields by name, of which none may come twice: nobody could tell which one is meant."""
-    values = dict(fields)
-    if len(values) < len(fields):
-        names = [name for name, _ in fields]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Problem(422, "bad_value", f"{twice} is given more than once: expected it once")
+    values: dict[str, Any] = {}
+    for name, value in fields:
+        if name in values:
+            raise Problem(422, "bad_value", f"{name} is given more than once: expected it once")
+        values[name] = value
     return values
 
 

@@ -34,20 +34,14 @@ def serving(folder: Path, address: str) -> Iterator[None]:
         ConfigError: it is served already, or being changed.
     """
     require_unserved(folder)
-    lock = _lock(folder)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(
-            f"{folder} is being changed by another process: wait until that has finished"
-        ) from error
-    try:
+    busy = f"{folder} is being changed by another process: wait until that has finished"
+    with _held(folder, busy):
         note = json.dumps({"process": os.getpid(), "address": address})
-        atomic_write(_note(folder), note + "\n")
-        yield
-    finally:
-        _note(folder).unlink(missing_ok=True)
-        lock.release()
+        try:
+            atomic_write(_note(folder), note + "\n")
+            yield
+        finally:
+            _note(folder).unlink(missing_ok=True)
 
 
 def require_unserved(folder: Path, *, but_by_us: bool = False) -> None:
@@ -66,16 +60,24 @@ def require_unserved(folder: Path, *, but_by_us: bool = False) -> None:
         return
     if but_by_us and note["process"] == os.getpid():
         return
+    served = (
+        f"{folder} is served at {note['address']}: change it there (POST /teach, POST "
+        "/forget, or its page), or stop the server first"
+    )
+    with _held(folder, served):
+        _note(folder).unlink(missing_ok=True)  # left by one that was killed
+
+
+@contextmanager
+def _held(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of a model, or refuse at once."""
     lock = _lock(folder)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ConfigError(
-            f"{folder} is served at {note['address']}: change it there (POST /teach, POST "
-            "/forget, or its page), or stop the server first"
-        ) from error
+        raise ConfigError(refusal) from error
     try:
-        _note(folder).unlink(missing_ok=True)  # left by one that was killed
+        yield
     finally:
         lock.release()
 

@@ -23,8 +23,9 @@ def latex(benchmarks: Sequence[Benchmark]) -> str:
 
 
 def _table(benchmark: Benchmark) -> str:
-    shown = [i for i, column in enumerate(table.columns(benchmark)) if column.short]
-    titles = [table.columns(benchmark)[i].title for i in shown]
+    columns = table.columns(benchmark)
+    shown = [i for i, column in enumerate(columns) if column.short]
+    titles = [columns[i].title for i in shown]
     lines = [
         r"\begin{table}",
         r"\centering",
