@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from protocl.federation.methods.averaging import WeightAveraging
 from protocl.federation.methods.group_means.fedcof import GroupMerge
 from protocl.federation.server.state import MergedMemory
 from protocl.federation.server.strategy import FederatedPrototypes
+from protocl.federation.server.unasked import ServerEvaluates
 from protocl.heads import Head, LinearDiscriminant, NearestMean, Ridge
 from protocl.memory.estimates.subsamples import SubSamples
 from protocl.memory.feature_maps import unit
@@ -65,7 +65,7 @@ def _affine(head: Head, start: Start, memory: PrototypeMemory) -> tuple[Tensor, 
     return (head(torch.eye(memory.feature_dim, dtype=_F64)) - bias).T, bias
 
 
-class ExchangeThenTrain(Strategy):
+class ExchangeThenTrain(ServerEvaluates):
     """Exact merging in the first round, then federated averaging from the layer that it gave.
 
     Args:
@@ -117,18 +117,6 @@ class ExchangeThenTrain(Strategy):
             self.exchange.merged.ledger.require_merged()
             return None, metrics
         return self.begin(memory), metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Nobody: the server evaluates."""
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Nothing was asked."""
-        return None
 
     def summary(self) -> None:
         """Log both phases."""

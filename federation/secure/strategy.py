@@ -34,6 +34,7 @@ from protocl.federation.secure.running_sum import RunningSum, added
 from protocl.federation.secure.unfinished_sum import UnfinishedSum
 from protocl.federation.server.resumable import LastingStrategy
 from protocl.federation.server.sampling import choose_nodes
+from protocl.federation.server.unasked import ServerEvaluates
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.replies import describe, reading
 from protocl.memory import PrototypeMemory
@@ -41,7 +42,7 @@ from protocl.memory import PrototypeMemory
 logger = logging.getLogger(__name__)
 
 
-class ProtectedPrototypes(LastingStrategy):
+class ProtectedPrototypes(ServerEvaluates, LastingStrategy):
     """Adds up vectors of statistics that are masked, noisy, or both.
 
     In every round the clients asked send what they have that is not in the sum; what a client
@@ -200,18 +201,6 @@ class ProtectedPrototypes(LastingStrategy):
                 "samples": self.memory.total,
             }
         )
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Clients do not evaluate."""
-        return []
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Clients do not evaluate."""
-        return None
 
     def summary(self) -> None:
         """Log how statistics are protected."""
