@@ -12,7 +12,11 @@ from protocl.data import load_data
 from protocl.data.arrays import ArrayData
 from protocl.data.streams import hold_out
 from protocl.errors import ConfigError
-from protocl.federation.client.benchmark_clients import BenchmarkClients, stages_of
+from protocl.federation.client.benchmark_clients import (
+    BenchmarkClients,
+    number_of_clients,
+    stages_of,
+)
 from protocl.federation.client.client import ClientData
 from protocl.federation.config import FederateConfig
 from protocl.federation.deploy.apps import Task
@@ -45,7 +49,8 @@ def benchmark_task(config: FederateConfig) -> Task:
         return encode_once(data, backbone(), config.cache, progress=False)
 
     def load(context: Context) -> ClientData:
-        clients = int(context.node_config.get("num-partitions", config.federation.clients))
+        asked = int(context.node_config.get("num-partitions", config.federation.clients))
+        clients = number_of_clients(data, asked, config.partition)
         part = int(context.node_config["partition-id"])
         if not 0 <= part < clients:
             raise ConfigError(f"partition-id={part}: expected 0 to {clients - 1}, see clients")

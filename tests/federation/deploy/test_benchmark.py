@@ -89,6 +89,23 @@ def test_a_node_s_own_file_takes_the_place_of_the_run_s(tmp_path):
         task.load(context({"partition-id": 2, "num-partitions": 2}))
 
 
+def test_nodes_get_what_a_column_of_clients_deals(tmp_path):
+    rows = "".join(f"{i},{-i},{'ab'[i % 2]},{'xyz'[i % 3]}\n" for i in range(24))
+    (tmp_path / "t.csv").write_text("f,g,label,client\n" + rows)
+    words = (
+        "benchmark=table", f"benchmark.path={tmp_path / 't.csv'}", "benchmark.test=0.25",
+        "benchmark.columns.client=client", "benchmark.n_experiences=2", "rounds=1",
+    )  # fmt: skip
+    (config,) = load_settings(words)
+    task = benchmark_task(config)
+    held = [task.load(context({"partition-id": part})) for part in range(3)]
+    assert sum(len(y) for data in held for _, y in data.chunks) == 18
+    with pytest.raises(ConfigError, match="partition-id=3: expected 0 to 2"):
+        task.load(context({"partition-id": 3}))
+    with pytest.raises(ConfigError, match="clients=2: the data name 3"):
+        task.load(context({"partition-id": 0, "num-partitions": 2}))
+
+
 def context(node_config: dict[str, Any]) -> Context:
     return Context(1, 1, node_config, RecordDict(), {})
 
