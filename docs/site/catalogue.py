@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from protocl import strategies
+from protocl.backbones import BackboneConfig
+from protocl.strategies.frozen.session import Session
+from protocl.data.config import BenchmarkConfig
 from protocl.federation.config.schema import METHODS
-from protocl.registry import HEADS, MAPS, STRATEGIES, Registry
+from protocl.federation.reconnaissance.config import METHODS as MISSIONS
+from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
 
 
 class Kind(NamedTuple):
@@ -21,6 +25,8 @@ class Kind(NamedTuple):
         typed: what picks a part on the command line, before its name.
         command: that works as it stands, with the name for ``{}``.
         cited: the kind in ``references.bib``.
+        presets: group of the files that have settings for a name.
+        shared: what all parts of the kind are configured by, with what is typed before its keys.
     """
 
     folder: str
@@ -28,13 +34,15 @@ class Kind(NamedTuple):
     registry: Registry
     typed: str
     command: str
-    cited: str
+    cited: str = ""
+    presets: str = ""
+    shared: tuple[Any, str] | None = None
 
 
 KINDS = (
     Kind(
         "strategies", "Strategies", STRATEGIES, "strategy=",
-        "protocl run benchmark=digits strategy={}", "strategy",
+        "protocl run benchmark=digits strategy={}", "strategy", "strategy",
     ),
     Kind(
         "heads", "Heads", HEADS, "strategy.head=",
@@ -47,6 +55,25 @@ KINDS = (
     Kind(
         "federated", "Federated methods", METHODS, "method=",
         "protocl federate federation=digits method={}", "federated",
+    ),
+    Kind(
+        "missions", "Methods of reconnaissance", MISSIONS, "method=",
+        "protocl reconnaissance reconnaissance=digits method={}",
+    ),
+    Kind(
+        "benchmarks", "Benchmarks", BENCHMARKS, "benchmark.name=",
+        "protocl run benchmark.name={} strategy=slda", presets="benchmark",
+        shared=(BenchmarkConfig(), "benchmark."),
+    ),
+    Kind(
+        "backbones", "Backbones", BACKBONES, "backbone=",
+        "protocl run benchmark=split_cifar100 strategy=slda backbone={}", presets="backbone",
+        shared=(BackboneConfig(), "backbone."),
+    ),
+    Kind(
+        "adaptations", "Adaptations", ADAPTATIONS, "strategy.session.adapt=",
+        "protocl run benchmark=split_cifar100 strategy=slda strategy.session.adapt={}",
+        shared=(Session(), "strategy.session."),
     ),
 )  # fmt: skip
 

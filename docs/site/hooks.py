@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 _TOP = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 _FOLDERS = {
     "strategy=": "strategies", "method=": "federated", "strategy.head=": "heads",
-    "method.head=": "heads", "strategy.head.map=": "maps",
+    "method.head=": "heads", "strategy.head.map=": "maps", "backbone=": "backbones",
+    "benchmark=": "benchmarks", "strategy.session.adapt=": "adaptations",
 }  # fmt: skip
 _TYPED = re.compile(r"(?<![\[`])`([^`\n]*?)(\w+)`(?!\])")
 

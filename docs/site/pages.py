@@ -35,6 +35,14 @@ _LIST = {
     "maps": "A feature map is a function of one sample that is applied before statistics are "
     "summed, and to queries. Every head takes one.",
     "federated": "What clients exchange. [How they compare](../federation.md).",
+    "missions": "What clients that learn new classes on missions make of them, and tell each other "
+    "when they meet. [How they compare](../reconnaissance.md).",
+    "benchmarks": "Data by name; `benchmark=NAME` takes one of their recipes as well, such as "
+    "`split_cifar100`. [Own data](../data.md).",
+    "backbones": "Networks that make features of samples. `backbone=auto` chooses by the samples. "
+    "[Pre-trained models](../pretrained.md).",
+    "adaptations": "What the first experience may change of a network that stays as it is from "
+    "then on. [How they compare](../pretrained.md).",
 }
 
 
@@ -50,7 +58,8 @@ def all_pages(link: Link) -> Iterator[tuple[str, str]]:
 
 
 def _page(kind: Kind, name: str, part: Any, link: Link, differs: str | None) -> Iterator[str]:
-    yield f"---\ntitle: {title(part)}\n---\n\n# {title(part)} <small>`{kind.typed}{name}`</small>"
+    called = title(name, part)
+    yield f"---\ntitle: {called}\n---\n\n# {called} <small>`{kind.typed}{name}`</small>"
     info = getattr(part, "info", None)
     if isinstance(info, StrategyInfo) and info.paper != "-":
         yield f"*{info.paper}*"
@@ -75,11 +84,11 @@ def _page(kind: Kind, name: str, part: Any, link: Link, differs: str | None) -> 
         yield "## To cite\n\n```bibtex\n" + "\n\n".join(cited) + "\n```"
 
 
-def title(part: Any) -> str:
+def title(name: str, part: Any) -> str:
     """What a part is called."""
     info = getattr(part, "info", None)
     called: str = info.title if hasattr(info, "title") else part.__name__
-    return called
+    return called if isinstance(part, type) else name
 
 
 def _text(part: Any, link: Link) -> tuple[str, str]:
@@ -140,13 +149,16 @@ def _example(formula: str) -> str:
 def _equation(kind: Kind, part: Any, made: Any, link: Link) -> Iterator[str]:
     """What a method's own file says of it at its head."""
     own = kind.folder == "strategies" and made is not None and made.__module__ == part.__module__
-    home = part if own or kind.folder == "federated" else None
+    home = part if own or kind.folder in ("federated", "missions") else None
     text = "" if home is None else markdown(module_doc(home), link)
     if text.count("\n") > 1:
         yield f"## How it works\n\n{text}"
 
 
 def _settings(kind: Kind, name: str, part: Any) -> Iterator[str]:
+    if kind.shared is not None:
+        yield f"## Settings\n\n[Those of all {kind.title.lower()}](index.md#settings)."
+        return
     if kind.folder in ("heads", "maps"):
         rows = list(settings.of_constructor(part))
         if rows:
@@ -171,14 +183,14 @@ def _idle(config: Any, key: str) -> bool:
 
 
 def _recipes(kind: Kind, name: str) -> Iterator[str]:
-    """Named settings of a strategy, with the comment that stands in their file."""
-    if kind.folder != "strategies":
+    """Named settings of a part, with the comment that stands in their file."""
+    if not kind.presets:
         return
-    found = []
-    for file in sorted((files("protocl.configs") / "strategy").iterdir(), key=lambda one: one.name):
+    folder, found = files("protocl.configs") / kind.presets, []
+    for file in sorted(folder.iterdir(), key=lambda one: one.name):
         text = file.read_text(encoding="utf-8")
         if yaml.safe_load(text).get("name") == name:
-            found.append(f"**`strategy={Path(file.name).stem}`**\n\n```yaml\n{text}```")
+            found.append(f"**`{kind.presets}={Path(file.name).stem}`**\n\n```yaml\n{text}```")
     if found:
         yield "## Recipes\n\n" + "\n\n".join(found)
 
@@ -197,7 +209,10 @@ def _list(kind: Kind, parts: list[tuple[str, Any]]) -> str:
         head = "| name | method | kept | bytes a class | samples |\n| --- | --- | --- | --- | --- |"
     else:
         head = "| name | what it is |\n| --- | --- |"
-    return "\n\n".join([*rows, "\n".join([head, *(_row(*one) for one in parts)])]) + "\n"
+    rows.append("\n".join([head, *(_row(*one) for one in parts)]))
+    if kind.shared is not None:
+        rows.append(f"## Settings\n\n{settings.table(list(settings.of_config(*kind.shared)))}")
+    return "\n\n".join(rows) + "\n"
 
 
 def _row(name: str, part: Any) -> str:

@@ -13,13 +13,18 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from protocl.federation.config.schema import METHODS
-from protocl.registry import HEADS, MAPS, STRATEGIES, Registry
+from protocl.federation.reconnaissance.config import METHODS as MISSIONS
+from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
 
 pytest.importorskip("mkdocs_autorefs", reason="needs the extra docs")
 pytest.importorskip("material", reason="needs the extra docs")
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"strategies": STRATEGIES, "heads": HEADS, "maps": MAPS, "federated": METHODS}
+FOLDERS = {
+    "strategies": STRATEGIES, "heads": HEADS, "maps": MAPS, "federated": METHODS,
+    "missions": MISSIONS, "benchmarks": BENCHMARKS, "backbones": BACKBONES,
+    "adaptations": ADAPTATIONS,
+}  # fmt: skip
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 """Elements that fetch something by themselves, and the attribute that says what."""
 
