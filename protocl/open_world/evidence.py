@@ -131,9 +131,7 @@ class TwoCovariance(Fitted):
     @torch.no_grad()
     def of_samples(self, features: Tensor) -> Rows:
         """One row a sample ``(N, D)``, numbered from 0."""
-        coordinates = (self._mapped(features) - self._mean) @ self._axes
-        ids = torch.arange(len(features), device=coordinates.device)
-        return Rows(ids, coordinates.new_ones(len(features)), coordinates)
+        return self._singles(self._mapped(features))
 
     def same(self, left: Rows, right: Rows) -> Tensor:
         """Log odds ratios ``(R, Q)`` that two rows are one category; above 0: rather one."""
@@ -146,6 +144,10 @@ class TwoCovariance(Fitted):
     def known(self, features: Tensor) -> Tensor:
         """Largest ratio ``(N,)`` over the known classes; above 0: rather known than new."""
         return self.scores(features).amax(1)
+
+    def known_of(self, mapped: Tensor) -> Tensor:
+        """:meth:`known` ``(N,)`` of samples ``(N, W)`` that are under the map already."""
+        return self.same(self._singles(mapped), self.known_rows).amax(1)
 
     @torch.no_grad()
     def left_out(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -168,6 +170,11 @@ class TwoCovariance(Fitted):
         ratio = log_evidence(own.counts, own.coordinates, self._between) - without
         ratio -= log_evidence(samples.counts, samples.coordinates, self._between)
         return ratio.masked_fill(rest < 1, -torch.inf)
+
+    def _singles(self, mapped: Tensor) -> Rows:
+        coordinates = (mapped - self._mean) @ self._axes
+        ids = torch.arange(len(mapped), device=coordinates.device)
+        return Rows(ids, coordinates.new_ones(len(mapped)), coordinates)
 
     def _fit(self, memory: PrototypeMemory) -> None:
         sums = ClassSums.of(memory if self.base is None else self.base)
