@@ -65,6 +65,8 @@ HELD_BY = {
     "protocl/model": ["model/test_classifier.py"],
     "protocl/model/changes": ["model/changes/test_ledger.py", "serve/test_safety.py"],
     "protocl/metrics": ["metrics/test_class_incremental.py", "metrics/test_confusion.py"],
+    "protocl/open_world": ["open_world/test_evidence.py"],
+    "protocl/open_world/scores": ["open_world/scores/test_scores.py"],
     "protocl/pretraining": ["pretraining/test_pretraining.py"],
     "protocl/report": ["report/test_comparison.py", "report/test_groups.py"],
     "protocl/serve": ["serve/test_routes.py", "serve/test_safety.py"],

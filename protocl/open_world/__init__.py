@@ -1,0 +1,1 @@
+"""The open world: know what is unknown, group it into categories, agree on them by addition."""
