@@ -64,6 +64,7 @@ HELD_BY = {
     "protocl/memory/limits": ["memory/test_capacity.py", "memory/test_memory_doors.py"],
     "protocl/model": ["model/test_classifier.py"],
     "protocl/model/changes": ["model/changes/test_ledger.py", "serve/test_safety.py"],
+    "protocl/open_world/discovery": ["open_world/discovery/test_k_means.py"],
     "protocl/metrics": ["metrics/test_class_incremental.py", "metrics/test_confusion.py"],
     "protocl/open_world": ["open_world/test_evidence.py"],
     "protocl/open_world/scores": ["open_world/scores/test_scores.py"],
