@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from protocl.strategies.icarl import ICaRL, ICaRLPlugin
     from protocl.strategies.il2a import IL2A, IL2APlugin
     from protocl.strategies.napa_vq import NAPAVQ, NAPAVQPlugin
+    from protocl.strategies.open_world.palm import PALM, PALMPlugin
     from protocl.strategies.pass_ import PASS, PASSPlugin
     from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
     from protocl.strategies.prd import PRD, PRDPlugin
@@ -35,6 +36,7 @@ __all__ = [
     "APER",
     "IL2A",
     "NAPAVQ",
+    "PALM",
     "PASS",
     "PRD",
     "SLDA",
@@ -52,6 +54,7 @@ __all__ = [
     "InMemory",
     "NAPAVQPlugin",
     "NearestMean",
+    "PALMPlugin",
     "PASSPlugin",
     "PRDPlugin",
     "ProtoCL",
@@ -85,6 +88,8 @@ _HOMES = {
     "NAPAVQ": "napa_vq",
     "NAPAVQPlugin": "napa_vq",
     "NearestMean": "ready_made.recipes",
+    "PALM": "open_world.palm",
+    "PALMPlugin": "open_world.palm",
     "PASS": "pass_",
     "PASSPlugin": "pass_",
     "PRD": "prd",

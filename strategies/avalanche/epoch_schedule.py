@@ -33,6 +33,15 @@ def cosine_factor(epoch: int, epochs: int) -> float:
     return (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
+def warmup_factor(epoch: int, warmup: int) -> float:
+    """A line that reaches 1 in the first epoch after ``warmup`` ones.
+
+    >>> [warmup_factor(epoch, 3) for epoch in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    return min(1.0, (epoch + 1) / (warmup + 1))
+
+
 class EpochSchedule:
     """Give the first experience its own number of epochs, and let learning rates fall.
 
@@ -44,6 +53,7 @@ class EpochSchedule:
         milestones: epochs of an experience after which the learning rates are multiplied.
         factor: by this.
         cosine: let them also fall to zero over each experience, by :func:`cosine_factor`.
+        warmup: epochs of each experience over which they first rise, by :func:`warmup_factor`.
     """
 
     def __init__(
@@ -52,6 +62,7 @@ class EpochSchedule:
         milestones: Sequence[int] = (),
         factor: float = 0.1,
         cosine: bool = False,
+        warmup: int = 0,
     ) -> None:
         if first_experience_epochs is not None and first_experience_epochs < 0:
             raise ValueError(f"first_experience_epochs={first_experience_epochs}: expected >= 0")
@@ -59,6 +70,7 @@ class EpochSchedule:
         self.milestones = tuple(milestones)
         self.factor = factor
         self.cosine = cosine
+        self.warmup = warmup
         self._decay = 1.0
         self._usual_epochs: int | None = None
 
@@ -76,6 +88,8 @@ class EpochSchedule:
         decay = milestone_factor(epoch, self.milestones, self.factor)
         if self.cosine:
             decay *= cosine_factor(epoch, strategy.train_epochs)
+        if self.warmup:
+            decay *= warmup_factor(epoch, self.warmup)
         self._scale(strategy, decay)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -7,11 +7,20 @@ from torch import nn, optim
 from protocl.config import StrategyConfig
 
 
-def build_optimizer(config: StrategyConfig, model: nn.Module) -> optim.Optimizer:
-    """The optimizer that ``config`` describes, over all parameters of ``model``."""
+def build_optimizer(
+    config: StrategyConfig, model: nn.Module, *, nesterov: bool = False
+) -> optim.Optimizer:
+    """The optimizer that ``config`` describes, over all parameters of ``model``.
+
+    Args:
+        config: see above.
+        model: what is trained.
+        nesterov: take Nesterov's momentum; SGD alone knows it.
+    """
     parameters = list(model.parameters())
     if config.optimizer == "sgd":
         return optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
+            nesterov=nesterov,
+        )  # fmt: skip
     return optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)

@@ -15,6 +15,7 @@ from protocl.data import TensorData
 from protocl.strategies import (
     IL2APlugin,
     NAPAVQPlugin,
+    PALMPlugin,
     PASSPlugin,
     PRDPlugin,
     ProtoCLPlugin,
@@ -36,6 +37,7 @@ METHODS: dict[str, Any] = {
     "pass": PASSPlugin,
     "il2a": IL2APlugin,
     "napa_vq": NAPAVQPlugin,
+    "palm": PALMPlugin,
 }
 
 

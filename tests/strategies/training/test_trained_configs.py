@@ -27,6 +27,8 @@ SMALL = [
     "settings",
     [
         ["strategy=prd", "strategy.plugin.prototype_lr=1.0", "strategy.views=copies"],
+        ["strategy=palm", "strategy.head=lda", "strategy.loss.nearest=0"],
+        ["strategy=palm_released", "strategy.warmup_epochs=1", "strategy.views=copies"],
         ["strategy=prd_released", "strategy.first_experience_epochs=4", "strategy.views=copies"],
         ["strategy=protocl", "strategy.plugin.mem_size=50", "strategy.all_classes=true"],
         ["strategy=protocl", "strategy.plugin.refit=memory", "strategy.plugin.covariance=diag"],
@@ -44,11 +46,23 @@ def test_a_run_from_the_command_lines_settings(settings: list[str], tmp_path: Pa
     assert result["metrics"]["accuracy_matrix"][0][0] > 2 * chance
 
 
+TRAINED = ("prd", "protocl", "protocl_tuned", "napa_vq", "pass", "il2a", "icarl_nme", "palm")
+
+
 @pytest.mark.parametrize(
     ("strategy", "skipped"),
     [
         (strategy, skipped)
-        for strategy in ("prd", "protocl", "protocl_tuned", "napa_vq", "pass", "il2a", "icarl_nme")
+        for strategy in (
+            "prd",
+            "protocl",
+            "protocl_tuned",
+            "napa_vq",
+            "pass",
+            "il2a",
+            "icarl_nme",
+            "palm",
+        )
         for skipped in ("first_experience_epochs", "train_epochs")
     ]
     + [("fetril", "first_experience_epochs")],
