@@ -22,7 +22,7 @@ from protocl.memory.derived import DerivedStatistics
 from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.from_statistics import computed_parts
 from protocl.memory.limits.removal import require_contained, warn_of_little_left
-from protocl.memory.reduction import all_reduce_
+from protocl.memory.processes.reduction import all_reduce_
 from protocl.memory.rows import class_id_tensor
 
 

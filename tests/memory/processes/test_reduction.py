@@ -16,8 +16,8 @@ from protocl import PrototypeMemory
 from protocl.checks import assert_same
 from protocl.distributed import collectives
 from protocl.errors import FingerprintError, PeerError
-from protocl.memory import reduction
 from protocl.memory.feature_maps import feature_map
+from protocl.memory.processes import reduction
 
 DIM, RANKS = 5, 3
 LEVELS = ("mean", "diagonal", "shared", "full")
