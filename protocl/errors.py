@@ -44,6 +44,10 @@ class AllFailedError(ProtoclError):
     exit_code = 6
 
 
+class PeerError(ProtoclError, RuntimeError):
+    """Another process that works on the same thing is gone, or cannot go on."""
+
+
 class DivergedError(ProtoclError, ValueError):
     """A model whose answers are no longer finite numbers."""
 

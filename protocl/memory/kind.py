@@ -186,6 +186,26 @@ def is_zero(half: Tensor) -> bool:
     return not any(bool(row.any()) for row in rows)
 
 
+def differing(
+    here: Mapping[str, str], there: Mapping[str, str], *, stated: bool = False
+) -> tuple[str, str, str] | None:
+    """The first thing in which two descriptions differ.
+
+    Args:
+        here, there: see :meth:`StatisticsKind.describe`.
+        stated: whether a step counts that no arithmetic uses.
+
+    Returns:
+        its name, what it is here, and there; None if there is none.
+    """
+    floating = {"False"} == {here["exact"], there["exact"]}
+    for name, value in (_USUAL | here).items():
+        theirs = there[name] if name not in _USUAL else there.get(name, _USUAL[name])
+        if theirs != value and (stated or name != "step" or not floating):
+            return name, value, theirs
+    return None
+
+
 class StatisticsKind(FollowsDevice):
     """What the statistics of a memory are, and which others can be added to them."""
 
@@ -240,12 +260,7 @@ class StatisticsKind(FollowsDevice):
         Returns:
             its name, what it is here, and there; None if there is none.
         """
-        mine = _USUAL | self.describe()
-        for name, value in mine.items():
-            theirs = described[name] if name not in _USUAL else described.get(name, _USUAL[name])
-            if theirs != value:
-                return name, value, theirs
-        return None
+        return differing(self.describe(), described, stated=True)
 
     def require_summed(self) -> None:
         """Refuse to add samples to an estimate.
@@ -309,10 +324,7 @@ class StatisticsKind(FollowsDevice):
                 f"cannot combine memories: estimate of the second moment: {here} here, {there} in "
                 "the other; what is estimated is never mixed with exact sums"
             )
-        theirs = other.describe()
-        if not self.exact and not other.exact:
-            theirs["step"] = repr(self.step)
-        difference = self.difference(theirs)
+        difference = differing(self.describe(), other.describe())
         if difference is not None:
             name, value, other_value = difference
             raise ValueError(

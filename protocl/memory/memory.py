@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from protocl.memory.derived import DerivedStatistics
 from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.from_statistics import computed_parts
 from protocl.memory.limits.removal import require_contained, warn_of_little_left
+from protocl.memory.processes.reduction import all_reduce_
 from protocl.memory.rows import class_id_tensor
 
 
@@ -136,24 +137,23 @@ class PrototypeMemory(DerivedStatistics):
         self._keep(self.count > 0)
         return self
 
+    @outside_inference_mode
+    @torch.no_grad()
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> Self:
-        """Replace the statistics of every process by their sum, in the order of ranks.
+        """Replace the statistics of every process by their sum, the same on all.
 
-        Keep the memory outside a module wrapped in ``DistributedDataParallel``, which would
-        overwrite the buffers of all ranks by those of rank 0.
+        In fixed point they have the bits of one process; in floating point those of a merge in the
+        order of ranks. A memory without a fingerprint takes that of the others. Keep it outside a
+        module wrapped in ``DistributedDataParallel``, which would overwrite the buffers.
 
         Args:
-            group: the processes that take part; all by default.
+            group: the processes that take part; all by default. gloo or NCCL.
+
+        Raises:
+            FingerprintError, ValueError, OverflowError: as :meth:`merge`, on all before any adds.
+            PeerError: a process is gone or has no room; what is here is of no use any more.
         """
-        states: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size(group))]
-        dist.all_gather_object(states, self.state_dict(), group)
-        total = self.empty_like()
-        for state in states:
-            part = self.empty_like()
-            part.load_state_dict(state)
-            total.merge(part)
-        self._take_over(total)
-        self._touch()
+        all_reduce_(self, group)
         return self
 
     def __add__(self, other: PrototypeMemory) -> PrototypeMemory:

@@ -1,0 +1,1 @@
+"""Several processes that work on one thing: what they say to each other."""

@@ -1,0 +1,1 @@
+"""A memory that several processes hold parts of."""
