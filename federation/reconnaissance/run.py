@@ -27,14 +27,15 @@ from protocl.federation.reconnaissance.measures import (
     BeforeMerge,
     StepReport,
     accuracy_on,
-    area_under_roc,
     confusions,
     mean,
 )
 from protocl.federation.reconnaissance.methods.prototypes import PrototypeLearner
 from protocl.federation.reconnaissance.result import build_result
 from protocl.federation.reconnaissance.scenario import SERVER, Mission, Scenario, Step
+from protocl.metrics.detection import Detection
 from protocl.metrics.history import Evaluation, History
+from protocl.open_world.scores import reported_scores
 from protocl.registry import BACKBONES, BENCHMARKS
 from protocl.runner.context import RunContext
 from protocl.runner.kind import Kind
@@ -241,6 +242,7 @@ class Reconnaissance:
         asked = self._asked(self.known)
         labels = self.y_test[asked]
         judges = self._judges()
+        detection = self._detection(judges[0]) if self.config.unknown else {}
         answers = {node: self._answers(self.learner, node, asked) for node in judges}
         if merged:
             self._note(answers[judges[0]], labels)
@@ -263,7 +265,8 @@ class Reconnaissance:
             learn_seconds=seconds[0],
             merge_seconds=seconds[1],
             state_bytes=sum(map(self.learner.state_bytes, self.clients)) / len(self.clients),
-            unknown=self._unknown(judges[0]) if self.config.unknown else {},
+            unknown={name: found.auroc for name, found in detection.items()},
+            detection=detection,
         )
 
     def _note(self, answers: Tensor, labels: Tensor) -> None:
@@ -282,12 +285,11 @@ class Reconnaissance:
         taught = [client for client in self.clients if self.own[client] or self.base]
         return {client: self._answers(self.hermits, client, asked) for client in taught}
 
-    def _unknown(self, judge: int) -> dict[str, float]:
+    def _detection(self, judge: int) -> dict[str, Detection]:
         asked = self._asked(self.known)
         if bool(asked.all()):
             return {}
-        scores = self.learner.known_scores(judge, self.x_test)
-        return {name: area_under_roc(s[asked], s[~asked]) for name, s in scores.items()}
+        return reported_scores(self.learner.known_scores(judge, self.x_test), asked)
 
     # -- parts ------------------------------------------------------------------------------
 

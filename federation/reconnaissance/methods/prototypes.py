@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from protocl.config.validation import POSITIVE, ranged
+from protocl.errors import ConfigError
 from protocl.federation.config import MethodInfo
 from protocl.federation.methods.head_settings import HeadSettings
 from protocl.federation.reconnaissance.config import Learner, LearnerConfig, LearnerSetup
@@ -16,7 +17,8 @@ from protocl.federation.server.state import MergedMemory
 from protocl.federation.wire.codec import Precision
 from protocl.federation.wire.messages import Contribution, Kind, decode, encode
 from protocl.heads.bayesian.head import BayesianPrototypes
-from protocl.heads.nearest_mean import NearestMean
+from protocl.memory.batch import Level
+from protocl.open_world.scores import known_scores
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, ConfigRecord
@@ -34,6 +36,8 @@ class PrototypesLearnerConfig(HeadSettings, LearnerConfig):
         exact: merge in fixed point, so that the result does not depend on any order by a bit.
         step: quantisation step of fixed point.
         precision: of what is sent: ``exact``, ``float32``, ``float16`` or ``int8``.
+        level: statistics to keep where the head needs fewer, for scores of unknown inputs; they
+            are sent as well.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -44,13 +48,20 @@ class PrototypesLearnerConfig(HeadSettings, LearnerConfig):
     exact: bool = True
     step: float = ranged(2.0**-16, POSITIVE)
     precision: Precision = "exact"
+    level: Level | None = None
 
     def build(self, setup: LearnerSetup) -> PrototypeLearner:
         """See :class:`protocl.federation.reconnaissance.config.LearnerConfig`."""
         head = self.head.build()
         empty = head.new_memory(
-            setup.feature_dim, exact=self.exact, step=self.step, fingerprint=setup.fingerprint
-        )
+            setup.feature_dim, level=self.level, exact=self.exact, step=self.step,
+            fingerprint=setup.fingerprint,
+        )  # fmt: skip
+        if not empty.provides(head.required_level):
+            raise ConfigError(
+                f"method.level={self.level}: the head {self.head.name} needs level "
+                f"{head.required_level}; leave method.level out"
+            )
         return PrototypeLearner(head, empty, setup.clients, self.precision)
 
 
@@ -154,11 +165,9 @@ class PrototypeLearner(Learner):
         return self.head.fit(self.memory(node)).predict(features)
 
     def known_scores(self, node: int, features: Tensor) -> dict[str, Tensor]:
-        """Distance to the nearest prototype, and what a Bayesian head says."""
+        """All scores that the memory allows, and what a Bayesian head says."""
         memory = self.memory(node)
-        unit = memory.feature_map.spec == "unit"
-        nearest = NearestMean(normalize_input=unit).fit(memory)
-        scores = {"distance": nearest(features).amax(1)}
+        scores = known_scores(memory, features)
         if isinstance(self.head, BayesianPrototypes):
             self.head.fit(memory)
             scores["bayesian"] = 1 - self.head.unknown_probability(features)

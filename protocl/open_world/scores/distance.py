@@ -19,12 +19,12 @@ class Distance(Score):
     """
 
     def _fit(self, memory: PrototypeMemory) -> None:
-        self.nearest = NearestMean(map=memory.feature_map).fit(memory)
+        self._nearest = NearestMean(map=memory.feature_map).fit(memory)
 
     def forward(self, features: Tensor) -> Tensor:
         """See :class:`.Score`; in the single precision of the nearest-mean head."""
         assert self.revision
-        return self.nearest(features).amax(1)
+        return self._nearest(features).amax(1)
 
     def _known(self, mapped: Tensor) -> Tensor:
-        return self.nearest.mapped_logits(mapped).amax(1)
+        return self._nearest.mapped_logits(mapped).amax(1)

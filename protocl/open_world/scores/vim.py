@@ -105,7 +105,7 @@ class ViM(DiscriminantScore):
         super()._fit(memory)
         dim = min(memory.width // 2, 256) if self.dim is None else self.dim
         biases = self._biases - self._weights @ self._centre
-        self.residual = Residual.of(memory, self._weights, biases, self._centre, dim)
+        self._residual = Residual.of(memory, self._weights, biases, self._centre, dim)
 
     def _known(self, mapped: Tensor) -> Tensor:
-        return energy(self._logits(mapped)) - self.residual.scale * self.residual.norms(mapped)
+        return energy(self._logits(mapped)) - self._residual.scale * self._residual.norms(mapped)
