@@ -64,6 +64,7 @@ HELD_BY = {
     "protocl/memory/limits": ["memory/test_capacity.py", "memory/test_memory_doors.py"],
     "protocl/model": ["model/test_classifier.py"],
     "protocl/model/changes": ["model/changes/test_ledger.py", "serve/test_safety.py"],
+    "protocl/open_world/discovery": ["open_world/discovery/test_k_means.py"],
     "protocl/metrics": ["metrics/test_class_incremental.py", "metrics/test_confusion.py"],
     "protocl/pretraining": ["pretraining/test_pretraining.py"],
     "protocl/report": ["report/test_comparison.py", "report/test_groups.py"],

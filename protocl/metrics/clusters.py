@@ -39,9 +39,7 @@ def assignment(table: Confusion) -> dict[int, int]:
     """Cluster -> class, one to one, so that most samples match."""
     rows = _Rows(table)
     clusters, classes = linear_sum_assignment(-rows.counts)
-    return dict(
-        zip(rows.clusters[clusters].tolist(), rows.classes[classes].tolist(), strict=True)
-    )
+    return dict(zip(rows.clusters[clusters].tolist(), rows.classes[classes].tolist(), strict=True))
 
 
 def clustering_accuracy(table: Confusion) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocl.metrics.clusters import assignment, clustering_accuracy, split_accuracy
@@ -64,6 +64,7 @@ def test_what_does_not_fit_is_refused():
 ids = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=2, max_size=40)
 
 
+@settings(deadline=None, max_examples=30)
 @given(ids, st.integers(0, 40), st.permutations(range(8)))
 def test_tables_of_clients_add_up_and_clusters_have_no_names(pairs, cut, names):
     true, predicted = torch.tensor(pairs).T
