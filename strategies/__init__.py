@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from protocl.strategies.il2a import IL2A, IL2APlugin
     from protocl.strategies.napa_vq import NAPAVQ, NAPAVQPlugin
     from protocl.strategies.open_world.palm import PALM, PALMPlugin
+    from protocl.strategies.open_world.protogcd import ProtoGCD, ProtoGCDPlugin
     from protocl.strategies.pass_ import PASS, PASSPlugin
     from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
     from protocl.strategies.prd import PRD, PRDPlugin
@@ -59,6 +60,8 @@ __all__ = [
     "PRDPlugin",
     "ProtoCL",
     "ProtoCLPlugin",
+    "ProtoGCD",
+    "ProtoGCDPlugin",
     "PrototypePlugin",
     "RanPAC",
     "SampleMemory",
@@ -96,6 +99,8 @@ _HOMES = {
     "PRDPlugin": "prd",
     "ProtoCL": "protocl",
     "ProtoCLPlugin": "protocl",
+    "ProtoGCD": "open_world.protogcd",
+    "ProtoGCDPlugin": "open_world.protogcd",
     "PrototypePlugin": "plugin.prototype_plugin",
     "RanPAC": "ready_made.recipes",
     "SLDA": "ready_made.recipes",

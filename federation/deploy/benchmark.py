@@ -10,6 +10,7 @@ from protocl.backbones import build_backbone
 from protocl.backbones.features import encode_once
 from protocl.data import load_data
 from protocl.data.arrays import ArrayData
+from protocl.data.config import refuse_unlabelled
 from protocl.data.streams import hold_out
 from protocl.errors import ConfigError
 from protocl.federation.client.benchmark_clients import (
@@ -37,6 +38,7 @@ def benchmark_task(config: FederateConfig) -> Task:
             ``federation.rounds`` rounds.
     """
     config = _on_this_machine(config)
+    refuse_unlabelled(config.benchmark)
     data = load_data(config.benchmark)
     if share := config.benchmark.validation:
         data = hold_out(data, share, config.seed, config.benchmark.class_order)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from protocl.backbones import Backbone, Classifier
 from protocl.config import Setup, StrategyConfig
-from protocl.data import TensorData
+from protocl.data import TensorData, Unlabelled
 
 ORDER, SIZES = (4, 1, 5, 0, 3, 2), (3, 1, 2)
 """Class ids as they come, and how many come with each experience."""
@@ -72,6 +72,13 @@ def stream() -> Any:
         patterns(24, seed=0), patterns(6, seed=1), len(SIZES), task_labels=False,
         fixed_class_order=list(ORDER), per_exp_classes=dict(enumerate(SIZES[:-1])),
     )  # fmt: skip
+
+
+def unlabelled() -> Unlabelled:
+    """Images of :func:`stream` without labels: of class 2, which comes last, with the first."""
+    images = patterns(12, seed=2)
+    rows = images.y == ORDER[-1]
+    return Unlabelled(images.x[rows], torch.zeros(int(rows.sum()), dtype=torch.int64), (1, 0, 0))
 
 
 def model() -> Classifier:

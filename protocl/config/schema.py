@@ -25,7 +25,7 @@ from protocl.config.validation import (
     Range,
     ranged,
 )
-from protocl.data import BenchmarkConfig
+from protocl.data import BenchmarkConfig, Unlabelled
 from protocl.registry import STRATEGIES
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Setup:
         evaluator: Avalanche ``EvaluationPlugin`` that logs to TensorBoard.
         fingerprint: of the backbone that makes the features, also when they were encoded before
             the run; a prototype memory carries it.
+        unlabelled: samples that come without labels beside those of each experience, or None.
     """
 
     model: nn.Module
@@ -65,6 +66,7 @@ class Setup:
     plugins: list[Any]
     evaluator: Any
     fingerprint: str | None = None
+    unlabelled: Unlabelled | None = None
 
 
 class AdaptsOnce(Protocol):

@@ -7,7 +7,7 @@ Importing this package does not import Avalanche.
 
 from protocl.data.arrays import ArrayData, TensorData, as_images
 from protocl.data.config import BenchmarkConfig, load_data
-from protocl.data.experiences import ClassStream
+from protocl.data.experiences import ClassStream, Unlabelled
 from protocl.data.streams import (
     build_benchmark,
     class_order,
@@ -21,6 +21,7 @@ __all__ = [
     "BenchmarkConfig",
     "ClassStream",
     "TensorData",
+    "Unlabelled",
     "as_images",
     "build_benchmark",
     "class_order",

@@ -73,6 +73,10 @@ class BenchmarkConfig:
         task_labels: number the experiences as tasks; otherwise all are task 0.
         validation: share of each class's training data, in [0, 1), that is held out and used *in
             place of* the test data, for choosing hyperparameters.
+        unlabelled: share of each class's training samples, in [0, 1), that come without labels
+            with its experience, for strategies that learn from such (ProtoGCD, GPC).
+        new_classes: so many classes, the last of the order, are never named: their training
+            samples are all unlabelled and come evenly with the experiences of the others.
         train_per_class: keep only the first so many training samples of each class.
         test_per_class: the same for test samples.
         split: part of a data set that has parts: Omniglot's ``background`` or ``evaluation``, a
@@ -102,6 +106,8 @@ class BenchmarkConfig:
     order_seed: int | None = None
     task_labels: bool = False
     validation: float = 0.0
+    unlabelled: float = 0.0
+    new_classes: int = 0
     train_per_class: int | None = None
     test_per_class: int | None = None
     split: str | None = None
@@ -156,6 +162,20 @@ def refuse(config: BenchmarkConfig, *keys: str) -> None:
         if key != "columns" and value is not None:
             hint = "; to resize arrays set backbone.image_size" if key == "image_size" else ""
             raise ConfigError(f"benchmark.{key}={value}: '{config.name}' has no such setting{hint}")
+
+
+def refuse_unlabelled(config: BenchmarkConfig) -> None:
+    """Refuse samples without labels where nobody would read them.
+
+    Raises:
+        ConfigError: the settings take labels away.
+    """
+    for key in ("unlabelled", "new_classes"):
+        value = getattr(config, key)
+        if value:
+            raise ConfigError(
+                f"benchmark.{key}={value}: samples without labels are for protocl run; leave it out"
+            )
 
 
 def _restrict(data: ArrayData, config: BenchmarkConfig) -> ArrayData:

@@ -49,6 +49,29 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
+class Unlabelled:
+    """Training samples that come without labels, beside those of each experience.
+
+    Attributes:
+        x: samples ``(N, ...)``, as in :class:`.ArrayData`.
+        experiences: ``(N,)`` with which they come.
+        new_categories: of each experience, the number of classes among them that nobody names.
+    """
+
+    x: Tensor
+    experiences: Tensor
+    new_categories: tuple[int, ...]
+
+    def rows(self, t: int) -> Tensor:
+        """``(M,)`` int64, where those of experience ``t`` are."""
+        return (self.experiences == t).nonzero().flatten()
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Samples at ``rows`` ``(M,)`` as a model takes them."""
+        return as_images(self.x.index_select(0, rows))
+
+
+@dataclass(frozen=True, eq=False)
 class ClassStream:
     """A class-incremental stream: which classes, and which samples, come in which experience.
 
@@ -56,11 +79,15 @@ class ClassStream:
         data: the data set; its test samples are those that are used.
         classes: ids of each experience, in their order of arrival.
         task_labels: the experiences are numbered as tasks; otherwise all are task 0.
+        unlabelled: further samples, for strategies that learn without labels; None without any.
+        hidden: ``(N,)`` class ids of these, for whoever measures.
     """
 
     data: ArrayData
     classes: list[list[int]]
     task_labels: bool
+    unlabelled: Unlabelled | None = None
+    hidden: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protocl.data.arrays import ArrayData
-from protocl.data.experiences import ClassStream
+from protocl.data.experiences import ClassStream, Unlabelled
 from protocl.data.shares import draw_share
 from protocl.errors import ConfigError, DataError
 
@@ -46,10 +46,13 @@ def class_stream(config: BenchmarkConfig, data: ArrayData, seed: int) -> ClassSt
     order = class_order(config, data.y_train, seed, data.arrival)
     if len(order) == 1:
         logger.warning("%s: one class only: accuracy says nothing", data.name)
-    sizes = experience_sizes(config, len(order))
-    _require_test_samples(data, order)
-    arriving = iter(order)
+    named = order[: _number_named(config, len(order))]
+    sizes = experience_sizes(config, len(named))
+    _require_test_samples(data, named)
+    arriving = iter(named)
     classes = [[next(arriving) for _ in range(size)] for size in sizes]
+    if config.unlabelled or config.new_classes:
+        return _partly_labelled(config, data, classes, order[len(named) :], seed)
     return ClassStream(_without_untrained(data, config), classes, config.task_labels)
 
 
@@ -64,6 +67,54 @@ def build_benchmark(config: BenchmarkConfig, data: ArrayData, seed: int) -> Any:
         root of both is :class:`.TensorData`.
     """
     return class_stream(config, data, seed).benchmark()
+
+
+def _number_named(config: BenchmarkConfig, n_classes: int) -> int:
+    if not 0 <= config.new_classes < n_classes:
+        raise ConfigError(
+            f"benchmark.new_classes={config.new_classes}: expected at least 0 and fewer than the "
+            f"{n_classes} classes of the stream, of which at least one is named"
+        )
+    return n_classes - config.new_classes
+
+
+def _partly_labelled(
+    config: BenchmarkConfig, data: ArrayData, classes: list[list[int]], new: list[int], seed: int
+) -> ClassStream:
+    """The stream over labelled samples alone, with all others beside it.
+
+    Args:
+        config: ``unlabelled`` and ``task_labels`` are read.
+        data: all samples.
+        classes: named ones of each experience.
+        new: classes that nobody names.
+        seed: decides which samples of named classes have no label.
+    """
+    came = torch.full((data.n_classes,), -1)
+    for t, ids in enumerate(classes):
+        came[ids] = t
+    named, dealt = came >= 0, [j * len(classes) // max(len(new), 1) for j in range(len(new))]
+    labelled = named[data.y_train] & ~hidden_share(data, config.unlabelled, seed)
+    came[new] = torch.tensor(dealt, dtype=torch.int64)
+    others = (came[data.y_train] >= 0) & ~labelled
+    counts = torch.bincount(came[new], minlength=len(classes)).tolist()
+    y = data.y_train[others]
+    unlabelled = Unlabelled(data.x_train[others], came[y], tuple(counts))
+    kept = data.select(labelled, named[data.y_test])
+    return ClassStream(kept, classes, config.task_labels, unlabelled, y)
+
+
+def hidden_share(data: ArrayData, share: float, seed: int) -> Tensor:
+    """``(N,)`` which training samples lose their label; of each class at least one keeps it.
+
+    Raises:
+        ConfigError: ``share`` is outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"benchmark.unlabelled={share}: expected a share of at least 0, below 1")
+    if not share:
+        return torch.zeros(len(data.y_train), dtype=torch.bool)
+    return draw_share(data.y_train, data.n_classes, share, seed)
 
 
 def _require_test_samples(data: ArrayData, classes: list[int]) -> None:

@@ -16,6 +16,7 @@ from protocl.backbones import Backbone
 from protocl.backbones.features import encode_once
 from protocl.backbones.fit import fit_for
 from protocl.data import ArrayData, load_data
+from protocl.data.config import refuse_unlabelled
 from protocl.errors import ConfigError, DataError
 from protocl.io import provenance
 from protocl.io.atomic import atomic_write
@@ -79,6 +80,8 @@ class RunContext(Generic[Config]):
 
     def load_data(self) -> ArrayData:
         """The data of the benchmark; from then on ``config.backbone`` is one that fits them."""
+        if self.kind != "experiment":
+            refuse_unlabelled(self.config.benchmark)
         with self.phase("data"):
             data = load_data(self.config.benchmark)
             self.data_hash = data.content_hash

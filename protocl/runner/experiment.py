@@ -22,7 +22,7 @@ from protocl.runner.feature_run import FeatureRun
 from protocl.runner.kind import Kind
 from protocl.runner.model import kept_answer, write_model
 from protocl.runner.prepare import Prepared, prepare, seed_generators
-from protocl.runner.result import backbone_of, build_result, memory_of
+from protocl.runner.result import backbone_of, build_result, discovery_of, memory_of
 from protocl.trackers import open_trackers
 
 BACKBONE = "backbone"
@@ -131,6 +131,7 @@ class _Run:
 
         self.events.purge(0)
         self.history = History()
+        self.discovery: list[dict[str, Any]] = []
         self.recorder = EvaluationRecorder()
         setup = self.prepared.setup(
             self.run,
@@ -157,6 +158,7 @@ class _Run:
             return False
         self.strategy, self.recorder = state["strategy"], state["recorder"]
         self.history = History.from_dict(state["history"])
+        self.discovery = state["discovery"]
         self.random.__setstate__(state["random"])
         lost = self.strategy.clock.train_iterations + 1
         self.events.purge(lost)
@@ -181,6 +183,8 @@ class _Run:
             self.strategy.eval(self.prepared.benchmark.test_stream[: t + 1])
         self.history.append(self.recorder.last)
         self.events.log_curve(self.history.stream_accuracy[t:], first=t)
+        found = discovery_of(self.strategy, self.prepared.stream, t)
+        self.discovery += [] if found is None else [found]
 
     def _adapt(self) -> None:
         """Train on the first experience, with the backbone that another run adapted if any has."""
@@ -217,6 +221,7 @@ class _Run:
             "strategy": self.strategy,
             "recorder": self.recorder,
             "history": self.history.to_dict(),
+            "discovery": self.discovery,
             "random": self.random.__getstate__(),
         }
         self.run.save(len(self.history.evaluations), state, self.shared)
@@ -229,6 +234,9 @@ class _Run:
         answer, memory = kept_answer(self.config.strategy, self.strategy), memory_of(self.strategy)
         if memory is not None and not isinstance(answer, tuple):
             memory.save(self.run.folder / "memory.safetensors")  # it did not answer
+        discovered = getattr(getattr(self.strategy, "method", None), "discovered", None)
+        if discovered is not None:
+            discovered.save(self.run.folder / "discovered.safetensors")
         write_model(
             self.run.folder,
             answer,
@@ -241,7 +249,8 @@ class _Run:
     def _result(self) -> dict[str, Any]:
         trained = backbone_of(self.strategy) if self.config.strategy.trains_backbone else None
         memory = memory_of(self.strategy)
-        return build_result(self.config, self.prepared, self.history, memory, trained)
+        result = build_result(self.config, self.prepared, self.history, memory, trained)
+        return {**result, **({"discovery": self.discovery} if self.discovery else {})}
 
     def _tell(self, phase: str, **more: int) -> None:
         done, accuracy = len(self.history.evaluations), self.history.latest

@@ -78,6 +78,8 @@ class Prepared:
             shared[f"{part}_dataset"] = dataset
             for number, leaf in enumerate(_leaves(dataset._flat_data)):
                 shared[f"{part}_data_{number}"] = leaf
+        if self.stream.unlabelled is not None:
+            shared["unlabelled"] = self.stream.unlabelled
         return {prefix + name: value for name, value in shared.items()}
 
     def setup(
@@ -102,6 +104,7 @@ class Prepared:
             plugins=list(plugins),
             evaluator=evaluator,
             fingerprint=self.fingerprint,
+            unlabelled=self.stream.unlabelled,
         )
 
     def encoded(self, run: RunContext[ExperimentConfig], backbone: Backbone) -> Prepared:

@@ -6,7 +6,10 @@ from typing import Any
 
 from protocl.backbones import Backbone, fingerprint
 from protocl.config import ExperimentConfig
+from protocl.data import ClassStream
 from protocl.memory import PrototypeMemory
+from protocl.metrics.clusters import split_accuracy
+from protocl.metrics.confusion import Confusion
 from protocl.metrics.history import History
 from protocl.runner.prepare import Prepared
 
@@ -43,6 +46,31 @@ def build_result(
     }
 
 
+def discovery_of(strategy: Any, stream: ClassStream, t: int) -> dict[str, Any] | None:
+    """How well a strategy sorts the unlabelled samples that came with experiences up to ``t``.
+
+    Args:
+        strategy: it sorts them where it has ``categories(rows)``.
+        stream: holds them and, hidden from the strategy, their classes.
+        t: the experience that was learned last.
+
+    Returns:
+        ``experience``, accuracies ``all``, ``old`` and ``new`` by one assignment of categories to
+        classes (:func:`.split_accuracy`), numbers of ``samples`` and of ``categories`` used. None
+        where there is nothing to sort, or nobody who does.
+    """
+    unlabelled, hidden = stream.unlabelled, stream.hidden
+    if unlabelled is None or hidden is None or not hasattr(strategy, "categories"):
+        return None
+    rows = (unlabelled.experiences <= t).nonzero().flatten()
+    if not len(rows):
+        return None
+    table = Confusion.from_predictions(hidden[rows], strategy.categories(rows).cpu())
+    old = [class_id for classes in stream.classes[: t + 1] for class_id in classes]
+    used = {"samples": len(rows), "categories": len(table.predicted.unique())}
+    return {"experience": t, **split_accuracy(table, old)._asdict(), **used}
+
+
 def memory_of(strategy: Any) -> PrototypeMemory | None:
     """The prototype memory of a strategy: its own, or that of one of its plugins."""
     for owner in (strategy, *strategy.plugins):
@@ -68,6 +96,7 @@ def _describe_benchmark(config: ExperimentConfig, prepared: Prepared) -> dict[st
         "n_train": sum(map(len, train)),
         "n_test": sum(len(stream.test(t)) for t in range(len(stream))),
         "class_names": prepared.class_names,
+        **({} if stream.unlabelled is None else {"n_unlabelled": len(stream.unlabelled.x)}),
     }
 
 

@@ -27,7 +27,7 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, rounds: int = 3) -> Tensor:
         epsilon: > 0, of the entropy: small ones make shares hard.
         rounds: 0 or more.
 
-    Source: Cuturi 2013; as in Lu et al. 2024 (PALM), section 3.2.
+    Source: Cuturi, "Sinkhorn distances", 2013; as the code of PALM (Lu et al. 2024) has it.
     """
     samples, prototypes = scores.shape
     logs = scores / epsilon
@@ -57,7 +57,7 @@ def reciprocal_weights(shares: Tensor, own: Tensor, count: int) -> Tensor:
         own: ``(N, R)``.
         count: prototypes a sample adds to; 0 for all of its class.
 
-    Source: Lu et al. 2024, section 3.2 (reciprocal neighbour assignment).
+    Source: Lu et al. 2024, reciprocal neighbour assignment; the form is that of their code.
     """
     weights = shares * own
     return as_shares(as_shares(weights * largest(weights, count), 1), 0)
@@ -85,7 +85,7 @@ def moved(prototypes: Tensor, weights: Tensor, embeddings: Tensor, momentum: flo
         embeddings: ``(N, P)``.
         momentum: in [0, 1].
 
-    Source: Lu et al. 2024, section 3.2.
+    Source: Lu et al. 2024, moving average of the prototypes; the form is that of their code.
     """
     return functional.normalize(
         momentum * prototypes + (1 - momentum) * weights.T @ embeddings, dim=1
@@ -100,7 +100,7 @@ def likelihood_loss(scores: Tensor, weights: Tensor, temperature: float) -> Tens
         weights: ``(N, R)``; their rows add up to 1, or to 0.
         temperature: > 0.
 
-    Source: Lu et al. 2024, section 3.1.
+    Source: Lu et al. 2024, maximum likelihood; the form is that of their code.
     """
     logits = scores / temperature
     return (logits.logsumexp(1) - (weights * logits).sum(1)).mean()
@@ -117,7 +117,7 @@ def prototype_contrast(prototypes: Tensor, owners: Tensor, temperature: float = 
         owners: ``(R,)`` row of the class of each.
         temperature: > 0.
 
-    Source: Lu et al. 2024, section 3.3.
+    Source: Lu et al. 2024, contrast of prototypes; the form is that of their code.
     """
     logits = prototypes @ prototypes.T / temperature
     itself = torch.eye(len(owners), dtype=torch.bool, device=logits.device)

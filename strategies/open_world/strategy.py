@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import Tensor
+
 from protocl.config import Setup
-from protocl.config.sections import HeadChoice, head
-from protocl.config.validation import AT_LEAST_0, ranged
+from protocl.config.sections import HeadChoice, Part, head
+from protocl.config.validation import AT_LEAST_0, NOT_NEGATIVE, ranged
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
@@ -15,9 +17,11 @@ from protocl.strategies.avalanche.epoch_schedule import EpochSchedule, Scheduled
 from protocl.strategies.avalanche.in_memory import InMemory
 from protocl.strategies.avalanche.optimizers import build_optimizer
 from protocl.strategies.drift.compensation import DriftCompensation, DriftEstimator
+from protocl.strategies.open_world.discovery import DiscoveryPlugin
 from protocl.strategies.open_world.representation import RepresentationPlugin
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 from protocl.strategies.training.ready_made import ReadyMade
+from protocl.strategies.training.views import named_views
 
 
 class OpenWorldStrategy(ReadyMade):
@@ -53,6 +57,27 @@ class OpenWorldStrategy(ReadyMade):
     def memory(self) -> PrototypeMemory | None:
         """The class statistics, or None before the first experience has ended."""
         return self.prototypes.memory
+
+
+class DiscoveryStrategy(OpenWorldStrategy):
+    """A strategy that also sorts samples without labels.
+
+    Args:
+        method: the plugin that trains and sorts.
+        **settings: those of :class:`OpenWorldStrategy`.
+    """
+
+    method: DiscoveryPlugin
+
+    def categories(self, rows: Tensor) -> Tensor:
+        """Categories ``(M,)`` of the unlabelled samples at ``rows`` ``(M,)``, as the model is now.
+
+        See :class:`.DiscoveryPlugin` for what their numbers mean.
+
+        Raises:
+            RuntimeError: nothing was trained yet.
+        """
+        return self.method.categories(self, rows)
 
 
 @dataclass
@@ -112,3 +137,27 @@ class OpenWorldConfig(ScheduledConfig):
             "plugins": [InMemory(), *setup.plugins],
             "evaluator": setup.evaluator,
         }
+
+
+@dataclass
+class DiscoveryConfig(OpenWorldConfig):
+    """Settings of strategies that learn from samples without labels, too.
+
+    Attributes:
+        ratio: unlabelled samples in a mini-batch for each labelled one.
+        new_categories: in each experience, beside its named classes; null for the true number.
+    """
+
+    plugin: Part = field(default_factory=Part)
+    ratio: float = ranged(1.0, NOT_NEGATIVE)
+    new_categories: int | None = ranged(None, AT_LEAST_0)
+
+    def discovers(self, setup: Setup, **settings: Any) -> Any:
+        """The plugin with the unlabelled samples of the benchmark."""
+        return self.plugin.build(
+            unlabelled=setup.unlabelled,
+            ratio=self.ratio,
+            new_categories=self.new_categories,
+            views=named_views(self.views),
+            **settings,
+        )

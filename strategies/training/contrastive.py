@@ -72,3 +72,23 @@ def supervised_contrastive(
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / (counts > 0).sum().clamp(min=1)
+
+
+@in_full_precision
+def contrastive(projections: Tensor, *, views: int = 2, temperature: float = 1.0) -> Tensor:
+    """Pull the views of a sample together, push all other samples away; no label is needed.
+
+    For each row, the mean over its other views ``j`` of ``-log softmax_{a != i}(s_ia)_j``; the
+    supervised loss in which each sample is a class of its own.
+
+    Args:
+        projections: ``(V B, P)``, all first views first; normalised here.
+        views: ``V``, at least 2.
+        temperature: > 0.
+
+    Source: Chen et al. 2020, "A simple framework for contrastive learning", eq. 1.
+    """
+    samples = torch.arange(len(projections) // views, device=projections.device)
+    return supervised_contrastive(
+        projections, samples.repeat(views), temperature=temperature, base_temperature=None
+    )

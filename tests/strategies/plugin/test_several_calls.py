@@ -19,6 +19,7 @@ from protocl.strategies import (
     PASSPlugin,
     PRDPlugin,
     ProtoCLPlugin,
+    ProtoGCDPlugin,
     PrototypePlugin,
 )
 from protocl.strategies.training.views import named_views
@@ -38,6 +39,7 @@ METHODS: dict[str, Any] = {
     "il2a": IL2APlugin,
     "napa_vq": NAPAVQPlugin,
     "palm": PALMPlugin,
+    "protogcd": ProtoGCDPlugin,
 }
 
 

@@ -46,7 +46,9 @@ def test_a_run_from_the_command_lines_settings(settings: list[str], tmp_path: Pa
     assert result["metrics"]["accuracy_matrix"][0][0] > 2 * chance
 
 
-TRAINED = ("prd", "protocl", "protocl_tuned", "napa_vq", "pass", "il2a", "icarl_nme", "palm")
+TRAINED = (
+    "prd", "protocl", "protocl_tuned", "napa_vq", "pass", "il2a", "icarl_nme", "palm", "protogcd",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
