@@ -20,6 +20,7 @@ from protocl.config import Setup, StrategyInfo
 from protocl.config.sections import HeadChoice
 from protocl.config.validation import AT_LEAST_0, NOT_NEGATIVE, POSITIVE, ranged
 from protocl.errors import ConfigError
+from protocl.memory.batch import Level
 from protocl.model import answers
 from protocl.strategies.avalanche.epoch_schedule import ScheduledConfig
 from protocl.strategies.avalanche.in_memory import InMemory
@@ -93,7 +94,7 @@ class AnsweredBaselineConfig(BaselineConfig):
         answer: ``classifier``, or a registered head on the class statistics of each experience
             (``nearest_mean``, ``lda``, ...) and its arguments.
         drift: how the statistics of old classes are carried over when the backbone has moved:
-            none, sdc, ldc or adc.
+            none, sdc, ldc, dpcr or adc.
     """
 
     answer: Answer = field(default_factory=Answer)
@@ -117,7 +118,8 @@ class AnsweredBaselineConfig(BaselineConfig):
                     "add strategy.answer=nearest_mean or another head"
                 )
             return []
-        prototypes = PrototypePlugin(self.answer.build())
+        level: Level | None = "full" if self.drift.method == "dpcr" else None
+        prototypes = PrototypePlugin(self.answer.build(), level=level)
         return [DriftCompensation(prototypes, self.drift), prototypes]
 
 

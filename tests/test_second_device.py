@@ -107,6 +107,8 @@ FURTHER = [
     ("fetril", ["svm_c=1"]),
     ("naive", ["answer=lda", "drift=sdc"]),
     ("naive", ["answer=nearest_mean", "drift=ldc"]),
+    ("naive", ["answer=ridge", "drift=dpcr"]),
+    ("naive", ["answer=lda", "drift=sdc", "drift.metric=efm", "drift.sigma=0.2"]),
     ("naive", ["answer=nearest_mean", "drift=adc"]),
     ("napa_vq", ["plugin.answer=distance", "drift=ldc"]),
     ("prd", ["loss.relation=released", "views=crop_flip"]),

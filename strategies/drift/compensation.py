@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -25,6 +25,7 @@ from protocl.config.validation import (
 )
 from protocl.data.augmentation.input_range import input_range
 from protocl.memory import PrototypeMemory
+from protocl.memory.batch import Level
 from protocl.strategies.drift.estimators import (
     DriftMethod,
     PairMoments,
@@ -36,6 +37,13 @@ from protocl.strategies.drift.estimators import (
     perturbed,
     weighted_displacements,
 )
+from protocl.strategies.drift.feature_matrix import (
+    classifier_rows,
+    feature_matrix,
+    metric_displacements,
+    metric_squares,
+)
+from protocl.strategies.drift.row_space import mapped_in_row_spaces, require_row_spaces
 from protocl.strategies.plugin.classifier_layer import FeatureFinder
 from protocl.strategies.plugin.extraction import features_of
 from protocl.strategies.plugin.feature_hook import undisturbed
@@ -47,9 +55,13 @@ _CLASSES_AT_ONCE = 4
 """Old classes whose samples ADC perturbs in one batch; bounds its memory."""
 
 
-_METHOD_OF = {
-    "sigma": "sdc", "ridge": "ldc", "neighbours": "adc", "step": "adc", "steps": "adc",
+_METHODS_OF = {
+    "sigma": ("sdc",), "metric": ("sdc",), "ridge": ("ldc", "dpcr"),
+    "neighbours": ("adc",), "step": ("adc",), "steps": ("adc",),
 }  # fmt: skip
+
+
+_Pair = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,9 +69,14 @@ class DriftEstimator:
     """How old classes are carried over to a new backbone.
 
     Attributes:
-        method: ``"none"``, ``"sdc"``, ``"ldc"`` or ``"adc"``; see :mod:`.drift`.
-        sigma: of ``sdc``, in units of the features.
-        ridge: of ``ldc``, relative to the mean square of a feature.
+        method: ``"none"``, ``"sdc"``, ``"ldc"``, ``"dpcr"`` or ``"adc"``; see :mod:`.estimators`.
+            ``dpcr`` needs statistics of level ``full``.
+        sigma: of ``sdc``, in units of the features; with ``metric="efm"`` as a share of the span of
+            squared distances, for which the authors take 0.2.
+        ridge: of ``ldc`` and ``dpcr``, relative to the mean square of a feature.
+        metric: of ``sdc``: ``"euclidean"``, or ``"efm"`` for the empirical feature matrix of the
+            classifier that the backbone was trained with, on the current samples (EFC takes those
+            of the experience before).
         neighbours: of ``adc``, samples that are perturbed towards each class mean.
         step, steps: of ``adc``, see :func:`.perturbed`.
 
@@ -71,6 +88,7 @@ class DriftEstimator:
     method: DriftMethod = "none"
     sigma: float = ranged(0.3, POSITIVE)
     ridge: float = ranged(1e-6, NOT_NEGATIVE)
+    metric: Literal["euclidean", "efm"] = "euclidean"
     neighbours: int = ranged(100, AT_LEAST_1)
     step: float = ranged(25.0, POSITIVE)
     steps: int = ranged(3, AT_LEAST_1)
@@ -81,8 +99,10 @@ class DriftEstimator:
     @property
     def unused(self) -> dict[str, str]:
         """Settings that are for another method, with the reason."""
-        others = {name: method for name, method in _METHOD_OF.items() if method != self.method}
-        return {f"drift.{name}": f"it is for drift={method}" for name, method in others.items()}
+        others = {name: of for name, of in _METHODS_OF.items() if self.method not in of}
+        return {
+            f"drift.{name}": f"it is for drift={' or '.join(of)}" for name, of in others.items()
+        }
 
     @property
     def old_prototypes(self) -> str:
@@ -104,18 +124,61 @@ class DriftEstimator:
             return memory
         if self.method == "adc":
             return displaced(memory, self._adc_displacements(strategy, memory, teacher, layer))
-        pairs = _pairs(strategy, teacher, layer)
-        if self.method == "ldc":
-            moments: PairMoments | None = None
-            for _, before, after in pairs:
-                part = pair_moments(before, after)
-                moments = part if moments is None else moments.plus(part)
-            return memory if moments is None else mapped(memory, moments.solve(self.ridge))
+        if self.method == "sdc":
+            return self._displaced(memory, _pairs(strategy, teacher, layer), teacher)
+        return self._mapped(memory, _pairs(strategy, teacher, layer))
+
+    def require(self, level: Level | None, *, classifier: bool = True) -> None:
+        """Refuse what cannot be carried over so.
+
+        Args:
+            level: of the statistics.
+            classifier: the model is trained by its classification layer.
+
+        Raises:
+            ValueError: the method needs more.
+        """
+        if self.method == "dpcr":
+            require_row_spaces(level)
+        if self.method == "sdc" and self.metric == "efm" and not classifier:
+            raise ValueError(
+                "drift.metric='efm' reads the model's classification layer, which this method does "
+                "not train: take metric='euclidean'"
+            )
+
+    def _mapped(self, memory: PrototypeMemory, pairs: Iterator[_Pair]) -> PrototypeMemory:
+        moments: PairMoments | None = None
+        for _, before, after in pairs:
+            part = pair_moments(before, after, bias=self.method == "ldc")
+            moments = part if moments is None else moments.plus(part)
+        if moments is None:
+            return memory
+        change = moments.solve(self.ridge)
+        return (mapped if self.method == "ldc" else mapped_in_row_spaces)(memory, change)
+
+    def _displaced(
+        self, memory: PrototypeMemory, pairs: Iterator[_Pair], teacher: Teacher
+    ) -> PrototypeMemory:
         means, weighted = memory.means, None
+        if self.metric == "efm":
+            return self._displaced_in_metric(memory, list(pairs), teacher)
         for _, before, after in pairs:
             term: WeightedDisplacements = weighted_displacements(means, before, after, self.sigma)
             weighted = term if weighted is None else weighted.plus(term)
         return memory if weighted is None else displaced(memory, weighted.mean)
+
+    def _displaced_in_metric(
+        self, memory: PrototypeMemory, pairs: list[_Pair], teacher: Teacher
+    ) -> PrototypeMemory:
+        if not pairs:
+            return memory
+        before, after = (torch.cat([pair[i] for pair in pairs]) for i in (1, 2))
+        rows = classifier_rows(teacher.classifier(), memory.classes)
+        squares = metric_squares(before, memory.means, feature_matrix(before, *rows).mean)
+        limits = float(squares.min()), float(squares.max())
+        moved = after.double() - before.double()
+        weighted = metric_displacements(squares, moved, limits, self.sigma)
+        return displaced(memory, weighted.mean)
 
     def _adc_displacements(
         self, strategy: Any, memory: PrototypeMemory, teacher: Teacher, layer: str | None
@@ -151,9 +214,7 @@ class DriftEstimator:
         return displacements
 
 
-def _pairs(
-    strategy: Any, teacher: Teacher, layer: str | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _pairs(strategy: Any, teacher: Teacher, layer: str | None) -> Iterator[_Pair]:
     """Inputs ``(B, ...)`` of the experience and their features ``(B, D)`` before and after it."""
     for x, after, _, tasks in features_of(strategy, strategy.experience.dataset, layer):
         yield x, teacher.features(x, tasks), after
@@ -168,7 +229,7 @@ class DriftCompensation(SupervisedPlugin[Any]):
     Args:
         prototypes: the plugin whose memory is corrected. It must come later in the list of
             plugins, and take its features in an extra pass.
-        method: ``"none"``, ``"sdc"``, ``"ldc"`` or ``"adc"``, or an estimator.
+        method: ``"none"``, ``"sdc"``, ``"ldc"``, ``"dpcr"`` or ``"adc"``, or an estimator.
         **settings: the others of :class:`DriftEstimator`, with the name of a method.
 
     Example:
@@ -196,6 +257,7 @@ class DriftCompensation(SupervisedPlugin[Any]):
         self.prototypes = prototypes
         if not isinstance(method, DriftEstimator):
             method = DriftEstimator(method, **settings)
+        method.require(prototypes.level or prototypes.head.required_level)
         self.estimator = method
         self._teacher: Teacher | None = None
 

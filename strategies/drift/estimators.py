@@ -11,11 +11,14 @@ sdc    ``mu`` + weighted mean displacement of its             Yu et al., CVPR 20
        neighbourhood
 ldc    ``A mu + b``; covariances become ``A S A^T``           Gomez-Villa et al., ECCV 2024; least
                                                               squares instead of its 20 epochs
+dpcr   ``R A mu``, moments ``R A P A^T R``; ``R`` projects    He et al., ICML 2025; see
+       onto what the class spans                              :mod:`.row_space`
 adc    ``mu`` + mean displacement of samples that were        Goswami et al., CVPR 2024, section 4
        perturbed towards it
 ====== ===================================================== =====================================
 
-``sdc`` and ``ldc`` are functions of sums, so estimates of several batches or clients add up.
+``sdc``, ``ldc`` and ``dpcr`` are functions of sums, so estimates of several batches or clients add
+up. ``sdc`` may take another metric: :mod:`.feature_matrix` (Magistri et al., ICLR 2024).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from protocl.memory import PrototypeMemory
 from protocl.memory.from_statistics import require_plain
 from protocl.strategies.training.distances import squared_distances
 
-DriftMethod = Literal["none", "sdc", "ldc", "adc"]
+DriftMethod = Literal["none", "sdc", "ldc", "dpcr", "adc"]
 
 FeaturesOf = Callable[[Tensor], Tensor]
 """From inputs ``(N, ...)`` to features ``(N, D)``."""

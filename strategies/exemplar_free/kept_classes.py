@@ -65,6 +65,7 @@ class KeptClasses:
         self.level: Level = level
         self.views = views
         self.drift = DriftEstimator() if drift is None else drift
+        self.drift.require(level, classifier=False)
         self.rows = ClassRows()
         self.memory: PrototypeMemory | None = None
         self.teacher: Teacher | None = None

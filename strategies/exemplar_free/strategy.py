@@ -55,7 +55,7 @@ class ExemplarFreeConfig(ScheduledConfig):
     Attributes:
         later_lr_factor: later experiences begin at this multiple of ``lr``.
         plugin: arguments of the method's plugin.
-        drift: how prototypes of old classes are carried over: none, sdc, ldc or adc.
+        drift: how prototypes of old classes are carried over: none, sdc, ldc, dpcr or adc.
     """
 
     train_epochs: int = 10

@@ -37,6 +37,12 @@ class Teacher:
         """
         return self.trainable_features(x, tasks)
 
+    def classifier(self) -> nn.Module:
+        """The layer that features enter; known once features were read."""
+        point = self._find.point
+        assert point is not None, "features come first"
+        return self.model.get_submodule(point.path)
+
     def trainable_features(self, x: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Features ``(N, D)`` of inputs ``(N, ...)``, with a graph to the inputs."""
         return read_features(self.model, x, tasks, self._find)

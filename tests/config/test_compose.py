@@ -82,7 +82,7 @@ def test_values_take_the_type_of_their_key(text: str, key: str, value: object):
             ["strategy=napa_vq", "strategy.plugin.code_lr_epochs=0"],
             "strategy.plugin.code_lr_epochs=0:",
         ),
-        (["strategy=pass", "strategy.drift=up"], "method=up: expected none, sdc, ldc or adc"),
+        (["strategy=pass", "strategy.drift=up"], "method=up: expected none, sdc, ldc, dpcr or adc"),
         (["strategy=naive", "strategy.answer=trees"], "unknown head 'trees'"),
         (["strategy=fetril", "strategy.head=bayesian"], "expected lda or ridge"),
         (["seed=-1"], "expected 0 <= seed"),

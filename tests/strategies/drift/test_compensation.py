@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from protocl.heads import LinearDiscriminant, NearestMean
-from protocl.strategies.drift.compensation import DriftCompensation
+from protocl.strategies.drift.compensation import DriftCompensation, DriftEstimator
+from protocl.strategies.il2a import IL2APlugin
 from protocl.strategies.plugin.extraction import features_of
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 from tests.strategies.small import (
@@ -20,11 +21,13 @@ from tests.strategies.small import (
     train_on,
 )
 
-METHODS = ["sdc", "ldc", "adc"]
+METHODS = ["sdc", "efm", "ldc", "dpcr", "adc"]
 SETTINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "sdc": {"sigma": 1.0},
+    "efm": {"method": "sdc", "metric": "efm", "sigma": 0.2},
     "ldc": {"ridge": 1e-3},
+    "dpcr": {"ridge": 1e-3},
     "adc": {"neighbours": 20, "step": 0.5},
 }
 
@@ -43,8 +46,11 @@ class Linear(nn.Module):
 
 def trained(benchmark: Any, method: str, model: nn.Module | None = None, **settings: Any) -> Any:
     """A naive strategy after all experiences, and the true means of the first one's classes."""
-    prototypes = PrototypePlugin(**settings)
-    compensation = DriftCompensation(prototypes, method, **SETTINGS[method])  # type: ignore[arg-type]
+    level = "full" if method == "dpcr" else None
+    prototypes = PrototypePlugin(**{"level": level, **settings})
+    compensation = DriftCompensation(
+        prototypes, DriftEstimator(**{"method": method, **SETTINGS[method]})
+    )
     strategy = build_strategy("naive", [compensation, prototypes], model)
     train_on(strategy, benchmark.train_stream)
     return strategy, prototypes
@@ -117,6 +123,10 @@ def test_wrong_use_is_refused(benchmark: Any) -> None:
         train_on(strategy, benchmark.train_stream)
     with pytest.raises(ValueError, match="collect='training'"):
         DriftCompensation(PrototypePlugin(collect="training"), "sdc")
+    with pytest.raises(ValueError, match="level 'mean' does not tell: keep level='full'"):
+        DriftCompensation(prototypes, "dpcr")
+    with pytest.raises(ValueError, match="metric='efm' reads the model's classification layer"):
+        IL2APlugin(drift=DriftEstimator("sdc", metric="efm"))
     with pytest.raises(ValueError, match="method='magic': expected 'none', 'sdc'"):
         DriftCompensation(prototypes, "magic")  # type: ignore[arg-type]
 
