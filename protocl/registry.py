@@ -11,7 +11,10 @@ protocl's own parts are declared in the same way, so there is one path for both.
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -49,8 +52,8 @@ class Registry:
         self.kind = kind
 
     def entries(self) -> dict[str, EntryPoint]:
-        """Where each registered part is, by name; read anew from all that is installed."""
-        return {entry.name: entry for entry in entry_points(group=self.group)}
+        """Where each registered part is, by name, of all that is installed by now."""
+        return dict(_entries(self.group, _places()))
 
     def names(self) -> list[str]:
         """Registered names in alphabetical order."""
@@ -87,6 +90,32 @@ class Registry:
             if entry.value.rpartition(":")[2] == part.__qualname__ and self.get(name) is part:
                 return name
         return None
+
+
+Places = tuple[tuple[str, int | None], ...]
+
+
+def _places() -> Places:
+    """Where packages may lie, and when something was last put there or taken away.
+
+    Reading what hundreds of packages declare takes as long as many predictions: it is read again
+    only where this has changed.
+    """
+    return tuple(
+        (path, _changed(path)) for path in (os.getcwd() if p == "" else p for p in sys.path)
+    )
+
+
+def _changed(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _entries(group: str, places: Places) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=group)}
 
 
 STRATEGIES = Registry("protocl.strategies", "strategy")

@@ -13,7 +13,6 @@ import typing
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, reduce
-from importlib.metadata import entry_points
 from operator import or_
 from types import NoneType
 from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin
@@ -103,7 +102,7 @@ def name_of_head(made_by: Callable[..., Any]) -> str:
     """The registered name of a head's class, also under ``functools.partial``; else its own."""
     kind = getattr(made_by, "func", made_by)
     value = f"{kind.__module__}:{kind.__qualname__}"
-    names = (entry.name for entry in entry_points(group=HEADS.group) if entry.value == value)
+    names = (name for name, entry in HEADS.entries().items() if entry.value == value)
     return next(names, kind.__name__)
 
 

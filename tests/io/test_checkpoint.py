@@ -258,7 +258,6 @@ def check_killed_runs(context: Any, tmp_path: Path, settings: list[str], kills: 
 CONV = ["backbone=conv4", "backbone.width=4", "strategy.train_epochs=1"]
 KILLED = [
     ["strategy=slda"],
-    ["strategy=replay", *CONV],
     ["strategy=acme_replay", "strategy.train_epochs=12"],
 ]
 KILLED_OFTEN = [

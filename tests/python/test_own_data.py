@@ -89,7 +89,6 @@ def test_a_run_on_them_can_be_run_again_from_its_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("protocl.report.plot_run", lambda result, folder: None)
     more = {"benchmark.test": 0.25, "benchmark.n_experiences": 3, "benchmark.root": "root"}
     (run,) = protocl.run(benchmark=(X, Y), strategy="slda", tracker=[], **more)
     assert run.metrics.stream_accuracy[-1] > 0.6

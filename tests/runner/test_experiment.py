@@ -133,10 +133,14 @@ class TestResult:
         assert memory.fingerprint == result["backbone"]["fingerprint"]
         assert memory.nbytes == result["strategy"]["state_bytes"]
 
-    def test_plots_are_drawn_and_no_checkpoint_is_left(self, slda: Any):
+    def test_no_checkpoint_is_left(self, slda: Any):
         _, folder = slda
-        assert {file.suffix for file in (folder / "plots").iterdir()} == {".png"}
         assert not (folder / "checkpoint").exists()
+
+    @pytest.mark.plots
+    def test_plots_are_drawn(self, tmp_path: Path):
+        _, folder = run(tmp_path, "strategy=nearest_mean", "benchmark.train_per_class=5")
+        assert {file.suffix for file in (folder / "plots").iterdir()} == {".png"}
 
     def test_the_curves_of_the_result_are_in_tensorboard(self, slda: Any):
         result, folder = slda

@@ -166,7 +166,12 @@ def test_a_run_is_not_continued_as_another(
         kind.carry_out(config, folder)
 
 
-@each_kind
+# Experiments are held by tests/cli/test_main.py, and one runner serves all.
+@pytest.mark.parametrize(
+    "kind",
+    [FEDERATION, *(pytest.param(k, marks=pytest.mark.slow) for k in (RECONNAISSANCE, PRETRAINING))],
+    ids=lambda kind: kind.name,
+)
 def test_processes_side_by_side_give_the_numbers_of_one_and_outlive_a_failure(
     kind: Kind[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

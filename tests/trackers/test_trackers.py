@@ -26,12 +26,6 @@ DIGITS = ["benchmark=digits", "benchmark.classes=4", "benchmark.n_experiences=2"
           "benchmark.train_per_class=20", "benchmark.test_per_class=10"]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots take longer than these runs."""
-    monkeypatch.setattr("protocl.report.plot_run", lambda result, folder: None)
-
-
 def run(folder: Path, strategy: str, tracker: str) -> dict[str, Any]:
     settings = [*DIGITS, f"strategy={strategy}", f"tracker={tracker}", f"output={folder.parent}"]
     (config,) = load(settings)

@@ -25,9 +25,8 @@ from tests.data.readers.pictures import NAMES, arrays, folder, pictures, read, t
 
 
 def test_the_same_pictures_through_folder_table_and_arrays_are_the_same_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("protocl.report.plot_run", lambda result, folder: None)
     np.savez(tmp_path / "a.npz", **arrays())
     (tmp_path / "npy").mkdir()
     for key, array in arrays().items():

@@ -46,10 +46,7 @@ def held() -> ArrayData:
     return ArrayData(x, y, x, y, ["a", "b", "c"], "data", clients, ("s", "t"))
 
 
-def test_a_column_of_clients_deals_the_data_and_merges_to_one_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("protocl.report.plot_run", lambda result, folder: None)
+def test_a_column_of_clients_deals_the_data_and_merges_to_one_place(tmp_path: Path) -> None:
     (config,) = load([*settings(tmp_path), "verify=true", f"cache={tmp_path}"])
     assert config.partition.name == "client"
     folder = tmp_path / "run"
