@@ -103,6 +103,7 @@ HELD_BY = {
     "federation/config": ["federation/runner/test_run.py"],
     "federation/deploy": ["federation/deploy/test_deployment.py"],
     "federation/deploy/template": ["federation/deploy/test_deployment.py"],
+    "federation/edges": ["federation/edges/test_simulated.py"],
     "federation/exactly_once": ["federation/exactly_once/test_machine.py"],
     "federation/methods": [
         "federation/runner/test_run.py",

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from protocl.errors import FingerprintError
 from protocl.federation.client.state import ClientState, StatesInProcess, StateStore
-from protocl.federation.exactly_once.client import Settled
+from protocl.federation.exactly_once.client import Life, Settled
 from protocl.federation.wire.codec import Precision
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.low_rank import factor_arrays
 from protocl.federation.wire.messages import Contribution, decode, encode
 from protocl.federation.wire.npy import array_of
 from protocl.federation.wire.received_backbone import ReceivedBackbone
+from protocl.federation.wire.replies import confusion_content
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.memory.estimates.low_rank import of_low_rank
@@ -173,17 +174,19 @@ class PrototypeClient:
         """
         config = message.content.config_records["config"]
         self._take_backbone(str(config["fingerprint"]), message.content, context)
-        self._require_same_statistics(config)
+        require_same_statistics(self.empty, config)
         data = self.load(context)
         with self.states.open(self.name(context), self.empty) as state:
             state.names = names_of(data)
-            _take_up(state, context)
+            if (edge := str(config.get("edge", ""))) != state.life.edge:
+                state.arrive(edge)
+            take_up(state.life, context)
             self._hear(state, config)
             self._count(state, data, int(cast(int, config["round"])))
             if config["full"]:
                 state.send_everything()
             pending = list(state.pending) if not config["forgotten"] else []
-        context.state[_NEWEST] = _newest(state)
+        note_newest(state.life, context)
         # The state is saved before anything leaves: what is sent twice is merged once, but what
         # is forgotten after it was sent would be counted again.
         content = RecordDict()
@@ -218,22 +221,13 @@ class PrototypeClient:
             confusion = Confusion.from_predictions(
                 shared_labels(y, data), self.head.predict(self._features(x))
             ).cpu()
-        pairs = torch.stack([confusion.true, confusion.predicted, confusion.counts])
-        content = RecordDict(
-            {
-                "confusion": ArrayRecord({"pairs": array_of(pairs.numpy())}),
-                "metrics": MetricRecord({"num-examples": confusion.total}),
-            }
-        )
-        return Message(content, reply_to=message)
+        return Message(confusion_content(confusion), reply_to=message)
 
     # -- parts ------------------------------------------------------------------------------
 
     def _hear(self, state: ClientState, config: ConfigRecord) -> None:
         """What the server says of itself and of this client."""
-        settled, samples = (int(cast(int, config[key])) for key in ("settled", "samples"))
-        heard = Settled(str(config["epoch"]), settled, samples)
-        state.hear(str(config["server"]), heard, bool(config["prove"]))
+        state.hear(*heard_of(config))
         if config["refused"]:
             logger.warning("the server refused what this client sent: %s", config["refused"])
 
@@ -276,36 +270,54 @@ class PrototypeClient:
             self.head.fit(merged.memory)
             self._fitted_to = digest.hexdigest()
 
-    def _require_same_statistics(self, config: ConfigRecord) -> None:
-        theirs = str(config["fingerprint"]) or None
-        mine = self.empty.fingerprint
-        if None not in (mine, theirs) and mine != theirs:
-            raise FingerprintError(
-                f"the federation merges features of backbone {theirs}, this client's is {mine}; "
-                "use the same weights and preprocessing on all nodes"
+
+def require_same_statistics(empty: PrototypeMemory, config: ConfigRecord) -> None:
+    """Refuse a request for statistics of another kind than those of ``empty``.
+
+    Raises:
+        FingerprintError, ValueError: it is one.
+    """
+    theirs = str(config["fingerprint"]) or None
+    mine = empty.fingerprint
+    if None not in (mine, theirs) and mine != theirs:
+        raise FingerprintError(
+            f"the federation merges features of backbone {theirs}, this client's is {mine}; "
+            "use the same weights and preprocessing on all nodes"
+        )
+    for key, value in empty.describe().items():
+        theirs = str(config.get(key))
+        if theirs != value:
+            raise ValueError(
+                f"the federation merges memories with {key}={theirs}, this client's "
+                f"has {key}={value}; give server and clients the same settings"
             )
-        for key, value in self.empty.describe().items():
-            theirs = str(config.get(key))
-            if theirs != value:
-                raise ValueError(
-                    f"the federation merges memories with {key}={theirs}, this client's "
-                    f"has {key}={value}; give server and clients the same settings"
-                )
 
 
-def _take_up(state: ClientState, context: Context) -> None:
+def heard_of(config: ConfigRecord) -> tuple[str, Settled, bool]:
+    """What a request says of the server and of this client, for :meth:`.Life.hear`."""
+    settled, samples = (int(cast(int, config[key])) for key in ("settled", "samples"))
+    heard = Settled(str(config["epoch"]), settled, samples)
+    return str(config["server"]), heard, bool(config["prove"])
+
+
+def take_up(life: Life, context: Context) -> None:
     """Go on in a new life unless this very process made what the state did last.
 
     Flower keeps ``context.state`` for as long as the run and the node live, and no longer: a
     process that was started again, a copy, and a state that was restored under a running node do
     not find theirs in it.
     """
-    if context.state.get(_NEWEST) != _newest(state):
-        state.life.take_up()
+    if context.state.get(_NEWEST) != _newest(life):
+        life.take_up()
 
 
-def _newest(state: ClientState) -> ConfigRecord:
-    return ConfigRecord({"epoch": state.life.epoch, "seq": state.life.seq})
+def note_newest(life: Life, context: Context) -> None:
+    """Remember what this process did last; see :func:`take_up`."""
+    context.state[_NEWEST] = _newest(life)
+
+
+def _newest(life: Life) -> ConfigRecord:
+    return ConfigRecord({"epoch": life.epoch, "seq": life.seq})
 
 
 def names_of(data: ClientData) -> dict[int, str]:

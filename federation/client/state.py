@@ -19,12 +19,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from protocl.errors import DataError
+from protocl.errors import ConfigError, DataError
 from protocl.federation.exactly_once.client import Life, Pending, Settled
+from protocl.federation.exactly_once.release import Release
 from protocl.federation.wire.messages import Contribution
 from protocl.io.atomic import atomic_path
 from protocl.memory import PrototypeMemory
 from protocl.memory.file import arrays_of, description_of
+
+RELEASE = ".release.json"
+"""How the file beside a state ends that lets its client go to another edge."""
 
 _FORMATS = ("protocl-client-1", "protocl-client-2", "protocl-client-3")
 
@@ -38,6 +42,7 @@ class ClientState:
         counted: number of data chunks counted so far.
         life: what is settled of them, and what is still to be sent.
         names: class id -> name, where classes are known by name.
+        release: signed, of the edge that this client left; "" for none.
     """
 
     memory: PrototypeMemory
@@ -45,11 +50,28 @@ class ClientState:
     life: Life = field(default_factory=Life)
     names: Mapping[int, str] = field(default_factory=dict)
     _statistics: dict[int, PrototypeMemory] = field(default_factory=dict)
+    release: str = ""
 
     @property
     def pending(self) -> list[Contribution]:
         """Contributions that the server has not settled, oldest first."""
         return [self._labelled(pending) for pending in self.life.pending]
+
+    def arrive(self, edge: str) -> None:
+        """Come to an edge; see :meth:`.Life.arrive`.
+
+        Raises:
+            ConfigError: this client's samples are counted at another one, which has not released
+                it, or not for this one.
+        """
+        release = Release.read(self.release)[0] if self.release else None
+        if not self.life.arrive(edge, release):
+            raise ConfigError(
+                f"this client's samples are counted at edge '{self.life.edge}', not at '{edge}'; "
+                f"to move it, protocl federate release FOLDER client=NAME to={edge} on the old "
+                "edge, and put the file that it writes beside this client's state"
+            )
+        self._keep_pending()
 
     def hear(self, server: str, settled: Settled, prove: bool = True) -> None:
         """See :meth:`.Life.hear`."""
@@ -90,6 +112,7 @@ class ClientState:
         return Contribution(
             memory, life.epoch, pending.seq, pending.kind, names, life.replaces, life.shares,
             life.secret if life.proves else "",
+            self.release if life.proves and life.moves else "",
         )  # fmt: skip
 
 
@@ -151,6 +174,8 @@ class StatesOnDisk:
         # A killed node may leave a process of its own behind that still answers a message.
         with FileLock(f"{path}.lock"):
             state = _load(path, empty) if path.exists() else ClientState(empty.empty_like())
+            release = self.folder / f"{client}{RELEASE}"
+            state.release = release.read_text(encoding="utf-8") if release.exists() else ""
             yield state
             _save(path, state)
 
@@ -206,6 +231,8 @@ def _load(path: Path, empty: PrototypeMemory) -> ClientState:
         values.get("server", ""),
         values.get("acknowledged", 0),
         values.get("secret") or secrets.token_hex(16),
+        edge=values.get("edge", ""),
+        moves=values.get("moves", 0),
     )
     return ClientState(memory, values["counted"], life, names, parts)
 

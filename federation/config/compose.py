@@ -107,5 +107,7 @@ def _validate(config: FederateConfig) -> None:
         raise ConfigError(
             f"jobs={config.jobs}: engine=ray has every core at work in each run; leave jobs out"
         )
+    if federation.engine == "ray" and federation.edges:
+        raise ConfigError(f"edges={federation.edges} are simulated with engine=in_process only")
     if federation.engine == "ray" and (federation.lost or federation.late):
         raise ConfigError("lost and late are simulated with engine=in_process only")

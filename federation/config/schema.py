@@ -90,7 +90,7 @@ class FederationSetup:
         seed: of the run.
         federation: how rounds are conducted.
         states: where the clients' states are kept.
-        checkpoints: folder of the server's checkpoints.
+        checkpoints: folder of the server's checkpoints; None for a server without any.
         wait: seconds to wait for ``federation.min_clients`` before a round.
         keep: folder of what clients must not lose besides their states; None in simulations, whose
             clients are gone with their run.
@@ -105,7 +105,7 @@ class FederationSetup:
     seed: int
     federation: FederationConfig
     states: StateStore
-    checkpoints: Path
+    checkpoints: Path | None
     wait: float = 60.0
     keep: Path | None = None
     class_names: Sequence[str] = ()
@@ -187,6 +187,9 @@ class FederationConfig:
         late: share of the replies that arrive a round late (``in_process``), in [0, 1).
         remember: clients keep their state between rounds; ``false`` saves its memory where there
             is one round.
+        edges: servers between the clients and the root, to which the clients are dealt out in
+            order (``in_process``); 0 for none. Then ``participation``, ``min_clients`` and
+            ``evaluate`` are of each edge's clients.
     """
 
     clients: int = ranged(10, AT_LEAST_0)
@@ -199,6 +202,7 @@ class FederationConfig:
     lost: float = ranged(0.0, SHARE)
     late: float = ranged(0.0, SHARE)
     remember: bool = True
+    edges: int = ranged(0, AT_LEAST_0)
 
 
 @dataclass

@@ -11,9 +11,13 @@ own, which it sends to a node's first contact only; the server keeps its hash.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from protocl.federation.exactly_once.release import Release
 
 Kind = Literal["delta", "full", "merged"]
 
@@ -51,6 +55,14 @@ class Label(Protocol):
     def secret(self) -> str:
         """What only the client knows, where it must be shown; else ""."""
 
+    @property
+    def moves(self) -> int:
+        """Number of the release that the server has found to be good; 0 where none was shown."""
+
+    @property
+    def row(self) -> bool:
+        """Whether it is all that an edge has of its clients, who may leave and be forgotten."""
+
 
 class Settled(NamedTuple):
     """What a client need not send again.
@@ -64,6 +76,20 @@ class Settled(NamedTuple):
     epoch: str
     seq: int
     samples: int
+
+
+def name_of_life(epoch: str) -> str:
+    """What stands for a life in books that others may read: its contributions cannot be made of it.
+
+    >>> name_of_life("")
+    ''
+    """
+    return hashlib.sha256(epoch.encode()).hexdigest()[:16] if epoch else ""
+
+
+def lock_of(secret: str) -> str:
+    """The hash by which a secret is known again."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def shared_numbers(replaces: tuple[str, ...], shares: tuple[int, ...]) -> dict[str, int]:
@@ -100,6 +126,8 @@ class Life:
         acknowledged: the highest number that it had settled.
         secret: random text that shows whose life it is; the same in all lives of the client.
         proves: whether it must be shown: the server does not know this client at this node.
+        edge: name of the edge at which the samples are counted; "" for a server without a name.
+        moves: number of the last release by which the client changed its edge.
     """
 
     epoch: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -112,6 +140,8 @@ class Life:
     acknowledged: int = 0
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
     proves: bool = True
+    edge: str = ""
+    moves: int = 0
 
     # -- from the server --------------------------------------------------------------------
 
@@ -178,6 +208,26 @@ class Life:
         self.replaces = (*lives[:1], *lives[1:][1 - MAX_LIVES :])
         self.epoch = secrets.token_hex(16)
 
+    def arrive(self, edge: str, release: Release | None = None) -> bool:
+        """Come to an edge, and begin anew there where another one released this client.
+
+        Args:
+            edge: name of the one that asks.
+            release: of the edge at which the samples are counted.
+
+        Returns:
+            False where they are counted elsewhere, and this edge must not be sent any.
+        """
+        if edge == self.edge or not (self.edge and self.seq):
+            self.edge = edge
+            return True
+        names = {name_of_life(life) for life in (self.epoch, *self.replaces)}
+        if release is None or release.target != edge or not names.intersection(release.lives):
+            return False
+        self.edge, self.moves = edge, release.number
+        self.begin_anew()
+        return True
+
     # -- to the server ----------------------------------------------------------------------
 
     def contribute(self, samples: int) -> None:
@@ -194,6 +244,15 @@ class Life:
         if self.samples and not (self.pending and self.pending[-1].kind == "full"):
             self.pending = []
             self._append("full", self.samples)
+
+    def restate(self, samples: int) -> None:
+        """Send a state that may have shrunk in place of all that was sent: the row of an edge.
+
+        Args:
+            samples: that it covers, if none.
+        """
+        self.samples, self.pending = samples, []
+        self._append("full", samples)
 
     def _append(self, kind: Kind, samples: int) -> None:
         self.seq += 1

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import sys
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
-from protocl.federation.exactly_once.client import MAX_LIVES, Label, Settled, shared_numbers
+from protocl.federation.exactly_once.client import (
+    MAX_LIVES,
+    Label,
+    Settled,
+    lock_of,
+    name_of_life,
+    shared_numbers,
+)
+from protocl.federation.exactly_once.departures import Departures, Tombstone
+
+__all__ = ["PATIENCE", "KnownClients", "Tombstone", "Verdict", "lock_of", "name_of_life"]
 
 PATIENCE = 3
 """Rounds in which one copy of a client must be silent before another may take its place again."""
@@ -28,41 +37,18 @@ class Verdict(NamedTuple):
 
     client: str
     outcome: Literal["merge", "duplicate", "refuse"]
-    reason: Literal["format", "sequence", "forgotten", "claimed", "owner"] = "sequence"
+    reason: Literal["format", "sequence", "forgotten", "left", "claimed", "owner"] = "sequence"
     text: str = ""
 
 
-class Tombstone(NamedTuple):
-    """Who was forgotten: its name, the node at which it was heard last, its lives."""
-
-    client: str
-    node: str
-    lives: tuple[str, ...]
-
-
-def lock_of(secret: str) -> str:
-    """The hash by which a secret is known again."""
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def name_of_life(epoch: str) -> str:
-    """What stands for a life in books that others may read: its contributions cannot be made of it.
-
-    >>> name_of_life("")
-    ''
-    """
-    return hashlib.sha256(epoch.encode()).hexdigest()[:16] if epoch else ""
-
-
-class KnownClients:
+class KnownClients(Departures):
     """The clients that were heard of, under whichever node and in whichever life.
 
     A contribution is judged first, and settled once it was merged. What is refused is not settled.
 
-    Attributes:
+    Attributes (and those of :class:`.Departures`):
         identity: random text that names this state of the server; another one after each restore.
         contributors: clients of which something was merged.
-        forgotten: clients of which nothing more is accepted.
         wants_full: nodes whose next contribution must be their full state.
         refused: node -> why its last contribution was not merged, and until when that holds.
     """
@@ -71,6 +57,8 @@ class KnownClients:
         self.identity = secrets.token_hex(8)
         self.contributors: set[str] = set()
         self.forgotten: set[str] = set()
+        self.left: dict[str, tuple[int, str]] = {}
+        self._moves: dict[str, int] = {}
         self.wants_full: set[str] = set()
         self.refused: dict[str, str] = {}
         self._settled: Counter[str] = Counter()  # of a life never heard of nothing is
@@ -106,7 +94,8 @@ class KnownClients:
 
     def is_forgotten(self, node: str) -> bool:
         """Whether nothing more is accepted from the client that a node is."""
-        return (self._client_at(node) or node) in self.forgotten
+        client = self._client_at(node) or node
+        return client in self.forgotten and client not in self.left
 
     def client_of(self, label: Label, node: str) -> str:
         """The client of this life, or of the newest before it that is known; else a new one.
@@ -151,8 +140,8 @@ class KnownClients:
         settled = self._settled_for(label, client)
         if label.seq <= settled:
             return Verdict(client, "duplicate")
-        if client in self.forgotten:
-            return Verdict(client, "refuse", "forgotten", f"client '{client}' was forgotten")
+        if client in self.forgotten and not self._returns(label, client):
+            return Verdict(client, "refuse", *self._refusal(client))
         if self._is_claimed(label, client, node, now):
             text = f"another copy of client '{client}' goes on at node {self._homes[client]}"
             return Verdict(client, "refuse", "claimed", text)
@@ -213,6 +202,7 @@ class KnownClients:
             lives |= {*label.replaces, *self._lives.get(client, ())}
         of_client = (
             self._samples, self._lives, self._homes, self._answered, self._locks, self.contributors,
+            self.forgotten, self.left, self._moves,
         )  # fmt: skip
         return [
             *((table, life) for table in (self._settled, self._owners) for life in lives),
@@ -249,7 +239,9 @@ class KnownClients:
         self.wants_full.discard(node)
         self.refused.pop(node, None)
         self.contributors.add(client)
-        return max(0, before - self._samples[client])
+        if label.moves:
+            self._come_back(client, label.moves)
+        return 0 if label.row else max(0, before - self._samples[client])
 
     def _begin(self, label: Label, client: str) -> None:
         lives = dict.fromkeys((*self._lives.get(client, ()), *label.replaces))
@@ -287,11 +279,34 @@ class KnownClients:
     def forget(self, client: str) -> Tombstone:
         """Accept nothing more from a client; what another state of the server must be told."""
         self.forgotten.add(client)
+        self.left.pop(client, None)
         return Tombstone(client, self._homes.get(client, ""), self._lives.get(client, ()))
 
+    def leave(self, client: str, target: str) -> Tombstone:
+        """Accept nothing more from a client before it comes back from where it goes.
+
+        Args:
+            client: of which nothing counts any more.
+            target: name of the edge to which it goes.
+        """
+        number = self._moves.get(client, 0) + 1
+        number, target = self.left.get(client, (number, target))
+        node, lives = self._homes.get(client, ""), self._lives.get(client, ())
+        self._let_go(client, number, target)
+        return Tombstone(client, node, lives, number, target, self._locks.get(client, ()))
+
+    def _let_go(self, client: str, number: int, target: str) -> None:
+        self.forgotten.add(client)
+        self.left[client] = (number, target)
+        self._homes[client] = ""  # whoever is at its node from now on is somebody else
+
     def bury(self, tombstone: Tombstone) -> set[str]:
-        """Forget who was forgotten in another state of the server, under whichever names here."""
-        client, node, lives = tombstone
+        """Forget who was forgotten in another state of the server, under whichever names here.
+
+        Returns:
+            Those names; of one that left and came back since none.
+        """
+        client, node, lives, number, target, locks = tombstone
         names = {self._owners[life] for life in lives if life in self._owners}
         if not names:
             # Not heard of yet, and known by its lives and its node from now on.
@@ -300,6 +315,13 @@ class KnownClients:
             self._lives[min(names)] = tuple(lives)
             if node not in self._heard:
                 self._heard[node], self._homes[min(names)] = lives[-1], node
+        if target:
+            names = {name for name in names if self._moves.get(name, 0) < number}
+            for name in names:
+                self._locks.setdefault(name, tuple(locks))
+                self._let_go(name, number, target)
+        else:
+            self.left = {name: move for name, move in self.left.items() if name not in names}
         self.forgotten |= names
         return names
 
@@ -316,7 +338,7 @@ class KnownClients:
             ValueError: it holds something else than this version keeps.
         """
         # Which earlier versions did not keep; clients are asked for their secrets anew.
-        wanted = self.state().keys() - {"_answered", "_locks"}
+        wanted = self.state().keys() - {"_answered", "_locks", "left", "_moves"}
         if not wanted <= state.keys() <= vars(self).keys():
             raise ValueError(
                 "what the checkpoint says of the clients is not of this version; begin the "

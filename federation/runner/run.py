@@ -19,7 +19,7 @@ from protocl.federation.client.benchmark_clients import (
 )
 from protocl.federation.client.partition import stage_starts
 from protocl.federation.client.state import NoStates, StatesInProcess, StatesOnDisk, StateStore
-from protocl.federation.config import FederateConfig, FederationSetup
+from protocl.federation.config import FederateConfig, FederationSetup, Method
 from protocl.federation.config.compose import compose, settle_short
 from protocl.federation.runner.centralized import (
     compare_with_one_place,
@@ -161,9 +161,16 @@ class FederatedRun:
             limits=config.limits,
         )
         with as_config_error(f"method={config.method.name}: "):
-            self.method = config.method.build(setup)
+            self.method = self._build_method(setup)
         self._measures_itself = hasattr(self.method.strategy, "traffic")
         self.traffic: Traffic = getattr(self.method.strategy, "traffic", Traffic())
+
+    def _build_method(self, setup: FederationSetup) -> Method:
+        if not setup.federation.edges:
+            return self.config.method.build(setup)
+        from protocl.federation.edges.simulated import build_tree
+
+        return build_tree(self.config.method, setup)
 
     def _states(self) -> StateStore:
         if not self.config.federation.remember:
@@ -207,6 +214,8 @@ class FederatedRun:
         from protocl.federation.wire.grid import InProcessGrid
 
         federation = self.config.federation
+        if federation.edges:  # at which replies are lost and late
+            return InProcessGrid(self.method.client_app, federation.edges, seed=self.config.seed)
         return InProcessGrid(
             self.method.client_app, federation.clients,
             lost=federation.lost, late=federation.late, seed=self.config.seed,

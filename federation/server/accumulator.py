@@ -55,8 +55,10 @@ class Block:
         """Add a contribution; False, and nothing is added, where there is no room for it.
 
         There is room while all sums, and those of the memory that the block was told of, stay in
-        64 bits.
+        64 bits. What has upper words of its own goes into a memory without a block.
         """
+        if self._form.upper in packed.sums:
+            return False
         for name, reach in packed.reach.items():
             if self._reach[name] + reach > _WIDE:
                 return False

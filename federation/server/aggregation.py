@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
@@ -28,6 +28,21 @@ _SUPERLINK = 1  # node id under which a SuperLink itself answers for a node that
 
 Verdicts = Callable[[Sequence[Contribution]], Sequence[str | None]]
 """For each contribution of a round None to accept it, or the reason why not."""
+
+
+class Door(Protocol):
+    """How an edge meets clients that come from other edges."""
+
+    @property
+    def name(self) -> str:
+        """Of the edge."""
+
+    def __call__(self, received: Received) -> Received:
+        """A contribution, with the number of the move if its release is good.
+
+        Raises:
+            RejectedError: it is not.
+        """
 
 
 @dataclass
@@ -68,14 +83,17 @@ class Intake:
         reader: checks each message.
         screen: looks at the contributions of a round together, before they are merged.
         seconds: to which the time of decoding and merging is added.
+        door: what looks at releases; None for a server that is no edge.
 
     Attributes:
         equipped: nodes that answered, and so have the backbone.
     """
 
     def __init__(
-        self, merged: MergedMemory, reader: MessageReader, screen: Verdicts | None, seconds: Seconds
-    ) -> None:
+        self, merged: MergedMemory, reader: MessageReader, screen: Verdicts | None,
+        seconds: Seconds, door: Door | None = None,
+    ) -> None:  # fmt: skip
+        self._door = door
         self._merged = merged
         self._reader = reader
         self._screen = screen
@@ -164,8 +182,9 @@ class Intake:
     def _accept(self, arrival: _Arrival) -> None:
         start = time.perf_counter()
         try:
+            received = arrival.received
             self._merged.accept(
-                arrival.received,
+                self._door(received) if self._door and received.release else received,
                 client=arrival.client,
                 round_number=self._round,
                 size=arrival.size,

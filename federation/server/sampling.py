@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from flwr.app import Message, RecordDict
+
 from protocl.errors import ProtoclError
 from protocl.federation.wire.codec import Precision
 from protocl.federation.wire.limits import Limits
@@ -106,3 +108,14 @@ def wait_for_nodes(grid: Grid, fewest: int, wait: float, *, before: str, setting
             )
         time.sleep(_POLL)
     return nodes
+
+
+def addressed(node: int, kind: str, number: int, content: RecordDict) -> Message:
+    """A message of round ``number`` to a node."""
+    return Message(content, dst_node_id=node, message_type=kind, group_id=str(number))
+
+
+def collect_late(grid: Grid) -> list[Message]:
+    """Replies to the requests of earlier rounds, where the grid keeps them."""
+    collect = getattr(grid, "collect_late", None)
+    return [] if collect is None else list(collect())

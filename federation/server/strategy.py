@@ -14,9 +14,15 @@ from flwr.serverapp.strategy import Result
 from torch import Tensor, nn
 
 from protocl.backbones.base import fingerprint
-from protocl.federation.server.aggregation import Intake, Seconds
+from protocl.federation.exactly_once.server import Tombstone
+from protocl.federation.server.aggregation import Door, Intake, Seconds
 from protocl.federation.server.resumable import LastingStrategy
-from protocl.federation.server.sampling import Options, choose_nodes
+from protocl.federation.server.sampling import (
+    Options,
+    addressed,
+    choose_nodes,
+    collect_late,
+)
 from protocl.federation.server.state import MergedMemory
 from protocl.federation.server.tombstones import TombstoneFile
 from protocl.federation.wire.messages import Contribution, MessageReader, encode
@@ -76,12 +82,15 @@ class FederatedPrototypes(LastingStrategy):
             Needs ``keep_contributions``.
         backbone: sent to each client with the first request that it answers; its fingerprint must
             be that of ``empty``. None where clients have it.
+        door: makes this server an edge; it meets clients that come from others.
+        rows: this is a root: its clients are edges, each of which sends all that it merged.
 
     Attributes (and those of :class:`protocl.federation.server.resumable.LastingStrategy`):
         merged: the server's state; its ledger, its names.
         seconds: where the server's own time went.
         evaluations: round -> confusion over the clients' own test data.
         failed_evaluations: round -> whose evaluations do not count, and why.
+        withdrawn: who was forgotten or left, in the order in which it happened.
 
     Example:
         >>> from protocl.federation import ClientData, PrototypeClient, simulate
@@ -109,7 +118,14 @@ class FederatedPrototypes(LastingStrategy):
         screen: Screen | None = None,
         merge: Merge | None = None,
         backbone: nn.Module | None = None,
+        door: Door | None = None,
+        rows: bool = False,
     ) -> None:
+        if rows and (merge is not None or screen is not None):
+            raise ValueError(
+                f"{'screen' if merge is None else 'merge'} looks at clients side by side, and rows "
+                "of edges are sums over clients: give it to the edges"
+            )
         if merge is not None and not keep_contributions:
             raise ValueError("merge looks at clients side by side: keep_contributions must be true")
         if backbone is not None and fingerprint(backbone) != empty.fingerprint:
@@ -125,9 +141,11 @@ class FederatedPrototypes(LastingStrategy):
         self.merge = merge
         self._merged: tuple[str, PrototypeMemory] | None = None
         self.seconds = Seconds()
-        reader = MessageReader(self.empty, self.options.limits, ("delta", "full"), means)
+        reader = MessageReader(self.empty, self.options.limits, ("delta", "full"), means, rows=rows)
         verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
-        self._intake = Intake(self.merged, reader, verdicts, self.seconds)
+        self._intake = Intake(self.merged, reader, verdicts, self.seconds, door)
+        self._place = {} if door is None else {"edge": door.name}
+        self.withdrawn: list[Tombstone] = []
         self.evaluations: dict[int, Confusion] = {}
         self.failed_evaluations: dict[int, list[str]] = {}
         self._tombstones = None if checkpoints is None else TombstoneFile(checkpoints)
@@ -151,7 +169,25 @@ class FederatedPrototypes(LastingStrategy):
         server goes on from an older checkpoint than the one of now, for who was forgotten is also
         written to a file of its own beside them.
         """
-        tombstone = self.merged.forget_client(client)
+        self._withdraw(self.merged.forget_client(client))
+
+    def release_client(self, client: str, target: str) -> None:
+        """Remove a client that goes to another edge; it may come back with a release from there.
+
+        Raises:
+            ValueError: contributions are not kept, or the client was forgotten.
+            KeyError: the client contributed nothing.
+        """
+        known = self.merged.known
+        if client not in known.left:
+            if client in known.forgotten:
+                raise ValueError(f"client '{client}' was forgotten, and can go nowhere")
+            self.merged.forget_client(client)
+        self._withdraw(known.leave(client, target))
+
+    def _withdraw(self, tombstone: Tombstone) -> None:
+        if tombstone not in self.withdrawn:
+            self.withdrawn.append(tombstone)
         if self._tombstones is not None and tombstone not in self._tombstones:
             self._tombstones.add(tombstone)
         self._save(self.round)
@@ -181,10 +217,10 @@ class FederatedPrototypes(LastingStrategy):
         self._begin(server_round)
         number = self.round
         # Before asking: a client whose late answer is merged now need not repeat it.
-        self._intake.take(_collect_late(grid), number)
+        self._intake.take(collect_late(grid), number)
         nodes = self._choose(grid, number, self.options.participation)
         messages = [
-            _message(node, MessageType.TRAIN, number, self._request(node, number, config))
+            addressed(node, MessageType.TRAIN, number, self._request(node, number, config))
             for node in nodes
         ]
         self._intake.expect(messages, number)
@@ -208,7 +244,7 @@ class FederatedPrototypes(LastingStrategy):
         memory, header = self._encoded()
         content = RecordDict({"memory": memory, "header": header, "config": config})
         nodes = self._choose(grid, self.round, self.options.evaluate)
-        return [_message(node, MessageType.EVALUATE, self.round, content) for node in nodes]
+        return [addressed(node, MessageType.EVALUATE, self.round, content) for node in nodes]
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -264,6 +300,7 @@ class FederatedPrototypes(LastingStrategy):
                 "fingerprint": self.empty.fingerprint or "",
                 "round": number,
                 **self.merged.known.terms_for(str(node)),
+                **self._place,
             }
         )
         content = RecordDict({"config": request})
@@ -298,7 +335,8 @@ class FederatedPrototypes(LastingStrategy):
     def _take_up(self, state: Mapping[str, Any]) -> None:
         self.merged.restore(state["merged"])
         if self._tombstones is not None:
-            self.merged.bury(self._tombstones)
+            self.withdrawn = list(self._tombstones)
+            self.merged.bury(self.withdrawn)
         self.evaluations = {
             key: Confusion.from_dict(value) for key, value in state["evaluations"].items()
         }
@@ -309,12 +347,3 @@ class FederatedPrototypes(LastingStrategy):
         start = time.perf_counter()
         super()._save(finished)
         self.seconds.save += time.perf_counter() - start
-
-
-def _message(node: int, kind: str, number: int, content: RecordDict) -> Message:
-    return Message(content, dst_node_id=node, message_type=kind, group_id=str(number))
-
-
-def _collect_late(grid: Grid) -> list[Message]:
-    collect = getattr(grid, "collect_late", None)
-    return [] if collect is None else list(collect())

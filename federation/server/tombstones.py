@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from protocl.errors import DataError
 from protocl.federation.exactly_once.server import Tombstone
@@ -30,7 +31,7 @@ class TombstoneFile:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         try:
             values = [json.loads(line) for line in lines]
-            yield from (Tombstone(v["client"], v["node"], tuple(v["lives"])) for v in values)
+            yield from (_tombstone(v) for v in values)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{self.path} is damaged: {error}; restore it, for who was forgotten stands there"
@@ -41,3 +42,8 @@ class TombstoneFile:
         lines = [json.dumps(known._asdict()) + "\n" for known in (*self, tombstone)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self.path, "".join(lines))
+
+
+def _tombstone(values: dict[str, Any]) -> Tombstone:
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return Tombstone(**values | lists)

@@ -32,7 +32,9 @@ class InProcessGrid(Grid):
 
     Args:
         app: answers for every node.
-        nodes: how many there are; node ``i`` has ``partition-id`` ``i``.
+        nodes: how many there are; node ``i`` has ``partition-id`` ``first + i``.
+        first: see there.
+        of: ``num-partitions`` that they are told; as many as there are nodes by default.
         run_config: configuration of the run, as ``flwr run --run-config`` gives it.
         isolate: give each node its own copy of a message, as the wire does; else nodes share it.
         lost: share of the replies that never arrive, in [0, 1].
@@ -54,6 +56,8 @@ class InProcessGrid(Grid):
         app: ClientApp,
         nodes: int,
         *,
+        first: int = 0,
+        of: int | None = None,
         run_config: Mapping[str, str | int | float | bool] | None = None,
         isolate: bool = False,
         lost: float = 0.0,
@@ -70,11 +74,11 @@ class InProcessGrid(Grid):
             _FIRST_NODE + i: Context(
                 run_id=self._run.run_id,
                 node_id=_FIRST_NODE + i,
-                node_config={"partition-id": i, "num-partitions": nodes},
+                node_config={"partition-id": i, "num-partitions": nodes if of is None else of},
                 state=RecordDict(),
                 run_config=dict(run_config or {}),
             )
-            for i in range(nodes)
+            for i in range(first, first + nodes)
         }
         self.online = set(self._contexts)
         self._replies: dict[str, Message] = {}

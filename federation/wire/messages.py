@@ -11,20 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from numpy.typing import NDArray
 
 from protocl.errors import DataError
-from protocl.federation.exactly_once.client import MAX_LIVES, Kind
+from protocl.federation.exactly_once.client import Kind
 from protocl.federation.wire.codec import ERROR_BOUNDS, TOO_LARGE, UPPER, pack, pack_exactly, unpack
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.low_rank import FACTORED, with_moment
 from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
-from protocl.federation.wire.validation import RejectedError, check_class_ids, check_values
+from protocl.federation.wire.validation import (
+    LONGEST_LIFE,
+    RejectedError,
+    check_class_ids,
+    check_values,
+    checked_claims,
+)
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_of
 
@@ -33,12 +39,7 @@ VERSION = 1
 
 KINDS: tuple[Kind, ...] = ("delta", "full", "merged")
 PRECISIONS = tuple(ERROR_BOUNDS)
-LONGEST_LIFE = 64
-"""Letters of the text that names a life of a client."""
-
 _LAST = 2**53  # more contributions than any client makes
-
-T = TypeVar("T")
 
 _COMMON = itemgetter("format", "version", "precision", "fingerprint", "statistics", "kind")
 """What the headers of one federation mostly have in common."""
@@ -50,7 +51,8 @@ class Contribution:
 
     Attributes:
         memory: of the samples that are new (``delta``) or of all samples of the client (``full``).
-        epoch, seq, kind, replaces, shares, secret: see :class:`.Label`.
+        epoch, seq, kind, replaces, shares, secret, row, moves: see :class:`.Label`.
+        release: signed, of the edge that the client left last; "" for none.
         names: class id -> name, where classes are known by name (:func:`class_id_of`).
     """
 
@@ -62,6 +64,9 @@ class Contribution:
     replaces: tuple[str, ...] = ()
     shares: tuple[int, ...] = ()
     secret: str = ""
+    release: str = ""
+    row: bool = False
+    moves: int = 0
 
 
 class Received(NamedTuple):
@@ -69,7 +74,8 @@ class Received(NamedTuple):
 
     Attributes:
         statistics: checked, and still in the bytes of the message.
-        epoch, seq, kind, names, replaces, shares, secret: see :class:`Contribution`.
+        epoch, seq, kind, names, replaces, shares, secret, release, row: see :class:`Contribution`.
+        moves: see :class:`.Label`; no header says it.
     """
 
     statistics: Packed
@@ -80,6 +86,9 @@ class Received(NamedTuple):
     replaces: tuple[str, ...] = ()
     shares: tuple[int, ...] = ()
     secret: str = ""
+    release: str = ""
+    row: bool = False
+    moves: int = 0
 
     @classmethod
     def of(cls, contribution: Contribution) -> Received:
@@ -88,6 +97,7 @@ class Received(NamedTuple):
             pack_exactly(contribution.memory),
             contribution.epoch, contribution.seq, contribution.kind, contribution.names,
             contribution.replaces, contribution.shares, contribution.secret,
+            contribution.release, contribution.row,
         )  # fmt: skip
 
 
@@ -102,7 +112,7 @@ def encode(
     memory = contribution.memory
     records = ArrayRecord()
     packed = pack(memory, precision)
-    if UPPER in packed and contribution.kind != "merged":
+    if UPPER in packed and contribution.kind != "merged" and not contribution.row:
         raise OverflowError(TOO_LARGE)
     for name, array in packed.items():
         records[name] = array_of(array)
@@ -114,8 +124,9 @@ def encode(
         header["replaces"] = list(contribution.replaces)
     if contribution.shares:
         header["shares"] = list(contribution.shares)
-    if contribution.secret:
-        header["secret"] = contribution.secret
+    for key in ("secret", "release", "row"):
+        if value := getattr(contribution, key):
+            header[key] = value
     if contribution.names:
         header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
     return records, header
@@ -148,15 +159,13 @@ def decode(
 
     Args:
         arrays, header: as :func:`encode` makes them, from a sender that may be faulty or hostile.
-        like: the memory that it must fit: width, level, feature map, arithmetic, fingerprint. It
-            is not changed.
+        like: the memory that it must fit: width, level, feature map, arithmetic, fingerprint.
         limits: what it may at most claim; of a merged memory :meth:`Limits.of_sum`.
 
     Raises:
-        RejectedError: anything does not fit; the reason says what.
+        RejectedError: anything does not fit.
     """
-    reader = MessageReader(like, limits)
-    return reader.contribution(reader.read(arrays, header))
+    return (reader := MessageReader(like, limits)).contribution(reader.read(arrays, header))
 
 
 class MessageReader:
@@ -164,9 +173,10 @@ class MessageReader:
 
     Args:
         like: as for :func:`decode`.
-        limits: as for :func:`decode`.
+        limits: as there.
         kinds: of contribution that are read.
         means: groups of each class, which have ids of their own.
+        rows: whether contributions are of edges, in two words where need be, or of clients.
 
     Attributes:
         form: how statistics are packed.
@@ -181,12 +191,13 @@ class MessageReader:
         limits: Limits | None = None,
         kinds: tuple[Kind, ...] = KINDS,
         means: int = 1,
+        rows: bool = False,
     ) -> None:
         self.form = PackedForm(like)
         self.limits = limits or Limits()
         self.limits.feature_bound(self.form)
         self._allowed = self.limits.allowed_ids()
-        self._kinds, self._means = kinds, means
+        self._kinds, self._means, self._rows = kinds, means, rows
         self._fingerprint = like.fingerprint
         self._known_ids: NDArray[np.int64] | None = None
         self._accepted: tuple[object, ...] = ()
@@ -208,7 +219,8 @@ class MessageReader:
         values = dict(header.items())
         self._check_header(values)
         precision = cast(Precision, values["precision"])
-        packed = self._checked(arrays, precision, two_words=values["kind"] == "merged")
+        row = self._checked_row(values)
+        packed = self._checked(arrays, precision, two_words=row or values["kind"] == "merged")
         names = values.get("class-names")
         return Received(
             packed,
@@ -216,10 +228,15 @@ class MessageReader:
             cast(int, values["seq"]),
             cast(Kind, values["kind"]),
             {} if names is None else self._checked_names(packed.class_ids, names),
-            _checked_list(values, "replaces", str),
-            _checked_list(values, "shares", int),
-            _checked_secret(values),
+            *checked_claims(values),
+            row,
         )
+
+    def _checked_row(self, values: Mapping[str, object]) -> bool:
+        if (row := values.get("row", False)) is not self._rows:
+            theirs, ours = ("clients", "edges") if self._rows else ("edges", "clients")
+            raise RejectedError("format", f"row={row!r:.80} is of {theirs}; expected {ours}")
+        return self._rows
 
     def _checked(self, records: ArrayRecord, precision: Precision, *, two_words: bool) -> Packed:
         arrays: dict[str, NDArray[Any]] = {}
@@ -241,6 +258,8 @@ class MessageReader:
             check_class_ids(packed.class_ids, self.limits, self._allowed, self._means)
             self._known_ids = packed.class_ids
         check_values(packed, self.form, self.limits, ERROR_BOUNDS[precision])
+        if UPPER in packed.sums:  # of two words neither tells how large a sum is
+            packed = packed._replace(reach=packed.reach | {"second": 0, UPPER: 0})
         return packed
 
     def contribution(self, received: Received) -> Contribution:
@@ -251,9 +270,7 @@ class MessageReader:
     def _checked_names(self, class_ids: NDArray[np.int64], names: Any) -> dict[int, str]:
         ids, longest = class_ids.tolist(), self.limits.max_text
         if not isinstance(names, list) or len(names) != len(ids):
-            raise RejectedError(
-                "names", f"class names are {names!r:.80}; expected one for each class"
-            )
+            raise RejectedError("names", f"class names are {names!r:.80}; expected one a class")
         for class_id, name in zip(ids, names, strict=True):
             if not isinstance(name, str) or len(name) > longest or class_id_of(name) != class_id:
                 raise RejectedError(
@@ -327,22 +344,3 @@ def _description(memory: PrototypeMemory) -> str:
     if not memory.exact:
         del described["step"]  # has no meaning
     return " ".join(f"{key}={value}" for key, value in described.items())
-
-
-def _checked_list(values: Mapping[str, object], key: str, kind: type[T]) -> tuple[T, ...]:
-    items = values.get(key, [])
-    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
-        raise RejectedError("format", f"{key}={items!r:.80}: expected a list of {kind.__name__}")
-    if len(items) > MAX_LIVES or any(len(str(item)) > LONGEST_LIFE for item in items):
-        raise RejectedError(
-            "format",
-            f"{key}={items!r:.80}: expected at most {MAX_LIVES} of {LONGEST_LIFE} letters",
-        )
-    return tuple(items)
-
-
-def _checked_secret(values: Mapping[str, object]) -> str:
-    secret = values.get("secret", "")
-    if not isinstance(secret, str) or len(secret) > LONGEST_LIFE:
-        raise RejectedError("format", f"secret: expected a text of {LONGEST_LIFE} letters at most")
-    return secret

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from protocl.errors import DataError, ProtoclError
 from protocl.federation.wire.limits import Limits
-from protocl.federation.wire.npy import read_npy
+from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.validation import RejectedError
 from protocl.metrics.confusion import Confusion
 
@@ -110,6 +110,17 @@ def _size_of_value(value: object) -> int:
     if isinstance(value, list):
         return sum(map(_size_of_value, value))
     return len(value) if isinstance(value, str | bytes) else _NUMBER
+
+
+def confusion_content(confusion: Confusion) -> RecordDict:
+    """What a reply to an evaluation holds."""
+    pairs = torch.stack([confusion.true, confusion.predicted, confusion.counts])
+    return RecordDict(
+        {
+            "confusion": ArrayRecord({"pairs": array_of(pairs.numpy())}),
+            "metrics": MetricRecord({"num-examples": confusion.total}),
+        }
+    )
 
 
 def read_confusion(content: RecordDict, limits: Limits) -> Confusion:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocl.errors import ProtoclError
+from protocl.federation.exactly_once.client import MAX_LIVES
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.moments import check_scatter
 from protocl.federation.wire.statistics import Packed, PackedForm, extremes
@@ -17,8 +18,16 @@ from protocl.memory.symmetric import diagonal_places
 Reason = Literal[
     "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
     "forgotten", "claimed", "overflow", "screened", "classes", "owner",
+    "left", "release", "blocked",
 ]  # fmt: skip
 
+LONGEST_LIFE = 64
+"""Letters of the text that names a life of a client."""
+
+LONGEST_RELEASE = 4096
+"""Letters of a signed release."""
+
+T = TypeVar("T")
 
 Ids = NDArray[np.int64]
 
@@ -30,6 +39,9 @@ _UNTIL: dict[Reason, str] = {
     "claimed": "until that one is silent for some rounds",
     "owner": "until its secret is shown",
     "classes": "until the server accepts more of them",
+    "left": "until it comes back with the release of another edge",
+    "release": "until one is shown that this edge accepts",
+    "blocked": "until the operator lifts it",
 }
 
 
@@ -48,6 +60,41 @@ class RejectedError(ProtoclError, ValueError):
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
         self.reason: Reason = reason
+
+
+def checked_claims(
+    values: Mapping[str, object],
+) -> tuple[tuple[str, ...], tuple[int, ...], str, str]:
+    """The lives, shares, secret and release that a header may name.
+
+    Raises:
+        RejectedError: they are of another kind, or too long.
+    """
+    return (
+        _checked_list(values, "replaces", str),
+        _checked_list(values, "shares", int),
+        _checked_text(values, "secret", LONGEST_LIFE),
+        _checked_text(values, "release", LONGEST_RELEASE),
+    )
+
+
+def _checked_list(values: Mapping[str, object], key: str, kind: type[T]) -> tuple[T, ...]:
+    items = values.get(key, [])
+    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+        raise RejectedError("format", f"{key}={items!r:.80}: expected a list of {kind.__name__}")
+    if len(items) > MAX_LIVES or any(len(str(item)) > LONGEST_LIFE for item in items):
+        raise RejectedError(
+            "format",
+            f"{key}={items!r:.80}: expected at most {MAX_LIVES} of {LONGEST_LIFE} letters",
+        )
+    return tuple(items)
+
+
+def _checked_text(values: Mapping[str, object], key: str, longest: int) -> str:
+    text = values.get(key, "")
+    if not isinstance(text, str) or len(text) > longest:
+        raise RejectedError("format", f"{key}: expected a text of {longest} letters at most")
+    return text
 
 
 def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float) -> None:

@@ -111,7 +111,7 @@ class Signer:
 
     def sign(self, text: bytes) -> bytes:
         """64 bytes that only it can make."""
-        return Ed25519PrivateKey.from_private_bytes(self.private).sign(text)
+        return sign(self.private, text)
 
 
 def new_private_key() -> bytes:
@@ -122,6 +122,11 @@ def new_private_key() -> bytes:
 def public_key(private: bytes) -> bytes:
     """The public key of an Ed25519 key."""
     return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def sign(private: bytes, text: bytes) -> bytes:
+    """The signature of a text, 64 bytes."""
+    return Ed25519PrivateKey.from_private_bytes(private).sign(text)
 
 
 def is_signed(member: bytes, signature: bytes, text: bytes) -> bool:

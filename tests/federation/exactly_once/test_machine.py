@@ -288,7 +288,8 @@ def test_what_is_known_of_clients_is_read_from_earlier_versions_or_refused():
     world.learn(world.processes[0])
     world.round()
     state = world.server.known.state()
-    earlier = {name: value for name, value in state.items() if name not in ("_answered", "_locks")}
+    later = ("_answered", "_locks", "left", "_moves")
+    earlier = {name: value for name, value in state.items() if name not in later}
     known = KnownClients()
     known.restore(earlier)
     assert known.settled_of("n0") == world.server.known.settled_of("n0")
@@ -297,7 +298,10 @@ def test_what_is_known_of_clients_is_read_from_earlier_versions_or_refused():
             known.restore(broken)
 
 
-@pytest.mark.parametrize("side", ["client", "server"])
+ROOM = ["client", "server", "release", "departures", "edge"]
+
+
+@pytest.mark.parametrize("side", ROOM)
 def test_it_knows_neither_flower_nor_tensors(side):
     source = Path(client_side.__file__).with_name(f"{side}.py").read_text()
     names = {
@@ -307,5 +311,5 @@ def test_it_knows_neither_flower_nor_tensors(side):
         for alias in node.names
     }
     ours = {name for name in names if name.startswith("protocl")}
-    assert ours <= {"protocl.federation.exactly_once.client"}
+    assert ours <= {f"protocl.federation.exactly_once.{name}" for name in ROOM}
     assert names - ours <= sys.stdlib_module_names | {"__future__"}

@@ -21,6 +21,8 @@ class Sent(NamedTuple):
     shares: tuple[int, ...]
     samples: tuple[int, ...]
     secret: str = ""
+    moves: int = 0
+    row: bool = False
 
 
 class Request(NamedTuple):

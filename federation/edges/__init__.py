@@ -1,0 +1,1 @@
+"""Trees of servers: an edge merges its clients, and is one client to the root."""
