@@ -69,6 +69,7 @@ HELD_BY = {
     "protocl/open_world/discovery": ["open_world/discovery/test_k_means.py"],
     "protocl/metrics": ["metrics/test_class_incremental.py", "metrics/test_confusion.py"],
     "protocl/open_world": ["open_world/test_evidence.py"],
+    "protocl/open_world/federated": ["open_world/federated/test_aliases.py"],
     "protocl/open_world/scores": ["open_world/scores/test_scores.py"],
     "protocl/pretraining": ["pretraining/test_pretraining.py"],
     "protocl/report": ["report/test_comparison.py", "report/test_groups.py"],

@@ -143,9 +143,12 @@ class _Run:
         self.value[place] = self.ratios[place, self.partner[place]]
 
     def _compared(self, place: int) -> NDArray[np.float64]:
-        everything = Rows(torch.arange(len(self.alive)), self.counts, self.coordinates)
-        fresh = self.evidence.same(everything[torch.tensor([place])], everything)[0].cpu().numpy()
+        left = torch.from_numpy(np.flatnonzero(self.alive))
+        others = Rows(left, self.counts[left], self.coordinates[left])
+        this = others[left == place]
+        fresh = np.full(len(self.alive), -np.inf)
+        fresh[self.alive] = self.evidence.same(this, others)[0].cpu().numpy()
         mine = self.names[place]
-        barred = (mine != NAMELESS) & (self.names != NAMELESS) & (self.names != mine)
-        fresh[~self.alive | barred] = -np.inf
-        return np.asarray(fresh)
+        if mine != NAMELESS:
+            fresh[(self.names != NAMELESS) & (self.names != mine)] = -np.inf
+        return fresh

@@ -26,8 +26,8 @@ def log_evidence(counts: Tensor, coordinates: Tensor, between: Tensor) -> Tensor
     >>> log_evidence(torch.tensor([1.0]), torch.tensor([[2.0]]), torch.tensor([1.0]))
     tensor([0.6534])
     """
-    spread = 1 + counts[:, None] * between
-    return 0.5 * (between * coordinates.square() / spread - spread.log()).sum(1)
+    weights, logs = _of_counts(counts, between)
+    return 0.5 * ((weights * coordinates.square()).sum(1) - logs)
 
 
 def log_ratios(left: Rows, right: Rows, between: Tensor) -> Tensor:
@@ -41,13 +41,19 @@ def log_ratios(left: Rows, right: Rows, between: Tensor) -> Tensor:
     ratios = left.coordinates.new_empty(len(left), len(right))
     for count in left.counts.unique():
         rows = left.counts == count
-        total = 1 + (count + right.counts)[:, None] * between
-        weights, here, there = between / total, left.coordinates[rows], right.coordinates
-        both = here.square() @ weights.T + 2 * here @ (weights * there).T
-        both += ((weights * there.square()) - total.log()).sum(1)
-        ratios[rows] = both / 2
+        weights, logs = _of_counts(count + right.counts, between)
+        here, weighted = left.coordinates[rows], weights * right.coordinates
+        both = here.square() @ weights.T + 2 * here @ weighted.T
+        ratios[rows] = (both + (weighted * right.coordinates).sum(1) - logs) / 2
     ratios -= log_evidence(left.counts, left.coordinates, between)[:, None]
     return ratios - log_evidence(right.counts, right.coordinates, between)
+
+
+def _of_counts(counts: Tensor, between: Tensor) -> tuple[Tensor, Tensor]:
+    """``b / (1 + n b)`` ``(R, d)`` and ``sum log(1 + n b)`` ``(R,)``, once for equal counts."""
+    kinds, kind = counts.unique(return_inverse=True)
+    spread = 1 + kinds[:, None] * between
+    return (between / spread)[kind], spread.log().sum(1)[kind]
 
 
 class TwoCovariance(Fitted):
