@@ -66,6 +66,7 @@ HELD_BY = {
     "protocl/model": ["model/test_classifier.py"],
     "protocl/model/changes": ["model/changes/test_ledger.py", "serve/test_safety.py"],
     "protocl/open_world/discovery": ["open_world/discovery/test_k_means.py"],
+    "protocl/open_world/few_labels": ["open_world/few_labels/test_transductive.py"],
     "protocl/metrics": ["metrics/test_class_incremental.py", "metrics/test_confusion.py"],
     "protocl/pretraining": ["pretraining/test_pretraining.py"],
     "protocl/report": ["report/test_comparison.py", "report/test_groups.py"],
