@@ -67,6 +67,7 @@ HELD_BY = {
     "protocl/model": ["model/test_classifier.py"],
     "protocl/model/changes": ["model/changes/test_ledger.py", "serve/test_safety.py"],
     "protocl/open_world/discovery": ["open_world/discovery/test_k_means.py"],
+    "protocl/open_world/few_labels": ["open_world/few_labels/test_transductive.py"],
     "protocl/metrics": ["metrics/test_class_incremental.py", "metrics/test_confusion.py"],
     "protocl/open_world": ["open_world/test_evidence.py"],
     "protocl/open_world/federated": ["open_world/federated/test_aliases.py"],

@@ -20,7 +20,7 @@ from protocl.heads.bayesian.conjugate import (
     unseen_class,
 )
 from protocl.heads.bayesian.noise import estimate_noise, estimate_prior, noise_matrix, noise_of
-from protocl.heads.bayesian.priors import Covariance, Prior
+from protocl.heads.bayesian.priors import Beliefs, Covariance, Prior
 from protocl.heads.probabilities.calibration import raise_winners_
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
@@ -142,13 +142,18 @@ class BayesianPrototypes(Head):
         beliefs = prior.beliefs(memory.classes, memory.width, self.covariance)
         return float(log_evidence(beliefs, noise, memory.counts, memory.sums, memory.second_moment))
 
-    # -- from the memory to the classifier --------------------------------------------------
-
-    def _fit(self, memory: PrototypeMemory) -> None:
+    def believed(self, memory: PrototypeMemory) -> tuple[Beliefs, Tensor, Prior]:
+        """What is believed of the classes of ``memory``, the noise, and the prior behind."""
         noise = self._noise_for(memory)
         prior = self._prior_for(memory, noise)
         beliefs = prior.beliefs(memory.classes, memory.width, self.covariance)
-        after = posterior(beliefs, noise, memory.counts.to(torch.float64), memory.sums)
+        counts = memory.counts.to(torch.float64)
+        return posterior(beliefs, noise, counts, memory.sums), noise, prior
+
+    # -- from the memory to the classifier --------------------------------------------------
+
+    def _fit(self, memory: PrototypeMemory) -> None:
+        after, noise, prior = self.believed(memory)
         weights, means, scales = predictive(after, noise)
         # As in a CentredHead: float32 has too few digits for a small deviation from a large mean.
         self._set(_centre=means.mean(0), _noise=noise, _total=after.concentration.sum())

@@ -54,7 +54,7 @@ class SemiSupervisedKMeans:
         categories: ``K``, known classes included.
         restarts: with other starts; the one of least inertia is taken.
         iterations: at most so many steps each.
-        tolerance: stop when the squared sum of the centres' shifts is below.
+        tolerance: stop when the squared sum of the centres' shifts is no larger.
         spherical: keep centres at unit length, for samples that have it.
         seed: of the starts.
 
@@ -124,7 +124,7 @@ class SemiSupervisedKMeans:
         everything = torch.cat(parts)
         found = (
             self._run(plain, parts, self._drawn(plain, everything, uniform))
-            for _ in range(self.restarts)
+            for _ in range(self.restarts if new else 1)
         )
         return min(found, key=lambda each: each.inertia)
 
@@ -155,7 +155,7 @@ class SemiSupervisedKMeans:
                 best = Clustering(moved, total.memory, inertia, centres, done)
             shift = float((moved.points - centres.points).norm(dim=1).sum()) ** 2
             centres = moved
-            if shift < self.tolerance:
+            if shift <= self.tolerance:
                 break
         assert best is not None
         return best
