@@ -50,6 +50,7 @@ HELD_BY = {
         "data/test_image_augmentation.py",
         "strategies/training/test_views.py",
     ],
+    "protocl/discovering": ["discovering/test_run.py"],
     "protocl/heads": ["heads/test_golden.py", "heads/test_peers.py", "heads/test_topk.py"],
     "protocl/heads/bayesian": ["heads/bayesian/test_bayesian.py"],
     "protocl/heads/covariance": ["heads/covariance/test_forms.py"],

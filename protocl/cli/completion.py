@@ -30,6 +30,7 @@ _GROUPS = {
     "federate": ("benchmark", "backbone", "federation"),
     "pretrain": ("benchmark", "backbone", "pretraining"),
     "reconnaissance": ("benchmark", "backbone", "reconnaissance"),
+    "discover": ("benchmark", "backbone", "discovery"),
 }
 _KEYS = {
     "run": ("strategy.head", "strategy.head.map", "strategy.session.adapt", "strategy.answer"),

@@ -54,6 +54,7 @@ _GROUPS: dict[str, tuple[str, Registry | None]] = {
     "federations": ("federation", None),
     "pretrainings": ("pretraining", None),
     "reconnaissance": ("reconnaissance", None),
+    "discoveries": ("discovery", None),
 }
 KINDS = ("strategies", *_GROUPS)
 

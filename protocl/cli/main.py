@@ -26,6 +26,7 @@ AddCommand = Callable[[Commands, argparse.ArgumentParser], None]
 _LISTS = (
     "strategies", "benchmarks", "backbones", "adaptations", "heads", "maps", "trackers",
     "federated", "experiments", "federations", "pretrainings", "reconnaissance",
+    "discoveries",
 )  # fmt: skip
 
 _EXAMPLES = """\

@@ -19,6 +19,7 @@ KINDS = {
     "federation": "federate",
     "reconnaissance": "reconnaissance",
     "pretraining": "pretrain",
+    "discovery": "discover",
 }
 """Kinds of runs, and the command of each. A kind also names what a result of it has besides."""
 
@@ -185,7 +186,7 @@ class Pretraining(_Part):
 class Result(_Part):
     """What the results of all kinds of runs have in common."""
 
-    kind: Literal["experiment", "federation", "reconnaissance", "pretraining"]
+    kind: Literal["experiment", "federation", "reconnaissance", "pretraining", "discovery"]
     name: str
     seed: int
     status: Literal["running", "complete"]

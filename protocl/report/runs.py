@@ -26,6 +26,11 @@ from protocl.report.result import (
     Trained,
 )
 
+_WITHOUT_ANSWERS = {
+    "pretraining": "the training of an embedding",
+    "discovery": "a discovery of categories",
+}
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -53,8 +58,9 @@ class Run(Answers):
         Raises:
             DataError: a field is missing, of the wrong type, or contradicts another one.
         """
-        if Result.read(result).kind == "pretraining":
-            raise DataError("the training of an embedding, which has no answers to compare")
+        without = _WITHOUT_ANSWERS.get(Result.read(result).kind)
+        if without is not None:
+            raise DataError(f"{without}, which has no answers to compare")
         return cls.read(result, path=path, config=config or {})
 
     def __repr__(self) -> str:

@@ -1,0 +1,1 @@
+"""Several prototypes a class: rows of a memory that are parts of classes, and a head over them."""
