@@ -27,7 +27,7 @@ Where this differs from the authors' code (``DTennant/GPC``):
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ from protocl.config.validation import NOT_NEGATIVE, POSITIVE, SHARE, ranged, req
 from protocl.memory import PrototypeMemory
 from protocl.open_world.discovery.k_means import Clustering, SemiSupervisedKMeans
 from protocl.open_world.discovery.split_merge import SplitAndMerge
-from protocl.strategies.exemplar_free.growing_parameters import GrowingParameters
-from protocl.strategies.open_world.density import density_temperatures, prototypical_loss
+from protocl.strategies.open_world.clusters import Centres, Clusters
+from protocl.strategies.open_world.density import prototypical_loss
 from protocl.strategies.open_world.discovery import DiscoveryPlugin
 from protocl.strategies.open_world.strategy import DiscoveryConfig, DiscoveryStrategy
 from protocl.strategies.plugin.extraction import features_of
@@ -90,52 +90,6 @@ class GPCLoss:
             base_temperature=None,
         )
         return (1 - weight) * views + weight * classes
-
-
-class Centres(GrowingParameters):
-    """Directions of classes and categories.
-
-    Attributes:
-        points: ``(K, D)`` of unit length.
-        ids: ``(K,)``.
-    """
-
-    points: Tensor
-    ids: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("points", torch.zeros(0, 0))
-        self.register_buffer("ids", torch.zeros(0, dtype=torch.int64))
-
-    def replace(self, ids: Tensor, points: Tensor, gone: Tensor) -> None:
-        """Put centres ``(K, D)`` in the place of those of the same ids, and of ``gone`` ones."""
-        old = ~torch.isin(self.ids.to(ids.device), torch.cat([ids, gone.to(ids.device)]))
-        kept = self.points.to(points)[old] if len(self.ids) else points[:0]
-        self.points = torch.cat([kept, points])
-        self.ids = torch.cat([self.ids.to(ids.device)[old], ids])
-
-
-class Clusters(NamedTuple):
-    """What an epoch contrasts samples with.
-
-    Attributes:
-        ids: ``(K,)`` of the clusters.
-        points: ``(K, D)`` of unit length.
-        temperatures: ``(K,)``.
-        of_unlabelled: ``(N,)`` row of the cluster of each unlabelled sample; -1 for those of other
-            experiences.
-    """
-
-    ids: Tensor
-    points: Tensor
-    temperatures: Tensor
-    of_unlabelled: Tensor
-
-    def of(self, labels: Tensor) -> Tensor:
-        """Rows ``(N,)`` of the clusters of classes ``(N,)``; -1 where there is none."""
-        same = labels[:, None] == self.ids
-        return torch.where(same.any(1), same.int().argmax(1), -1)
 
 
 class GPCPlugin(DiscoveryPlugin):
@@ -245,24 +199,12 @@ class GPCPlugin(DiscoveryPlugin):
         ids[new] = self.numbers(int(new.sum()))
         points = functional.normalize(found.centres.points, dim=1).to(labelled)
         assigned = found.centres.nearest(unlabelled.cpu())[0].to(labels.device)
-        others_of = (unlabelled, assigned, rows)
-        return self._measured(ids.to(labels.device), points, (labelled, labels), others_of)
-
-    def _measured(
-        self,
-        ids: Tensor,
-        points: Tensor,
-        named: tuple[Tensor, Tensor],
-        others: tuple[Tensor, Tensor, Tensor],
-    ) -> Clusters:
-        (labelled, labels), (unlabelled, assigned, rows) = named, others
-        nowhere = torch.full((self._total(),), -1, device=ids.device)
-        clusters = Clusters(ids, points, points[:, 0], nowhere)
+        nowhere = torch.full((self._total(),), -1, device=labels.device)
+        nowhere[rows.to(labels.device)] = assigned
+        clusters = Clusters(ids.to(labels.device), points, points[:, 0], nowhere)
+        samples = torch.cat([labelled, unlabelled])
         everyone = torch.cat([clusters.of(labels), assigned])
-        gaps = (torch.cat([labelled, unlabelled]) - points[everyone]).norm(dim=1)
-        nowhere[rows.to(ids.device)] = assigned
-        heat = density_temperatures(gaps, everyone, len(ids), self.loss.temperature)
-        return clusters._replace(temperatures=heat)
+        return clusters.at_temperature(samples, everyone, self.loss.temperature)
 
     def _labelled(self, strategy: Any) -> tuple[Tensor, Tensor]:
         """Features ``(N, D)`` of unit length, and class ids ``(N,)``, of labelled samples."""
