@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from protocl.strategies.icarl import ICaRL, ICaRLPlugin
     from protocl.strategies.il2a import IL2A, IL2APlugin
     from protocl.strategies.napa_vq import NAPAVQ, NAPAVQPlugin
+    from protocl.strategies.open_world.gpc import GPC, GPCPlugin
     from protocl.strategies.open_world.palm import PALM, PALMPlugin
     from protocl.strategies.open_world.protogcd import ProtoGCD, ProtoGCDPlugin
     from protocl.strategies.pass_ import PASS, PASSPlugin
@@ -35,6 +36,7 @@ __all__ = [
     "AFL",
     "AIR",
     "APER",
+    "GPC",
     "IL2A",
     "NAPAVQ",
     "PALM",
@@ -49,6 +51,7 @@ __all__ = [
     "Fed3R",
     "FlyCL",
     "FrozenBackbone",
+    "GPCPlugin",
     "ICaRL",
     "ICaRLPlugin",
     "IL2APlugin",
@@ -83,6 +86,8 @@ _HOMES = {
     "Fed3R": "ready_made.analytic",
     "FlyCL": "ready_made.analytic",
     "FrozenBackbone": "frozen.base",
+    "GPC": "open_world.gpc",
+    "GPCPlugin": "open_world.gpc",
     "ICaRL": "icarl",
     "ICaRLPlugin": "icarl",
     "IL2A": "il2a",

@@ -63,9 +63,10 @@ def discovery_of(strategy: Any, stream: ClassStream, t: int) -> dict[str, Any] |
     if unlabelled is None or hidden is None or not hasattr(strategy, "categories"):
         return None
     rows = (unlabelled.experiences <= t).nonzero().flatten()
-    if not len(rows):
+    found = strategy.categories(rows) if len(rows) else None
+    if found is None:
         return None
-    table = Confusion.from_predictions(hidden[rows], strategy.categories(rows).cpu())
+    table = Confusion.from_predictions(hidden[rows], found.cpu())
     old = [class_id for classes in stream.classes[: t + 1] for class_id in classes]
     used = {"samples": len(rows), "categories": len(table.predicted.unique())}
     return {"experience": t, **split_accuracy(table, old)._asdict(), **used}

@@ -19,6 +19,9 @@ class Beside:
         views: of each sample.
         unlabelled: samples of all experiences; None for none.
         ratio: unlabelled samples for each labelled one, rounded up; at most those there are.
+
+    Attributes:
+        drawn: rows of the unlabelled samples that came last, ``(U,)``.
     """
 
     def __init__(self, views: Views, unlabelled: Unlabelled | None, ratio: float) -> None:
@@ -27,7 +30,7 @@ class Beside:
         self.views = views
         self.unlabelled = unlabelled
         self.ratio = ratio
-        self._rows = self._waiting = torch.zeros(0, dtype=torch.int64)
+        self._rows = self._waiting = self.drawn = torch.zeros(0, dtype=torch.int64)
 
     def begin(self, t: int) -> None:
         """Take those of experience ``t`` from now on."""
@@ -38,9 +41,10 @@ class Beside:
     def __call__(self, x: Tensor) -> Tensor:
         """``(V (B + U), ...)`` of a mini-batch ``(B, ...)``."""
         count = min(len(self._rows), -int(-self.ratio * len(x) // 1))
+        self.drawn = self._draw(count)
         if self.unlabelled is None or not count:
             return self.views(x)
-        more = self.unlabelled.inputs(self._draw(count).to(self.unlabelled.x.device))
+        more = self.unlabelled.inputs(self.drawn.to(self.unlabelled.x.device))
         return self.views(torch.cat([x, more.to(x)]))
 
     def _draw(self, count: int) -> Tensor:

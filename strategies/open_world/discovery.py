@@ -63,13 +63,18 @@ class DiscoveryPlugin(RepresentationPlugin):
         self.new_categories = new_categories
         self.discovered: PrototypeMemory | None = None
         self._experience = self._given = 0
-        self._first: dict[int, int] = {}  # categories given before an experience
+        self._blocks: dict[int, tuple[int, int]] = {}  # by experience: categories before, and in it
 
     # -- for subclasses ---------------------------------------------------------------------
 
     @abstractmethod
     def assigned(self, features: Tensor) -> Tensor:
-        """Categories ``(N,)`` of features ``(N, D)``; after training began."""
+        """Categories ``(N,)`` of features ``(N, D)``, where :attr:`sorts`."""
+
+    @property
+    @abstractmethod
+    def sorts(self) -> bool:
+        """Whether enough was learned for :meth:`assigned`."""
 
     def expected(self, t: int) -> int:
         """How many categories nobody names are looked for in experience ``t``."""
@@ -78,14 +83,22 @@ class DiscoveryPlugin(RepresentationPlugin):
             return 0
         return unlabelled.new_categories[t] if self.new_categories is None else self.new_categories
 
-    def numbers(self) -> Tensor:
-        """``(K,)`` of the categories that nobody names in the present experience."""
-        count = self.expected(self._experience)
-        if self._experience not in self._first:
-            self._first[self._experience] = self._given
-            self._given += count
-        first = self._first[self._experience]
+    def numbers(self, count: int) -> Tensor:
+        """``(count,)`` of the categories that nobody names in the present experience.
+
+        An experience that comes again has its numbers again, and further ones if it needs more.
+        """
+        first, room = self._blocks.get(self._experience, (self._given, 0))
+        if count > room:
+            first = first if first + room == self._given else self._given
+            self._given = first + count
+            self._blocks[self._experience] = (first, count)
         return FIRST_CATEGORY + torch.arange(first, first + count)
+
+    def block(self) -> Tensor:
+        """All numbers that categories of the present experience were given."""
+        first, room = self._blocks.get(self._experience, (0, 0))
+        return FIRST_CATEGORY + torch.arange(first, first + room)
 
     # -- wiring -----------------------------------------------------------------------------
 
@@ -103,26 +116,33 @@ class DiscoveryPlugin(RepresentationPlugin):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         fresh = self._discover(strategy)
-        if fresh is None or not len(fresh):
+        if fresh is None:
             return
-        if self.discovered is None:
-            self.discovered = fresh
-            return
-        again = fresh.classes[torch.isin(fresh.classes, self.discovered.classes)]
-        self.discovered.forget(again).merge(fresh)
+        kept = self.discovered or fresh.empty_like()
+        again = kept.classes[torch.isin(kept.classes, self.block().to(kept.device))]
+        self.discovered = kept.to(fresh.device).forget(again).merge(fresh)
 
     @torch.no_grad()
     def _discover(self, strategy: Any) -> PrototypeMemory | None:
-        unlabelled, t = self.beside.unlabelled, strategy.experience.current_experience
-        if unlabelled is None or self.projector is None:
-            return None
+        """Statistics of categories in the experience; None where nothing is sorted."""
         memory: PrototypeMemory | None = None
-        for features in self.features_at(strategy, unlabelled.rows(t)):
+        for features in self.features_at(
+            strategy, self._rows() if self.sorts else self._rows()[:0]
+        ):
             memory = memory or PrototypeMemory(features.shape[1]).to(features.device)
             found = self.assigned(features)
             unnamed = found >= FIRST_CATEGORY
             memory.update(features[unnamed], found[unnamed])
         return memory
+
+    def _rows(self) -> Tensor:
+        """Where the unlabelled samples of the present experience are."""
+        unlabelled = self.beside.unlabelled
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return nothing if unlabelled is None else unlabelled.rows(self._experience)
+
+    def _total(self) -> int:
+        return 0 if self.beside.unlabelled is None else len(self.beside.unlabelled.x)
 
     def features_at(self, strategy: Any, rows: Tensor) -> Iterator[Tensor]:
         """Features ``(B, D)``, batch by batch, of the unlabelled samples at ``rows`` ``(M,)``."""
@@ -134,14 +154,13 @@ class DiscoveryPlugin(RepresentationPlugin):
             yield batch[1]
 
     @torch.no_grad()
-    def categories(self, strategy: Any, rows: Tensor) -> Tensor:
+    def categories(self, strategy: Any, rows: Tensor) -> Tensor | None:
         """Categories ``(M,)`` of the unlabelled samples at ``rows`` ``(M,)``, as the model is now.
 
-        Raises:
-            RuntimeError: nothing was trained yet.
+        None where nothing has been trained yet.
         """
-        if self.projector is None:
-            raise RuntimeError(f"{type(self).__name__} has not trained yet: no categories")
+        if not self.sorts:
+            return None
         found = [self.assigned(features) for features in self.features_at(strategy, rows)]
         return torch.cat(found) if found else rows[:0]
 
@@ -151,7 +170,7 @@ class DiscoveryPlugin(RepresentationPlugin):
         return {
             **super().state_dict(),
             "discovered": memory_state(self.discovered),
-            "categories": dict(self._first),
+            "categories": dict(self._blocks),
             "given": self._given,
         }
 
@@ -160,4 +179,4 @@ class DiscoveryPlugin(RepresentationPlugin):
         self.discovered = memory_from(
             state["discovered"], lambda features: PrototypeMemory(features.shape[1])
         )
-        self._first, self._given = dict(state["categories"]), state["given"]
+        self._blocks, self._given = dict(state["categories"]), state["given"]

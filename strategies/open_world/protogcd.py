@@ -213,7 +213,7 @@ class ProtoGCDPlugin(DiscoveryPlugin):
             self.table.add(self._starts.classes, self._starts)
         self._starts = None
         self.table.add(class_ids)
-        categories = self.numbers().to(class_ids.device)
+        categories = self.numbers(self.expected(self._experience)).to(class_ids.device)
         self.table.add(categories)
         self._present = self.table.rows(torch.cat([class_ids, categories]))
 
@@ -240,6 +240,10 @@ class ProtoGCDPlugin(DiscoveryPlugin):
         return (1 - weight) * taught + weight * labelled
 
     # -- categories -------------------------------------------------------------------------
+
+    @property
+    def sorts(self) -> bool:
+        return self.table is not None
 
     def assigned(self, features: Tensor) -> Tensor:
         assert self.table is not None

@@ -69,13 +69,11 @@ class DiscoveryStrategy(OpenWorldStrategy):
 
     method: DiscoveryPlugin
 
-    def categories(self, rows: Tensor) -> Tensor:
+    def categories(self, rows: Tensor) -> Tensor | None:
         """Categories ``(M,)`` of the unlabelled samples at ``rows`` ``(M,)``, as the model is now.
 
-        See :class:`.DiscoveryPlugin` for what their numbers mean.
-
-        Raises:
-            RuntimeError: nothing was trained yet.
+        None where nothing has been trained yet. See :class:`.DiscoveryPlugin` for what their
+        numbers mean.
         """
         return self.method.categories(self, rows)
 

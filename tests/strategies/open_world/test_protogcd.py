@@ -203,7 +203,8 @@ def test_one_more_class_costs_the_bytes_that_are_stated(benchmark: Any) -> None:
     model = build_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     strategy = ProtoGCD(
-        model=model, optimizer=optimizer, method=method, train_mb_size=20, evaluator=quiet_evaluator(),
+        model=model, optimizer=optimizer, method=method, train_mb_size=20,
+        evaluator=quiet_evaluator(),
     )  # fmt: skip
     for experience in benchmark.train_stream:
         train_on(strategy, [experience])
@@ -223,9 +224,13 @@ def test_task_labels_and_hosts_that_replay(task_benchmark: Any) -> None:
         assert torch.isfinite(plugin.table.table()).all()
 
 
-def test_categories_are_asked_for_after_training() -> None:
-    with pytest.raises(RuntimeError, match="ProtoGCDPlugin has not trained yet"):
-        build().categories(torch.arange(3))
+def test_nothing_is_sorted_before_training() -> None:
+    strategy = build()
+    assert strategy.categories(torch.arange(3)) is None
+    strategy.train_epochs = 0
+    train_on(strategy, toy.stream().train_stream[:1])
+    assert strategy.categories(torch.arange(3)) is None
+    assert strategy.method.discovered is None
 
 
 @pytest.mark.parametrize(

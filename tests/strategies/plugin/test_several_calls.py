@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from protocl.data import TensorData
 from protocl.strategies import (
+    GPCPlugin,
     IL2APlugin,
     NAPAVQPlugin,
     PALMPlugin,
@@ -40,6 +41,7 @@ METHODS: dict[str, Any] = {
     "napa_vq": NAPAVQPlugin,
     "palm": PALMPlugin,
     "protogcd": ProtoGCDPlugin,
+    "gpc": GPCPlugin,
 }
 
 

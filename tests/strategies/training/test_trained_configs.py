@@ -47,7 +47,8 @@ def test_a_run_from_the_command_lines_settings(settings: list[str], tmp_path: Pa
 
 
 TRAINED = (
-    "prd", "protocl", "protocl_tuned", "napa_vq", "pass", "il2a", "icarl_nme", "palm", "protogcd",
+    "prd", "protocl", "protocl_tuned", "napa_vq", "pass", "il2a", "icarl_nme",
+    "palm", "protogcd", "gpc",
 )  # fmt: skip
 
 
