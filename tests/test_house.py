@@ -46,6 +46,7 @@ HELD_BY = {
         "data/readers/test_table.py",
         "data/readers/test_published.py",
     ],
+    "protocl/data/shards": ["data/shards/test_shards.py"],
     "protocl/data/augmentation": [
         "data/test_image_augmentation.py",
         "strategies/training/test_views.py",
@@ -75,6 +76,7 @@ HELD_BY = {
     "protocl/pretraining": ["pretraining/test_pretraining.py"],
     "protocl/report": ["report/test_comparison.py", "report/test_groups.py"],
     "protocl/serve": ["serve/test_routes.py", "serve/test_safety.py"],
+    "protocl/streaming": ["streaming/test_run.py"],
     "protocl/trackers": ["trackers/test_trackers.py"],
     "protocl/runner": ["runner/test_experiment.py", "io/test_checkpoint.py"],
     "strategies": ["strategies/frozen/test_base.py", "strategies/test_baselines.py"],

@@ -9,12 +9,12 @@ from tqdm import tqdm
 DELAY_SECONDS = 2.0
 
 
-def progress_bar(description: str, total: int, *, enabled: bool = True) -> tqdm[Any]:
+def progress_bar(description: str, total: int | None, *, enabled: bool = True) -> tqdm[Any]:
     """A bar for a ``with`` block; after two seconds it appears on a terminal's standard error.
 
     Args:
         description: what is being done, shown before the bar.
-        total: number of steps; ``bar.update(n)`` counts them.
+        total: number of steps, or None where it is not known; ``bar.update(n)`` counts them.
         enabled: False for no bar at all.
     """
     return tqdm(

@@ -45,55 +45,63 @@ class Roles:
     time: str | None
 
 
-def roles_of(table: Table, config: ColumnsConfig, *, pictures: Collection[str] = ()) -> Roles:
+def roles_of(
+    table: Table,
+    config: ColumnsConfig,
+    *,
+    pictures: Collection[str] = (),
+    prefix: str = "benchmark.columns.",
+) -> Roles:
     """Say which column is what.
 
     Args:
         table: at least one row.
         config: what the user says.
         pictures: columns that are known to hold pictures, whatever their names.
+        prefix: with the name of a role, how the user says it.
 
     Raises:
         ConfigError: a named column is not there, none is found for the classes, or several are.
     """
-    found = {role: _found(table, role, getattr(config, role)) for role in USUAL}
+    found = {role: _found(table, role, getattr(config, role), prefix) for role in USUAL}
     image = found["image"] or next(iter(pictures), None)
     label = found["label"]
     if label is None:
         raise ConfigError(
             f"{table.where}: no column is called {' or '.join(USUAL['label'])}; name that of the "
-            f"classes in benchmark.columns.label, out of {_shown(table)}"
+            f"classes in {prefix}label, out of {_shown(table)}"
         )
     if config.features is not None:
         if config.image is not None:
             raise ConfigError(
-                "benchmark.columns.image and benchmark.columns.features: a sample is a picture or "
-                "numbers; name one of the two"
+                f"{prefix}image and {prefix}features: a sample is a picture or numbers; name one "
+                "of the two"
             )
         for name in config.features:
-            _require(table, "features", name)
+            _require(table, "features", name, prefix)
         image = None
     taken = {label, image, found["split"], found["client"], found["time"]}
-    features = [] if image is not None else _features(table, config, taken)
+    features = [] if image is not None else _features(table, config, taken, prefix)
     return Roles(label, image, features, found["split"], found["client"], found["time"])
 
 
-def _features(table: Table, config: ColumnsConfig, taken: Collection[str | None]) -> list[str]:
+def _features(
+    table: Table, config: ColumnsConfig, taken: Collection[str | None], prefix: str
+) -> list[str]:
     if config.features is not None:
         return list(config.features)
     free = [name for name in table.columns if name not in taken]
     counters = [name for name in free if _counts_rows(table, name)]
     if counters:
         logger.warning(
-            "%s: column '%s' counts the rows and is no feature; name it in "
-            "benchmark.columns.features if it is one",
-            table.where, counters[0],
+            "%s: column '%s' counts the rows and is no feature; name it in %sfeatures if it is one",
+            table.where, counters[0], prefix,
         )  # fmt: skip
     features = [name for name in free if name not in counters]
     if not features:
         raise ConfigError(
             f"{table.where}: no column is left for the features, out of {_shown(table)}; name them "
-            "in benchmark.columns.features=[A,B], or pictures in benchmark.columns.image"
+            f"in {prefix}features=[A,B], or pictures in {prefix}image"
         )
     return features
 
@@ -102,24 +110,22 @@ def _counts_rows(table: Table, name: str) -> bool:
     return name.lower() in _COUNTERS and len(set(map(str, table.columns[name]))) == len(table)
 
 
-def _found(table: Table, role: str, wanted: str | None) -> str | None:
+def _found(table: Table, role: str, wanted: str | None, prefix: str) -> str | None:
     """The column of a role: the one that the user names, or the one with a usual name."""
     if wanted is not None:
-        return _require(table, role, wanted)
+        return _require(table, role, wanted, prefix)
     usual = [name for name in table.columns if name.lower() in USUAL[role]]
     if len(usual) > 1:
         raise ConfigError(
             f"{table.where}: '{usual[0]}' and '{usual[1]}' may both be the {role}; name one in "
-            f"benchmark.columns.{role}"
+            f"{prefix}{role}"
         )
     return usual[0] if usual else None
 
 
-def _require(table: Table, role: str, name: str) -> str:
+def _require(table: Table, role: str, name: str, prefix: str) -> str:
     if name not in table.columns:
-        raise ConfigError(
-            f"benchmark.columns.{role}: {unknown_name('column', name, table.columns)}"
-        )
+        raise ConfigError(f"{prefix}{role}: {unknown_name('column', name, table.columns)}")
     return name
 
 

@@ -169,7 +169,7 @@ def _pictures(table: Table, column: Sequence[Any], rows: list[int], what: str) -
     """Pictures of these rows; paths are relative to the table's own folder."""
     chosen = [column[row] for row in rows]
     require_all(chosen, what)
-    pictures = [_picture(table, entry, what) for entry in chosen]
+    pictures = [picture_of(entry, table.folder, what) for entry in chosen]
     absent = [path for path in pictures if isinstance(path, Path) and not path.is_file()]
     if absent:
         raise DataError(
@@ -179,16 +179,24 @@ def _pictures(table: Table, column: Sequence[Any], rows: list[int], what: str) -
     return pictures
 
 
-def _picture(table: Table, entry: Any, what: str) -> Any:
-    """A path, or a picture: one of PIL's, or the content of a file as Parquet holds it."""
+def picture_of(entry: Any, folder: Path, what: str) -> Any:
+    """What a table has in place of a picture, as a path or a picture.
+
+    Args:
+        entry: a path, relative to ``folder``; the content of a file as Parquet holds it; or one of
+            PIL's pictures.
+        folder: of the table.
+        what: names the entry in messages.
+
+    Raises:
+        DataError: the content of a file is damaged, or no image.
+    """
+    if isinstance(entry, dict):
+        content = entry.get("bytes")
+        entry = entry.get("path") or entry if content is None else content
     if isinstance(entry, str):
-        return _path(table, entry)
-    content = entry.get("bytes") if isinstance(entry, dict) else entry
-    return decoded(content, what) if isinstance(content, bytes) else entry
-
-
-def _path(table: Table, entry: str) -> Path:
-    return table.folder / Path(entry.replace("\\", "/")).expanduser()
+        return folder / Path(entry.replace("\\", "/")).expanduser()
+    return decoded(entry, what) if isinstance(entry, bytes) else entry
 
 
 def _clients(

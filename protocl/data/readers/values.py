@@ -138,6 +138,44 @@ def labels(values: Sequence[Any], what: str) -> tuple[np.ndarray, list[str] | No
     return whole.astype(np.int64), None
 
 
+Label = int | str
+"""A class: a whole number, or a name."""
+
+
+def label_of(value: Any, what: str) -> Label:
+    """One class by itself, as :func:`labels` has it in a column: a whole number, or a name.
+
+    Args:
+        value: a number, truth value, text, or the bytes of one in UTF-8.
+        what: whose class it is, for messages.
+
+    Raises:
+        DataError: there is none, it is no class, or a number has a fraction.
+
+    >>> label_of("7", ""), label_of("007", ""), label_of(3.0, ""), label_of("otter", "")
+    (7, '007', 3, 'otter')
+    """
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{what} has a label that is not UTF-8 ({error})") from error
+    value = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+    if missing(value):
+        raise DataError(f"{what} has no label")
+    if isinstance(value, str) and _counted(value):
+        return int(float(value))
+    if isinstance(value, bool) or (isinstance(value, str) and not _has_fraction(value)):
+        return str(value)
+    if not isinstance(value, int | float) or _has_fraction(value):
+        raise DataError(f"{what} has the label {value!r}; expected a text or a whole number")
+    return int(value)
+
+
+def _has_fraction(value: str | float) -> bool:
+    return is_number(value) and not float(value).is_integer()
+
+
 def moments(values: Sequence[Any], what: str) -> np.ndarray:
     """A column of times ``(N,)`` that can be sorted: numbers, or dates as ISO 8601 writes them.
 

@@ -35,7 +35,7 @@ def serving(folder: Path, address: str) -> Iterator[None]:
     """
     require_unserved(folder)
     busy = f"{folder} is being changed by another process: wait until that has finished"
-    with _held(folder, busy):
+    with held(folder, busy):
         note = json.dumps({"process": os.getpid(), "address": address})
         try:
             atomic_write(_note(folder), note + "\n")
@@ -64,14 +64,19 @@ def require_unserved(folder: Path, *, but_by_us: bool = False) -> None:
         f"{folder} is served at {note['address']}: change it there (POST /teach, POST "
         "/forget, or its page), or stop the server first"
     )
-    with _held(folder, served):
+    with held(folder, served):
         _note(folder).unlink(missing_ok=True)  # left by one that was killed
 
 
 @contextmanager
-def _held(folder: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock of a model, or refuse at once."""
+def held(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of a model, or refuse at once.
+
+    Raises:
+        ConfigError: with the text of ``refusal``: another process holds it.
+    """
     lock = _lock(folder)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
