@@ -10,10 +10,11 @@ protocl's own parts are declared in the same way, so there is one path for both.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -37,6 +38,42 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(
         f"unknown {kind} '{name}': {hint}choose from {', '.join(choices) or '(none)'}"
     )
+
+
+def written_setting(owner: str, word: str, choices: Collection[str]) -> tuple[str, Any]:
+    """A setting of a part as it is written behind its name: ``dim=2000`` of ``top_k:dim=2000``.
+
+    Args:
+        owner: the part, for messages.
+        word: what is written.
+        choices: settings that it has.
+
+    Returns:
+        Its name and its value: a number or truth value where the word is one, else the word.
+
+    Raises:
+        ConfigError: it has no such setting; the message names the nearest.
+
+    >>> written_setting("feature map 'top_k'", "dim=2000", ["dim", "keep"])
+    ('dim', 2000)
+    """
+    key, separator, value = word.partition("=")
+    if not separator or key not in choices:
+        near = difflib.get_close_matches(key, choices, n=1)
+        hint = f"did you mean '{near[0]}=...'? " if near else ""
+        raise ConfigError(
+            f"{owner} has no setting '{word}': {hint}expected SETTING=VALUE with "
+            f"{', '.join(choices) or 'none'}"
+        )
+    return key, written_value(value)
+
+
+def written_value(word: str) -> Any:
+    """A number or truth value where a word is one, else the word."""
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
 
 
 class Registry:

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from protocl.data.config import imbalanced_counts
+
 if TYPE_CHECKING:
     from protocl.federation.runner.run import FederatedRun
 
@@ -35,7 +37,7 @@ def build_result(run: FederatedRun) -> dict[str, Any]:
             "fingerprint": run.fingerprint,
             "feature_dim": run.backbone.feature_dim,
         },
-        **run.history.measures(),
+        **run.history.measures(imbalanced_counts(config.benchmark, run.data)),
         run.run.kind: _describe_federation(run),
     }
 

@@ -7,7 +7,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from protocl.backbones.adaptation import adapt
+from protocl.backbones.adaptation import adapt, find_adaptation, fold
 from protocl.backbones.base import Backbone, Origin, Precision
 from protocl.backbones.fit import fit_for
 from protocl.backbones.layers.choice import read_layers
@@ -30,7 +30,7 @@ class BackboneConfig:
         adapted: ``strategy.session.adapt`` of the run that wrote ``checkpoint``, where it inserted
             weights.
         pretrained: start from the published weights; None for the backbone's own choice: those of
-            ``efficientnet_lite0`` are installed with it and taken, those of timm only if asked for.
+            ``efficientnet_lite0`` and its like are taken, those of timm only if asked for.
         width: channels of the first stage, for backbones that come in several.
         image_size: side in pixels to which images are resized inside the module; None for the
             backbone's own choice.
@@ -145,6 +145,7 @@ def _insert_adaptation(backbone: Backbone, config: BackboneConfig) -> None:
             "backbone.checkpoint=FILE, or adapt in the run with strategy.session.adapt"
         )
     adapt(backbone, config.adapted)
+    fold(backbone, find_adaptation(backbone, config.adapted))  # a file has what a session left
     backbone.requires_grad_(True)
 
 

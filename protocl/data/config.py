@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from protocl.errors import ConfigError, DataError
@@ -79,6 +80,11 @@ class BenchmarkConfig:
             samples are all unlabelled and come evenly with the experiences of the others.
         train_per_class: keep only the first so many training samples of each class.
         test_per_class: the same for test samples.
+        imbalance: share of its training samples that the rarest class keeps, in (0, 1]: a long
+            tail, in which the shares of the classes fall exponentially from 1 to this one. Test
+            samples stay.
+        imbalance_seed: draws which classes are rare, and which of their samples stay; None lets the
+            shares fall in the order of class ids, and the first samples stay.
         split: part of a data set that has parts: Omniglot's ``background`` or ``evaluation``, a
             domain of DomainNet, a configuration on the Hugging Face hub.
         image_size: side in pixels to which images are resized when they are read (image folders,
@@ -110,6 +116,8 @@ class BenchmarkConfig:
     new_classes: int = 0
     train_per_class: int | None = None
     test_per_class: int | None = None
+    imbalance: float | None = None
+    imbalance_seed: int | None = None
     split: str | None = None
     image_size: int | None = None
     augmentation: str = "none"
@@ -130,7 +138,14 @@ def load_data(config: BenchmarkConfig) -> ArrayData:
     data: ArrayData = BENCHMARKS.get(config.name.partition("/")[0])(config)
     if not len(data.y_train):
         raise DataError(f"{data.name} has no training samples")
-    return _restrict(data, config)
+    return _long_tailed(_restrict(data, config), config)
+
+
+def imbalanced_counts(config: BenchmarkConfig, data: ArrayData) -> torch.Tensor | None:
+    """Training samples of each class id ``(C,)`` of a stream with a long tail; None of others."""
+    if config.imbalance is None:
+        return None
+    return torch.bincount(data.y_train, minlength=data.n_classes)
 
 
 def among(config: BenchmarkConfig, counts: torch.Tensor) -> list[int]:
@@ -210,7 +225,42 @@ def _first_of_each(
             f"benchmark.{key}={limit}: class {scarce} ('{data.class_names[scarce]}') of "
             f"{data.name} has {int(counts[scarce])} samples; ask for at most that many"
         )
-    by_class = wanted[y[wanted].argsort(stable=True)]
+    return _first_rows(y, wanted, torch.full_like(counts, limit))
+
+
+def _first_rows(y: torch.Tensor, rows: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Of ``rows`` the first ``limits[c]`` of each class ``c``, sorted."""
+    by_class = rows[y[rows].argsort(stable=True)]
+    counts = torch.bincount(y[rows], minlength=len(limits))
     starts = counts.cumsum(0) - counts
     rank = torch.arange(len(by_class)) - starts[y[by_class]]
-    return by_class[rank < limit].sort().values
+    return by_class[rank < limits[y[by_class]]].sort().values
+
+
+def _long_tailed(data: ArrayData, config: BenchmarkConfig) -> ArrayData:
+    """Keep of each class's training samples a share that falls exponentially.
+
+    Class ``r`` of ``R`` keeps ``imbalance ** (r / (R - 1))`` of them, rounded down, and at least
+    one (Cui et al., "Class-balanced loss", CVPR 2019, and all who cite its CIFAR-100-LT).
+    """
+    share, seed = config.imbalance, config.imbalance_seed
+    if share is None:
+        if seed is not None:
+            raise ConfigError(
+                f"benchmark.imbalance_seed={seed} is of a long tail: give benchmark.imbalance=0.01"
+            )
+        return data
+    if not 0 < share <= 1:
+        raise ConfigError(f"benchmark.imbalance={share}: expected a share above 0, at most 1")
+    counts = torch.bincount(data.y_train, minlength=data.n_classes)
+    classes, rows = among(config, counts), torch.arange(len(data.y_train))
+    if seed is not None:
+        drawn = np.random.RandomState(seed)
+        classes = [classes[i] for i in drawn.permutation(len(classes))]
+        rows = rows[torch.from_numpy(drawn.permutation(len(rows)))]
+    limits = counts.clone()
+    for rank, c in enumerate(classes):
+        kept = share ** (rank / max(len(classes) - 1, 1))
+        limits[c] = max(1, int(int(counts[c]) * kept))
+    kept_rows = _first_rows(data.y_train, rows, limits)
+    return data.select(kept_rows, torch.arange(len(data.y_test)))

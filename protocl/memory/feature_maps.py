@@ -11,7 +11,6 @@ file that names it in its ``spec`` loads by itself.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
 import inspect
@@ -24,7 +23,7 @@ from torch.nn import functional
 from protocl.errors import ConfigError
 from protocl.memory.limits.capacity import require_bytes
 from protocl.memory.precision import in_full_precision
-from protocl.registry import MAPS
+from protocl.registry import MAPS, written_setting, written_value
 from protocl.tracing import exporting
 
 
@@ -52,7 +51,7 @@ class FeatureMap(nn.Module):
     @classmethod
     def of_words(cls, *words: str) -> Self:
         """The map of a :attr:`spec`, of the words after its name; here arguments in their order."""
-        return cls(*(_literal(word) for word in words))
+        return cls(*(written_value(word) for word in words))
 
     def width(self, feature_dim: int) -> int:
         """Number of outputs for ``feature_dim`` inputs."""
@@ -192,7 +191,7 @@ class ReluProjection(FeatureMap):
                 f"description; pass feature_map={cls.__name__}(..., weight=...)"
             )
         seed = int(source.removeprefix("seed="))
-        return cls(*(_literal(word) for word in settings), seed=seed)
+        return cls(*(written_value(word) for word in settings), seed=seed)
 
     def width(self, feature_dim: int) -> int:
         if feature_dim != self.weight.shape[0]:
@@ -269,8 +268,10 @@ def map_for(wish: str, feature_dim: int, **defaults: Any) -> FeatureMap:
     taken = {key: value for key, value in defaults.items() if key in known}
     if "feature_dim" in known:
         taken["feature_dim"] = feature_dim
+    choices = [each for each in known if each not in ("feature_dim", "weight")]
+    owner = f"feature map '{name}'"
     try:
-        return kind(**taken | dict(_setting(name, word, known) for word in words))
+        return kind(**taken | dict(written_setting(owner, word, choices) for word in words))
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -292,24 +293,3 @@ def _kind(name: str, otherwise: str) -> type[FeatureMap]:
             "protocl.memory.feature_maps.FeatureMap"
         )
     return kind
-
-
-def _setting(name: str, word: str, known: Any) -> tuple[str, Any]:
-    key, separator, value = word.partition("=")
-    choices = [each for each in known if each not in ("feature_dim", "weight")]
-    if not separator or key not in choices:
-        near = difflib.get_close_matches(key, choices, n=1)
-        hint = f"did you mean '{near[0]}=...'? " if near else ""
-        raise ConfigError(
-            f"feature map '{name}' has no setting '{word}': {hint}expected SETTING=VALUE with "
-            f"{', '.join(choices) or 'none'}"
-        )
-    return key, _literal(value)
-
-
-def _literal(word: str) -> Any:
-    """A number or truth value where a word is one, else the word."""
-    try:
-        return ast.literal_eval(word)
-    except (ValueError, SyntaxError):
-        return word

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from protocl.metrics import class_incremental as metrics
 from protocl.metrics.calibration import ReliabilityBins
 from protocl.metrics.confusion import Confusion
+from protocl.metrics.frequency import accuracy_by_frequency
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,18 @@ class History:
         classes, matrix = self.confusion.dense()
         return {"classes": classes.tolist(), "counts": matrix.tolist()}
 
-    def measures(self) -> dict[str, Any]:
-        """``metrics`` and ``confusion`` of a ``result.json``."""
-        return {"metrics": self.summary(), "confusion": self.confusion_table()}
+    def measures(self, train_counts: Tensor | None = None) -> dict[str, Any]:
+        """``metrics`` and ``confusion`` of a ``result.json``.
+
+        Args:
+            train_counts: ``(C,)`` training samples of each class id, to tell classes with many from
+                those with few; see :func:`.accuracy_by_frequency`.
+        """
+        summary = self.summary()
+        if train_counts is not None:
+            by_frequency = accuracy_by_frequency(self.confusion, train_counts)
+            summary["accuracy_by_frequency"] = by_frequency
+        return {"metrics": summary, "confusion": self.confusion_table()}
 
     def to_dict(self) -> dict[str, Any]:
         """A form that JSON can hold, for checkpoints; :meth:`from_dict` reads it back."""

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from protocl.metrics import MeanAndSpread, mean_and_spread
 from protocl.report import figures, table
+from protocl.report.columns import Column
 from protocl.report.groups import Benchmark, Group, differences
 from protocl.report.page_template import fill, resource
 from protocl.report.paired import Difference, paired_differences
@@ -50,7 +51,7 @@ class Section:
     """All that the page shows of one benchmark; of a single experience no curve, no matrices."""
 
     benchmark: Benchmark
-    columns: list[table.Column]
+    columns: list[Column]
     rows: list[table.Row]
     paired: list[Difference]
     curve: str

@@ -69,6 +69,7 @@ class Metrics(_Part):
     forgetting: float = math.nan
     backward_transfer: float = math.nan
     expected_calibration_error: float | None = None
+    accuracy_by_frequency: dict[str, float] = {}
 
 
 class Confusion(_Part):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from protocl import metrics
-from protocl.metrics import MeanAndSpread
+from protocl.report.columns import Column, columns_of
 from protocl.report.groups import Benchmark, Group, differences
 from protocl.report.paired import paired_differences
 from protocl.report.runs import Run, Skipped
@@ -17,59 +16,11 @@ from protocl.report.runs import Run, Skipped
 if TYPE_CHECKING:
     from rich.table import Table
 
-NO_VALUE = "-"
 PAIRED = "Last accuracy on the same seeds, difference in points [95 % confidence interval]"
 
 _NAMES = frozenset({"benchmark.name", "strategy.name", "backbone.name", "method.name"})
 _NAME_WIDTH = 20
 """Characters of a strategy's name that a narrow terminal does not break."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric in the summary table.
-
-    Attributes:
-        key: name in CSV files.
-        title: heading, with the unit.
-        meaning: one sentence for readers who do not know the metric.
-        better: ``+1`` when more is better, ``-1`` when less is, 0 when neither is marked.
-        measure: the metric of one run, in base units; None where it was not measured.
-        scale: factor from base units to those of the heading.
-        digits: digits after the decimal point.
-        short: heading in the terminal, which has little room; empty leaves the column out there.
-        over_time: says nothing about a single experience, and is left out for one.
-    """
-
-    key: str
-    title: str
-    meaning: str
-    better: int
-    measure: Callable[[Run], float | None]
-    scale: float = 100.0
-    digits: int = 2
-    short: str = ""
-    over_time: bool = False
-
-    def text(self, value: MeanAndSpread | None) -> str:
-        """``mean ± std`` in the column's unit; no spread for a single seed, or for a cost."""
-        if value is None:
-            return NO_VALUE
-        mean = f"{self._rounded(value.mean):,.{self.digits}f}"
-        if value.std is None or not self.better:
-            return mean
-        return f"{mean} ± {self._rounded(value.std):,.{self.digits}f}"
-
-    def best(self, values: Sequence[MeanAndSpread | None]) -> set[int]:
-        """Positions of the best values as printed; none when fewer than two can be compared."""
-        known = {i: self._rounded(value.mean) for i, value in enumerate(values) if value}
-        if not self.better or len(known) < 2:
-            return set()
-        top = max(self.better * value for value in known.values())
-        return {i for i, value in known.items() if self.better * value == top}
-
-    def _rounded(self, value: float) -> float:
-        return round(value * self.scale, self.digits) + 0.0  # + 0.0 makes -0.0 a plain zero
 
 
 @dataclass(frozen=True)
@@ -88,116 +39,11 @@ class Row:
     cells: list[Cell]
 
 
-def _state_bytes(run: Run) -> float | None:
-    size = run.strategy.state_bytes
-    return None if size is None else float(size)
-
-
-COLUMNS = (
-    Column(
-        "average_incremental_accuracy",
-        "Avg. incremental accuracy (%)",
-        "mean of the accuracies on all classes seen, after each experience",
-        +1,
-        lambda run: metrics.average_incremental_accuracy(run.stream_accuracy),
-        short="Avg. inc. %",
-        over_time=True,
-    ),
-    Column(
-        "last_accuracy",
-        "Last accuracy (%)",
-        "accuracy on all classes after the last experience",
-        +1,
-        lambda run: metrics.last_accuracy(run.stream_accuracy),
-        short="Last %",
-    ),
-    Column(
-        "forgetting",
-        "Forgetting (points)",
-        "fall of the accuracy on an experience between learning it and the end; mean",
-        -1,
-        lambda run: metrics.forgetting(run.accuracy_matrix),
-        short="Forgetting",
-        over_time=True,
-    ),
-    Column(
-        "maximum_forgetting",
-        "Max. forgetting (points)",
-        "as forgetting, from the best accuracy ever reached on the experience",
-        -1,
-        lambda run: metrics.maximum_forgetting(run.accuracy_matrix),
-        over_time=True,
-    ),
-    Column(
-        "backward_transfer",
-        "Backward transfer (points)",
-        "what later experiences added to the accuracy of earlier ones; minus forgetting",
-        +1,
-        lambda run: metrics.backward_transfer(run.accuracy_matrix),
-        over_time=True,
-    ),
-    Column(
-        "expected_calibration_error",
-        "Calibration error (%)",
-        "expected distance between confidence (softmax of the logits) and accuracy; 15 bins",
-        -1,
-        lambda run: run.metrics.expected_calibration_error,
-    ),
-    Column(
-        "state_bytes",
-        "Prototype memory (KiB)",
-        "size of the statistics kept; a dash for strategies without a prototype memory",
-        0,
-        _state_bytes,
-        scale=1 / 1024,
-        digits=1,
-        short="KiB",
-    ),
-    Column(
-        "megabytes_up",
-        "Up (MB)",
-        "bytes of all messages from clients, serialised; a dash outside federations",
-        0,
-        lambda run: run.exchanged("up"),
-        scale=1e-6,
-        short="MB up",
-    ),
-    Column(
-        "megabytes_down",
-        "Down (MB)",
-        "bytes of all messages to clients, serialised; a dash outside federations",
-        0,
-        lambda run: run.exchanged("down"),
-        scale=1e-6,
-        short="MB down",
-    ),
-    Column(
-        "seconds",
-        "Time (s)",
-        "wall time of the whole run",
-        0,
-        lambda run: run.seconds,
-        scale=1.0,
-        digits=1,
-        short="s",
-    ),
-    Column(
-        "peak_mib",
-        "Peak memory (MiB)",
-        "highest memory use of the run",
-        0,
-        lambda run: run.peak_mib,
-        scale=1.0,
-        digits=0,
-    ),
-)
-
-
 def columns(benchmark: Benchmark) -> list[Column]:
     """The columns that say something about a benchmark, and hold a value for one group at least."""
     return [
         column
-        for column in COLUMNS
+        for column in columns_of(run for group in benchmark.groups for run in group.runs)
         if not (benchmark.single and column.over_time)
         and any(group.spread(column.measure) is not None for group in benchmark.groups)
     ]
@@ -246,11 +92,13 @@ def comma_separated(benchmarks: Sequence[Benchmark]) -> str:
     """One line a group, every metric as mean and sample standard deviation in base units."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    names = [f"{column.key}_{part}" for column in COLUMNS for part in ("mean", "std")]
+    groups = [group for benchmark in benchmarks for group in benchmark.groups]
+    shown = columns_of(run for group in groups for run in group.runs)
+    names = [f"{column.key}_{part}" for column in shown for part in ("mean", "std")]
     writer.writerow(["benchmark", "strategy", "backbone", "label", "n", "seeds", *names])
     for benchmark in benchmarks:
         for group in benchmark.groups:
-            writer.writerow(_csv_row(benchmark, group))
+            writer.writerow(_csv_row(benchmark, group, shown))
     return buffer.getvalue()
 
 
@@ -260,6 +108,7 @@ def records(runs: Sequence[Run]) -> list[dict[str, Any]]:
     A metric that was not measured is None.
     """
     settings = differences([Group([run]) for run in runs])
+    shown = columns_of(runs)
     return [
         {
             "benchmark": run.benchmark.name,
@@ -267,7 +116,7 @@ def records(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "backbone": run.backbone.name,
             "seed": run.seed,
             **{key: values[i] for key, values in settings.items() if key not in _NAMES},
-            **{column.key: column.measure(run) for column in COLUMNS},
+            **{column.key: column.measure(run) for column in shown},
             "path": str(run.path),
         }
         for i, run in enumerate(runs)
@@ -321,11 +170,11 @@ def _markdown_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _csv_row(benchmark: Benchmark, group: Group) -> list[str]:
+def _csv_row(benchmark: Benchmark, group: Group, shown: Sequence[Column]) -> list[str]:
     run = group.first
     row = [benchmark.label, run.strategy.name, run.backbone.name, group.label]
     row += [str(len(group.runs)), " ".join(str(seed) for seed in group.seeds)]
-    for column in COLUMNS:
+    for column in shown:
         value = group.spread(column.measure)
         row.append("" if value is None else repr(value.mean))
         row.append("" if value is None or value.std is None else repr(value.std))

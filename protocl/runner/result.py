@@ -7,6 +7,7 @@ from typing import Any
 from protocl.backbones import Backbone, fingerprint
 from protocl.config import ExperimentConfig
 from protocl.data import ClassStream
+from protocl.data.config import imbalanced_counts
 from protocl.memory import PrototypeMemory
 from protocl.metrics.clusters import split_accuracy
 from protocl.metrics.confusion import Confusion
@@ -42,7 +43,7 @@ def build_result(
             "state_bytes": None if memory is None else memory.nbytes,
         },
         "backbone": _describe_backbone(config, prepared, trained),
-        **history.measures(),
+        **history.measures(imbalanced_counts(config.benchmark, prepared.data)),
     }
 
 

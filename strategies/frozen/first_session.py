@@ -15,7 +15,7 @@ from avalanche.models.cosine_layer import CosineLinear
 from torch import Tensor, nn
 
 from protocl.backbones import Classifier
-from protocl.backbones.adaptation import adapt, find_adaptation
+from protocl.backbones.adaptation import adapt, find_adaptation, fold
 from protocl.backbones.branches import two_branches
 from protocl.strategies.frozen.session import Session
 from protocl.strategies.plugin.classifier_layer import find_classifier
@@ -99,6 +99,7 @@ class FirstSession:
 
     def conclude(self, model: nn.Module) -> None:
         """Give an adapted model the form that it keeps."""
+        fold(model.backbone if isinstance(model, Classifier) else model, self._adaptation)
         if self._pretrained is None:
             return
         assert isinstance(model, Classifier)

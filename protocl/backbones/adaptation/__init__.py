@@ -4,7 +4,7 @@ An adaptation changes a module in place and tells which parameters are to be tra
 :func:`adapt` applies one by name.
 """
 
-from protocl.backbones.adaptation.adapt import adapt, find_adaptation
+from protocl.backbones.adaptation.adapt import adapt, find_adaptation, fold
 from protocl.backbones.adaptation.base import Adaptation
 
-__all__ = ["Adaptation", "adapt", "find_adaptation"]
+__all__ = ["Adaptation", "adapt", "find_adaptation", "fold"]

@@ -11,7 +11,7 @@ from torch import nn
 from protocl.backbones.adaptation.base import Adaptation
 from protocl.backbones.base import Backbone
 from protocl.errors import ConfigError
-from protocl.registry import ADAPTATIONS
+from protocl.registry import ADAPTATIONS, written_setting
 
 
 def adapt(module: nn.Module, name: str) -> list[nn.Parameter]:
@@ -20,7 +20,8 @@ def adapt(module: nn.Module, name: str) -> list[nn.Parameter]:
     Args:
         module: a backbone, or any module that contains it.
         name: ``"none"``, ``"finetune"``, ``"bn"``, ``"vpt_shallow"``, ``"vpt_deep"``, ``"ssf"``,
-            ``"adapter"``, or one that another package registered.
+            ``"adapter"``, ``"lora"``, or one that another package registered; with arguments as in
+            ``"lora:rank=4:alpha=8"``.
 
     Returns:
         The parameters to be trained.
@@ -36,6 +37,18 @@ def adapt(module: nn.Module, name: str) -> list[nn.Parameter]:
     for parameter in trained:
         parameter.requires_grad_(True)
     return trained
+
+
+def fold(module: nn.Module, adaptation: Adaptation) -> None:
+    """End an adaptation: what can be folded into the module's own weights is.
+
+    Its layers, names and fingerprint are then those of a network that was trained as a whole.
+    """
+    if not adaptation.fold(module):
+        return
+    _read_on(module, "finetune")
+    if isinstance(module, Backbone) and module.origin is not None:
+        module.origin = replace(module.origin, adapted="finetune")
 
 
 def _read_on(module: nn.Module, name: str) -> None:
@@ -57,7 +70,7 @@ def find_adaptation(module: nn.Module, name: str) -> Adaptation:
     Raises:
         ConfigError: there is none, or it does not apply; the message names those that do.
     """
-    adaptation: Adaptation = ADAPTATIONS.get(name)()
+    adaptation = _built(name)
     if adaptation.applies(module):
         return adaptation
     what = (inspect.getdoc(adaptation) or "").partition("\n")[0].rstrip(".")
@@ -65,6 +78,19 @@ def find_adaptation(module: nn.Module, name: str) -> Adaptation:
         f"adapt={name} ('{what}') does not apply to {_description(module)}: "
         f"choose from {', '.join(_applying(module))}"
     )
+
+
+def _built(name: str) -> Adaptation:
+    """The adaptation of ``NAME`` or ``NAME:ARGUMENT=VALUE:...``."""
+    name, *words = name.split(":")
+    kind = ADAPTATIONS.get(name)
+    known = inspect.signature(kind).parameters
+    given = dict(written_setting(f"adapt={name}", word, known) for word in words)
+    try:
+        adaptation: Adaptation = kind(**given)
+    except ValueError as error:
+        raise ConfigError(f"adapt={name}: {error}") from error
+    return adaptation
 
 
 def _applying(module: nn.Module) -> Iterator[str]:

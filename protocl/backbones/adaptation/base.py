@@ -6,7 +6,10 @@ from torch import nn
 
 
 class Adaptation:
-    """A way to adapt a module; made without arguments, registered under ``protocl.adaptations``."""
+    """A way to adapt a module, registered under ``protocl.adaptations``.
+
+    Arguments of its class have defaults; ``NAME:ARGUMENT=VALUE`` gives others.
+    """
 
     def applies(self, module: nn.Module) -> bool:
         """Whether ``module`` has the layers that this adaptation changes."""
@@ -22,3 +25,11 @@ class Adaptation:
 
     def set_mode(self, module: nn.Module) -> None:
         """Put ``module``, which is in training mode, in the mode in which it adapts."""
+
+    def fold(self, module: nn.Module) -> bool:
+        """Put what was trained into the weights that ``module`` had, where it can be.
+
+        Returns:
+            Whether nothing that was inserted is left.
+        """
+        return False

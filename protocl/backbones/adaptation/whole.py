@@ -42,21 +42,21 @@ class BatchNormStatistics(Adaptation):
     """
 
     def applies(self, module: nn.Module) -> bool:
-        return bool(_batch_norms(module))
+        return bool(batch_norms(module))
 
     def insert(self, module: nn.Module) -> list[nn.Parameter]:
-        for layer in _batch_norms(module):
+        for layer in batch_norms(module):
             layer.reset_running_stats()
             layer.momentum = cast(float, None)  # torch: the cumulative average
         return []
 
     def set_mode(self, module: nn.Module) -> None:
         module.eval()
-        for layer in _batch_norms(module):
+        for layer in batch_norms(module):
             layer.train()
 
 
-def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    """The layers that keep running statistics."""
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """The layers of BatchNorm that keep running statistics."""
     layers = (layer for layer in module.modules() if isinstance(layer, _BatchNorm))
     return [layer for layer in layers if layer.track_running_stats]

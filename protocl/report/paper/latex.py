@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from protocl.report import table
+from protocl.report.columns import NO_VALUE
 from protocl.report.groups import Benchmark
 
 _SPECIAL = str.maketrans(
@@ -49,7 +50,7 @@ def _line(row: table.Row, shown: Sequence[int]) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " & ".join("--" if cell == table.NO_VALUE else cell for cell in cells) + r" \\"
+    return " & ".join("--" if cell == NO_VALUE else cell for cell in cells) + r" \\"
 
 
 def escaped(text: str) -> str:

@@ -202,7 +202,14 @@ def test_another_adaptation_is_not_found(change: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "adapt"),
-    [(VIT, "vpt_shallow"), (VIT, "ssf"), (VIT, "adapter"), (CONV, "finetune"), (CONV, "bn")],
+    [
+        (VIT, "vpt_shallow"),
+        (VIT, "ssf"),
+        (VIT, "adapter"),
+        (VIT, "lora:rank=2:alpha=4"),
+        (CONV, "finetune"),
+        (CONV, "bn"),
+    ],
 )
 def test_one_adaptation_serves_all_heads(
     backbone: tuple[str, ...], adapt: str, tmp_path: Path
@@ -237,9 +244,9 @@ def test_one_adaptation_serves_all_heads(
         ((*CONV, "strategy=aper"), r"adapt=adapter .*backbone conv4.*choose from bn, finetune"),
         (
             (*VIT, "strategy=aper", "strategy.session.adapt=bn"),
-            "choose from adapter, finetune, none, ssf",
+            "choose from adapter, finetune, lora, none, ssf",
         ),
-        ((*VIT, "strategy=aper", "strategy.session.adapt=lora"), "unknown adaptation 'lora'"),
+        ((*VIT, "strategy=aper", "strategy.session.adapt=dora"), "unknown adaptation 'dora'"),
         (
             (*VIT, "strategy=aper", "strategy.session.classifier=cos"),
             "session.classifier=cos: expected linear or cosine",
