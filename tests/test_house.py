@@ -113,6 +113,7 @@ HELD_BY = {
         "federation/runner/test_run.py",
         "federation/methods/test_protected_runs.py",
     ],
+    "federation/operations": ["federation/operations/test_operations.py"],
     "federation/privacy": ["federation/privacy/test_mechanism.py"],
     "federation/reconnaissance": ["federation/reconnaissance/test_reconnaissance.py"],
     "federation/reconnaissance/methods": ["federation/reconnaissance/test_reconnaissance.py"],

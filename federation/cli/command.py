@@ -34,6 +34,9 @@ examples:
   protocl federate deploy my-federation method=protected method.noise=distributed
   protocl federate deploy my-federation federation=runs/.../config.yaml      what was simulated
   protocl federate identity clients hospital-1         a key for method.secure=pinned
+  protocl federate deploy my-tree federation.edges=2   a root, two edges and their nodes
+  protocl federate release output client=7 to=edge-1   let a client go to another edge
+  protocl federate block output node=7                 ask a node no more, and read nothing of it
 
 Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
 merged memory, the ledger of contributions and the bytes of every message.
@@ -50,7 +53,8 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         summary="run a federation of clients, or write files to deploy one",
         description=_HELP,
         examples=_EXAMPLES,
-        settings="see above; or: deploy FOLDER [KEY=VALUE ...]; or: identity FOLDER NAME",
+        settings="see above; or: deploy FOLDER [KEY=VALUE ...]; or: identity FOLDER NAME; "
+        "or: release FOLDER client=NAME to=EDGE; or: block|unblock FOLDER node=NAME",
     )
 
 
@@ -60,6 +64,10 @@ def federate(args: argparse.Namespace) -> int:
         return _deploy(args.settings[1:])
     if args.settings[0] == "identity":
         return _identity(args.settings[1:])
+    if args.settings[0] == "release":
+        return _release(args.settings[1:])
+    if args.settings[0] in ("block", "unblock"):
+        return _block(args.settings[1:], blocked=args.settings[0] == "block")
     from protocl.cli.sweep import run_command
     from protocl.federation.runner.run import FEDERATION
 
@@ -79,6 +87,41 @@ def _identity(words: list[str]) -> int:
         )
     key = write_identity(Path(words[0]), words[1])
     Console().print(f'for roster.json of all: "{words[1]}": "{key}"', soft_wrap=True)
+    return 0
+
+
+def _release(words: list[str]) -> int:
+    from rich.console import Console
+
+    from protocl.errors import ConfigError
+    from protocl.federation.edges.files import EdgeFolder, ask
+
+    given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+    if len(words) != 3 or given.keys() != {"client", "to"} or not all(given.values()):
+        raise ConfigError(
+            f"protocl federate release {' '.join(words)}: give the folder output of the edge, "
+            "client=NAME as its ledger.jsonl has it, and to=EDGE"
+        )
+    folder = Path(words[0])
+    ask(folder, given["client"], given["to"])
+    path = EdgeFolder(folder, "").release(given["client"])
+    Console().print(f"asked for; once the root is without it, here: {path}", soft_wrap=True)
+    return 0
+
+
+def _block(words: list[str], *, blocked: bool) -> int:
+    from rich.console import Console
+
+    from protocl.errors import ConfigError
+    from protocl.federation.operations.blocking import BlockList
+
+    if len(words) != 2 or not words[1].startswith("node=") or words[1] == "node=":
+        raise ConfigError(
+            f"protocl federate {'block' if blocked else 'unblock'} {' '.join(words)}: give the "
+            "folder output of the server, and node=NAME as traffic.csv has it"
+        )
+    names = BlockList(Path(words[0])).change(words[1].partition("=")[2], blocked=blocked)
+    Console().print(f"blocked now: {', '.join(sorted(names)) or 'none'}", soft_wrap=True)
     return 0
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from protocl.federation.client.client import Loader
     from protocl.federation.client.state import StateStore
+    from protocl.federation.server.aggregation import Door
     from protocl.federation.server.sampling import Options
     from protocl.memory import PrototypeMemory
 
@@ -95,6 +96,7 @@ class FederationSetup:
         keep: folder of what clients must not lose besides their states; None in simulations, whose
             clients are gone with their run.
         limits: what one client may claim and send.
+        door: of a server that is an edge; see :class:`.FederatedPrototypes`.
     """
 
     load: Loader
@@ -110,6 +112,7 @@ class FederationSetup:
     keep: Path | None = None
     class_names: Sequence[str] = ()
     limits: Limits = field(default_factory=Limits)
+    door: Door | None = None
 
     def options(self) -> Options:
         """How our strategies conduct a round."""

@@ -7,8 +7,9 @@ code as in a simulation.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +24,17 @@ from protocl.federation.client.state import StatesOnDisk
 from protocl.federation.config import FederateConfig, FederationSetup, Method
 from protocl.federation.config.compose import require_deployable
 from protocl.federation.deploy.places import local_path
-from protocl.federation.deploy.server_loop import RUN_CONFIG, output_folder, serve
+from protocl.federation.deploy.server_loop import NO_EDGE, RUN_CONFIG, output_folder, serve
 from protocl.federation.deploy.settings import of_task, own_settings, read_config
+from protocl.federation.edges.files import EdgeFolder
+from protocl.federation.edges.limits import limits_of_edge
+from protocl.federation.edges.node import EdgeNode
+from protocl.federation.edges.root import require_addable, root_strategy
+from protocl.federation.secure.protocol.identity import public_key
 from protocl.federation.server.resumable import LastingStrategy
+from protocl.federation.server.strategy import FederatedPrototypes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,34 @@ def server_app(task: Task | NewTask) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         config = context.run_config
-        method = build_method(task, config, output_folder(config))
-        serve(grid, cast(LastingStrategy, method.strategy), config)
+        serve(grid, build_strategy(task, config), config)
 
     return app
+
+
+def build_strategy(task: Task | NewTask, run_config: Mapping[str, Any]) -> LastingStrategy:
+    """The server's side: of a root, of an edge, or of one server for all.
+
+    Raises:
+        ConfigError: as :func:`build_method`, or the method cannot be that of a tree.
+    """
+    values = {**RUN_CONFIG, **run_config}
+    method = build_method(task, values, output_folder(values))
+    strategy = cast(LastingStrategy, method.strategy)
+    edges = int(values["edges"])
+    if not edges and values["edge"] == NO_EDGE:
+        return strategy
+    require_addable(read_config(values).method, edges)
+    assert isinstance(strategy, FederatedPrototypes)
+    if values["edge"] != NO_EDGE:
+        key = EdgeFolder(output_folder(values), str(values["edge"])).key
+        logger.info("public key of edge %s: %s", values["edge"], public_key(key).hex())
+        return strategy
+    each = -(-int(values["clients"]) // edges)
+    limits = limits_of_edge(strategy.options.limits, each)
+    return root_strategy(
+        strategy, replace(strategy.options, limits=limits), output_folder(values) / "checkpoint"
+    )
 
 
 def build_method(task: Task | NewTask, run_config: Mapping[str, Any], folder: Path) -> Method:
@@ -106,6 +139,7 @@ def build_method(task: Task | NewTask, run_config: Mapping[str, Any], folder: Pa
             keep=folder,
             class_names=task.class_names,
             limits=config.limits,
+            door=None if values["edge"] == NO_EDGE else EdgeFolder(folder, str(values["edge"])),
         )
     )
 
@@ -124,6 +158,10 @@ class _DeployedClient(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         config = {**context.run_config, **own_settings(context.node_config)}
+        if int(config.get("edges", 0)):
+            place = local_path("edge-output", context.node_config.get("edge-output", ""))
+            name = str(context.node_config.get("name", ""))
+            return EdgeNode(EdgeFolder(place, name))(message, context)
         place = context.node_config.get("state", config["client-state"])
         folder = local_path("client-state", place)
         return build_method(self.task, config, folder).client_app(message, context)

@@ -15,6 +15,8 @@ from protocl.federation.config.compose import compose, require_deployable
 from protocl.federation.deploy.places import HOME
 from protocl.federation.deploy.server_loop import RUN_CONFIG
 from protocl.federation.deploy.settings import ROUNDS, stated, to_toml
+from protocl.federation.edges.limits import share_of
+from protocl.federation.edges.root import require_addable
 from protocl.federation.wire.compat import ENVIRONMENT
 from protocl.io.atomic import atomic_write
 
@@ -181,6 +183,49 @@ A node whose key is not registered is refused. The address is in `flower/config.
   what each client sent `ledger.jsonl`.
 """
 
+_TREE = """\
+# A tree of servers
+
+`root` adds up what the edges ({edges}) send; each edge adds up what its nodes send. Each folder is
+a deployment of its own, with its own SuperLink, as its README.md says; copy it to the machine that
+it is for. Ports differ, so that all can run on one machine.
+
+1. In `root`: start the SuperLink. Its nodes are the edges: make a key for each, register it, and
+   carry it to the machine of the edge with `keys/ca.crt`.
+2. In each edge: start its SuperLink and its nodes, and `flwr run . tls`. Beside them, in the same
+   folder, the node by which the edge speaks to the root:
+
+       flower-supernode --superlink ROOT:{port} --root-certificates ROOT-ca.crt \\
+         --auth-supernode-private-key ROOT-node0 --port 9194 \\
+         --node-config "name='edge-0' edge-output='output'"
+
+3. In `root`: `flwr run . tls`. A round asks the edges what they have; what an edge has not sent
+   since is asked for in the next one. Give the root as many `rounds` as the edges need time for.
+
+The benchmark is dealt out over all edges: {shares}. Give the nodes of an edge these numbers as
+`partition-id`, and `num-partitions={clients}`.
+
+## A client that moves to another edge
+
+Each edge signs releases with `output/edge.key`. Write the public keys of all (`output/edge.pub`)
+into one file `edges.json`, {{"edge-0": "KEY", ...}}, and put it into the `output` of each edge.
+Then, on the old edge, with the client's name in `ledger.jsonl`:
+
+    protocl federate release output client=NAME to=edge-1
+
+Once the root is without it, `output/releases/NAME.release.json` is there. Stop the node, put that
+file beside its state as `client-state/partition-0.release.json` (the name of the state), and start
+it at the SuperLink of the new edge. Without the file it is told where it is counted, and sends
+nothing.
+
+## When something fails
+
+- An edge that dies is left out; what it sent stays in the root's sum. It goes on with its folder.
+- An edge that is restored from a backup leaves out who was forgotten or left since, as long as it
+  has its `output/checkpoint/forgotten.jsonl`.
+- Without `output/above.safetensors` an edge is known to the root by its node's key.
+"""
+
 _PROTECTED = """
 ## Protected sums
 
@@ -226,15 +271,45 @@ def write_deployment(folder: Path, settings: Settings) -> list[Path]:
         raise ConfigError(f"{folder} exists and is not empty; give a folder that does not exist")
     config = compose(settings)
     require_deployable(config.method)
+    if config.federation.edges:
+        return _write_tree(folder, config, settings)
+    return _write_app(folder, config, _run_config(config, settings), PORT)
+
+
+def _write_tree(folder: Path, config: FederateConfig, settings: Settings) -> list[Path]:
+    """A folder for the root, one for each edge, and how they belong together."""
+    edges, clients = config.federation.edges, config.federation.clients
+    require_addable(config.method, edges)
+    usual = _run_config(config, settings)
+    above = {"edges": edges, "evaluate": 0.0, "min-clients": edges}
+    written = _write_app(folder / "root", config, usual | above, PORT)
+    for number in range(edges):
+        own = {"edge": f"edge-{number}"}
+        written += _write_app(
+            folder / f"edge-{number}", config, usual | own, PORT + 10 * (number + 1)
+        )
+    shares = (share_of(number, edges, clients) for number in range(edges))
+    text = _TREE.format(
+        edges=", ".join(f"`edge-{number}`" for number in range(edges)), port=PORT, clients=clients,
+        shares=", ".join(f"{share.start} to {share.stop - 1}" for share in shares),
+    )  # fmt: skip
+    atomic_write(folder / "README.md", text)
+    return [*written, folder / "README.md"]
+
+
+def _write_app(
+    folder: Path, config: FederateConfig, run_config: dict[str, Any], port: int
+) -> list[Path]:
+    """A SuperLink's app with its keys and instructions."""
     contents = {
-        "pyproject.toml": _project(config, settings),
+        "pyproject.toml": _project(config, run_config),
         "flower/config.toml": _CONNECTIONS.format(
-            port=PORT, certificate=json.dumps(str(folder / "keys" / "ca.crt"))
+            port=port, certificate=json.dumps(str(folder / "keys" / "ca.crt"))
         ),
         "environment.sh": _environment(),
         "make_test_keys.sh": _KEYS,
         "README.md": _README.format(
-            port=PORT, package=_PACKAGE, home=HOME, clients=config.federation.clients
+            port=port, package=_PACKAGE, home=HOME, clients=config.federation.clients
         )
         + (_PROTECTED if config.method.name == "protected" else ""),
         ".gitignore": "keys/\noutput/\nclients/\nflower/\n*.db*\n",
@@ -248,15 +323,13 @@ def write_deployment(folder: Path, settings: Settings) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _project(config: FederateConfig, settings: Settings) -> str:
+def _project(config: FederateConfig, run_config: dict[str, Any]) -> str:
     tables = "\n\n".join(
         f"[tool.flwr.app.config.{section}]\n{to_toml(values)}"
         for section, values in stated(config).items()
         if values
     )
-    return _PROJECT.format(
-        package=_PACKAGE, config=to_toml(_run_config(config, settings)), tables=tables
-    )
+    return _PROJECT.format(package=_PACKAGE, config=to_toml(run_config), tables=tables)
 
 
 def _run_config(config: FederateConfig, settings: Settings) -> dict[str, Any]:

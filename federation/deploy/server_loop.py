@@ -12,12 +12,20 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from protocl.federation.deploy.places import local_path
+from protocl.federation.edges.files import EdgeFolder
+from protocl.federation.operations.blocking import BlockingGrid, BlockList
+from protocl.federation.operations.json_log import json_log
+from protocl.federation.operations.metrics import ServerMetrics, served_metrics
 from protocl.federation.server.resumable import LastingStrategy
+from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.federation.wire.relayed_grids import QuorumGrid
 from protocl.io.atomic import atomic_write
 from protocl.runner.folders import exclusive
 
 logger = logging.getLogger(__name__)
+
+NO_EDGE = "none"
+"""Name of the edge that a server is which is none."""
 
 RUN_CONFIG: dict[str, str | int | float | bool] = {
     "rounds": 5,
@@ -31,6 +39,10 @@ RUN_CONFIG: dict[str, str | int | float | bool] = {
     "quorum": 1.0,
     "grace": 5.0,
     "evaluate": 1.0,
+    "edge": NO_EDGE,
+    "edges": 0,
+    "metrics-port": 0,
+    "log-json": False,
 }
 """Every key of the run's configuration and its default, besides two folders and the method's own.
 
@@ -38,7 +50,9 @@ RUN_CONFIG: dict[str, str | int | float | bool] = {
 benchmark are dealt out, and in how many rounds; they stay, since nodes remember how many parts they
 counted. ``wait`` is for ``min-clients`` to come online;
 ``quorum`` is the share of the clients asked whose answers are enough to close a round ``grace``
-seconds later; ``deadline`` closes it in any case. All times are in seconds.
+seconds later; ``deadline`` closes it in any case. All times are in seconds. ``edge`` is the name of
+an edge of a tree, ``edges`` how many a root has. ``metrics-port`` serves metrics on this machine, 0
+none; ``log-json`` writes ``log.jsonl``.
 """
 
 _PATIENCE = 60.0
@@ -62,7 +76,7 @@ def serve(grid: Grid, strategy: LastingStrategy, run_config: Mapping[str, Any]) 
         strategy: what is run.
         run_config: :data:`RUN_CONFIG`, and ``output``: a folder on the server, which receives
             ``memory.safetensors``, ``traffic.csv``, ``rounds.json``, and
-            ``ledger.jsonl`` where the strategy keeps one.
+            ``ledger.jsonl`` where the strategy keeps one; of an edge what its node sends upwards.
 
     Raises:
         ConfigError: a key is missing, a value does not fit, or another run keeps the folder in use.
@@ -70,17 +84,28 @@ def serve(grid: Grid, strategy: LastingStrategy, run_config: Mapping[str, Any]) 
     values = {**RUN_CONFIG, **run_config}
     output = output_folder(values)
     output.mkdir(parents=True, exist_ok=True)
-    with exclusive(output, patience=_PATIENCE):
-        _serve(grid, strategy, values, output)
+    log = output / "log.jsonl" if values["log-json"] else None
+    with (
+        exclusive(output, patience=_PATIENCE),
+        json_log(log),
+        served_metrics(int(values["metrics-port"])) as metrics,
+    ):
+        _serve(grid, strategy, values, output, metrics)
 
 
-def _serve(grid: Grid, strategy: LastingStrategy, values: Mapping[str, Any], output: Path) -> None:
+def _serve(
+    grid: Grid, strategy: LastingStrategy, values: Mapping[str, Any], output: Path,
+    metrics: ServerMetrics,
+) -> None:  # fmt: skip
     if strategy.resume():
         logger.info("continuing after round %d", strategy.round)
     remaining = int(values["rounds"]) - strategy.round
     if remaining < 1:
         logger.info("all %d rounds are done; raise rounds to go on", strategy.round)
+        _tend(strategy, values, output)
         return
+
+    quorum = QuorumGrid(grid, quorum=float(values["quorum"]), grace=float(values["grace"]))
 
     def save(number: int, arrays: ArrayRecord) -> MetricRecord | None:
         strategy.memory.save(output / "memory.safetensors")
@@ -89,15 +114,25 @@ def _serve(grid: Grid, strategy: LastingStrategy, values: Mapping[str, Any], out
             merged.ledger.save(output / "ledger.jsonl")
         strategy.traffic.save(output / "traffic.csv")
         atomic_write(output / "rounds.json", json.dumps(_rounds(strategy), indent=1))
+        _tend(strategy, values, output)
+        metrics.update(strategy, quorum.missing)
+        fields = {"round": strategy.round, **strategy.outcome(strategy.round)}
+        logger.info("round %d is saved", strategy.round, extra={"fields": fields})
         return None
 
     strategy.start(
-        QuorumGrid(grid, quorum=float(values["quorum"]), grace=float(values["grace"])),
+        BlockingGrid(quorum, BlockList(output)),
         ArrayRecord(),
         num_rounds=remaining,
         timeout=float(values["deadline"]),
         evaluate_fn=save,
     )
+
+
+def _tend(strategy: LastingStrategy, values: Mapping[str, Any], output: Path) -> None:
+    """Where this is an edge, do what its operator asked for, and leave its row for the root."""
+    if values["edge"] != NO_EDGE and isinstance(strategy, FederatedPrototypes):
+        EdgeFolder(output, str(values["edge"])).tend(strategy)
 
 
 def output_folder(run_config: Mapping[str, Any]) -> Path:

@@ -25,3 +25,14 @@ def limits_of_edge(limits: Limits, clients: int) -> Limits:
         max_count=min(limits.max_count * clients, WIDEST),
         max_clients=max(1, limits.max_clients // clients),
     )
+
+
+def share_of(number: int, edges: int, clients: int) -> range:
+    """The clients of an edge, of as many at each as can be.
+
+    >>> [share_of(number, 3, 10) for number in range(3)]
+    [range(0, 4), range(4, 7), range(7, 10)]
+    """
+    each, more = divmod(clients, edges)
+    start = number * each + min(number, more)
+    return range(start, start + each + (number < more))

@@ -11,10 +11,10 @@ from flwr.serverapp import Grid
 
 from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodConfig
-from protocl.federation.edges.limits import limits_of_edge
+from protocl.federation.edges.limits import limits_of_edge, share_of
+from protocl.federation.edges.root import require_addable, root_strategy
 from protocl.federation.edges.row import Holding, RowState, answer
-from protocl.federation.methods.group_means.fedcof import GroupMeansConfig
-from protocl.federation.methods.prototypes import PrototypesConfig, PrototypesMethod
+from protocl.federation.methods.prototypes import PrototypesMethod
 from protocl.federation.server.sampling import addressed, choose_nodes
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.federation.wire.grid import InProcessGrid
@@ -111,17 +111,6 @@ class SimulatedEdges:
         return self.edges[number]
 
 
-def share_of(number: int, edges: int, clients: int) -> range:
-    """The clients of an edge, of as many at each as can be.
-
-    >>> [share_of(number, 3, 10) for number in range(3)]
-    [range(0, 4), range(4, 7), range(7, 10)]
-    """
-    each, more = divmod(clients, edges)
-    start = number * each + min(number, more)
-    return range(start, start + each + (number < more))
-
-
 def build_tree(config: MethodConfig, setup: FederationSetup) -> PrototypesMethod:
     """A method whose clients are dealt out to ``setup.federation.edges`` edges.
 
@@ -132,25 +121,17 @@ def build_tree(config: MethodConfig, setup: FederationSetup) -> PrototypesMethod
     """
     federation = setup.federation
     edges, clients = federation.edges, federation.clients
-    if not isinstance(config, PrototypesConfig) or isinstance(config, GroupMeansConfig):
-        raise ConfigError(
-            f"edges={edges}: method={config.name} has no sums that edges could add up; use "
-            "method=prototypes or robust, or edges=0"
-        )
+    config = require_addable(config, edges)
     if edges > clients:
         raise ConfigError(f"edges={edges}: expected at most as many as clients={clients}")
-    most = len(share_of(0, edges, clients))
     options = replace(
         setup.options(), participation=1.0, min_clients=1,
         evaluate=1.0 if federation.evaluate else 0.0,
-        limits=limits_of_edge(setup.limits, most),
+        limits=limits_of_edge(setup.limits, len(share_of(0, edges, clients))),
     )  # fmt: skip
     method = config.build(setup)
     leaf = method.client_app
-    method.strategy = root = FederatedPrototypes(
-        method.strategy.empty, options, keep_contributions=True, checkpoints=setup.checkpoints,
-        rows=True,
-    )  # fmt: skip
+    method.strategy = root = root_strategy(method.strategy, options, setup.checkpoints)
 
     def build(number: int) -> SimulatedEdge:
         own = share_of(number, edges, clients)

@@ -157,6 +157,7 @@ class PrototypesMethod:
             screen=config.build_screen(),
             merge=config.build_merge(),
             backbone=self.backbone,
+            door=setup.door,
         )
         self.client = PrototypeClient(
             setup.load,

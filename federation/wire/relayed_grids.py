@@ -205,6 +205,11 @@ class QuorumGrid(GridWrapper):
         self._missing: dict[str, Message] = {}
         self._one_by_one = False
 
+    @property
+    def missing(self) -> int:
+        """Replies that were asked for and have not come."""
+        return len(self._missing)
+
     def get_node_ids(self) -> Iterable[int]:
         """See :class:`flwr.serverapp.Grid`."""
         self._require_running()

@@ -18,7 +18,7 @@ from protocl.memory.symmetric import diagonal_places
 Reason = Literal[
     "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
     "forgotten", "claimed", "overflow", "screened", "classes", "owner",
-    "left", "release", "blocked",
+    "left", "release",
 ]  # fmt: skip
 
 LONGEST_LIFE = 64
@@ -41,7 +41,6 @@ _UNTIL: dict[Reason, str] = {
     "classes": "until the server accepts more of them",
     "left": "until it comes back with the release of another edge",
     "release": "until one is shown that this edge accepts",
-    "blocked": "until the operator lifts it",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,8 +20,9 @@ def triangle_size(width: int) -> int:
     return width * (width + 1) // 2
 
 
+@lru_cache(maxsize=16)
 def diagonal_places(width: int) -> Tensor:
-    """``(W,)`` where the diagonal of a matrix lies in its upper triangle."""
+    """``(W,)`` where the diagonal of a matrix lies in its upper triangle; not to be changed."""
     before = torch.arange(width)
     return before * width - before * (before - 1) // 2
 
@@ -55,6 +57,9 @@ def pack_triangles(matrices: Tensor) -> Tensor:
 
 def unpack_triangles(triangles: Tensor, width: int) -> Tensor:
     """Symmetric matrices ``(..., W, W)`` of their upper triangles ``(..., W (W + 1) / 2)``."""
+    if width <= _BLOCK and triangles.device.type == "cpu":
+        chosen = triangles.index_select(-1, _places(width))
+        return chosen.view(*triangles.shape[:-1], width, width)
     whole = triangles.new_empty(*triangles.shape[:-1], width, width)
     if triangles.device.type != "cpu":
         rows, columns = torch.triu_indices(width, width, device=triangles.device)
@@ -68,6 +73,15 @@ def unpack_triangles(triangles: Tensor, width: int) -> Tensor:
     mirror_(stack)
     _mirror_within_(stack)
     return whole
+
+
+@lru_cache(maxsize=16)
+def _places(width: int) -> Tensor:
+    """``(W * W,)`` where each entry of a small matrix lies in its upper triangle."""
+    places = torch.empty(width, width, dtype=torch.int64)
+    for row, part in _rows(width):
+        places[row, row:] = places[row:, row] = torch.arange(part.start, part.stop)
+    return places.flatten()
 
 
 def _rows(width: int) -> Iterator[tuple[int, slice]]:

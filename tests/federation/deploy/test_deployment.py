@@ -222,8 +222,8 @@ class Network:
 
 
 @contextmanager
-def network(folder: Path) -> Iterator[Network]:
-    net = Network(folder)
+def network(folder: Path, kind: type[Network] = Network) -> Iterator[Network]:
+    net = kind(folder)
     try:
         yield net
     except AssertionError as error:

@@ -20,8 +20,8 @@ from protocl.federation import ClientData, FederatedPrototypes, InProcessGrid, P
 from protocl.federation.client.state import StatesInProcess
 from protocl.federation.config.compose import load
 from protocl.federation.edges.door import EdgeDoor, sign_release
-from protocl.federation.edges.limits import limits_of_edge
-from protocl.federation.edges.simulated import SimulatedEdge, SimulatedEdges, share_of
+from protocl.federation.edges.limits import limits_of_edge, share_of
+from protocl.federation.edges.simulated import SimulatedEdge, SimulatedEdges
 from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
 from protocl.federation.runner.run import FederatedRun
 from protocl.federation.secure.protocol.identity import new_private_key, public_key

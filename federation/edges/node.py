@@ -1,0 +1,79 @@
+"""The node by which a deployed edge is a client of the root."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from filelock import FileLock
+from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
+
+from protocl.federation.edges.door import sign_release
+from protocl.federation.edges.files import EdgeFolder, load_holding, save_holding, tombstones_of
+from protocl.federation.edges.row import RowState, answer
+from protocl.federation.exactly_once.client import Life, Pending
+from protocl.federation.exactly_once.edge import Standing
+from protocl.federation.exactly_once.server import Tombstone
+from protocl.federation.server.state import same_statistics
+from protocl.federation.wire.replies import confusion_content
+from protocl.io.atomic import atomic_write
+from protocl.metrics.confusion import Confusion
+
+
+class EdgeNode:
+    """Answers the root for an edge, with what the edge's server left in its folder.
+
+    What it must not lose, the numbers of its rows, is beside it in ``above.safetensors``. Without
+    that file the edge is known to the root by its node, and its next row replaces all before.
+
+    Args:
+        folder: of the edge.
+    """
+
+    def __init__(self, folder: EdgeFolder) -> None:
+        self.folder = folder
+        self._path = folder.path / "above.safetensors"
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """The answer; its clients evaluate with the edge's own memory, not with the root's."""
+        if message.metadata.message_type == MessageType.EVALUATE:
+            return Message(confusion_content(Confusion.empty()), reply_to=message)
+        if not self.folder.row.exists():  # before the first round of the edge
+            metrics = MetricRecord({"num-examples": 0})
+            return Message(RecordDict({"metrics": metrics}), reply_to=message)
+        with FileLock(f"{self._path}.lock"):
+            now, values = load_holding(self.folder.row)
+            state = self._load()
+            last = state.last
+            changed = last is None or not same_statistics(last.memory, now.memory)
+            reply = answer(message, context, state, now, changed=changed)
+            self._save(state)
+            self._give_releases(tombstones_of(values)[: state.standing.withdrawn])
+        return reply
+
+    def _give_releases(self, withdrawn: list[Tombstone]) -> None:
+        """Write the releases of clients without which the root is; of each the newest."""
+        newest = {one.client: one for one in withdrawn if one.target}
+        for client, tombstone in newest.items():
+            signed = sign_release(tombstone.release(self.folder.name), self.folder.key)
+            path = self.folder.release(client)
+            if not path.exists() or path.read_text(encoding="utf-8") != signed:
+                path.parent.mkdir(exist_ok=True)
+                atomic_write(path, signed)
+
+    def _load(self) -> RowState:
+        if not self._path.exists():
+            return RowState()
+        last, values = load_holding(self._path)
+        standing = values["standing"]
+        life = standing.pop("life")
+        life["pending"] = [Pending(*pending) for pending in life["pending"]]
+        life |= {key: tuple(life[key]) for key in ("replaces", "shares")}
+        standing["included"] = {int(key): n for key, n in standing["included"].items()}
+        last = type(last)(last.memory, last.names, standing["stated"])
+        return RowState(Standing(Life(**life), **standing), last)
+
+    def _save(self, state: RowState) -> None:
+        assert state.last is not None
+        life = {**asdict(state.standing.life), "pending": list(state.standing.life.pending)}
+        standing = {**asdict(state.standing), "life": life}
+        save_holding(self._path, state.last.memory, state.last.names, standing=standing)

@@ -1,0 +1,206 @@
+"""A deployed tree: edges whose server and node are processes of their own, which die and move."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context
+from flwr.common.config import flatten_dict
+
+from protocl import PrototypeMemory
+from protocl.backbones import BackboneConfig, build_backbone
+from protocl.checks import sample_batch
+from protocl.cli.main import main
+from protocl.errors import AllFailedError, ConfigError, DataError
+from protocl.federation.client.client import ClientData
+from protocl.federation.config.compose import settle_short
+from protocl.federation.deploy.apps import Task, build_strategy, client_app
+from protocl.federation.deploy.scaffold import write_deployment
+from protocl.federation.deploy.server_loop import serve
+from protocl.federation.edges.door import own_key, read_roster
+from protocl.federation.edges.files import ask, load_holding
+from protocl.federation.exactly_once.server import name_of_life
+from protocl.federation.server.state import same_statistics
+from protocl.federation.wire.grid import InProcessGrid
+from protocl.federation.wire.traffic import Ledger
+
+CLIENTS, PARTS = 5, 1
+
+
+def chunk(client: int, part: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = sample_batch(4, samples=30, seed=client)
+    return x[part::PARTS], y.unique(return_inverse=True)[1][part::PARTS]
+
+
+def load(context: Context) -> ClientData:
+    client = int(context.node_config["partition-id"])
+    return ClientData([chunk(client, part) for part in range(PARTS)])
+
+
+TASK = Task(load, lambda: build_backbone(BackboneConfig(), (4,), 0), feature_dim=4, n_classes=5)
+
+
+class Tree:
+    """Every round of an edge, and of the root, is a run of its own, by processes of its own."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.folder = folder
+        write_deployment(folder, settle_short([f"clients={CLIENTS}", "edges=2", *words])[0])
+        self.places = {"edge-0": [0, 1], "edge-1": [2, 3, 4]}
+        self.rounds = dict.fromkeys((*self.places, "root"), 0)
+        self.folders = dict.fromkeys(range(CLIENTS), "")
+        for client in range(CLIENTS):
+            self.folders[client] = str(folder / f"client-{client}")
+
+    def config(self, name: str) -> dict[str, Any]:
+        project = tomllib.loads((self.folder / name / "pyproject.toml").read_text())
+        changes = {
+            "output": str(self.output(name)), "client-state": "unused", "wait": 0.1,
+            "min-clients": 1, "rounds": self.rounds[name], "evaluate": 0.0,
+        }  # fmt: skip
+        return flatten_dict(project["tool"]["flwr"]["app"]["config"]) | changes
+
+    def output(self, name: str) -> Path:
+        return self.folder / name / "output"
+
+    def edge(self, name: str) -> Any:
+        self.rounds[name] += 1
+        config = self.config(name)
+        grid = InProcessGrid(client_app(TASK), CLIENTS, run_config=config, isolate=True)
+        grid.online = {1000 + client for client in self.places[name]}
+        for node, context in grid._contexts.items():
+            context.node_config["state"] = self.folders[node - 1000]
+        strategy = build_strategy(TASK, config)
+        serve(grid, strategy, config)  # type: ignore[arg-type]
+        return strategy
+
+    def root(self) -> PrototypeMemory:
+        self.rounds["root"] += 1
+        config = self.config("root")
+        grid = InProcessGrid(client_app(TASK), len(self.places), run_config=config, isolate=True)
+        for context, name in zip(grid._contexts.values(), sorted(self.places), strict=True):
+            context.node_config |= {"name": name, "edge-output": str(self.output(name))}
+        strategy = build_strategy(TASK, config)
+        serve(grid, strategy, config)  # type: ignore[arg-type]
+        return strategy.memory
+
+    def round(self) -> PrototypeMemory:
+        for name in self.places:
+            self.edge(name)
+        return self.root()
+
+    def name_of(self, client: int, edge: str) -> str:
+        """As the edge's ledger has it."""
+        (file,) = Path(self.folders[client]).glob("*.safetensors")
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as state:
+            life = json.loads(state.metadata()["state"])
+        lives = set(map(name_of_life, (life["epoch"], *life["replaces"])))
+        ledger = Ledger.load(self.output(edge) / "ledger.jsonl")
+        return next(entry.client for entry in ledger if entry.epoch in lives)
+
+    def write_rosters(self) -> None:
+        keys = {n: (self.output(n) / "edge.pub").read_text().strip() for n in self.places}
+        for name in self.places:
+            (self.output(name) / "edges.json").write_text(json.dumps(keys))
+
+
+def expected(like: PrototypeMemory, clients: list[int]) -> PrototypeMemory:
+    total = like.empty_like()
+    for client in clients:
+        for part in range(PARTS):
+            total.update(*chunk(client, part))
+    return total
+
+
+def test_a_deployed_tree_is_the_sum_and_a_client_moves(tmp_path: Path):
+    tree = Tree(tmp_path / "tree, ä", "method.head=lda")
+    assert len(tree.root()) == 0  # no edge has anything yet
+    merged = tree.round()
+    assert same_statistics(merged, expected(merged, list(range(CLIENTS))))
+    tree.write_rosters()
+    client = tree.name_of(1, "edge-0")
+    release = tree.output("edge-0") / "releases" / f"{client}.release.json"
+    words = ["federate", "release", str(tree.output("edge-0")), f"client={client}", "to=edge-1"]
+    assert main(words) == 0
+    tree.places = {"edge-0": [0], "edge-1": [1, 2, 3, 4]}
+    strategy = tree.edge("edge-1")  # too early: it has no release yet
+    assert "counted at edge 'edge-0'" in str([entry.reason for entry in strategy.merged.ledger])
+    for _ in range(2):
+        assert not release.exists()
+        merged = tree.round()
+    assert same_statistics(merged, expected(merged, [0, 2, 3, 4]))
+    shutil.copy(release, Path(tree.folders[1]) / "partition-1.release.json")
+    merged = tree.round()
+    assert same_statistics(merged, expected(merged, list(range(CLIENTS))))
+    merged = tree.round()
+    assert same_statistics(merged, expected(merged, list(range(CLIENTS))))
+
+
+def test_an_edge_loses_what_it_told_the_root_and_a_withdrawal_passes_both_levels(tmp_path: Path):
+    tree = Tree(tmp_path / "tree")
+    tree.round()
+    output = tree.output("edge-1")
+    kept = tmp_path / "backup"
+    shutil.copytree(output, kept)
+    ask(output, tree.name_of(3, "edge-1"), "")
+    merged = tree.round()
+    assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
+    for file in kept.glob("*"):  # a backup of all but the list of the forgotten, which stays
+        if file.name != "checkpoint":
+            shutil.copy(file, output / file.name)
+    merged = tree.round()
+    assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
+    (output / "above.safetensors").unlink()
+    merged = tree.round()
+    assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
+    lost = [e for e in Ledger.load(tree.output("root") / "ledger.jsonl") if "lost" in e.reason]
+    assert not lost
+
+
+def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):
+    tree = Tree(tmp_path / "tree")
+    tree.round()
+    output = tree.output("edge-0")
+    client = tree.name_of(0, "edge-0")
+    with pytest.raises(ConfigError, match=r"client=nobody contributed nothing; clients are 100"):
+        ask(output, "nobody", "")
+    with pytest.raises(ConfigError, match=r"to=edge-1: .*has no edges"):
+        ask(output, client, "edge-1")
+    with pytest.raises(ConfigError, match=r"no ledger\.jsonl"):
+        ask(tmp_path, client, "")
+    for wrong in ([], [str(output)], [str(output), "client=1"], [str(output), "client=1", "to="]):
+        assert main(["federate", "release", *wrong]) == 2
+    ask(output, client, "")
+    tree.edge("edge-0")
+    with pytest.raises(ConfigError, match="contributed nothing"):
+        ask(output, client, "")
+    (output / "edges.json").write_text('{"edge-1": "00"}')
+    with pytest.raises(ConfigError, match="the keys of edge-1 have not 32 bytes"):
+        read_roster(output / "edges.json")
+    (output / "edges.json").write_text("[")
+    with pytest.raises(ConfigError, match="no list of edges"):
+        read_roster(output / "edges.json")
+    assert (output / "edge.key").stat().st_mode & 0o777 == 0o600
+    assert own_key(output / "edge.key") == own_key(output / "edge.key")
+    for content in (b"", b"x" * 100, (output / "memory.safetensors").read_bytes()):
+        (output / "row.safetensors").write_bytes(content)
+        with pytest.raises(DataError, match=r"row\.safetensors is"):
+            load_holding(output / "row.safetensors")
+    (tree.output("edge-1") / "row.safetensors").write_bytes(b"")
+    with pytest.raises(AllFailedError, match=r"row\.safetensors is"):
+        tree.root()
+
+
+@pytest.mark.parametrize("method", ["protected", "fedcof"])
+def test_what_cannot_be_a_tree_is_not_deployed(tmp_path: Path, method: str):
+    with pytest.raises(ConfigError, match=f"method={method} has no sums"):
+        write_deployment(tmp_path / "app", settle_short(["edges=2", f"method={method}"])[0])
+    assert not (tmp_path / "app").exists()
