@@ -56,6 +56,11 @@ def _of_counts(counts: Tensor, between: Tensor) -> tuple[Tensor, Tensor]:
     return (between / spread)[kind], spread.log().sum(1)[kind]
 
 
+def alike(memory: PrototypeMemory) -> tuple[str | None, int, str]:
+    """What must agree before sums of two memories are compared: backbone, width and map."""
+    return memory.fingerprint, memory.width, memory.feature_map.spec
+
+
 class TwoCovariance(Fitted):
     """Whether samples and rows of sums belong to one category, as a log odds ratio.
 
@@ -108,7 +113,11 @@ class TwoCovariance(Fitted):
         """See :class:`.Fitted`."""
         if self.base is None:
             return super().lacks(memory)
-        self.base.require_compatible(memory.empty_like(self.base.level))
+        if alike(self.base) != alike(memory):
+            raise ValueError(
+                f"base classes have features {alike(self.base)}, the memory {alike(memory)}: "
+                "both must be of one backbone, width and map"
+            )
         return super().lacks(self.base) or ("" if len(memory) else "the memory is empty")
 
     def rows(self, memory: PrototypeMemory) -> Rows:

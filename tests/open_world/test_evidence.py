@@ -161,7 +161,7 @@ def test_classes_of_the_backbone_stand_in_where_few_are_known():
     shifted = memory.relabelled(memory.classes + 1000)
     pooled = TwoCovariance().fit(base + shifted)
     torch.testing.assert_close(both.scores(x), pooled.scores(x)[:, -6:])
-    with pytest.raises(ValueError, match="feature_dim"):
+    with pytest.raises(ValueError, match="one backbone, width and map"):
         TwoCovariance(base=PrototypeMemory(4, level="shared")).fit(memory)
 
 

@@ -14,7 +14,6 @@ from protocl.memory import PrototypeMemory
 from protocl.open_world.agglomeration import NAMELESS, agglomerate
 from protocl.open_world.categories import Rows
 from protocl.open_world.evidence import TwoCovariance
-from protocl.open_world.federated.namings import Namings
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def agree(
     *,
     offset: float,
     absorb: float = 0.0,
-    namings: Namings | None = None,
+    named: Mapping[int, int] | None = None,
 ) -> Aliases:
     """Join rows of all clients into categories, and find those that are a known class.
 
@@ -90,8 +89,8 @@ def agree(
         rows: those without a name, of level ``mean``.
         offset: log odds ratio above which rows join; 0 or below (:class:`.OffsetTable`).
         absorb: log odds ratio above which a category without a name is a known class.
-        namings: names given so far. Rows of two names never join, which splits a category that
-            was joined wrongly.
+        named: row -> class of the name given to it so far (:attr:`.Namings.class_ids`). Rows of
+            two names never join, which splits a category that was joined wrongly.
 
     Raises:
         ValueError: a row has the id of a known class, or the memories do not fit.
@@ -99,8 +98,7 @@ def agree(
     if overlap := set(rows.classes.tolist()) & set(known.classes.tolist()):
         raise ValueError(f"rows {sorted(overlap)[:5]} have ids of known classes")
     here = evidence.fit(known).rows(rows)
-    named = (namings or Namings()).class_ids
-    names, meant = _numbered(here.ids, named)
+    names, meant = _numbered(here.ids, named or {})
     joins = agglomerate(evidence, here, names=names, lowest=offset)
     groups = joins.groups(offset)
     merged = here.grouped(groups)

@@ -8,15 +8,20 @@ from torch import Tensor
 
 from protocl.memory import PrototypeMemory
 from protocl.metrics.detection import Detection, detection
+from protocl.open_world.scores.evidence import Evidence
 from protocl.registry import SCORES
 
 
-def known_scores(memory: PrototypeMemory, features: Tensor) -> dict[str, Tensor]:
+def known_scores(
+    memory: PrototypeMemory, features: Tensor, base: PrototypeMemory | None = None
+) -> dict[str, Tensor]:
     """Scores ``(N,)`` by name, high for known, of every registered one that ``memory`` allows.
 
     Args:
         memory: level ``mean`` allows the distance alone, ``shared`` all.
         features: ``(N, D)``.
+        base: of classes that help to estimate the covariances of evidence, which is then given as
+            ``evidence_base``, too (:class:`.TwoCovariance`).
 
     Example:
         >>> memory = PrototypeMemory(2).update(torch.eye(2), torch.tensor([4, 9]))
@@ -24,6 +29,8 @@ def known_scores(memory: PrototypeMemory, features: Tensor) -> dict[str, Tensor]
         [0.0, -1.0]
     """
     made = {name: SCORES.get(name)() for name in SCORES.names()}
+    if base is not None:
+        made["evidence_base"] = Evidence(base=base)
     return {
         name: score.fit(memory)(features) for name, score in made.items() if not score.lacks(memory)
     }

@@ -126,7 +126,7 @@ def test_a_name_given_by_anyone_names_it_for_all(known):
     before = agreed(known, rows)
     category = before.categories[0]
     row = max(r for r, c in before.category.items() if c == category)
-    after = agreed(known, rows, namings=Namings.of({row: "Ångström"}))
+    after = agreed(known, rows, named=Namings.of({row: "Ångström"}).class_ids)
     for r, c in before.category.items():
         assert after.category[r] == (class_id_of("Ångström") if c == category else c)
 
@@ -137,10 +137,10 @@ def test_two_names_split_what_was_joined(known):
     ids = rows.classes.tolist()
     assert len(agreed(known, rows).categories) == 1
     namings = Namings.of({ids[0]: "a"}) | Namings.of({ids[-1]: "b"})
-    split = agreed(known, rows, namings=namings)
+    split = agreed(known, rows, named=namings.class_ids)
     assert split.categories == sorted([class_id_of("a"), class_id_of("b")])
     assert split.category[ids[0]] == class_id_of("a")
-    assert agreed(known, rows, namings=namings.without([(ids[-1], "b")])).categories == [
+    assert agreed(known, rows, named=namings.without([(ids[-1], "b")]).class_ids).categories == [
         class_id_of("a")
     ]
 
