@@ -50,7 +50,10 @@ HELD_BY = {
         "data/test_image_augmentation.py",
         "strategies/training/test_views.py",
     ],
-    "protocl/distributed": ["memory/processes/test_reduction.py"],
+    "protocl/distributed": [
+        "memory/processes/test_reduction.py",
+        "runner/together/test_together.py",
+    ],
     "protocl/heads": ["heads/test_golden.py", "heads/test_peers.py", "heads/test_topk.py"],
     "protocl/heads/bayesian": ["heads/bayesian/test_bayesian.py"],
     "protocl/heads/covariance": ["heads/covariance/test_forms.py"],
@@ -71,6 +74,7 @@ HELD_BY = {
     "protocl/serve": ["serve/test_routes.py", "serve/test_safety.py"],
     "protocl/trackers": ["trackers/test_trackers.py"],
     "protocl/runner": ["runner/test_experiment.py", "io/test_checkpoint.py"],
+    "protocl/runner/together": ["runner/together/test_together.py"],
     "strategies": ["strategies/frozen/test_base.py", "strategies/test_baselines.py"],
     "strategies/analytic": ["strategies/analytic/test_recipes.py"],
     "strategies/avalanche": [
