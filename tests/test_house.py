@@ -51,8 +51,11 @@ HELD_BY = {
         "data/test_image_augmentation.py",
         "strategies/training/test_views.py",
     ],
-    "protocl/distributed": ["memory/processes/test_reduction.py"],
     "protocl/discovering": ["discovering/test_run.py"],
+    "protocl/distributed": [
+        "memory/processes/test_reduction.py",
+        "runner/together/test_together.py",
+    ],
     "protocl/heads": ["heads/test_golden.py", "heads/test_peers.py", "heads/test_topk.py"],
     "protocl/heads/bayesian": ["heads/bayesian/test_bayesian.py"],
     "protocl/heads/covariance": ["heads/covariance/test_forms.py"],
@@ -79,6 +82,7 @@ HELD_BY = {
     "protocl/streaming": ["streaming/test_run.py"],
     "protocl/trackers": ["trackers/test_trackers.py"],
     "protocl/runner": ["runner/test_experiment.py", "io/test_checkpoint.py"],
+    "protocl/runner/together": ["runner/together/test_together.py"],
     "strategies": ["strategies/frozen/test_base.py", "strategies/test_baselines.py"],
     "strategies/analytic": ["strategies/analytic/test_recipes.py"],
     "strategies/avalanche": [

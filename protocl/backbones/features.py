@@ -6,8 +6,10 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,15 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "protocl-features-1"
 SHARD = 4096
+
+
+CarryOut = Callable[[Sequence[Callable[[], Tensor]]], Sequence[Tensor]]
+"""Makes tensors that are each independent of the others."""
+
+
+def one_by_one(makes: Sequence[Callable[[], Tensor]]) -> Sequence[Tensor]:
+    """Make one tensor after the other, here."""
+    return [make() for make in makes]
 
 
 def extract(
@@ -142,6 +153,7 @@ def encode_once(
     *,
     batch_size: int | None = None,
     progress: bool = True,
+    carry_out: CarryOut = one_by_one,
 ) -> ArrayData:
     """Replace the samples of a data set by features ``(N, D)`` of a frozen backbone, once ever.
 
@@ -152,6 +164,7 @@ def encode_once(
         device: where to compute.
         batch_size: as for :func:`extract`.
         progress: likewise.
+        carry_out: as for :meth:`FeatureCache.encode`.
 
     Raises:
         CapacityError: samples that are taken as they are would not fit in memory.
@@ -159,8 +172,9 @@ def encode_once(
     require_fit(data, backbone)
     if not takes_raw(backbone):
         return FeatureCache(cache).encode(
-            data, backbone, batch_size=batch_size, device=device, progress=progress
-        )
+            data, backbone, batch_size=batch_size, device=device, progress=progress,
+            carry_out=carry_out,
+        )  # fmt: skip
     n, size = len(data.x_train) + len(data.x_test), math.prod(data.input_shape)
     require_bytes(
         4 * n * size, torch.device("cpu"), f"{n:,} samples of {size:,} numbers as features", dict
@@ -194,10 +208,12 @@ class FeatureCache:
         batch_size: int | None = None,
         device: torch.device | str | None = None,
         progress: bool = True,
+        carry_out: CarryOut = one_by_one,
     ) -> ArrayData:
         """Replace the samples of a data set by features ``(N, D)``, from the cache where they are.
 
-        Arguments are those of :func:`extract`.
+        Arguments are those of :func:`extract`, and ``carry_out``, which makes the features of each
+        file, such as in several processes.
         """
         samples = len(data.x_train) + len(data.x_test)
         key = fingerprint(backbone)
@@ -206,15 +222,15 @@ class FeatureCache:
             progress_bar(f"encoding {data.name}", samples, enabled=progress) as bar,
         ):
 
-            def features(x: Tensor) -> Tensor:
-                return torch.cat([shard(part) for part in x.split(SHARD)])
-
             def shard(x: Tensor) -> Tensor:
                 size = batch_size or default_batch_size(backbone, x, target)
                 path = self.path(key, tensor_hash(x), _unusual(size, backbone, x, target))
                 return _shard(path, x, lambda: _encode(backbone, x, size, target, bar.update), bar)
 
-            return data.with_samples(features(data.x_train), features(data.x_test))
+            parts = data.x_train.split(SHARD), data.x_test.split(SHARD)
+            made = carry_out([partial(shard, part) for part in chain(*parts)])
+            cut = len(parts[0])
+            return data.with_samples(torch.cat(list(made[:cut])), torch.cat(list(made[cut:])))
 
     def quickest_batch_size(
         self, data: ArrayData, backbone: nn.Module, device: torch.device | str | None = None

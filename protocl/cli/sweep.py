@@ -13,20 +13,35 @@ from typing import Any
 from rich.console import Console
 
 from protocl.cli.display import SweepDisplay
+from protocl.cli.follower import follow
 from protocl.config.arguments import Settings
 from protocl.config.compose import to_yaml
+from protocl.distributed.launched import is_launched, joined, rank
 from protocl.runner.kind import Kind
 from protocl.runner.sweep import Outcome, run_sweep
+from protocl.runner.together.sweep import run_together
 
 
 def run_command(kind: Kind[Any], args: argparse.Namespace) -> int:
     """Carry out all runs that ``args.settings`` ask for, and show them; the exit code."""
+    if is_launched() and rank() > 0:
+        return follow(kind, args)
     configs = kind.load(args.settings)
     if args.show:
         sys.stdout.write("---\n".join(to_yaml(config) for config in configs))
         return 0
     labels = labels_of(kind.settle(args.settings), configs)
-    outcomes = run_all(kind, configs, labels, debug=args.debug)
+    if is_launched():
+        kind.ready(configs)
+        with joined(), SweepDisplay(labels, _console()) as display:
+            outcomes = run_together(kind, configs, display, debug=args.debug)
+    else:
+        outcomes = run_all(kind, configs, labels, debug=args.debug)
+    return _conclude(kind, outcomes)
+
+
+def _conclude(kind: Kind[Any], outcomes: Sequence[Outcome]) -> int:
+    """Show the runs that went well; the exit code."""
     good = [outcome for outcome in outcomes if outcome.failure is None]
     if good:
         output = _report_folder(good) if len(good) > 1 else None

@@ -7,7 +7,7 @@ types here decide which keys exist and what fits in them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from omegaconf import MISSING
 from torch import nn
@@ -26,10 +26,11 @@ from protocl.config.validation import (
     ranged,
 )
 from protocl.data import BenchmarkConfig, Unlabelled
+from protocl.errors import ConfigError
 from protocl.registry import STRATEGIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import torch
     from torch import Tensor
@@ -99,6 +100,27 @@ class FeatureLearner(Protocol):
 
     def logits(self, features: Tensor, tasks: Tensor, width: int) -> Tensor:
         """Logits ``(N, width or more)`` of features ``(N, D)`` with task labels ``(N,)``."""
+
+
+@runtime_checkable
+class SharedLearner(FeatureLearner, Protocol):
+    """A :class:`FeatureLearner` that several processes can be, each of a share of the samples."""
+
+    def learn_share(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+        classes: Tensor,
+        tasks: Tensor,
+        add_up: Callable[[PrototypeMemory], PrototypeMemory],
+    ) -> None:
+        """Take in an experience of which other processes have other samples.
+
+        Args:
+            batches: of this process, as for :meth:`learn`; at least one, if without samples.
+            classes: ``(C,)`` of all samples of the experience.
+            tasks: ``(C,)`` their task labels.
+            add_up: makes of the statistics here those of all processes; called once.
+        """
 
 
 @dataclass
@@ -226,6 +248,19 @@ class StrategyConfig(Registered):
         pickle. None, the default, has :meth:`build` called.
         """
         return None
+
+    def feature_learner(self, setup: Setup) -> FeatureLearner | None:
+        """As :meth:`learner`, also where the backbone has been adapted before it stays."""
+        return self.learner(setup)
+
+    def adapt_together(self, setup: Setup, experience: Any) -> Any:
+        """The backbone that several processes adapt to their first experience; :attr:`adaptation`.
+
+        Each of them calls this, with the same model and data.
+        """
+        raise ConfigError(
+            f"strategy '{self.name}' does not adapt its backbone in several processes"
+        )
 
     def build(self, setup: Setup) -> Any:
         """The Avalanche strategy with these settings, ready for its first ``train`` call."""

@@ -7,9 +7,9 @@ backend cannot take them: for NCCL they pass through the device in blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from torch import Tensor
 from protocl.errors import PeerError
 
 Group = dist.ProcessGroup | None
+T = TypeVar("T")
 
 BLOCK_BYTES = 64 << 20
 """The most that one step of a collective holds besides what is summed."""
@@ -35,10 +36,15 @@ def peers() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, PeerError) or not is_loss(error):
             raise
-        reason = str(error).splitlines()[0]
         raise PeerError(
-            f"another process of the group ended, or cannot be reached any more ({reason})"
+            f"another process of the group ended, or cannot be reached any more ({_reason(error)})"
         ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first sentence of an error, without the place in the backend's sources."""
+    line = str(error).splitlines()[0]
+    return (line.partition(".cc:")[2].partition("] ")[2] or line).partition(". ")[0]
 
 
 def is_loss(error: BaseException) -> bool:
@@ -139,3 +145,71 @@ def _carrier(tensor: Tensor, group: Group) -> torch.device:
     if tensor.is_cuda or dist.get_backend(group) != "nccl":
         return tensor.device
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def of_first(make: Callable[[], T], group: Group = None) -> T:
+    """What ``make`` gives on the first process, on all; elsewhere it is not called.
+
+    Raises:
+        Exception: what it raised, on the first process.
+        PeerError: it raised, elsewhere.
+    """
+    found: list[Any] = [None]
+    with together(group):
+        if dist.get_rank(group) == 0:
+            found = [make()]
+    with peers():
+        dist.broadcast_object_list(found, group=group, group_src=0)
+    value: T = found[0]
+    return value
+
+
+def dealt(makes: Sequence[Callable[[], Tensor]], group: Group = None) -> list[Tensor]:
+    """Tensors that take work to make: each is made by one process, and all get all of them.
+
+    The processes take turns, so that neighbours in the list are made by different ones.
+
+    Args:
+        makes: the same work in the same order on every process.
+        group: the processes.
+    """
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    mine = {}
+    with together(group):
+        mine = {i: makes[i]().contiguous() for i in range(rank, len(makes), size)}
+    forms = {}
+    for said in gathered({i: (made.shape, made.dtype) for i, made in mine.items()}, group):
+        forms |= said
+    found = []
+    for number in range(len(makes)):
+        shape, dtype = forms[number]
+        tensor = mine[number] if number in mine else torch.empty(shape, dtype=dtype)
+        broadcast_(tensor, number % size, group)
+        found.append(tensor)
+    return found
+
+
+def share(parts: Sequence[T], group: Group = None) -> Sequence[T]:
+    """Successive parts of a list for this process: those of all, in order of ranks, are all."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    return parts[rank * len(parts) // size : (rank + 1) * len(parts) // size]
+
+
+def require_same(what: Mapping[str, object], group: Group = None) -> None:
+    """Refuse, on all processes alike, to go on from different things.
+
+    Args:
+        what: by name; text of it is compared and shown.
+        group: the processes.
+
+    Raises:
+        PeerError: something differs.
+    """
+    all_ = gathered({name: str(value) for name, value in what.items()}, group)
+    for name, first in all_[0].items():
+        for rank, other in enumerate(all_):
+            if other[name] != first:
+                raise PeerError(
+                    f"the processes differ in {name}: {first} on rank 0, {other[name]} on rank "
+                    f"{rank}; give all of them the same"
+                )

@@ -6,6 +6,7 @@ module needs no import of Avalanche (which takes seconds).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +78,16 @@ class EvaluationRecorder:
         answers = self._answers.setdefault(experience, _Answers())
         answers.add(logits, labels, self.calibration)
 
+    def take(self) -> dict[int, list[list[Tensor]]]:
+        """What was noted so far, on the host; it is as if it had not been noted."""
+        noted, self._answers = self._answers, {}
+        return {key: answers.columns() for key, answers in noted.items()}
+
+    def put(self, noted: Mapping[int, Sequence[Sequence[Tensor]]]) -> None:
+        """Note what :meth:`take` gave, here or in another process, after what was noted so far."""
+        for key, columns in noted.items():
+            self._answers.setdefault(key, _Answers()).append(columns)
+
     def conclude(self) -> Evaluation:
         """Bring the counts of all answers noted to the host; the next evaluation starts anew.
 
@@ -114,6 +125,15 @@ class _Answers:
         self.predicted.append(predicted)
         if calibration:
             self.confidence.append((best - logits.logsumexp(dim=1)).exp())
+
+    def columns(self) -> list[list[Tensor]]:
+        kept = (self.true, self.predicted, self.confidence, self.undefined)
+        return [[part.cpu() for part in column] for column in kept]
+
+    def append(self, columns: Sequence[Sequence[Tensor]]) -> None:
+        kept = (self.true, self.predicted, self.confidence, self.undefined)
+        for column, more in zip(kept, columns, strict=True):
+            column.extend(more)
 
     def require_numbers(self, experience: int) -> None:
         undefined = torch.cat(self.undefined)

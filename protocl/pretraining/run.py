@@ -28,6 +28,7 @@ from protocl.runner.kind import Kind
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from protocl.runner.together.context import SharedContext
     from protocl.trackers import Trackers
 
 ORIENTATIONS = 4
@@ -73,6 +74,12 @@ class PretrainingKind(Kind[PretrainConfig]):
     def execute(self, run: RunContext[PretrainConfig]) -> dict[str, Any]:
         """See :class:`protocl.runner.kind.Kind`."""
         return Pretraining(run).finish()
+
+    def execute_together(self, run: SharedContext[PretrainConfig]) -> dict[str, Any]:
+        """See :class:`protocl.runner.kind.Kind`."""
+        from protocl.pretraining.together import SharedPretraining
+
+        return SharedPretraining(run).finish()
 
     def show(self, folders: Sequence[Path], output: Path | None, console: Console) -> None:
         """Nothing: there are no answers to compare."""
@@ -132,9 +139,12 @@ class Pretraining:
                 self.run.save(done + 1, self._state())
                 self._tell(done + 1, report)
         file = self.run.folder / WEIGHTS_FILE
-        save_weights(self.backbone, file)
+        self._write_weights(file)
         self.run.tell("report", report=f"wrote {file}")
         return self._result()
+
+    def _write_weights(self, file: Path) -> None:
+        save_weights(self.backbone, file)
 
     def _tell(self, done: int, report: EpochReport | None = None) -> None:
         self.run.tell("train", done, total=self.config.epochs, unit="epoch", report=report)
@@ -150,6 +160,7 @@ class Pretraining:
             torch.manual_seed(self.config.seed * 100_003 + number)
             for rows, targets in self.objective.batches(self.labels, generator):
                 total += self._step(rows.to(self.device), targets.to(self.device))
+        self._settle()
         loss = float(total) / self.objective.batches_per_epoch(self.labels)
         if not math.isfinite(loss):
             raise DivergedError(
@@ -161,7 +172,7 @@ class Pretraining:
     def _step(self, rows: Tensor, targets: Tensor) -> Tensor:
         images = self.distort(self._images(rows))
         half = self.backbone.precision == "bfloat16"
-        features = self.backbone(images)
+        features = self._features(images)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             loss = self.objective.loss(features, targets)
         self.optimizer.zero_grad()
@@ -169,6 +180,13 @@ class Pretraining:
         self.optimizer.step()
         self.schedule.step()
         return loss.detach()
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images)
+        return features
+
+    def _settle(self) -> None:
+        """What there is to do between the steps of an epoch and its evaluation: nothing."""
 
     def _images(self, rows: Tensor) -> Tensor:
         if not self.config.rotations:

@@ -40,7 +40,13 @@ class AdaptedBackbones:
         self.root = Path(root).expanduser() / "adapted"
 
     def path(
-        self, config: ExperimentConfig, fingerprint: str, data_hash: str, device: torch.device
+        self,
+        config: ExperimentConfig,
+        fingerprint: str,
+        data_hash: str,
+        device: torch.device,
+        *,
+        processes: int = 1,
     ) -> Path:
         """Where the backbone is kept that a run adapts.
 
@@ -49,6 +55,7 @@ class AdaptedBackbones:
             fingerprint: of the backbone as given.
             data_hash: of the data.
             device: where it is adapted.
+            processes: that share each batch, in whose order gradients are added.
         """
         benchmark = dataclasses.asdict(config.benchmark)
         decides: dict[str, Any] = {
@@ -62,6 +69,8 @@ class AdaptedBackbones:
             "format": checkpoint.FORMAT,
             "versions": provenance.versions(),
         }
+        if processes > 1:
+            decides["processes"] = processes
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         return self.root / f"{digest[:32]}.ckpt"
 

@@ -193,12 +193,16 @@ class RunContext(Generic[Config]):
             "phases": self.phases.entries,
             "versions": self._versions,
             "git": self._git,
-            "machine": provenance.machine(str(self.device), torch.get_num_threads()),
+            "machine": self._machine,
         }
         if complete and "metrics" in result:
             plot_run(result, self.folder / "plots")
         atomic_write(self.folder / RESULT_FILE, json.dumps(result, indent=1, allow_nan=False))
         return result
+
+    @property
+    def _machine(self) -> dict[str, Any]:
+        return provenance.machine(str(self.device), torch.get_num_threads())
 
     @cached_property
     def _versions(self) -> dict[str, str]:

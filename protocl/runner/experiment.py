@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from protocl.backbones import Backbone
 from protocl.config import ExperimentConfig
@@ -24,6 +25,9 @@ from protocl.runner.model import kept_answer, write_model
 from protocl.runner.prepare import Prepared, prepare, seed_generators
 from protocl.runner.result import backbone_of, build_result, discovery_of, memory_of
 from protocl.trackers import open_trackers
+
+if TYPE_CHECKING:
+    from protocl.runner.together.context import SharedContext
 
 BACKBONE = "backbone"
 
@@ -62,6 +66,18 @@ class ExperimentKind(Kind[ExperimentConfig]):
                 "that stay; take a strategy on a frozen backbone (protocl list strategies --frozen)"
             )
         return _Run(run, prepared).finish()
+
+    def ready(self, configs: Sequence[ExperimentConfig]) -> None:
+        """See :class:`protocl.runner.kind.Kind`."""
+        if any(config.strategy.adaptation is not None for config in configs):
+            # Its import makes a logger, which only the first of several processes may.
+            import_module("avalanche.training")
+
+    def execute_together(self, run: SharedContext[ExperimentConfig]) -> dict[str, Any]:
+        """See :func:`protocl.runner.together.experiment.execute_together`."""
+        from protocl.runner.together.experiment import execute_together
+
+        return execute_together(run)
 
 
 EXPERIMENT = ExperimentKind()

@@ -19,7 +19,7 @@ from protocl.config import ExperimentConfig
 from protocl.config.schema import FeatureLearner
 from protocl.data.experiences import ClassStream, Samples
 from protocl.metrics.detection import Detection
-from protocl.metrics.history import History
+from protocl.metrics.history import Evaluation, History
 from protocl.metrics.recorder import EvaluationRecorder
 from protocl.open_world.scores import known_scores, reported_scores
 from protocl.runner.context import RunContext
@@ -63,17 +63,20 @@ class FeatureRun:
                     self._detect(t)
                 self._save()
             self._tell("report")
-            write_model(
-                self.run.folder,
-                self.learner.final_answer(),
-                self.prepared.backbone,
-                self.prepared.sample_shape,
-                self.prepared.class_names,
-                batch_size=self.run.config.settled_batch,
-            )
+            self._write_model()
             return self._result()
         finally:
             self.events.close()
+
+    def _write_model(self) -> None:
+        write_model(
+            self.run.folder,
+            self.learner.final_answer(),
+            self.prepared.backbone,
+            self.prepared.sample_shape,
+            self.prepared.class_names,
+            batch_size=self.run.config.settled_batch,
+        )
 
     def _continue(self, state: dict[str, Any]) -> None:
         self.learner = state["learner"]
@@ -96,8 +99,11 @@ class FeatureRun:
                 for features, labels, tasks in self._features(self.prepared.stream.test(i)):
                     logits = self.learner.logits(features, tasks, self.prepared.n_classes)
                     self.recorder.note(i, logits, labels)
-            self.history.append(self.recorder.conclude())
+            self.history.append(self._counted())
         log_evaluation(self.events, self.history, self.prepared.stream)
+
+    def _counted(self) -> Evaluation:
+        return self.recorder.conclude()
 
     @torch.no_grad()
     def _detect(self, t: int) -> None:

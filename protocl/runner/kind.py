@@ -15,7 +15,7 @@ import torch
 from protocl.config.arguments import Argument, Settings
 from protocl.config.compose import compose_all
 from protocl.config.presets import flatten, read_mapping, settle
-from protocl.errors import ProtoclError
+from protocl.errors import ConfigError, ProtoclError
 from protocl.runner.context import CHECKPOINTS, Config, RunContext
 from protocl.runner.folders import LOG_FILE, exclusive, is_complete, read_result
 from protocl.runner.progress import ProgressCallback
@@ -73,6 +73,23 @@ class Kind(ABC, Generic[Config]):
             ``benchmark``, ``backbone``, a section named after the kind and, where test samples are
             answered, ``strategy``, ``metrics`` and ``confusion``.
         """
+
+    def ready(self, configs: Sequence[Config]) -> None:
+        """Import what the runs need and several processes cannot import once they have met."""
+
+    def execute_together(self, run: Any) -> dict[str, Any]:
+        """:meth:`execute` in each of several processes that ``torchrun`` started.
+
+        Args:
+            run: a :class:`protocl.runner.together.context.SharedContext`.
+
+        Raises:
+            ConfigError: runs of this kind are not distributed, unless a subclass says how.
+        """
+        raise ConfigError(
+            f"runs of kind '{self.name}' are not distributed: start them without torchrun (jobs=N "
+            "runs a sweep side by side)"
+        )
 
     def carry_out(
         self,

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from avalanche.core import SupervisedPlugin
-from avalanche.distributed.distributed_helper import DistributedHelper
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -110,9 +109,9 @@ def in_memory_loader(loader: Any, device: torch.device | None = None) -> InMemor
     Raises:
         NotInMemory: the loader or its data is of a kind that cannot be reproduced exactly.
     """
-    if DistributedHelper.is_distributed:
-        raise NotInMemory("training is distributed")
     if isinstance(loader, MultiDatasetDataLoader):
+        if loader.distributed_sampling:
+            raise NotInMemory("training is distributed")
         if loader.never_ending:
             raise NotInMemory("its loader never ends")
         datasets, settings = loader.datasets, loader.loader_kwargs

@@ -97,7 +97,8 @@ def _run(calls: Calls) -> None:
 
 def _forward(strategy: Any) -> Callable[[], Any]:
     """``SupervisedProblem.forward`` with the question for task labels asked once."""
-    if type(strategy).forward is not SupervisedTemplate.forward:
+    own = type(strategy).forward is SupervisedTemplate.forward
+    if not own or "forward" in vars(strategy):
         overridden: Callable[[], Any] = strategy.forward
         return overridden
     if hasattr(strategy.experience, "task_labels"):

@@ -79,7 +79,7 @@ class FirstSession:
                 "protocl.backbones.Classifier(backbone, torch.nn.Linear(...))"
             )
         last = find_classifier(model, layer)
-        self._adaptation = find_adaptation(body, adaptation)
+        self.adaptation = find_adaptation(body, adaptation)
         self._width = _linear(last).in_features if session.two_branches else 0
         self._cosine = SessionCosine(_linear(last)) if session.classifier == "cosine" else None
         self._normalize = session.normalize_branches
@@ -93,7 +93,7 @@ class FirstSession:
 
     def begin_epoch(self, model: nn.Module, classes: Iterable[int]) -> None:
         """Put a model that is in training mode in the mode in which it adapts to ``classes``."""
-        self._adaptation.set_mode(model.backbone if isinstance(model, Classifier) else model)
+        self.adaptation.set_mode(model.backbone if isinstance(model, Classifier) else model)
         if self._cosine is not None:
             self._cosine.restrict(classes)
 

@@ -17,6 +17,7 @@ from protocl.strategies.frozen.session import Session
 from protocl.strategies.plugin.prototypes import Prototypes
 
 if TYPE_CHECKING:
+    from protocl.backbones import Backbone
     from protocl.strategies.frozen.base import FrozenBackbone
 
 _SESSION = ("session.classifier", "session.two_branches", "session.normalize_branches")
@@ -171,13 +172,22 @@ class RecipeConfig(FrozenBackboneConfig):
 
         And for a subclass that builds another strategy.
         """
-        if self.trains_backbone or type(self).build is not RecipeConfig.build:
+        return None if self.trains_backbone else self.feature_learner(setup)
+
+    def feature_learner(self, setup: Setup) -> Prototypes | None:
+        """As :meth:`learner`, also where the backbone has been adapted before it stays."""
+        if type(self).build is not RecipeConfig.build:
             return None
         return Prototypes(
             self.build_head(setup),
             fingerprint=setup.fingerprint,
             **self.sums.arguments,
         )
+
+    def adapt_together(self, setup: Setup, experience: Any) -> Backbone:
+        from protocl.strategies.frozen.shared_session import adapt_together
+
+        return adapt_together(self.build(setup), experience)
 
 
 @dataclass

@@ -6,7 +6,8 @@ computed beforehand, it is all there is to learn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -78,8 +79,24 @@ class Prototypes:
     def learn(self, batches: Iterable[FeatureChunk]) -> None:
         """Add the statistics of samples: features, labels and task labels, batch by batch."""
         part = self._statistics(in_chunks(batches))
-        if part is None:
-            return
+        if part is not None:
+            self._add(part)
+
+    def learn_share(
+        self,
+        batches: Iterable[FeatureChunk],
+        classes: Tensor,
+        tasks: Tensor,
+        add_up: Callable[[PrototypeMemory], PrototypeMemory],
+    ) -> None:
+        """See :class:`protocl.config.schema.SharedLearner`."""
+        self.tasks.note(classes, tasks)
+        rest = iter(batches)
+        first = next(rest)
+        part = self._statistics(in_chunks(chain([first], rest)))
+        self._add(add_up(self._new_memory(first[0]) if part is None else part))
+
+    def _add(self, part: PrototypeMemory) -> None:
         if self.memory is None:
             self.memory = part  # without a copy: statistics can be gigabytes
         else:

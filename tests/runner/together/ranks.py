@@ -1,0 +1,37 @@
+"""One of several processes, as ``torchrun`` starts them: carries out commands of ``protocl``.
+
+``python -m tests.runner.together.ranks`` with a JSON list of commands on standard input; writes
+their exit codes. A command that begins with ``killed`` ends the last process in the middle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import torch.distributed as dist
+
+from protocl.cli.main import main
+from protocl.runner.together.feature_run import SharedFeatureRun
+
+LAST = int(os.environ["WORLD_SIZE"]) - 1
+
+
+def end(run: SharedFeatureRun, t: int) -> None:
+    """Learn the first two experiences; then the last process is gone."""
+    if t == 2 and int(os.environ["RANK"]) == LAST:
+        os._exit(9)
+    learn(run, t)
+
+
+codes = []
+learn = SharedFeatureRun._learn
+for command in json.load(sys.stdin):
+    if command[0] == "killed":
+        SharedFeatureRun._learn = end
+    codes.append(main(command[1:]))
+    if dist.is_initialized():  # a process ends after a failure, and this one does not
+        dist.destroy_process_group()
+if os.environ["RANK"] == "0":
+    sys.stdout.write(f"\nCODES {json.dumps(codes)}\n")
