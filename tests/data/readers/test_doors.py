@@ -75,6 +75,14 @@ def test_the_library_datasets_gives_the_same_data(tmp_path: Path) -> None:
     alone.save_to_disk(str(tmp_path / "alone"))
     shared_out = read("hf", tmp_path / "alone", test=0.25)
     assert [len(shared_out.y_train), len(shared_out.y_test)] == [9, 3]
+
+
+def test_a_name_on_the_hub_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pytest.importorskip("datasets").config
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no five attempts
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"without a network, load it on another machine"):
         read("hf", "nobody/no-such-data-set", root=str(tmp_path))
 
