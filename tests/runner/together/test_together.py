@@ -50,6 +50,7 @@ SCALED = ("backbone=conv4", "backbone.layers=[blocks.0]", "backbone.layer_scale=
 REFUSED = {
     "trains its backbone in every experience": ["run", "strategy=napa_vq"],
     "backbone.layer_scale=std": ["run", "strategy=slda", *SCALED],
+    "unknown=true scores the samples": ["run", "strategy=slda", "unknown=true"],
     "runs of kind 'federation' are not distributed": ["federate", "federation=digits"],
     "jobs=2: under torchrun": ["run", "strategy=slda", "seed=1,2", "jobs=2"],
     "unknown key strategy.typo": ["run", "strategy=slda", "strategy.typo=1"],
