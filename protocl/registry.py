@@ -97,6 +97,7 @@ ADAPTATIONS = Registry("protocl.adaptations", "adaptation")
 ANSWERS = Registry("protocl.answers", "answer")
 BENCHMARKS = Registry("protocl.benchmarks", "benchmark")
 TRACKERS = Registry("protocl.trackers", "tracker")
+SCORES = Registry("protocl.scores", "score of unknown inputs")
 METHODS = Registry("protocl.federated", "federated method")
 COMMANDS = Registry("protocl.commands", "command")
 """Further commands: a name -> a function that adds a parser, as :mod:`.cli.main` calls it."""

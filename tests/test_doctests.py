@@ -16,7 +16,7 @@ import torch
 import protocl
 from protocl import federation, heads, strategies
 from protocl.federation.config.schema import METHODS
-from protocl.registry import HEADS, MAPS, STRATEGIES, Registry
+from protocl.registry import HEADS, MAPS, SCORES, STRATEGIES, Registry
 
 PAGES = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -50,7 +50,7 @@ def test_examples(name):
     assert results.failed == 0
 
 
-REGISTRIES = [HEADS, MAPS, STRATEGIES, METHODS]
+REGISTRIES = [HEADS, MAPS, SCORES, STRATEGIES, METHODS]
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=[one.group for one in REGISTRIES])

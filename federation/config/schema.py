@@ -214,6 +214,8 @@ class FederateConfig(RunConfig):
         limits: what one client may claim and send; of methods that merge statistics.
         cache: folder of the features that frozen backbones computed.
         verify: compare the merged memory with that of all samples in one place at the end.
+        unknown: also measure after each round how well test samples of classes to come are told
+            from those known; of methods with a memory, where ``partition.growth=stream``.
     """
 
     name: str = "federated-${benchmark.name}-${method.name}"
@@ -223,3 +225,4 @@ class FederateConfig(RunConfig):
     limits: Limits = field(default_factory=Limits)
     cache: str = "~/.cache/protocl/features"
     verify: bool = False
+    unknown: bool = False

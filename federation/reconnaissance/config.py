@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from protocl.config.schema import RunConfig
-from protocl.config.validation import AT_LEAST_1, POSITIVE, ranged
+from protocl.config.validation import AT_LEAST_0, AT_LEAST_1, POSITIVE, SHARE, ranged
+from protocl.errors import ConfigError
 from protocl.federation.config.schema import TitledConfig
 from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.registry import Registry
@@ -45,6 +46,33 @@ class Learner(ABC):
     def predict(self, node: int, features: Tensor) -> Tensor:
         """Class ids ``(N,)`` among all classes that ``node`` knows."""
 
+    def discover(self, node: int, features: Tensor) -> Tensor:
+        """A mission's samples ``(N, D)`` without labels arrive at ``node``.
+
+        Returns:
+            ``(N,)`` what each is taken for: id of the row without a name that it went into, -1
+            where it looked known, -2 where it was with too few others.
+
+        Raises:
+            ConfigError: the method discovers nothing, which is the default.
+        """
+        raise ConfigError(
+            "scenario.unlabelled: this method learns nothing from samples without labels; take "
+            "method=prototypes, or unlabelled=0"
+        )
+
+    def name(self, node: int, names: Mapping[int, int]) -> None:
+        """``node`` hears of which class its rows without a name are: row -> class id."""
+        raise NotImplementedError(f"{type(self).__name__}.name is not defined")
+
+    def categories(self, node: int) -> int | None:
+        """How many categories without a name ``node`` knows; None where a method has none."""
+        return None
+
+    def category_of(self, node: int, rows: Tensor) -> Tensor:
+        """The category ``(N,)`` that ``node`` takes each of some rows ``(N,)`` for."""
+        return rows
+
     def publish(self, clients: int) -> int:
         """All clients take over what the server knows; bytes of it for one client.
 
@@ -72,6 +100,7 @@ class LearnerSetup:
         n_classes: number of class ids.
         seed: of the run.
         fingerprint: of the backbone that made the features.
+        discovers: whether samples without labels will come.
     """
 
     clients: int
@@ -79,6 +108,7 @@ class LearnerSetup:
     n_classes: int
     seed: int
     fingerprint: str
+    discovers: bool = False
 
 
 @dataclass
@@ -115,6 +145,7 @@ class ScenarioConfig:
             ``holders`` of them), ``handover`` (the second half of each class's samples comes later
             and to another client), ``random`` (every mission draws classes; clients may
             collide), or ``client`` (each sample with the client that the data name).
+        field_classes: how many of the field classes take part; None for all.
         classes_per_mission: classes in a mission.
         samples_per_class: samples of a class in a mission; None for all that the client will see.
         holders: clients among which ``overlapping`` divides a class.
@@ -126,11 +157,18 @@ class ScenarioConfig:
         finish: after the last step, let gossip go on until everybody knows everything.
         redraw: draw anew which samples are for training and which for the test.
         base_in_memory: the base classes are part of what is known and tested.
+        unlabelled: share of each class of a mission that comes without labels, for methods that
+            discover.
+        revisited: samples of each base class that are not taught from the start, but come to the
+            clients among the unlabelled.
+        named_after: steps after which a client is told what it found in a mission: each row gets
+            the name of the class that most of its samples are of. None for never.
     """
 
     file: str | None = None
     clients: int = ranged(5, AT_LEAST_1)
     schedule: Literal["disjoint", "overlapping", "handover", "random", "client"] = "disjoint"
+    field_classes: int | None = ranged(None, AT_LEAST_1)
     classes_per_mission: int = ranged(5, AT_LEAST_1)
     samples_per_class: int | None = ranged(None, AT_LEAST_1)
     holders: int = 2
@@ -141,6 +179,9 @@ class ScenarioConfig:
     finish: bool = True
     redraw: bool = False
     base_in_memory: bool = True
+    unlabelled: float = ranged(0.0, SHARE)
+    revisited: int = ranged(0, AT_LEAST_0)
+    named_after: int | None = ranged(None, AT_LEAST_1)
 
 
 @dataclass

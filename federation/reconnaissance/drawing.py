@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from protocl.data.arrays import ArrayData
 from protocl.errors import ConfigError
 from protocl.federation.reconnaissance.config import ScenarioConfig
 from protocl.federation.reconnaissance.meetings import meetings
 from protocl.federation.reconnaissance.scenario import Mission, Scenario, Step
+from protocl.federation.reconnaissance.unlabelled import hide_labels, revisit
 
 Plan = list[list[Mission]]
 """For every step its missions."""
@@ -47,6 +49,7 @@ def draw_scenario(
     """
     if config.schedule == "client":
         config = _with_named_clients(config, data)
+    field = field[: config.field_classes]
     _validate(config, len(field))
     random = np.random.default_rng(seed)
     shown = base if config.base_in_memory else []
@@ -58,9 +61,11 @@ def draw_scenario(
         Step(tuple(missions), tuple(pairs))
         for missions, pairs in zip([*plan, *[[]] * (len(met) - len(plan))], met, strict=True)
     ]
-    base_rows = [row for c in shown for row in pool.train[c]]
+    labels = torch.cat([data.y_train, data.y_test]).tolist()
+    hidden = hide_labels(config, steps, labels, seed)
+    base_rows, dealt = revisit(config, {c: pool.train[c] for c in shown}, hidden, seed)
     return Scenario(
-        data.content_hash, config.clients, tuple(base_rows), tuple(pool.test), tuple(steps), seed
+        data.content_hash, config.clients, tuple(base_rows), tuple(pool.test), dealt, seed
     )
 
 

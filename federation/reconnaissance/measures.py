@@ -10,7 +10,9 @@ import torch
 from rich.filesize import decimal
 from torch import Tensor
 
+from protocl.federation.reconnaissance.discovered import DiscoveryReport
 from protocl.metrics.confusion import Confusion
+from protocl.metrics.detection import Detection
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class StepReport:
             mean over clients.
         base: the same on the base classes; None without any.
         field: the same on the others; None before the first.
-        own: mean over clients of the accuracy on the classes of their own missions.
+        own: mean over clients of the accuracy on the classes that their own missions taught; None
+            where no client was taught any.
         alone: as ``accuracy``, mean over clients that never meet anybody; None if not asked for.
         alone_own: as ``own`` for clients that never meet anybody.
         before: of every client with a mission.
@@ -59,6 +62,8 @@ class StepReport:
         merge_seconds: wall time of the meetings.
         state_bytes: mean over clients of what they keep.
         unknown: area under the ROC curve by name of the score: known against not yet taught.
+        detection: all measures by name of the score.
+        discovery: what was found in samples without labels; None where there are none.
     """
 
     step: int
@@ -67,7 +72,7 @@ class StepReport:
     accuracy: float
     base: float | None
     field: float | None
-    own: float
+    own: float | None
     alone: float | None
     alone_own: float | None
     before: Sequence[BeforeMerge]
@@ -77,12 +82,16 @@ class StepReport:
     merge_seconds: float
     state_bytes: float
     unknown: Mapping[str, float] = dataclass_field(default_factory=dict)
+    detection: Mapping[str, Detection] = dataclass_field(default_factory=dict)
+    discovery: DiscoveryReport | None = None
 
     def __str__(self) -> str:
         alone = "" if self.alone is None else f", alone {self.alone:.4f}"
-        unknown = "".join(f", {name} AUROC {area:.3f}" for name, area in self.unknown.items())
+        best = max(self.unknown, key=self.unknown.__getitem__, default="")
+        unknown = f", AUROC at most {self.unknown[best]:.3f} ({best})" if best else ""
+        discovery = "" if self.discovery is None else f", {self.discovery}"
         return (
-            f"accuracy {self.accuracy:.4f} on {self.classes} classes{alone}{unknown}, "
+            f"accuracy {self.accuracy:.4f} on {self.classes} classes{alone}{unknown}{discovery}, "
             f"{decimal(self.bytes_up)} up, {decimal(self.bytes_down)} down"
         )
 
@@ -99,15 +108,6 @@ def mean(values: Sequence[float | None]) -> float | None:
     """Mean of those that are there; None for none."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
-
-
-def area_under_roc(known: Tensor, unknown: Tensor) -> float:
-    """Probability that a known sample scores above an unknown one, ties counting one half."""
-    from sklearn.metrics import roc_auc_score
-
-    scores = torch.cat([known, unknown])
-    labels = torch.cat([torch.ones(len(known)), torch.zeros(len(unknown))])
-    return float(roc_auc_score(labels.numpy(), scores.double().numpy()))
 
 
 def confusions(stages: Sequence[set[int]], answers: Tensor, labels: Tensor) -> dict[int, Confusion]:

@@ -22,19 +22,21 @@ from protocl.federation.reconnaissance.config import (
     LearnerSetup,
     ReconnaissanceConfig,
 )
+from protocl.federation.reconnaissance.discovered import Discoveries, Finding
 from protocl.federation.reconnaissance.drawing import draw_scenario
 from protocl.federation.reconnaissance.measures import (
     BeforeMerge,
     StepReport,
     accuracy_on,
-    area_under_roc,
     confusions,
     mean,
 )
 from protocl.federation.reconnaissance.methods.prototypes import PrototypeLearner
 from protocl.federation.reconnaissance.result import build_result
 from protocl.federation.reconnaissance.scenario import SERVER, Mission, Scenario, Step
+from protocl.metrics.detection import Detection
 from protocl.metrics.history import Evaluation, History
+from protocl.open_world.scores import reported_scores
 from protocl.registry import BACKBONES, BENCHMARKS
 from protocl.runner.context import RunContext
 from protocl.runner.kind import Kind
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 SCENARIO_FILE = "scenario.json"
 KEPT = (
     "learner", "hermits", "known", "stages", "reports", "history", "own", "setup_bytes",
+    "discoveries",
 )  # fmt: skip
 """What steps change of a run, and checkpoints hold."""
 
@@ -107,6 +110,7 @@ class Reconnaissance:
         self.history = History()
         self.own: dict[int, set[int]] = {client: set() for client in self.clients}
         self.setup_bytes = 0
+        self.discoveries = Discoveries()
 
     def finish(self) -> dict[str, Any]:
         """Run the steps that remain and write what was learned."""
@@ -134,7 +138,8 @@ class Reconnaissance:
             report = self._step(step)
         self.reports.append(report)
         for name in ("accuracy", "own", "bytes_up", "bytes_down"):
-            events.add_scalar(f"step/{name}", getattr(report, name), report.step)
+            if (value := getattr(report, name)) is not None:
+                events.add_scalar(f"step/{name}", value, report.step)
         if self.history.evaluations:
             self.run.write(build_result(self), complete=False)
         self.run.save(done + 1, {name: getattr(self, name) for name in KEPT})
@@ -180,6 +185,7 @@ class Reconnaissance:
             n_classes=len(self.class_names),
             seed=self.config.seed,
             fingerprint=self.fingerprint,
+            discovers=any(mission.unlabelled for mission in self.scenario.missions),
         )
         with as_config_error(f"method={method.name}: "):
             return method.build(setup)
@@ -199,12 +205,17 @@ class Reconnaissance:
 
     def _step(self, step: Step) -> StepReport:
         taught = {m.client: set(self._labels(m).tolist()) for m in step.missions}
-        new = set().union(*taught.values()) - self.known if taught else set()
+        new = self._told().union(*taught.values()) - self.known
         earlier = self.known - self.base
         learn_seconds = self._learn(step)
         self.known |= new
         for client, classes in taught.items():
             self.own[client] |= classes
+        if not self.known:
+            raise ConfigError(
+                "scenario.unlabelled: nobody has been taught a class yet, so that nothing tells "
+                "what a class is; give benchmark.base_classes, or a smaller share"
+            )
         before = [
             self._before(client, classes, earlier - classes) for client, classes in taught.items()
         ]
@@ -217,12 +228,29 @@ class Reconnaissance:
     def _learn(self, step: Step) -> float:
         began = time.perf_counter()
         for mission in step.missions:
-            self.learner.learn(mission.client, *self._samples(mission))
+            if mission.rows:
+                self.learner.learn(mission.client, *self._at(mission.rows))
+            self._discover(mission)
         seconds = time.perf_counter() - began
         if self.hermits is not None:
             for mission in step.missions:
-                self.hermits.learn(mission.client, *self._samples(mission))
+                if mission.rows:
+                    self.hermits.learn(mission.client, *self._at(mission.rows))
         return seconds
+
+    def _discover(self, mission: Mission) -> None:
+        if mission.unlabelled:
+            x, labels = self._at(mission.unlabelled)
+            rows = self.learner.discover(mission.client, x)
+            step = len(self.reports) + 1
+            self.discoveries.note(Finding(step, mission.client, rows, labels))
+
+    def _told(self) -> set[int]:
+        """Classes of which clients are told the names in this step."""
+        after = self.config.scenario.named_after
+        if after is None:
+            return set()
+        return self.discoveries.tell(self.learner, len(self.reports) + 1 - after)
 
     def _before(self, client: int, mission: set[int], earlier: set[int]) -> BeforeMerge:
         asked = self._asked(self.base | mission | earlier)
@@ -241,6 +269,7 @@ class Reconnaissance:
         asked = self._asked(self.known)
         labels = self.y_test[asked]
         judges = self._judges()
+        detection = self._detection(judges[0]) if self.config.unknown else {}
         answers = {node: self._answers(self.learner, node, asked) for node in judges}
         if merged:
             self._note(answers[judges[0]], labels)
@@ -254,7 +283,7 @@ class Reconnaissance:
             accuracy=_required([accuracy_on(self.known, a, labels) for a in everybody]),
             base=mean([accuracy_on(self.base, a, labels) for a in everybody]),
             field=mean([accuracy_on(self.known - self.base, a, labels) for a in everybody]),
-            own=_required([accuracy_on(self.own[c], of_client[c], labels) for c in self.clients]),
+            own=mean([accuracy_on(self.own[c], of_client[c], labels) for c in self.clients]),
             alone=mean([accuracy_on(self.known, a, labels) for a in alone.values()]),
             alone_own=mean([accuracy_on(self.own[c], a, labels) for c, a in alone.items()]),
             before=before,
@@ -263,7 +292,11 @@ class Reconnaissance:
             learn_seconds=seconds[0],
             merge_seconds=seconds[1],
             state_bytes=sum(map(self.learner.state_bytes, self.clients)) / len(self.clients),
-            unknown=self._unknown(judges[0]) if self.config.unknown else {},
+            unknown={name: found.auroc for name, found in detection.items()},
+            detection=detection,
+            discovery=self.discoveries.report(
+                self.learner, judges[0], self.known, (self.x_test, self.y_test)
+            ),
         )
 
     def _note(self, answers: Tensor, labels: Tensor) -> None:
@@ -282,12 +315,11 @@ class Reconnaissance:
         taught = [client for client in self.clients if self.own[client] or self.base]
         return {client: self._answers(self.hermits, client, asked) for client in taught}
 
-    def _unknown(self, judge: int) -> dict[str, float]:
+    def _detection(self, judge: int) -> dict[str, Detection]:
         asked = self._asked(self.known)
         if bool(asked.all()):
             return {}
-        scores = self.learner.known_scores(judge, self.x_test)
-        return {name: area_under_roc(s[asked], s[~asked]) for name, s in scores.items()}
+        return reported_scores(self.learner.known_scores(judge, self.x_test), asked)
 
     # -- parts ------------------------------------------------------------------------------
 
@@ -306,11 +338,11 @@ class Reconnaissance:
         return torch.isin(self.y_test, torch.tensor(sorted(classes), dtype=torch.int64))
 
     def _labels(self, mission: Mission) -> Tensor:
-        return self.y[torch.tensor(mission.rows)]
+        return self.y[torch.tensor(mission.rows, dtype=torch.int64)]
 
-    def _samples(self, mission: Mission) -> tuple[Tensor, Tensor]:
-        rows = torch.tensor(mission.rows)
-        return self.x[rows], self.y[rows]
+    def _at(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        return self.x[chosen], self.y[chosen]
 
 
 def _required(values: list[float | None]) -> float:

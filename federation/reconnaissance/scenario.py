@@ -23,10 +23,12 @@ class Mission:
     Attributes:
         client: number of the client.
         rows: training samples, as rows of the data.
+        unlabelled: further samples whose classes nobody tells the client.
     """
 
     client: int
     rows: tuple[int, ...]
+    unlabelled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,13 @@ class Scenario:
             raise DataError(f"{path} is not a scenario of protocl: {error}") from error
 
 
+def _mission(content: dict[str, Any]) -> Mission:
+    # A scenario that an earlier version saved has no samples without labels.
+    return Mission(content["client"], tuple(content["rows"]), tuple(content.get("unlabelled", ())))
+
+
 def _step(content: dict[str, list[Any]]) -> Step:
     return Step(
-        tuple(Mission(m["client"], tuple(m["rows"])) for m in content["missions"]),
+        tuple(_mission(m) for m in content["missions"]),
         tuple((a, b) for a, b in content["meetings"]),
     )

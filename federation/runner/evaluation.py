@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.filesize import decimal
 
 from protocl.data.arrays import ArrayData
-from protocl.errors import AllFailedError
+from protocl.errors import AllFailedError, ConfigError
+from protocl.federation.config import Method, MethodConfig
 from protocl.metrics.confusion import Confusion
+from protocl.metrics.detection import Detection
+from protocl.open_world.scores import known_scores, reported_scores
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -31,6 +35,7 @@ class RoundReport:
         seconds: wall time of the round without the evaluation.
         bytes_up, bytes_down: measured on the serialised messages.
         evaluated: samples that the accuracy is of.
+        detection: by name of the score, how well classes to come are told from those known.
     """
 
     round: int
@@ -40,12 +45,26 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     evaluated: int = 0
+    detection: Mapping[str, Detection] = field(default_factory=dict)
 
     def __str__(self) -> str:
         accuracy = "unknown" if self.accuracy is None else f"{self.accuracy:.4f}"
         return (
             f"accuracy {accuracy} on {self.evaluated} samples of {self.classes} classes, "
             f"{decimal(self.bytes_up)} up, {decimal(self.bytes_down)} down, {self.seconds:.2f} s"
+        )
+
+
+def require_scores(method: Method, config: MethodConfig) -> None:
+    """Refuse ``unknown=true`` where there is no memory of the features that are at hand.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if method.memory is None or config.needs_samples or config.personal:
+        raise ConfigError(
+            f"unknown=true: method={config.name} merges no memory of features that the server "
+            "computes; take method=prototypes, with distribute=false"
         )
 
 
@@ -86,6 +105,15 @@ class Evaluator:
             if not confusion.total:
                 answered[stage] = self._newest_of(self.stages[stage])
         return answered
+
+    def detection(self, stage: int) -> dict[str, Detection]:
+        """How well test samples of the stages up to ``stage`` are told from those to come."""
+        memory = self.method.memory
+        arrived = [c for classes in self.stages[: stage + 1] for c in classes]
+        known = torch.isin(self.data.y_test, torch.tensor(arrived))
+        if memory is None or not len(memory) or bool(known.all()):
+            return {}
+        return reported_scores(known_scores(memory, self.data.x_test), known)
 
     def _confusion(self, arrays: ArrayRecord, classes: list[int]) -> Confusion:
         """On the test data of ``classes``; no answer is a wrong one."""

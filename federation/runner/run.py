@@ -25,7 +25,7 @@ from protocl.federation.runner.centralized import (
     compare_with_one_place,
     require_comparable,
 )
-from protocl.federation.runner.evaluation import Evaluator, RoundReport
+from protocl.federation.runner.evaluation import Evaluator, RoundReport, require_scores
 from protocl.federation.runner.result import build_result
 from protocl.federation.wire.compat import quiet, without_round_reports
 from protocl.federation.wire.traffic import Traffic
@@ -95,6 +95,8 @@ class FederatedRun:
         starts = stage_starts(len(self.stages), rounds)
         self._stage_ends = [*(start - 1 for start in starts[1:]), rounds]
         self._prepare_method()
+        if self.config.unknown:
+            require_scores(self.method, self.config.method)
         self._evaluator = Evaluator(
             self.method, self.config.method.personal, self.data, self.n_classes, self.stages
         )
@@ -224,6 +226,7 @@ class FederatedRun:
         report = RoundReport(
             number, accuracy, sum(len(s) for s in self.stages[: stage + 1]), seconds,
             self.traffic.total("up", number), self.traffic.total("down", number), total,
+            self._evaluator.detection(stage) if self.config.unknown else {},
         )  # fmt: skip
         self.reports.append(report)
         self._log(report)

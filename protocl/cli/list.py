@@ -24,6 +24,7 @@ from protocl.registry import (
     HEADS,
     MAPS,
     METHODS,
+    SCORES,
     STRATEGIES,
     TRACKERS,
     Registry,
@@ -37,6 +38,7 @@ _TITLES = {
     "adaptations": "strategy.session.adapt=NAME",
     "heads": "heads (protocl.heads)",
     "maps": "strategy.head.map=NAME",
+    "scores": "scores of unknown inputs (protocl.scores)",
     "trackers": "tracker=NAME",
     "federated": "method=NAME, of protocl federate",
 }
@@ -48,6 +50,7 @@ _GROUPS: dict[str, tuple[str, Registry | None]] = {
     "adaptations": ("adaptation", ADAPTATIONS),
     "heads": ("head", HEADS),
     "maps": ("map", MAPS),
+    "scores": ("score", SCORES),
     "trackers": ("tracker", TRACKERS),
     "federated": ("method", METHODS),
     "experiments": ("experiment", None),

@@ -24,7 +24,7 @@ from protocl.runner.host_warnings import hidden_host_notices
 AddCommand = Callable[[Commands, argparse.ArgumentParser], None]
 
 _LISTS = (
-    "strategies", "benchmarks", "backbones", "adaptations", "heads", "maps", "trackers",
+    "strategies", "benchmarks", "backbones", "adaptations", "heads", "maps", "scores", "trackers",
     "federated", "experiments", "federations", "pretrainings", "reconnaissance",
     "discoveries",
 )  # fmt: skip

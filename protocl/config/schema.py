@@ -271,12 +271,15 @@ class ExperimentConfig(RunConfig):
             machine; ``"tuned"`` for the quickest here, measured once, where there are so many
             images that measuring pays, and written to the run's ``config.yaml``. None is
             ``"fixed"`` where sums are exact, else ``"tuned"``.
+        unknown: also measure after each experience how well test samples of classes to come are
+            told from those known, by every score that the memory allows.
     """
 
     name: str = "${benchmark.name}-${strategy.name}"
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     cache: str = "~/.cache/protocl/features"
     encoding_batch: int | Literal["fixed", "tuned"] | None = ranged(None, _IMAGES)
+    unknown: bool = False
 
     @property
     def settled_batch(self) -> int | None:

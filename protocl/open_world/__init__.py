@@ -1,1 +1,1 @@
-"""Open world: what is unknown, which new categories there are, and why a model answers so."""
+"""The open world: know what is unknown, group it into categories, agree on them by addition."""

@@ -11,7 +11,7 @@ from protocl.config.arguments import Argument, Settings, expand
 from protocl.config.compose import compose, load
 from protocl.config.presets import parse
 from protocl.data.augmentation.image_augmentation import TrainingAugmentation, named_augmentation
-from protocl.errors import as_config_error
+from protocl.errors import ConfigError, as_config_error
 from protocl.io.atomic import locked
 from protocl.io.checkpoint import CheckpointFolder
 from protocl.metrics.history import History
@@ -56,6 +56,11 @@ class ExperimentKind(Kind[ExperimentConfig]):
             learner = run.config.strategy.learner(prepared.setup(run))
         if learner is not None:
             return FeatureRun(run, prepared, learner).finish()
+        if run.config.unknown:
+            raise ConfigError(
+                f"unknown=true: strategy={run.config.strategy.name} keeps no memory of features "
+                "that stay; take a strategy on a frozen backbone (protocl list strategies --frozen)"
+            )
         return _Run(run, prepared).finish()
 
 

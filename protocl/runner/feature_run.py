@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 from protocl.config import ExperimentConfig
 from protocl.config.schema import FeatureLearner
 from protocl.data.experiences import ClassStream, Samples
+from protocl.metrics.detection import Detection
 from protocl.metrics.history import History
 from protocl.metrics.recorder import EvaluationRecorder
+from protocl.open_world.scores import known_scores, reported_scores
 from protocl.runner.context import RunContext
 from protocl.runner.model import write_model
 from protocl.runner.prepare import Prepared
@@ -43,6 +46,7 @@ class FeatureRun:
         self.learner = learner
         self.history = History()
         self.recorder = EvaluationRecorder()
+        self.detection: list[dict[str, Detection]] = []
         state = run.take_up()
         if state is not None:
             self._continue(state)
@@ -55,6 +59,8 @@ class FeatureRun:
             for t in range(len(self.history.evaluations), len(self.prepared.stream)):
                 self._learn(t)
                 self._evaluate(t)
+                if self.run.config.unknown:
+                    self._detect(t)
                 self._save()
             self._tell("report")
             write_model(
@@ -72,6 +78,7 @@ class FeatureRun:
     def _continue(self, state: dict[str, Any]) -> None:
         self.learner = state["learner"]
         self.history = History.from_dict(json.loads(state["history"]))
+        self.detection = state["detection"]
 
     @torch.no_grad()
     def _learn(self, t: int) -> None:
@@ -92,6 +99,21 @@ class FeatureRun:
             self.history.append(self.recorder.conclude())
         log_evaluation(self.events, self.history, self.prepared.stream)
 
+    @torch.no_grad()
+    def _detect(self, t: int) -> None:
+        """Tell test samples of the classes known after experience ``t`` from those to come."""
+        stream = self.prepared.stream
+        batches = [
+            (features.cpu(), i <= t)
+            for i in range(len(stream))
+            for features, *_ in self._features(stream.test(i))
+        ]
+        memory = self.learner.memory
+        assert memory is not None  # an experience has been learned
+        scores = known_scores(memory.copy().cpu(), torch.cat([f for f, _ in batches]))
+        known = torch.cat([torch.full((len(f),), seen) for f, seen in batches])
+        self.detection.append(reported_scores(scores, known))
+
     def _features(self, samples: Samples) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Features, labels and task labels in the mini-batches of an evaluation."""
         backbone = self.prepared.model.backbone.eval()
@@ -104,11 +126,20 @@ class FeatureRun:
         self.events.flush()
         self.run.write(self._result(), complete=False)
         # As text: a pickle of its many small numbers takes longer than an experience.
-        state = {"learner": self.learner, "history": json.dumps(self.history.to_dict())}
+        state = {
+            "learner": self.learner,
+            "history": json.dumps(self.history.to_dict()),
+            "detection": self.detection,
+        }
         self.run.save(len(self.history.evaluations), state)
 
     def _result(self) -> dict[str, Any]:
-        return build_result(self.run.config, self.prepared, self.history, self.learner.memory)
+        result = build_result(self.run.config, self.prepared, self.history, self.learner.memory)
+        if self.run.config.unknown:
+            result["detection"] = [
+                {name: asdict(found) for name, found in each.items()} for each in self.detection
+            ]
+        return result
 
     def _tell(self, phase: str) -> None:
         done, total = len(self.history.evaluations), len(self.prepared.stream)

@@ -38,7 +38,7 @@ def calibration_of(
     """The calibration of a head fitted to ``memory``; see :meth:`protocl.heads.Head.calibrate`."""
     start = _start(head, memory)
     if table is not None:
-        table.require(_origin(head, memory), start)
+        table.require(origin_of(head, memory), start)
         return fit_calibration(table, memory.total)
     samples, rows = virtual_samples(memory)
     logits = _without_autocast(head, samples)
@@ -50,7 +50,7 @@ def left_out_table(
 ) -> CalibrationTable:
     """The table behind :meth:`protocl.heads.Head.calibration_table`."""
     logits, rows = left_out_logits(head, memory, features, labels, parts)
-    origin = _origin(head, memory)
+    origin = origin_of(head, memory)
     return CalibrationTable.of(logits, rows, start=_start(head, memory), origin=origin)
 
 
@@ -69,14 +69,18 @@ def _start(head: Head, memory: PrototypeMemory) -> int:
     return -_BELOW - (round(2 * math.log2(gap)) if 0 < gap < math.inf else 0)
 
 
-def _origin(head: Head, memory: PrototypeMemory) -> str:
-    """Digest of the statistics and of the head's settings."""
-    digest = hashlib.sha256(repr((type(head).__name__, _settings(head))).encode())
+def origin_of(part: nn.Module, memory: PrototypeMemory) -> str:
+    """Digest of the statistics and of the settings of a head, or of another part."""
+    digest = hashlib.sha256(repr((type(part).__name__, _settings(part))).encode())
+    _add_memory(digest, memory)
+    return digest.hexdigest()[:32]
+
+
+def _add_memory(digest: hashlib._Hash, memory: PrototypeMemory) -> None:
     digest.update(repr(memory.describe()).encode())
     for name, buffer in memory.named_buffers(recurse=False):
         digest.update(name.encode())
         digest.update(buffer.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _settings(part: nn.Module) -> list[tuple[str, object]]:
@@ -104,6 +108,10 @@ def _setting(value: object) -> object:
         return tuple((name, _setting(one)) for name, one in value.items())
     if isinstance(value, Tensor | np.ndarray):  # their reprs leave most numbers out
         return str(value.dtype), value.tolist()
+    if isinstance(value, PrototypeMemory):
+        digest = hashlib.sha256()
+        _add_memory(digest, value)
+        return digest.hexdigest()
     if isinstance(value, nn.Module):
         return type(value).__name__, _settings(value)
     if is_dataclass(value) and not isinstance(value, type):

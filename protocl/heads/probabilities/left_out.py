@@ -32,18 +32,35 @@ def left_out_logits(
         parts: 2 or more; each costs a fit. The fewer samples of all are at hand here, the
             less a part takes away.
     """
+    twin = head.twin()
+    logits = [features.new_zeros(0, len(memory), device=memory.device)]
+    right = [torch.zeros(0, dtype=torch.int64, device=memory.device)]
+    for rows, samples, rest in left_out_parts(memory, features, labels, parts):
+        logits.append(twin.fit(rest)(samples))
+        right.append(rows)
+    return torch.cat([block.to(logits[-1]) for block in logits]), torch.cat(right)
+
+
+def left_out_parts(
+    memory: PrototypeMemory, features: Tensor, labels: Tensor, parts: int
+) -> Iterator[tuple[Tensor, Tensor, PrototypeMemory]]:
+    """Samples that ``memory`` holds, and the memory without them, part by part.
+
+    Args:
+        memory, features, labels, parts: see :func:`left_out_logits`.
+
+    Yields:
+        Rows ``(n,)`` of the samples' classes in the memory, their features ``(n, D)``, and the
+        rest, which has all classes.
+    """
     if parts < 2:
         raise ValueError(f"parts={parts}: expected 2 or more")
     check_batch(features, labels, memory.feature_dim)
     features, labels = features.to(memory.device), labels.to(memory.device).contiguous()
     rows = find_rows(memory.class_ids, labels)
-    twin = head.twin()
-    logits, right = [features.new_zeros(0, len(memory))], [rows[:0]]
     for chosen in _parts(rows, memory.count, parts):
         part = memory.empty_like().update(features[chosen], labels[chosen])
-        logits.append(twin.fit(memory - part)(features[chosen]))
-        right.append(rows[chosen])
-    return torch.cat([block.to(logits[-1]) for block in logits]), torch.cat(right)
+        yield rows[chosen], features[chosen], memory - part
 
 
 def _parts(rows: Tensor, counts: Tensor, parts: int) -> Iterator[Tensor]:

@@ -13,7 +13,6 @@ from protocl.federation.reconnaissance.curves import draw_curves, interval, seri
 from protocl.federation.reconnaissance.measures import (
     BeforeMerge,
     accuracy_on,
-    area_under_roc,
     confusions,
     mean,
 )
@@ -35,11 +34,6 @@ def test_the_paper_s_mean_skips_what_is_absent():
     assert BeforeMerge(0, 0.8, None, 0.4).mean == pytest.approx(0.6)
     assert mean([None, 1.0, 0.0]) == 0.5
     assert mean([None]) is None
-
-
-def test_area_under_roc_counts_pairs_and_half_of_ties():
-    known, unknown = torch.tensor([3.0, 1.0]), torch.tensor([2.0, 1.0])
-    assert area_under_roc(known, unknown) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
 
 
 def test_the_interval_is_student_s():

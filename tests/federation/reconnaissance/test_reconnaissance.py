@@ -21,7 +21,7 @@ from protocl.federation.reconnaissance.run import (
 )
 from protocl.federation.reconnaissance.scenario import SERVER, Scenario
 from protocl.federation.server.state import same_statistics
-from protocl.registry import HEADS
+from protocl.registry import HEADS, SCORES
 from protocl.report import load_run
 from protocl.runner.context import RunContext
 from protocl.runner.folders import open_run
@@ -169,9 +169,21 @@ def test_unknown_classes_score_lower(tmp_path):
         tmp_path, "method.head=bayesian", "unknown=true", "scenario.clients=1", "alone=false"
     )
     steps = result["reconnaissance"]["steps"]
-    assert set(steps[0]["unknown"]) == {"distance", "bayesian", "log_density"}
+    assert {"distance", "bayesian", "log_density"} <= set(steps[0]["unknown"])
     assert steps[0]["unknown"]["distance"] > 0.8
     assert steps[-1]["unknown"] == {}  # nothing is unknown any more
+
+
+def test_all_scores_where_the_memory_keeps_second_moments(tmp_path):
+    _, result = finish(tmp_path, "unknown=true", "method.level=shared", "scenario.merge=gossip")
+    first, *_, last = result["reconnaissance"]["steps"]
+    assert set(first["unknown"]) == set(first["detection"]) == set(SCORES.names())
+    found = first["detection"]["relative_mahalanobis"]
+    assert found["auroc"] == first["unknown"]["relative_mahalanobis"] > 0.8
+    assert 0 < found["fpr95"] < 1
+    assert last["detection"] == {}
+    with pytest.raises(ConfigError, match=r"method.level=mean: the head lda needs level shared"):
+        finish(tmp_path, "method.head=lda", "method.level=mean")
 
 
 def test_the_command_writes_curves_over_seeds(tmp_path, capsys):
