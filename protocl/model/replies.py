@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +16,13 @@ from protocl.heads.bayesian.head import BayesianPrototypes
 from protocl.memory import PrototypeMemory
 from protocl.model.guesses import Guesses, ranked
 from protocl.model.labels import Labels
+from protocl.open_world.explanation.explanation import (
+    Explanation,
+    NearPrototype,
+    NearSample,
+    PrototypeUncertainty,
+    nearest_samples,
+)
 
 Scores = NDArray[np.float64]
 
@@ -35,6 +43,8 @@ class Replies:
     head_: Head
     _rival: tuple[str, BayesianPrototypes] | None = None
     """Tells how unknown samples are: for the revision of the memory that it is fitted to."""
+    _doubt: tuple[str, PrototypeUncertainty] | None = None
+    """Tells kinds of uncertainty, likewise."""
 
     @abstractmethod
     def _features(self, X: Any) -> Tensor:
@@ -88,7 +98,39 @@ class Replies:
             X: samples.
             top: classes of each.
         """
-        features, sure = self._features(X), self.says_how_sure
+        return self._ranked(self._features(X), top)
+
+    def explain(
+        self, X: Any, top: int = 5, *, stored: Any = None, labels: Sequence[Any] = ()
+    ) -> list[Explanation]:
+        """Why each sample is answered so.
+
+        Args:
+            X: samples.
+            top: prototypes and stored samples of each.
+            stored: samples that are at hand, such as some that were taught; None for none.
+            labels: their classes.
+
+        Raises:
+            ValueError: ``top`` is less than 1, or there is not one label a stored sample.
+        """
+        features = self._features(X)
+        mapped = self.memory_.feature_map(features).double()
+        near = self._near_samples(mapped, stored, labels, top)
+        kinds = self._uncertainties(features)
+        found = zip(self._ranked(features, top), mapped, near, kinds, strict=True)
+        return [
+            Explanation(self._prototypes(each, point), samples, *kind, each.unknown)
+            for each, point, samples, kind in found
+        ]
+
+    @property
+    def says_how_sure(self) -> bool:
+        """Whether the memory keeps enough for probabilities."""
+        return self.memory_.provides("shared") and self.memory_.total > len(self.memory_)
+
+    def _ranked(self, features: Tensor, top: int) -> list[Guesses]:
+        sure = self.says_how_sure
         return ranked(
             self.classes_,
             self._scores(features),
@@ -97,10 +139,37 @@ class Replies:
             top,
         )
 
-    @property
-    def says_how_sure(self) -> bool:
-        """Whether the memory keeps enough for probabilities."""
-        return self.memory_.provides("shared") and self.memory_.total > len(self.memory_)
+    def _prototypes(self, found: Guesses, mapped: Tensor) -> list[NearPrototype]:
+        """What the best classes gave to an answer for a sample ``(W,)`` under the map."""
+        memory, best = self.memory_, found.best[0].score
+        rows = self._columns()[[self.classes_.tolist().index(each.label) for each in found.best]]
+        gaps = (memory.means_at(torch.from_numpy(rows)) - mapped).norm(dim=1).tolist()
+        counts = memory.counts[rows].tolist()
+        return [
+            NearPrototype(each.label, each.probability, best - each.score, gap, count)
+            for each, gap, count in zip(found.best, gaps, counts, strict=True)
+        ]
+
+    def _near_samples(
+        self, mapped: Tensor, stored: Any, labels: Sequence[Any], top: int
+    ) -> list[list[NearSample]]:
+        if stored is None:
+            return [[] for _ in mapped]
+        points = self.memory_.feature_map(self._features(stored)).double()
+        if len(points) != len(labels):
+            raise ValueError(
+                f"{len(points)} stored samples, {len(labels)} labels: expected one each"
+            )
+        return nearest_samples(mapped, points, labels, top)
+
+    def _uncertainties(self, features: Tensor) -> list[Sequence[float | None]]:
+        """Total, aleatoric and epistemic, of each sample; None where nothing tells."""
+        if not self.says_how_sure:
+            return [(None, None, None) for _ in features]
+        if self._doubt is None or self._doubt[0] != self.memory_.revision:
+            self._doubt = self.memory_.revision, PrototypeUncertainty(self.memory_)
+        found = torch.stack(list(self._doubt[1](features)), 1)
+        return cast(list[Sequence[float | None]], found.tolist())
 
     def _scores(self, features: Tensor) -> Scores:
         logits = self.head_.fit(self.memory_)(features).double().numpy()

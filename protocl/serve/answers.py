@@ -59,6 +59,51 @@ class Prediction(BaseModel):
     nearest: list[Neighbour]
 
 
+class Reason(BaseModel):
+    """A class whose prototype took part in a decision.
+
+    Attributes:
+        label: its name.
+        share: of the decision, the calibrated probability; null where nothing tells how sure the
+            head is.
+        behind: by how much its score is below the best.
+        distance: Euclidean, of the sample's features under the head's map.
+        samples: of which the prototype is the mean.
+    """
+
+    label: Label
+    share: float | None
+    behind: float
+    distance: float
+    samples: int
+
+
+class Explained(BaseModel):
+    """Why a sample is answered so.
+
+    Attributes:
+        name: of its file, or its number.
+        prototypes: that weigh most, the answer first.
+        total: entropy of the answer in nats; null where nothing tells.
+        aleatoric: the part that remains however many samples are taught: classes overlap.
+        epistemic: the part that more samples would take away.
+        unknown: probability that it belongs to none of those known; null where nothing tells.
+    """
+
+    name: str
+    prototypes: list[Reason]
+    total: float | None
+    aleatoric: float | None
+    epistemic: float | None
+    unknown: float | None
+
+
+class Explanations(BaseModel):
+    """The answer of ``POST /explain``, one explanation a sample, in their order."""
+
+    explanations: list[Explained]
+
+
 class Predictions(BaseModel):
     """The answer of ``POST /predict``, one prediction a sample, in their order."""
 

@@ -20,6 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from protocl import __version__
 from protocl.model.changes.change import Change
 from protocl.model.guesses import Guesses
+from protocl.open_world.explanation.explanation import Explanation
 from protocl.serve import answers
 from protocl.serve.asked import Asked, asked
 from protocl.serve.gate import Gate
@@ -89,6 +90,7 @@ class Routes:
         app.get("/metrics", response_class=PlainTextResponse)(self.prometheus)
         app.get("/thumbnails/{class_id}/{name}", response_class=FileResponse)(self.thumbnail)
         app.post("/predict", openapi_extra=_body(_VECTORS | _TOP, _FILES | _TOP))(self.predict)
+        app.post("/explain", openapi_extra=_body(_VECTORS | _TOP, _FILES | _TOP))(self.explain)
         app.post("/teach", openapi_extra=_body(_CLASS | _VECTORS, _CLASS | _FILES))(self.teach)
         app.post("/forget", openapi_extra=_body(_CLASS | _NOW | _VECTORS, _CLASS | _NOW | _FILES))(
             self.forget
@@ -165,6 +167,15 @@ class Routes:
             ]
         )
 
+    async def explain(self, request: Request) -> answers.Explanations:
+        """Why pictures, or vectors of features, are answered so."""
+        wish = await asked(request)
+        top = wish.number("top", 5, 1000)
+        names, found = await self._read(lambda: self._explained(wish, top))
+        return answers.Explanations(
+            explanations=[_explanation(*one) for one in zip(names, found, strict=True)]
+        )
+
     # -- writing ----------------------------------------------------------------------------
 
     async def teach(self, request: Request) -> answers.Changed:
@@ -228,6 +239,10 @@ class Routes:
     ) -> tuple[list[str], list[Guesses], list[list[Neighbouring]]]:
         names, samples = wish.samples()
         return names, *self.service.predict(samples, top)
+
+    def _explained(self, wish: Asked, top: int) -> tuple[list[str], list[Explanation]]:
+        names, samples = wish.samples()
+        return names, self.service.explain(samples, top)
 
     def _encoded(self, wish: Asked) -> tuple[Any, Any]:
         _, samples = wish.samples()
@@ -293,6 +308,13 @@ def _prediction(
         name=name, label=best[0].label, is_unknown=is_unknown, unknown=guesses.unknown, best=best,
         nearest=[answers.Neighbour(**vars(each)) for each in nearest],
     )  # fmt: skip
+
+
+def _explanation(name: str, found: Explanation) -> answers.Explained:
+    reasons = [answers.Reason(**each._asdict()) for each in found.prototypes]
+    said = found._asdict() | {"prototypes": reasons}
+    del said["samples"]
+    return answers.Explained(name=name, **said)
 
 
 async def _problem(request: Request, error: Exception) -> JSONResponse:

@@ -21,6 +21,7 @@ from protocl.model.encoder import Encoder
 from protocl.model.folder import read_model
 from protocl.model.guesses import Guesses
 from protocl.model.trained import TrainedClassifier
+from protocl.open_world.explanation.explanation import Explanation
 from protocl.serve.pictures import thumbnail
 from protocl.serve.problems import Problem
 
@@ -171,6 +172,21 @@ class Service:
         features = self.features(samples)
         given: Any = features.numpy() if self.ledger is not None else features
         return state.known.guesses(given, top), self._nearest(state, features)
+
+    def explain(self, samples: Samples, top: int) -> list[Explanation]:
+        """Why each sample is answered so.
+
+        Raises:
+            ConfigError: no class is known, or the model keeps no prototypes.
+            DataError, ValueError: as :meth:`features`.
+        """
+        known = self.state.known
+        self.state.require_classes()
+        if not isinstance(known, PrototypeClassifier):
+            raise ConfigError(
+                "this model was trained otherwise and keeps no prototypes to explain by"
+            )
+        return known.explain(self.features(samples).numpy(), top)
 
     def marked(self, guesses: Guesses) -> bool:
         """Whether a sample counts as unknown."""

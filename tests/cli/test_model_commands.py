@@ -379,3 +379,22 @@ def test_settings_of_a_new_model_are_not_ignored(taught: Path, pictures: Path, c
     for option in (["--head", "lda"], ["--image-size", "8"], ["--forgettable", "no"]):
         assert main(["teach", str(taught), *option, str(pictures / "train")]) == 2
         assert f"{option[0]} is for a new model" in capsys.readouterr().err
+
+
+def test_explain_says_why(pictures, tmp_path, capsys):
+    model = tmp_path / "m ö"
+    teach = ["teach", str(model), "--new", "--backbone", "conv4", "--image-size", "16"]
+    assert main([*teach, "--head", "lda", str(pictures / "train")]) == 0
+    asked = str(pictures / "test" / "red" / "0.png")
+    capsys.readouterr()
+    assert main(["explain", str(model), asked, "--beside", str(pictures / "train")]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"red +\d+\.\d %, 0 behind, prototype of 4 samples", shown)
+    assert "because classes overlap" in shown
+    assert re.search(r"like .*red.*\(cosine 0\.\d+|like .*red.*\(cosine 1\.0", shown)
+    assert main(["explain", str(model), asked, "--top", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["label"] == "red"
+    assert len(found["prototypes"]) == 2
+    assert found["samples"] == []
+    assert main(["explain", str(model), str(tmp_path / "none.png")]) != 0

@@ -70,6 +70,17 @@ class TestPredict:
             assert each["distance"] == pytest.approx(expected[each["label"]], abs=1e-4)
             assert each["samples"] == 10
 
+    def test_why(self, client: TestClient, tmp_path: Path) -> None:
+        reply = client.post("/explain", json={"features": X[:3].tolist(), "top": 2})
+        assert reply.status_code == 200
+        model = load_model(tmp_path / "m")
+        expected = model.explain(X[:3].astype(float), top=2)
+        for found, one in zip(reply.json()["explanations"], expected, strict=True):
+            assert [tuple(each.values()) for each in found["prototypes"]] == one.prototypes
+            for kind in ("total", "aleatoric", "epistemic", "unknown"):
+                assert found[kind] == getattr(one, kind)
+            assert len(found["prototypes"]) == 2
+
     def test_pictures(self, shapes: Path, pictures: Path) -> None:
         files = sorted(pictures.rglob("*.png"))
         with asking(shapes) as client:
@@ -283,7 +294,7 @@ def test_openapi_names_every_route_and_what_it_takes(client: TestClient) -> None
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {
         "/health", "/classes", "/changes", "/metrics", "/thumbnails/{class_id}/{name}", "/predict",
-        "/teach", "/forget", "/undo",
+        "/explain", "/teach", "/forget", "/undo",
     }  # fmt: skip
     body = described["paths"]["/teach"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}

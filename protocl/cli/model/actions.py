@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from protocl.cli.model.reasons import show_explanations
 from protocl.cli.model.samples import batches
 from protocl.cli.model.show import describe, writer
 from protocl.data.folder import classes_in
@@ -34,6 +35,19 @@ def predict(args: argparse.Namespace) -> int:
         with _as_our_errors():
             write(names, model.guesses(samples, args.top))
     write.finish()
+    _complain(unread)
+    return 3 if unread else 0
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Print why the files are answered so; 3 if some could not be read."""
+    model = _explaining(args.model)
+    stored, labels = _stored(args.beside, model)
+    unread: list[DataError] = []
+    for names, samples in batches(args.files, unread.append):
+        with _as_our_errors():
+            found = model.explain(samples, args.top, stored=stored, labels=labels)
+        show_explanations(names, found, as_json=args.json)
     _complain(unread)
     return 3 if unread else 0
 
@@ -140,6 +154,28 @@ def _learning(folder: Path) -> PrototypeClassifier:
             "forget, nor be merged; a model of nearest_mean, slda, ridge and others can"
         )
     return model
+
+
+def _explaining(folder: Path) -> PrototypeClassifier:
+    model: Model = load_model(folder)
+    if not isinstance(model, PrototypeClassifier):
+        raise ConfigError(
+            f"{folder} was trained and keeps no prototypes, so that there are none to explain by; "
+            "a model of nearest_mean, slda, ridge and others keeps them"
+        )
+    return model
+
+
+def _stored(folder: Path | None, model: PrototypeClassifier) -> tuple[Any, list[str]]:
+    """Samples to show beside the prototypes, and the file of each as what it is called."""
+    if folder is None:
+        return None, []
+    samples: list[Any] = []
+    names: list[str] = []
+    for called, read in batches([folder], _refuse):
+        names += called
+        samples += list(read)
+    return (samples if model.encoder_ is not None else np.stack(samples)), names
 
 
 def _label(model: PrototypeClassifier, name: str) -> Any:

@@ -16,6 +16,12 @@ examples:
   protocl predict MODEL *.jpg --top 5 --json > answers.jsonl
   protocl predict MODEL features.npy --csv
 """
+_EXPLAIN = """\
+examples:
+  protocl explain MODEL photo.jpg
+  protocl explain MODEL photo.jpg --beside pictures/train --top 5
+  protocl explain MODEL features.npy --json
+"""
 _TEACH = """\
 examples:
   protocl teach MODEL --class otter otter1.jpg otter2.jpg
@@ -33,7 +39,7 @@ examples:
 
 def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the commands to the parser of ``protocl``."""
-    for add in (_predict, _teach, _forget, _merge, _export, _info):
+    for add in (_predict, _explain, _teach, _forget, _merge, _export, _info):
         add(commands, common)
 
 
@@ -69,6 +75,18 @@ def _predict(commands: Commands, common: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object a line")
     form.add_argument("--csv", action="store_true", help="one row for each of the best classes")
+
+
+def _explain(commands: Commands, common: argparse.ArgumentParser) -> None:
+    parser = _add(commands, common, "explain", "say why pictures are answered so", epilog=_EXPLAIN)
+    parser.add_argument("model", type=Path, help=_MODEL)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILES", help="as for predict")
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="prototypes (default 3)")
+    parser.add_argument(
+        "--beside", type=Path, metavar="FILES",
+        help="a folder of pictures, or an array: those most alike are named as well",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _teach(commands: Commands, common: argparse.ArgumentParser) -> None:

@@ -80,6 +80,20 @@ class Whitened(FeatureMap):
         middle = memory.sums.sum(0) / memory.total
         return cls(middle, matrix, memory.feature_map, unit_length=unit_length)
 
+    def statistics(self, memory: PrototypeMemory) -> PrototypeMemory:
+        """Counts and sums of ``memory`` in this space, of level ``mean`` and without a map.
+
+        Raises:
+            ValueError: the space is at unit length, so that sums do not follow from sums.
+        """
+        if self.unit_length:
+            raise ValueError("sums at unit length do not follow from sums: use unit_length=False")
+        counts = memory.counts
+        sums = (memory.sums - counts[:, None] * self._middle) @ self._matrix
+        return PrototypeMemory.from_statistics(
+            PrototypeMemory(memory.width), classes=memory.classes, counts=counts, sums=sums
+        )
+
     def width(self, feature_dim: int) -> int:
         return self.before.width(feature_dim)
 

@@ -46,13 +46,13 @@ function asJson(content) {
   return { method: "POST", headers, body: JSON.stringify(content) };
 }
 
-function request(fields) {
+function request(fields, some = samples) {
   if (known.takes === "features") {
-    return asJson({ ...fields, features: samples.map((sample) => sample.vector) });
+    return asJson({ ...fields, features: some.map((sample) => sample.vector) });
   }
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) form.append(name, value);
-  for (const sample of samples) form.append("files", sample.file, sample.file.name);
+  for (const sample of some) form.append("files", sample.file, sample.file.name);
   return { method: "POST", body: form };
 }
 
@@ -202,7 +202,10 @@ function answerRow(n, before) {
   if (found.is_unknown) head.append(element("span", "mark", `unknown ${percent(found.unknown)}`));
   body.append(...found.best.map((guess, rank) => guessRow(guess, rank, found.best)));
   if (before[n]) body.append(element("p", "before", `before: ${inWords(before[n])}`));
-  if (found.nearest.length) row.append(neighbours(found.nearest));
+  if (found.nearest.length) {
+    head.append(whyButton(n, body));
+    row.append(neighbours(found.nearest));
+  }
   return row;
 }
 
@@ -240,6 +243,37 @@ function neighbours(nearest) {
     line.append(one);
   }
   return line;
+}
+
+// -- why ---------------------------------------------------------------------------------------
+
+function whyButton(n, body) {
+  const button = element("button", "quiet", "Why?");
+  button.type = "button";
+  button.setAttribute("aria-label", `Why ${answers[n].label}?`);
+  button.onclick = () =>
+    work("Asking why…", async () => {
+      const { explanations } = await ask("explain", request({ top: 3 }, [samples[n]]));
+      body.querySelector(".why")?.remove();
+      body.append(reasons(explanations[0]));
+    });
+  return button;
+}
+
+function reasons(why) {
+  const list = element("ul", "why");
+  for (const each of why.prototypes) {
+    const share = each.share === null ? "" : `${percent(each.share)} of the decision, `;
+    const behind = each.behind ? `, ${short(each.behind)} behind` : "";
+    const mean = `${many(each.samples, "sample", "samples")} at distance ${short(each.distance)}`;
+    list.append(element("li", "", `${each.label}: ${share}prototype of ${mean}${behind}`));
+  }
+  if (why.total !== null) {
+    const parts = `${short(why.aleatoric)} because classes overlap, ${short(why.epistemic)} for want of samples`;
+    list.append(element("li", "", `uncertain by ${short(why.total)} nats: ${parts}`));
+  }
+  if (why.unknown !== null) list.append(element("li", "", `${percent(why.unknown)} unknown`));
+  return list;
 }
 
 const many = (n, one, more) => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;
