@@ -82,6 +82,7 @@ HELD_BY = {
     "protocl/streaming": ["streaming/test_run.py"],
     "protocl/trackers": ["trackers/test_trackers.py"],
     "protocl/runner": ["runner/test_experiment.py", "io/test_checkpoint.py"],
+    "protocl/runner/launchers": ["runner/launchers/test_launchers.py", "runner/test_sweep.py"],
     "protocl/runner/together": ["runner/together/test_together.py"],
     "strategies": ["strategies/frozen/test_base.py", "strategies/test_baselines.py"],
     "strategies/analytic": ["strategies/analytic/test_recipes.py"],

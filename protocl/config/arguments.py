@@ -18,7 +18,7 @@ Settings = dict[str, Any]
 Argument = str | tuple[str, Sequence[Any]]
 """``key=value`` as typed, or a key with its values, one a run of the sweep, as they are."""
 
-_NOT_SWEPT = {"experiment", "jobs", "resume", "output", "cache", "tracker"}
+_NOT_SWEPT = {"experiment", "jobs", "launcher", "resume", "output", "cache", "tracker"}
 
 
 def typed_values(arguments: Sequence[Argument]) -> dict[str, list[Any]]:

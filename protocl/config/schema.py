@@ -268,6 +268,26 @@ class StrategyConfig(Registered):
 
 
 @dataclass
+class SlurmConfig:
+    """What a job of Slurm takes; ``launcher=slurm``.
+
+    Attributes:
+        partition: None for the cluster's own choice.
+        minutes: after so many a job is ended, submitted again and continued.
+        cores: of a job.
+        gpus: of a job.
+        cluster: ``"slurm"``; ``"local"`` has submitit start processes here, to try it. None takes
+            Slurm where there is one.
+    """
+
+    partition: str | None = None
+    minutes: int = ranged(240, AT_LEAST_1)
+    cores: int = ranged(4, AT_LEAST_1)
+    gpus: int = ranged(0, AT_LEAST_0)
+    cluster: str | None = None
+
+
+@dataclass
 class RunConfig:
     """What runs of all kinds have: data, features, a random state, and where they are written.
 
@@ -281,6 +301,8 @@ class RunConfig:
         output: folder that receives ``<name>/<time>-<seed>/``.
         resume: continue the newest unfinished run of the same configuration.
         jobs: runs of a sweep that are worked on at the same time, each in its own process.
+        launcher: where: in processes here, as tasks of Ray, or as jobs of Slurm.
+        slurm: what such a job takes.
         tracker: where curves go: ``tensorboard``, ``csv``, ``mlflow``, ``wandb`` or another
             registered one, several in brackets, none with ``[]``.
     """
@@ -293,6 +315,8 @@ class RunConfig:
     output: str = "runs"
     resume: bool = False
     jobs: int = ranged(1, AT_LEAST_1)
+    launcher: Literal["local", "ray", "slurm"] = "local"
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     tracker: list[str] = field(default_factory=lambda: ["tensorboard"])
 
 

@@ -26,16 +26,16 @@ logger = logging.getLogger(__name__)
 LOG_FILE = "log.txt"
 _LOCK_FILE = ".lock"
 # Keys that say how a run is carried out, not what it computes.
-_INCIDENTAL = ("resume", "jobs", "output", "cache", "tracker")
+_INCIDENTAL = ("resume", "jobs", "launcher", "slurm", "output", "cache", "tracker")
 _MEASURED = ("encoding_batch",)
 
 
 def open_run(config: RunConfig) -> Path:
     """The folder for a run: a new one, or with ``resume`` the newest of the same configuration.
 
-    The same configuration means equal values of all keys but ``resume``, ``jobs``, ``output`` and
-    ``cache``. Where the newest run had others, a warning names them. The folder may hold a finished
-    run: see :func:`read_result`.
+    The same configuration means equal values of all keys that say what is computed, not how. Where
+    the newest run had others, a warning names them. The folder may hold a finished run: see
+    :func:`read_result`.
     """
     if config.resume:
         found = find_run(config)
