@@ -68,7 +68,7 @@ class BaselineConfig(ScheduledConfig):
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[self.schedule(), *self.prototype_plugins(), InMemory(), *setup.plugins],
+            plugins=[self.schedule(), *self.prototype_plugins(), InMemory("model"), *setup.plugins],
             evaluator=setup.evaluator,
             **settings,
         )

@@ -326,6 +326,6 @@ class PRDConfig(ScheduledConfig):
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[InMemory(), *setup.plugins],
+            plugins=[InMemory("model"), *setup.plugins],
             evaluator=setup.evaluator,
         )

@@ -332,6 +332,6 @@ class ProtoCLConfig(ScheduledConfig):
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[self.schedule(), InMemory(), *setup.plugins],
+            plugins=[self.schedule(), InMemory("model"), *setup.plugins],
             evaluator=setup.evaluator,
         )

@@ -68,6 +68,7 @@ HELD_BY = {
     "protocl/memory/estimates": ["memory/estimates/test_group_moments.py"],
     "protocl/memory/maps": ["memory/maps/test_maps.py"],
     "protocl/memory/limits": ["memory/test_capacity.py", "memory/test_memory_doors.py"],
+    "protocl/memory/pending": ["memory/pending/test_updates.py"],
     "protocl/model": ["model/test_classifier.py"],
     "protocl/model/changes": ["model/changes/test_ledger.py", "serve/test_safety.py"],
     "protocl/open_world/discovery": ["open_world/discovery/test_k_means.py"],

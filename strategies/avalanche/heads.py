@@ -52,7 +52,7 @@ class AvalancheHeadConfig(StrategyConfig):
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[update, InMemory(), *setup.plugins],
+            plugins=[update, InMemory("model"), *setup.plugins],
             evaluator=setup.evaluator,
         )
 

@@ -34,6 +34,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from protocl.memory.limits.capacity import available_bytes
 from protocl.strategies.avalanche.lean_loop import (
     use_lean_evaluation,
     use_lean_training,
@@ -46,8 +47,9 @@ class InMemory(SupervisedPlugin[Any]):
     """Serve training and evaluation batches from tensors, with identical results.
 
     Args:
-        device: keep the data on this device, such as ``"cuda"`` when it fits there; by default
-            it stays where the dataset has it.
+        device: keep the data on this device, such as ``"cuda"``; ``"model"`` for the one that the
+            strategy computes on, unless the data would take more than half of what is free there;
+            by default it stays where the dataset has it.
         lean_loop: also skip the callbacks that no plugin, metric or logger implements.
 
     Attributes:
@@ -67,7 +69,7 @@ class InMemory(SupervisedPlugin[Any]):
 
     def __init__(self, device: torch.device | str | None = None, lean_loop: bool = True) -> None:
         super().__init__()
-        self.device = None if device is None else torch.device(device)
+        self.device = device if device is None or device == "model" else torch.device(device)
         self.lean_loop = lean_loop
         self.declined: str | None = None
 
@@ -94,9 +96,19 @@ class InMemory(SupervisedPlugin[Any]):
             return
         self.declined = None
         try:
-            strategy.dataloader = in_memory_loader(strategy.dataloader, self.device)
+            device = _home(strategy) if self.device == "model" else self.device
+            strategy.dataloader = in_memory_loader(strategy.dataloader, device)
         except NotInMemory as reason:
             self.declined = str(reason)
+
+
+def _home(strategy: Any) -> torch.device | None:
+    """The device of the model, where that is none of the host's and the data leave half of it."""
+    device: torch.device = strategy.device
+    if device.type == "cpu":
+        return None
+    needed = in_memory_loader(strategy.dataloader).rows.nbytes
+    return device if 2 * needed <= available_bytes(device) else None
 
 
 def in_memory_loader(loader: Any, device: torch.device | None = None) -> InMemoryLoader:
@@ -149,8 +161,10 @@ class InMemoryLoader:
         sampler = _only_sampler(batch_sampler)
         order = _order(sampler.sampler) if sampler is not None and len(sampler) else None
         if sampler is None or order is None:
+            home = self.rows.rows.device
             for index in batch_sampler:
-                yield self.rows.take(torch.tensor(index)).batch()
+                # An index that lies on the host would have the host wait for the device.
+                yield self.rows.take(torch.tensor(index).to(home, non_blocking=True)).batch()
             return
         if sampler.drop_last:
             order = order[: len(sampler) * sampler.batch_size]

@@ -74,6 +74,11 @@ class TensorRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in (self.leaf.x, self.rows, *self.columns))
+
     def take(self, index: Tensor) -> TensorRows:
         """The samples at the positions ``index`` ``(B,)``; inputs are not copied."""
         return TensorRows(self.leaf, self.rows[index], tuple(c[index] for c in self.columns))

@@ -131,7 +131,7 @@ class FrozenBackboneConfig(StrategyConfig):
             train_mb_size=self.train_mb_size,
             eval_mb_size=self.eval_mb_size,
             device=setup.device,
-            plugins=[schedule, InMemory(), *setup.plugins],
+            plugins=[schedule, InMemory("model"), *setup.plugins],
             evaluator=setup.evaluator,
             **settings,
         )

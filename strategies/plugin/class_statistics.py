@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
+from protocl.memory.pending import PendingUpdates
 from protocl.strategies.plugin.feature_buffer import FeatureChunk
 
 NewMemory = Callable[[Tensor], PrototypeMemory]
@@ -28,9 +29,16 @@ def class_statistics(
         ids: the memory's ids ``(B,)`` of labels ``(B,)`` under task labels ``(B,)`` or None.
     """
     memory: PrototypeMemory | None = None
+    add: Any = None
     for features, labels, tasks in chunks:
-        memory = memory or new_memory(features)
-        memory.update(features, ids(labels, tasks))
+        if memory is None:
+            memory = new_memory(features)
+            # An accelerator is not asked for numbers in the middle of its work.
+            direct = memory.device.type == "cpu" or memory.level == "full"
+            add = memory if direct else PendingUpdates(memory)
+        add.update(features, ids(labels, tasks))
+    if isinstance(add, PendingUpdates):
+        add.flush()
     return memory
 
 

@@ -99,7 +99,8 @@ def _grey(images: Tensor) -> Tensor:
     """``(B, 1, H, W)``."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
-    weights = torch.tensor(_LUMA, dtype=images.dtype, device=images.device)
+    # Made on the device, they would have the host wait for it in each step.
+    weights = torch.tensor(_LUMA, dtype=images.dtype).to(images.device, non_blocking=True)
     return (images * weights[:, None, None]).sum(1, keepdim=True)
 
 

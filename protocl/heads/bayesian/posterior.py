@@ -108,11 +108,11 @@ class ConjugatePosterior(FollowsDevice):
         """Add the samples of a batch: ``features`` ``(N, D)`` with ``labels`` ``(N,)``.
 
         Raises:
-            TypeError, ValueError: types or shapes do not fit, or a class was not added.
+            TypeError, ValueError: types or shapes do not fit, a feature is not finite, or a class
+                was not added; on an accelerator the last two are assertions on the device.
         """
         check_batch(features, labels, self.feature_dim)
-        if not all_finite(features.detach()):
-            raise ValueError("features hold NaN or infinite values: expected finite numbers")
+        _require_finite(features.detach())
         rows = self.rows_of(labels)
         self.counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
         self.sums.index_add_(0, rows, features.detach().to(self.sums))
@@ -246,3 +246,11 @@ class ConjugatePosterior(FollowsDevice):
                 saved = state_dict[f"{prefix}{name}"]
                 self.register_buffer(name, torch.empty_like(saved, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _require_finite(features: Tensor) -> None:
+    """Refuse NaN and infinity, on an accelerator without waiting for it in each training step."""
+    if features.device.type != "cpu":
+        torch._assert_async(torch.isfinite(features).all())
+    elif not all_finite(features):
+        raise ValueError("features hold NaN or infinite values: expected finite numbers")
