@@ -164,6 +164,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     compare.add_argument(
         "--figure", type=Path, metavar="FILE", help="draw one figure: FILE.pdf, .svg or .png"
     )
+    compare.add_argument(
+        "--against", choices=("classes", "bytes"), default="classes",
+        help="what it shows accuracies against (default: classes seen, or rounds)",
+    )  # fmt: skip
     compare.set_defaults(command=_compare)
 
     doctor = commands.add_parser(
@@ -231,7 +235,10 @@ def _compare(args: argparse.Namespace) -> int:
     first: Path = args.paths[0]
     output = args.output or (first if first.is_dir() else first.parent)
     formats = [*USUAL, *(name for name in ("latex", "bibtex") if getattr(args, name))]
-    compare(args.paths, output, formats=formats, figure=args.figure, console=Console())
+    compare(
+        args.paths, output, formats=formats, figure=args.figure, against=args.against,
+        console=Console(),
+    )  # fmt: skip
     return 0
 
 

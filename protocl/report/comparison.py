@@ -6,8 +6,9 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from protocl.config.validation import require_choice
 from protocl.errors import ConfigError, DataError
 from protocl.io.atomic import atomic_write
 from protocl.registry import unknown_name
@@ -88,6 +89,7 @@ def compare(
     *,
     formats: Sequence[str] = USUAL,
     figure: Path | None = None,
+    against: Literal["classes", "bytes"] = "classes",
     console: Console | None = None,
 ) -> Comparison:
     """Compare runs: mean and spread over seeds of every configuration found.
@@ -99,13 +101,17 @@ def compare(
             ``"bibtex"`` (what to cite) to write.
         figure: file for the one figure that says most, ``.pdf``, ``.svg`` or ``.png``; of runs on
             one benchmark. None writes none.
+        against: what the figure shows accuracies against: ``"classes"`` seen (or rounds), or
+            ``"bytes"`` sent by clients, or kept where there are none.
         console: where to print the tables and the runs left out; None prints nothing.
 
     Raises:
         ConfigError: an unknown format, or a figure of several benchmarks.
+        ValueError: ``against`` is neither.
         DataError: no complete run was found; the message lists what was, and why it is not one.
     """
     _check_formats(formats)
+    require_choice("against", against, ("classes", "bytes"))
     if figure is not None:
         _check_figure(Path(figure))
     runs, skipped = load_runs(paths)
@@ -113,7 +119,7 @@ def compare(
         raise DataError("no complete run to compare" + _listed(skipped))
     benchmarks, repeated = group_runs(runs)
     skipped += repeated
-    drawn = [] if figure is None else _draw(Path(figure), benchmarks)
+    drawn = [] if figure is None else _draw(Path(figure), benchmarks, against)
     written = [] if output is None else _write(Path(output), formats, benchmarks, skipped)
     written += drawn
     comparison = Comparison(benchmarks, skipped, written)
@@ -135,16 +141,17 @@ def _check_figure(figure: Path) -> None:
         raise ConfigError(f"figure '{figure}': expected a file that ends in {', '.join(FIGURES)}")
 
 
-def _draw(figure: Path, benchmarks: list[Benchmark]) -> list[Path]:
+def _draw(figure: Path, benchmarks: list[Benchmark], against: str) -> list[Path]:
     if len(benchmarks) > 1:
         labels = "; ".join(one.label for one in benchmarks)
         raise ConfigError(
             f"--figure shows one benchmark, and these runs are of {len(benchmarks)} ({labels}): "
             "name the runs of one"
         )
-    from protocl.report.plots import overview, picture
+    from protocl.report.plots import bytes_overview, overview, picture
 
-    atomic_write(figure, picture(overview(benchmarks[0]), figure.suffix.lower().lstrip(".")))
+    drawn = (bytes_overview if against == "bytes" else overview)(benchmarks[0])
+    atomic_write(figure, picture(drawn, figure.suffix.lower().lstrip(".")))
     return [figure]
 
 

@@ -8,7 +8,7 @@ the HTML report replaces by the reader's light or dark theme.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from textwrap import fill
@@ -26,10 +26,10 @@ INK = "#1c2733"
 GRID = "#c9d1da"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 _LINES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MOST_ANNOTATED = 12
 _MOST_NAMED = 20
-_LABEL_WIDTH = 44
+LABEL_WIDTH = 44
 """Characters in a line of a label; longer ones would leave no room for what they name."""
 
 
@@ -79,7 +79,7 @@ def round_curves(curves: Sequence[RoundCurve], *, width: float = 11.4) -> Figure
         curves: in the order of the legend.
         width: of the figure, in inches.
     """
-    figure, left = panel(width, _beside_legend(4.0, curves), columns=2)
+    figure, left = panel(width, beside_legend(4.0, (curve.label for curve in curves)), columns=2)
     right = figure.axes[1]
     for i, curve in enumerate(curves):
         rounds = range(1, len(curve.accuracy) + 1)
@@ -105,7 +105,7 @@ def accuracy_curves(curves: Sequence[Curve], *, width: float = 11.4) -> Figure:
         curves: in the order of the legend.
         width: of the figure, in inches.
     """
-    figure, axes = panel(width, _beside_legend(4.4, curves))
+    figure, axes = panel(width, beside_legend(4.4, (curve.label for curve in curves)))
     for i, curve in enumerate(curves):
         _draw(axes, i, curve.classes_seen, curve.accuracy, curve.label)
     axes.set_xlabel("classes seen")
@@ -243,15 +243,15 @@ def _pooled_share(counts: np.ndarray, pooled: int) -> np.ndarray:
     return 100 * np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
 
 
-def _beside_legend(height: float, curves: Sequence[Curve | RoundCurve]) -> float:
+def beside_legend(height: float, labels: Iterable[str]) -> float:
     """``height`` (inches), or what the legend needs beside the axes."""
-    lines = sum(fill(curve.label, _LABEL_WIDTH).count("\n") + 1 for curve in curves)
+    lines = sum(fill(label, LABEL_WIDTH).count("\n") + 1 for label in labels)
     return max(height, 0.6 + 0.18 * lines)
 
 
 def _bar_panel(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """A panel of horizontal bars, one for each label, from top to bottom."""
-    named = [fill(label, _LABEL_WIDTH) for label in labels]
+    named = [fill(label, LABEL_WIDTH) for label in labels]
     lines = max((name.count("\n") + 1 for name in named), default=1)
     figure, axes = panel(5.8, 0.9 + (0.18 + 0.16 * lines) * len(named))
     axes.set_yticks(range(len(named)), named)
@@ -267,11 +267,11 @@ def _draw(
     spread = 100 * np.array([point.std or 0.0 for point in accuracy])
     color = PALETTE[i % len(PALETTE)]
     style = _LINES[i // len(PALETTE) % len(_LINES)]
-    marker = _MARKERS[i % len(_MARKERS)]
+    marker = MARKERS[i % len(MARKERS)]
     axes.fill_between(x, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
     axes.plot(
         x, mean, color=color, linestyle=style, marker=marker, markersize=4.5, linewidth=1.8,
-        label=fill(label, _LABEL_WIDTH),
+        label=fill(label, LABEL_WIDTH),
     )  # fmt: skip
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from protocl.errors import DataError
 from protocl.io.atomic import atomic_write
 from protocl.report import figures
 from protocl.report.groups import Benchmark, Group
 from protocl.report.runs import Run
+from protocl.report.scaling import CostPoint, accuracy_against_bytes
 
 _DPI = 160
 _DARK_INK = "#dfe6ee"
@@ -56,6 +58,27 @@ def overview(benchmark: Benchmark) -> Figure:
     if not benchmark.single:
         return figures.accuracy_curves(curves)
     return figures.final_bars([one.label for one in groups], [one.accuracy[-1] for one in curves])
+
+
+def bytes_overview(benchmark: Benchmark) -> Figure:
+    """Accuracy of each group against the bytes that its clients send, else that it keeps.
+
+    Raises:
+        DataError: a group does neither, so that it has no place on the axis.
+    """
+    return accuracy_against_bytes([_cost_point(group) for group in benchmark.groups])
+
+
+def _cost_point(group: Group) -> CostPoint:
+    sent = group.spread(lambda run: run.exchanged("up"))
+    size = sent or group.spread(lambda run: run.strategy.state_bytes)
+    if size is None or not size.mean:
+        raise DataError(
+            f"{group.label}: nothing says how many bytes it keeps or sends; leave its runs out"
+        )
+    accuracy = group.spread(lambda run: run.stream_accuracy[-1])
+    assert accuracy is not None
+    return CostPoint(group.label, size.mean / 1e6, sent is not None, accuracy)
 
 
 def accuracy_curve(group: Group) -> figures.Curve:

@@ -1,15 +1,25 @@
-"""Cost against size on logarithmic axes, each curve beside the least that it can be."""
+"""Cost on logarithmic axes: against size, beside the least that it can be; and accuracy for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from protocl.report.figures import GRID, PALETTE, legend, panel
+from protocl.metrics import MeanAndSpread
+from protocl.report.figures import (
+    GRID,
+    LABEL_WIDTH,
+    MARKERS,
+    PALETTE,
+    beside_legend,
+    legend,
+    panel,
+)
 
 
 @dataclass(frozen=True)
@@ -62,3 +72,47 @@ def _draw(axes: Axes, color: str, curve: CostCurve) -> None:
     )  # fmt: skip
     if curve.least is not None:
         axes.plot(curve.sizes, curve.least, color=color, linestyle=":", linewidth=1.6)
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """Accuracy of one method, and the bytes that it costs.
+
+    Attributes:
+        label: what the legend says.
+        megabytes: sent by all clients, or kept between experiences.
+        sent: which of both.
+        accuracy: last accuracy, in [0, 1].
+    """
+
+    label: str
+    megabytes: float
+    sent: bool
+    accuracy: MeanAndSpread
+
+    @property
+    def line(self) -> str:
+        """The label with the bytes."""
+        return f"{self.label}: {self.megabytes:,.4g} MB {'sent' if self.sent else 'kept'}"
+
+
+def accuracy_against_bytes(points: Sequence[CostPoint], *, width: float = 11.4) -> Figure:
+    """Last accuracy (%) against megabytes (logarithmic), with one standard deviation.
+
+    Filled markers: sent by all clients of a federation; hollow ones: kept in one place.
+    """
+    figure, axes = panel(width, beside_legend(4.2, (point.line for point in points)))
+    for i, point in enumerate(points):
+        color = PALETTE[i % len(PALETTE)]
+        axes.errorbar(
+            point.megabytes, 100 * point.accuracy.mean, yerr=100 * (point.accuracy.std or 0.0),
+            color=color, marker=MARKERS[i % len(MARKERS)], markersize=7, linestyle="none",
+            markerfacecolor=color if point.sent else "none", capsize=3,
+            label=fill(point.line, LABEL_WIDTH),
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("MB sent by all clients (filled), or kept (hollow)")
+    axes.set_ylabel("last accuracy (%)")
+    axes.grid(color=GRID, linewidth=0.6, alpha=0.6)
+    legend(axes)
+    return figure
