@@ -65,7 +65,8 @@ demo: setup  ## Run digits: five strategies, three seeds; then ten clients again
 		method.exact=true,false verify=true
 
 test: setup lint typecheck  ## Lint, check types, run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup \
+		$(PYTEST_FLAGS)
 
 test-slow: setup  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
