@@ -34,6 +34,9 @@ examples:
   protocl federate deploy my-federation method=protected method.noise=distributed
   protocl federate deploy my-federation federation=runs/.../config.yaml      what was simulated
   protocl federate identity clients hospital-1         a key for method.secure=pinned
+  protocl federate forget my-federation/output client=NAME   or class=NAME, also while it runs
+  protocl federate audit my-federation/output          recompute the ledger's chain and the sum
+  protocl federate backup my-federation/output FILE    while the server runs; restore brings it back
 
 Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
 merged memory, the ledger of contributions and the bytes of every message.
@@ -50,7 +53,8 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         summary="run a federation of clients, or write files to deploy one",
         description=_HELP,
         examples=_EXAMPLES,
-        settings="see above; or: deploy FOLDER [KEY=VALUE ...]; or: identity FOLDER NAME",
+        settings="see above; or: deploy FOLDER [KEY=VALUE ...]; or: identity FOLDER NAME; "
+        "or: audit, backup, restore, forget FOLDER ...",
     )
 
 
@@ -60,6 +64,10 @@ def federate(args: argparse.Namespace) -> int:
         return _deploy(args.settings[1:])
     if args.settings[0] == "identity":
         return _identity(args.settings[1:])
+    from protocl.federation.cli.books import COMMANDS
+
+    if args.settings[0] in COMMANDS:
+        return COMMANDS[args.settings[0]](args.settings[1:])
     from protocl.cli.sweep import run_command
     from protocl.federation.runner.run import FEDERATION
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from protocl.federation.deploy.outputs import Outputs
 from protocl.federation.deploy.places import local_path
 from protocl.federation.server.resumable import LastingStrategy
 from protocl.federation.wire.relayed_grids import QuorumGrid
-from protocl.io.atomic import atomic_write
 from protocl.runner.folders import exclusive
 
 logger = logging.getLogger(__name__)
@@ -61,8 +60,7 @@ def serve(grid: Grid, strategy: LastingStrategy, run_config: Mapping[str, Any]) 
         grid: of the ServerApp.
         strategy: what is run.
         run_config: :data:`RUN_CONFIG`, and ``output``: a folder on the server, which receives
-            ``memory.safetensors``, ``traffic.csv``, ``rounds.json``, and
-            ``ledger.jsonl`` where the strategy keeps one.
+            what :class:`.Outputs` writes.
 
     Raises:
         ConfigError: a key is missing, a value does not fit, or another run keeps the folder in use.
@@ -82,22 +80,24 @@ def _serve(grid: Grid, strategy: LastingStrategy, values: Mapping[str, Any], out
         logger.info("all %d rounds are done; raise rounds to go on", strategy.round)
         return
 
+    outputs = Outputs(output, strategy)
+
     def save(number: int, arrays: ArrayRecord) -> MetricRecord | None:
-        strategy.memory.save(output / "memory.safetensors")
-        merged = getattr(strategy, "merged", None)
-        if merged is not None:
-            merged.ledger.save(output / "ledger.jsonl")
-        strategy.traffic.save(output / "traffic.csv")
-        atomic_write(output / "rounds.json", json.dumps(_rounds(strategy), indent=1))
+        if number:  # it is called once before the first round
+            outputs.write_round()
         return None
 
-    strategy.start(
-        QuorumGrid(grid, quorum=float(values["quorum"]), grace=float(values["grace"])),
-        ArrayRecord(),
-        num_rounds=remaining,
-        timeout=float(values["deadline"]),
-        evaluate_fn=save,
-    )
+    outputs.write_all()
+    try:
+        strategy.start(
+            QuorumGrid(grid, quorum=float(values["quorum"]), grace=float(values["grace"])),
+            ArrayRecord(),
+            num_rounds=remaining,
+            timeout=float(values["deadline"]),
+            evaluate_fn=save,
+        )
+    finally:
+        outputs.write_all()
 
 
 def output_folder(run_config: Mapping[str, Any]) -> Path:
@@ -107,15 +107,3 @@ def output_folder(run_config: Mapping[str, Any]) -> Path:
         ConfigError: see :func:`.local_path`.
     """
     return local_path("output", run_config.get("output", ""))
-
-
-def _rounds(strategy: LastingStrategy) -> list[dict[str, Any]]:
-    return [
-        {
-            "round": number,
-            **strategy.outcome(number),
-            "bytes-up": strategy.traffic.total("up", number),
-            "bytes-down": strategy.traffic.total("down", number),
-        }
-        for number in range(1, strategy.round + 1)
-    ]

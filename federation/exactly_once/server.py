@@ -303,6 +303,18 @@ class KnownClients:
         self.forgotten |= names
         return names
 
+    def unlearn(self, client: str) -> None:
+        """Know nothing of a client, as if it had never been heard; but for who may speak for it."""
+        lives = self._lives.pop(client, ())
+        for life in lives:
+            self._owners.pop(life, None)
+            self._settled.pop(life, None)
+        for node in [node for node, life in self._heard.items() if life in lives]:
+            self._heard.pop(node)
+        for table in (self._samples, self._homes, self._answered):
+            table.pop(client, None)
+        self.contributors.discard(client)
+
     # -- checkpoints ------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:

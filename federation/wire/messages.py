@@ -11,20 +11,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord
 from numpy.typing import NDArray
 
 from protocl.errors import DataError
-from protocl.federation.exactly_once.client import MAX_LIVES, Kind
+from protocl.federation.exactly_once.client import Kind
 from protocl.federation.wire.codec import ERROR_BOUNDS, TOO_LARGE, UPPER, pack, pack_exactly, unpack
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.low_rank import FACTORED, with_moment
 from protocl.federation.wire.npy import array_of, read_npy
 from protocl.federation.wire.statistics import Packed, PackedForm, Precision
-from protocl.federation.wire.validation import RejectedError, check_class_ids, check_values
+from protocl.federation.wire.validation import (
+    LONGEST_LIFE,
+    RejectedError,
+    check_class_ids,
+    check_values,
+    checked_list,
+    checked_secret,
+    checked_withdrawal,
+)
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_of
 
@@ -33,12 +41,8 @@ VERSION = 1
 
 KINDS: tuple[Kind, ...] = ("delta", "full", "merged")
 PRECISIONS = tuple(ERROR_BOUNDS)
-LONGEST_LIFE = 64
-"""Letters of the text that names a life of a client."""
 
 _LAST = 2**53  # more contributions than any client makes
-
-T = TypeVar("T")
 
 _COMMON = itemgetter("format", "version", "precision", "fingerprint", "statistics", "kind")
 """What the headers of one federation mostly have in common."""
@@ -52,6 +56,7 @@ class Contribution:
         memory: of the samples that are new (``delta``) or of all samples of the client (``full``).
         epoch, seq, kind, replaces, shares, secret: see :class:`.Label`.
         names: class id -> name, where classes are known by name (:func:`class_id_of`).
+        withdraws: whether this full state leaves out what is to be forgotten of those before it.
     """
 
     memory: PrototypeMemory
@@ -62,6 +67,7 @@ class Contribution:
     replaces: tuple[str, ...] = ()
     shares: tuple[int, ...] = ()
     secret: str = ""
+    withdraws: bool = False
 
 
 class Received(NamedTuple):
@@ -69,7 +75,7 @@ class Received(NamedTuple):
 
     Attributes:
         statistics: checked, and still in the bytes of the message.
-        epoch, seq, kind, names, replaces, shares, secret: see :class:`Contribution`.
+        epoch, seq, kind, names, replaces, shares, secret, withdraws: see :class:`Contribution`.
     """
 
     statistics: Packed
@@ -80,6 +86,7 @@ class Received(NamedTuple):
     replaces: tuple[str, ...] = ()
     shares: tuple[int, ...] = ()
     secret: str = ""
+    withdraws: bool = False
 
     @classmethod
     def of(cls, contribution: Contribution) -> Received:
@@ -88,6 +95,7 @@ class Received(NamedTuple):
             pack_exactly(contribution.memory),
             contribution.epoch, contribution.seq, contribution.kind, contribution.names,
             contribution.replaces, contribution.shares, contribution.secret,
+            contribution.withdraws,
         )  # fmt: skip
 
 
@@ -116,6 +124,8 @@ def encode(
         header["shares"] = list(contribution.shares)
     if contribution.secret:
         header["secret"] = contribution.secret
+    if contribution.withdraws:
+        header["withdraws"] = True
     if contribution.names:
         header["class-names"] = [contribution.names[int(c)] for c in memory.classes]
     return records, header
@@ -216,9 +226,10 @@ class MessageReader:
             cast(int, values["seq"]),
             cast(Kind, values["kind"]),
             {} if names is None else self._checked_names(packed.class_ids, names),
-            _checked_list(values, "replaces", str),
-            _checked_list(values, "shares", int),
-            _checked_secret(values),
+            checked_list(values, "replaces", str),
+            checked_list(values, "shares", int),
+            checked_secret(values),
+            "withdraws" in values and checked_withdrawal(values),
         )
 
     def _checked(self, records: ArrayRecord, precision: Precision, *, two_words: bool) -> Packed:
@@ -327,22 +338,3 @@ def _description(memory: PrototypeMemory) -> str:
     if not memory.exact:
         del described["step"]  # has no meaning
     return " ".join(f"{key}={value}" for key, value in described.items())
-
-
-def _checked_list(values: Mapping[str, object], key: str, kind: type[T]) -> tuple[T, ...]:
-    items = values.get(key, [])
-    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
-        raise RejectedError("format", f"{key}={items!r:.80}: expected a list of {kind.__name__}")
-    if len(items) > MAX_LIVES or any(len(str(item)) > LONGEST_LIFE for item in items):
-        raise RejectedError(
-            "format",
-            f"{key}={items!r:.80}: expected at most {MAX_LIVES} of {LONGEST_LIFE} letters",
-        )
-    return tuple(items)
-
-
-def _checked_secret(values: Mapping[str, object]) -> str:
-    secret = values.get("secret", "")
-    if not isinstance(secret, str) or len(secret) > LONGEST_LIFE:
-        raise RejectedError("format", f"secret: expected a text of {LONGEST_LIFE} letters at most")
-    return secret

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocl.errors import ProtoclError
+from protocl.federation.exactly_once.client import MAX_LIVES
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.moments import check_scatter
 from protocl.federation.wire.statistics import Packed, PackedForm, extremes
@@ -21,6 +22,10 @@ Reason = Literal[
 
 
 Ids = NDArray[np.int64]
+T = TypeVar("T")
+
+LONGEST_LIFE = 64
+"""Letters of the text that names a life of a client."""
 
 _UNTIL: dict[Reason, str] = {
     "screened": "judged again in every round",
@@ -153,7 +158,15 @@ def _check_moment(packed: Packed, form: PackedForm, error: float) -> None:
 # -- beside what else is there -------------------------------------------------------------------
 
 
-def require_share(parts: Sequence[Packed], packed: Packed, limits: Limits) -> None:
+class Reaching(Protocol):
+    """What says how far its sums reach."""
+
+    @property
+    def reach(self) -> dict[str, int]:
+        """See :class:`.Packed`."""
+
+
+def require_share(parts: Sequence[Reaching], packed: Packed, limits: Limits) -> None:
     """Refuse what would take more than its client's share of 64 bits, whatever others bring back.
 
     Args:
@@ -207,3 +220,37 @@ def require_few_classes(
             raise RejectedError(
                 "classes", f"{whose} would have {number} classes; limits.{name}={most}"
             )
+
+
+# -- in headers ----------------------------------------------------------------------------------
+
+
+def checked_list(values: Mapping[str, object], key: str, kind: type[T]) -> tuple[T, ...]:
+    """A short list in a header, of items of one kind; RejectedError where it is none."""
+    items = values.get(key, [])
+    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+        raise RejectedError("format", f"{key}={items!r:.80}: expected a list of {kind.__name__}")
+    if len(items) > MAX_LIVES or any(len(str(item)) > LONGEST_LIFE for item in items):
+        raise RejectedError(
+            "format",
+            f"{key}={items!r:.80}: expected at most {MAX_LIVES} of {LONGEST_LIFE} letters",
+        )
+    return tuple(items)
+
+
+def checked_secret(values: Mapping[str, object]) -> str:
+    """The secret in a header, "" where there is none; RejectedError where it is no such text."""
+    secret = values.get("secret", "")
+    if not isinstance(secret, str) or len(secret) > LONGEST_LIFE:
+        raise RejectedError("format", f"secret: expected a text of {LONGEST_LIFE} letters at most")
+    return secret
+
+
+def checked_withdrawal(values: Mapping[str, object]) -> bool:
+    """Whether a header withdraws something; RejectedError where its contribution cannot."""
+    withdraws = values.get("withdraws", False)
+    if not isinstance(withdraws, bool) or (withdraws and values["kind"] != "full"):
+        raise RejectedError(
+            "format", f"withdraws={withdraws!r:.80}: expected true or false, true of a full state"
+        )
+    return withdraws
