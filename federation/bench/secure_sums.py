@@ -60,7 +60,7 @@ def cost(scheme: str, parties: int) -> Cost:
     strategy = run.method.strategy
     assert isinstance(strategy, ProtectedPrototypes)
     shares: Scheme = strategy.scheme
-    rows = run.traffic.rows
+    rows = list(run.traffic)
     return Cost(
         shares.degree(parties), shares.threshold(parties), seconds, len(rows),
         sum(row[-1] for row in rows) / 1e6, strategy.memory.total,

@@ -37,6 +37,9 @@ examples:
   protocl federate deploy my-tree federation.edges=2   a root, two edges and their nodes
   protocl federate release output client=7 to=edge-1   let a client go to another edge
   protocl federate block output node=7                 ask a node no more, and read nothing of it
+  protocl federate forget my-federation/output client=NAME   or class=NAME, also while it runs
+  protocl federate audit my-federation/output          recompute the ledger's chain and the sum
+  protocl federate backup my-federation/output FILE    while the server runs; restore brings it back
 
 Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
 merged memory, the ledger of contributions and the bytes of every message.
@@ -54,7 +57,8 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         description=_HELP,
         examples=_EXAMPLES,
         settings="see above; or: deploy FOLDER [KEY=VALUE ...]; or: identity FOLDER NAME; "
-        "or: release FOLDER client=NAME to=EDGE; or: block|unblock FOLDER node=NAME",
+        "or: release FOLDER client=NAME to=EDGE; or: block|unblock FOLDER node=NAME; "
+        "or: audit, backup, restore, forget FOLDER ...",
     )
 
 
@@ -68,6 +72,10 @@ def federate(args: argparse.Namespace) -> int:
         return _release(args.settings[1:])
     if args.settings[0] in ("block", "unblock"):
         return _block(args.settings[1:], blocked=args.settings[0] == "block")
+    from protocl.federation.cli.books import COMMANDS
+
+    if args.settings[0] in COMMANDS:
+        return COMMANDS[args.settings[0]](args.settings[1:])
     from protocl.cli.sweep import run_command
     from protocl.federation.runner.run import FEDERATION
 

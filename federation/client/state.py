@@ -43,12 +43,14 @@ class ClientState:
         life: what is settled of them, and what is still to be sent.
         names: class id -> name, where classes are known by name.
         release: signed, of the edge that this client left; "" for none.
+        withdraws: whether the server has not settled yet that something is taken back.
     """
 
     memory: PrototypeMemory
     counted: int = 0
     life: Life = field(default_factory=Life)
     names: Mapping[int, str] = field(default_factory=dict)
+    withdraws: bool = False
     _statistics: dict[int, PrototypeMemory] = field(default_factory=dict)
     release: str = ""
 
@@ -76,6 +78,7 @@ class ClientState:
     def hear(self, server: str, settled: Settled, prove: bool = True) -> None:
         """See :meth:`.Life.hear`."""
         self.life.hear(server, settled, prove)
+        self.withdraws &= bool(self.life.pending)
         self._keep_pending()
 
     def contribute(self, delta: PrototypeMemory, counted: int) -> None:
@@ -90,6 +93,24 @@ class ClientState:
             self.life.contribute(delta.total)
             self._keep_pending(delta)
         self.counted = counted
+
+    def withdraw(self, statistics: PrototypeMemory) -> None:
+        """Take samples back: the server forgets what it has of them, and keeps the rest.
+
+        The next message holds all that remains, which the server checks as it checks everything,
+        and takes in place of what it has; of that it then keeps nothing.
+
+        Args:
+            statistics: of the samples, of the kind of the client's memory; all of it to withdraw
+                everything. Of a class at level ``shared`` they are those of its samples alone.
+
+        Raises:
+            ValueError: the client never contributed such samples.
+        """
+        self.memory = self.memory.copy().subtract(statistics)
+        self.life.withdraw(statistics.total)
+        self.withdraws = True
+        self._keep_pending()
 
     def send_everything(self) -> None:
         """Send the full state in place of what is pending."""
@@ -113,6 +134,7 @@ class ClientState:
             memory, life.epoch, pending.seq, pending.kind, names, life.replaces, life.shares,
             life.secret if life.proves else "",
             self.release if life.proves and life.moves else "",
+            withdraws=self.withdraws and pending.kind == "full",
         )  # fmt: skip
 
 
@@ -193,6 +215,7 @@ def _save(path: Path, state: ClientState) -> None:
         "state": json.dumps(
             {
                 "counted": state.counted,
+                "withdraws": state.withdraws,
                 "names": {str(key): name for key, name in state.names.items()},
                 **asdict(state.life),
                 "pending": [[p.seq, p.kind] for p in state.life.pending],
@@ -234,7 +257,7 @@ def _load(path: Path, empty: PrototypeMemory) -> ClientState:
         edge=values.get("edge", ""),
         moves=values.get("moves", 0),
     )
-    return ClientState(memory, values["counted"], life, names, parts)
+    return ClientState(memory, values["counted"], life, names, bool(values.get("withdraws")), parts)
 
 
 def _memory(like: PrototypeMemory, tensors: dict[str, Tensor], key: str) -> PrototypeMemory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from protocl.federation.deploy.outputs import Outputs
 from protocl.federation.deploy.places import local_path
 from protocl.federation.edges.files import EdgeFolder
 from protocl.federation.operations.blocking import BlockingGrid, BlockList
@@ -19,7 +19,6 @@ from protocl.federation.operations.metrics import ServerMetrics, served_metrics
 from protocl.federation.server.resumable import LastingStrategy
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.federation.wire.relayed_grids import QuorumGrid
-from protocl.io.atomic import atomic_write
 from protocl.runner.folders import exclusive
 
 logger = logging.getLogger(__name__)
@@ -75,8 +74,7 @@ def serve(grid: Grid, strategy: LastingStrategy, run_config: Mapping[str, Any]) 
         grid: of the ServerApp.
         strategy: what is run.
         run_config: :data:`RUN_CONFIG`, and ``output``: a folder on the server, which receives
-            ``memory.safetensors``, ``traffic.csv``, ``rounds.json``, and
-            ``ledger.jsonl`` where the strategy keeps one; of an edge what its node sends upwards.
+            what :class:`.Outputs` writes; of an edge what its node sends upwards as well.
 
     Raises:
         ConfigError: a key is missing, a value does not fit, or another run keeps the folder in use.
@@ -105,28 +103,29 @@ def _serve(
         _tend(strategy, values, output)
         return
 
+    outputs = Outputs(output, strategy)
     quorum = QuorumGrid(grid, quorum=float(values["quorum"]), grace=float(values["grace"]))
 
     def save(number: int, arrays: ArrayRecord) -> MetricRecord | None:
-        strategy.memory.save(output / "memory.safetensors")
-        merged = getattr(strategy, "merged", None)
-        if merged is not None:
-            merged.ledger.save(output / "ledger.jsonl")
-        strategy.traffic.save(output / "traffic.csv")
-        atomic_write(output / "rounds.json", json.dumps(_rounds(strategy), indent=1))
+        if number:  # it is called once before the first round
+            outputs.write_round()
         _tend(strategy, values, output)
         metrics.update(strategy, quorum.missing)
         fields = {"round": strategy.round, **strategy.outcome(strategy.round)}
         logger.info("round %d is saved", strategy.round, extra={"fields": fields})
         return None
 
-    strategy.start(
-        BlockingGrid(quorum, BlockList(output)),
-        ArrayRecord(),
-        num_rounds=remaining,
-        timeout=float(values["deadline"]),
-        evaluate_fn=save,
-    )
+    outputs.write_all()
+    try:
+        strategy.start(
+            BlockingGrid(quorum, BlockList(output)),
+            ArrayRecord(),
+            num_rounds=remaining,
+            timeout=float(values["deadline"]),
+            evaluate_fn=save,
+        )
+    finally:
+        outputs.write_all()
 
 
 def _tend(strategy: LastingStrategy, values: Mapping[str, Any], output: Path) -> None:
@@ -142,15 +141,3 @@ def output_folder(run_config: Mapping[str, Any]) -> Path:
         ConfigError: see :func:`.local_path`.
     """
     return local_path("output", run_config.get("output", ""))
-
-
-def _rounds(strategy: LastingStrategy) -> list[dict[str, Any]]:
-    return [
-        {
-            "round": number,
-            **strategy.outcome(number),
-            "bytes-up": strategy.traffic.total("up", number),
-            "bytes-down": strategy.traffic.total("down", number),
-        }
-        for number in range(1, strategy.round + 1)
-    ]

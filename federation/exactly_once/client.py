@@ -241,7 +241,9 @@ class Life:
 
     def send_everything(self) -> None:
         """Send the full state in place of what is pending."""
-        if self.samples and not (self.pending and self.pending[-1].kind == "full"):
+        # What has become empty was withdrawn, and replaces what it was.
+        contributed = self.samples or self.seq
+        if contributed and not (self.pending and self.pending[-1].kind == "full"):
             self.pending = []
             self._append("full", self.samples)
 
@@ -253,6 +255,12 @@ class Life:
         """
         self.samples, self.pending = samples, []
         self._append("full", samples)
+
+    def withdraw(self, samples: int) -> None:
+        """Send the full state, even if it is empty, without some that were sent before."""
+        self.samples -= samples
+        self.pending = []
+        self._append("full", self.samples)
 
     def _append(self, kind: Kind, samples: int) -> None:
         self.seq += 1

@@ -321,9 +321,22 @@ class KnownClients(Departures):
                 self._locks.setdefault(name, tuple(locks))
                 self._let_go(name, number, target)
         else:
-            self.left = {name: move for name, move in self.left.items() if name not in names}
+            for name in names:
+                self.left.pop(name, None)
         self.forgotten |= names
         return names
+
+    def unlearn(self, client: str) -> None:
+        """Know nothing of a client, as if it had never been heard; but for who may speak for it."""
+        lives = self._lives.pop(client, ())
+        for life in lives:
+            self._owners.pop(life, None)
+            self._settled.pop(life, None)
+        for node in [node for node, life in self._heard.items() if life in lives]:
+            self._heard.pop(node)
+        for table in (self._samples, self._homes, self._answered):
+            table.pop(client, None)
+        self.contributors.discard(client)
 
     # -- checkpoints ------------------------------------------------------------------------
 

@@ -105,8 +105,8 @@ class FederatedRun:
     def finish(self) -> dict[str, Any]:
         """Run the rounds that remain and write memory and books."""
         rounds = self.config.federation.rounds
-        has_checkpoint = bool(self.run.checkpoints.files())
-        done = self.method.resume() if self.config.resume and has_checkpoint else 0
+        begun = self.run.checkpoints.path.exists()
+        done = self.method.resume() if self.config.resume and begun else 0
         if done:
             self._recall(done)
         with self.run.events(done) as self.events:

@@ -12,15 +12,10 @@ from typing import NamedTuple, Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from protocl.federation.server.state import MergedMemory
-from protocl.federation.wire.messages import (
-    LONGEST_LIFE,
-    Contribution,
-    MessageReader,
-    Received,
-)
+from protocl.federation.wire.messages import Contribution, MessageReader, Received
 from protocl.federation.wire.replies import describe, read_headers, sender
 from protocl.federation.wire.traffic import Entry
-from protocl.federation.wire.validation import RejectedError
+from protocl.federation.wire.validation import LONGEST_LIFE, RejectedError
 
 logger = logging.getLogger(__name__)
 

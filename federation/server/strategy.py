@@ -11,12 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
-from torch import Tensor, nn
+from torch import nn
 
 from protocl.backbones.base import fingerprint
-from protocl.federation.exactly_once.server import Tombstone
-from protocl.federation.server.aggregation import Door, Intake, Seconds
-from protocl.federation.server.resumable import LastingStrategy
+from protocl.federation.server.aggregation import Door, Intake
+from protocl.federation.server.resumable import KeepsBooks
 from protocl.federation.server.sampling import (
     Options,
     addressed,
@@ -24,7 +23,6 @@ from protocl.federation.server.sampling import (
     collect_late,
 )
 from protocl.federation.server.state import MergedMemory
-from protocl.federation.server.tombstones import TombstoneFile
 from protocl.federation.wire.messages import Contribution, MessageReader, encode
 from protocl.federation.wire.received_backbone import backbone_record
 from protocl.federation.wire.replies import content_of, describe, read_confusion, sender
@@ -57,7 +55,7 @@ class MergesGroups(Protocol):
         """How they do."""
 
 
-class FederatedPrototypes(LastingStrategy):
+class FederatedPrototypes(KeepsBooks):
     """Merges the memories of clients exactly, whoever comes, goes, repeats or is late.
 
     After every round :attr:`memory` is the sum over all contributions in the ledger, each counted
@@ -75,8 +73,8 @@ class FederatedPrototypes(LastingStrategy):
             arithmetic and fingerprint of the backbone.
         options: how a round is conducted.
         keep_contributions: keep each client's sum, so that a client can be forgotten.
-        checkpoints: folder to which the whole state is written after each round, before anything
-            is acknowledged; :meth:`resume` continues from there.
+        checkpoints: folder of the books (:mod:`protocl.federation.books`), to which each round's
+            changes are written before anything is acknowledged; :meth:`resume` continues there.
         screen: looks at the contributions of a round before they are merged.
         merge: makes the merged memory of what each client contributed; the exact sum by default.
             Needs ``keep_contributions``.
@@ -85,12 +83,7 @@ class FederatedPrototypes(LastingStrategy):
         door: makes this server an edge; it meets clients that come from others.
         rows: this is a root: its clients are edges, each of which sends all that it merged.
 
-    Attributes (and those of :class:`protocl.federation.server.resumable.LastingStrategy`):
-        merged: the server's state; its ledger, its names.
-        seconds: where the server's own time went.
-        evaluations: round -> confusion over the clients' own test data.
-        failed_evaluations: round -> whose evaluations do not count, and why.
-        withdrawn: who was forgotten or left, in the order in which it happened.
+    Attributes: see :class:`protocl.federation.server.resumable.KeepsBooks`.
 
     Example:
         >>> from protocl.federation import ClientData, PrototypeClient, simulate
@@ -130,25 +123,20 @@ class FederatedPrototypes(LastingStrategy):
             raise ValueError("merge looks at clients side by side: keep_contributions must be true")
         if backbone is not None and fingerprint(backbone) != empty.fingerprint:
             raise ValueError("backbone: its fingerprint is not that of the statistics to merge")
-        super().__init__(checkpoints)
         self.options = options or Options()
         self.empty = empty.empty_like()
         means = merge.subsamples.number if isinstance(merge, MergesGroups) else 1
-        self.merged = MergedMemory(
+        merged = MergedMemory(
             empty, keep_contributions=keep_contributions, limits=self.options.limits,
             means=means,
         )  # fmt: skip
+        super().__init__(merged, checkpoints)
         self.merge = merge
         self._merged: tuple[str, PrototypeMemory] | None = None
-        self.seconds = Seconds()
         reader = MessageReader(self.empty, self.options.limits, ("delta", "full"), means, rows=rows)
         verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
         self._intake = Intake(self.merged, reader, verdicts, self.seconds, door)
         self._place = {} if door is None else {"edge": door.name}
-        self.withdrawn: list[Tombstone] = []
-        self.evaluations: dict[int, Confusion] = {}
-        self.failed_evaluations: dict[int, list[str]] = {}
-        self._tombstones = None if checkpoints is None else TombstoneFile(checkpoints)
         self._backbone = None if backbone is None else backbone_record(backbone)
 
     @property
@@ -162,48 +150,17 @@ class FederatedPrototypes(LastingStrategy):
             self._merged = exact.revision, self.merge([part for part in parts if len(part)])
         return self._merged[1]
 
-    def forget_client(self, client: str) -> None:
-        """Remove a client's contribution exactly; see :meth:`MergedMemory.forget_client`.
-
-        It can be called again where it was stopped on the way. The client stays away where the
-        server goes on from an older checkpoint than the one of now, for who was forgotten is also
-        written to a file of its own beside them.
-        """
-        self._withdraw(self.merged.forget_client(client))
-
-    def release_client(self, client: str, target: str) -> None:
-        """Remove a client that goes to another edge; it may come back with a release from there.
-
-        Raises:
-            ValueError: contributions are not kept, or the client was forgotten.
-            KeyError: the client contributed nothing.
-        """
-        known = self.merged.known
-        if client not in known.left:
-            if client in known.forgotten:
-                raise ValueError(f"client '{client}' was forgotten, and can go nowhere")
-            self.merged.forget_client(client)
-        self._withdraw(known.leave(client, target))
-
-    def _withdraw(self, tombstone: Tombstone) -> None:
-        if tombstone not in self.withdrawn:
-            self.withdrawn.append(tombstone)
-        if self._tombstones is not None and tombstone not in self._tombstones:
-            self._tombstones.add(tombstone)
-        self._save(self.round)
-
-    def forget_classes(self, classes: int | Iterable[int] | Tensor) -> None:
-        """Remove classes exactly; see :meth:`MergedMemory.forget_classes`."""
-        self.merged.forget_classes(classes)
-        self._save(self.round)
-
     def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
         """See :class:`protocl.federation.server.resumable.LastingStrategy`.
 
         Raises:
             AllFailedError: clients failed, or were refused, and nothing was ever merged.
+            ConfigError: another process writes the same books.
         """
-        result = super().start(grid, *arguments, **options)
+        with self.writing():
+            result = super().start(grid, *arguments, **options)
+            if self.requests is not None:
+                self.heed()
         self.seconds.measure = self.measuring
         self.merged.ledger.require_merged()
         return result
@@ -215,6 +172,8 @@ class FederatedPrototypes(LastingStrategy):
     ) -> list[Message]:
         """Ask some of the nodes online for what they have that is new."""
         self._begin(server_round)
+        if self.requests is not None:
+            self.heed()
         number = self.round
         # Before asking: a client whose late answer is merged now need not repeat it.
         self._intake.take(collect_late(grid), number)
@@ -324,26 +283,3 @@ class FederatedPrototypes(LastingStrategy):
             "classes": len(self.memory),
             "samples": self.memory.total,
         }
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "merged": self.merged.state(),
-            "evaluations": {key: value.to_dict() for key, value in self.evaluations.items()},
-            "failed_evaluations": self.failed_evaluations,
-        }
-
-    def _take_up(self, state: Mapping[str, Any]) -> None:
-        self.merged.restore(state["merged"])
-        if self._tombstones is not None:
-            self.withdrawn = list(self._tombstones)
-            self.merged.bury(self.withdrawn)
-        self.evaluations = {
-            key: Confusion.from_dict(value) for key, value in state["evaluations"].items()
-        }
-        # Checkpoints of before these were kept have none of them.
-        self.failed_evaluations = state.get("failed_evaluations", {})
-
-    def _save(self, finished: int) -> None:
-        start = time.perf_counter()
-        super()._save(finished)
-        self.seconds.save += time.perf_counter() - start

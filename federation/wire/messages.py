@@ -30,6 +30,7 @@ from protocl.federation.wire.validation import (
     check_class_ids,
     check_values,
     checked_claims,
+    checked_withdrawal,
 )
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_of
@@ -54,6 +55,7 @@ class Contribution:
         epoch, seq, kind, replaces, shares, secret, row, moves: see :class:`.Label`.
         release: signed, of the edge that the client left last; "" for none.
         names: class id -> name, where classes are known by name (:func:`class_id_of`).
+        withdraws: whether this full state leaves out what is to be forgotten of those before it.
     """
 
     memory: PrototypeMemory
@@ -67,6 +69,7 @@ class Contribution:
     release: str = ""
     row: bool = False
     moves: int = 0
+    withdraws: bool = False
 
 
 class Received(NamedTuple):
@@ -76,6 +79,7 @@ class Received(NamedTuple):
         statistics: checked, and still in the bytes of the message.
         epoch, seq, kind, names, replaces, shares, secret, release, row: see :class:`Contribution`.
         moves: see :class:`.Label`; no header says it.
+        withdraws: see :class:`Contribution`.
     """
 
     statistics: Packed
@@ -89,6 +93,7 @@ class Received(NamedTuple):
     release: str = ""
     row: bool = False
     moves: int = 0
+    withdraws: bool = False
 
     @classmethod
     def of(cls, contribution: Contribution) -> Received:
@@ -97,7 +102,7 @@ class Received(NamedTuple):
             pack_exactly(contribution.memory),
             contribution.epoch, contribution.seq, contribution.kind, contribution.names,
             contribution.replaces, contribution.shares, contribution.secret,
-            contribution.release, contribution.row,
+            contribution.release, contribution.row, withdraws=contribution.withdraws,
         )  # fmt: skip
 
 
@@ -124,7 +129,7 @@ def encode(
         header["replaces"] = list(contribution.replaces)
     if contribution.shares:
         header["shares"] = list(contribution.shares)
-    for key in ("secret", "release", "row"):
+    for key in ("secret", "release", "row", "withdraws"):
         if value := getattr(contribution, key):
             header[key] = value
     if contribution.names:
@@ -230,6 +235,7 @@ class MessageReader:
             {} if names is None else self._checked_names(packed.class_ids, names),
             *checked_claims(values),
             row,
+            withdraws="withdraws" in values and checked_withdrawal(values),
         )
 
     def _checked_row(self, values: Mapping[str, object]) -> bool:

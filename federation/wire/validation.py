@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,7 +199,15 @@ def _check_moment(packed: Packed, form: PackedForm, error: float) -> None:
 # -- beside what else is there -------------------------------------------------------------------
 
 
-def require_share(parts: Sequence[Packed], packed: Packed, limits: Limits) -> None:
+class Reaching(Protocol):
+    """What says how far its sums reach."""
+
+    @property
+    def reach(self) -> dict[str, int]:
+        """See :class:`.Packed`."""
+
+
+def require_share(parts: Sequence[Reaching], packed: Packed, limits: Limits) -> None:
     """Refuse what would take more than its client's share of 64 bits, whatever others bring back.
 
     Args:
@@ -253,3 +261,16 @@ def require_few_classes(
             raise RejectedError(
                 "classes", f"{whose} would have {number} classes; limits.{name}={most}"
             )
+
+
+# -- in headers ----------------------------------------------------------------------------------
+
+
+def checked_withdrawal(values: Mapping[str, object]) -> bool:
+    """Whether a header withdraws something; RejectedError where its contribution cannot."""
+    withdraws = values.get("withdraws", False)
+    if not isinstance(withdraws, bool) or (withdraws and values["kind"] != "full"):
+        raise RejectedError(
+            "format", f"withdraws={withdraws!r:.80}: expected true or false, true of a full state"
+        )
+    return withdraws

@@ -237,6 +237,12 @@ class CheckpointFolder:
                 logger.warning("%s; continuing from the one before it", error)
         return None
 
+    def discard(self) -> None:
+        """Remove all checkpoints and what they refer to."""
+        for file in self.files():
+            file.unlink()
+        self._pieces.keep(set())
+
 
 def _pieces_of(path: Path) -> list[str]:
     """Names of the pieces that a checkpoint refers to; none where it cannot be read anyway."""

@@ -183,7 +183,7 @@ def discard_if_empty(folder: Path) -> None:
     """
     if (folder / RESULT_FILE).exists() or has_log(folder):
         return
-    if any(folder.rglob("*.ckpt")):
+    if any(folder.rglob("*.ckpt")) or any(folder.rglob("*.sqlite")):
         return
     with suppress(ConfigError), exclusive(folder):  # its complaint that the folder is in use
         shutil.rmtree(folder)

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Context, Message
 from protocl import PrototypeMemory
 from protocl.errors import AllFailedError, DataError
 from protocl.federation import ClientData, FederatedPrototypes, InProcessGrid, PrototypeClient
+from protocl.federation.books.backup import back_up, restore
 from protocl.federation.client.state import StatesOnDisk
 from protocl.federation.server.sampling import Options
 from protocl.federation.server.state import same_statistics
@@ -154,11 +155,13 @@ def test_what_was_screened_out_comes_again_when_the_reason_has_passed(tmp_path):
     require_sum(strategy, dict.fromkeys(range(CLIENTS), 3))
 
 
-def test_who_was_forgotten_stays_away_from_a_server_set_back_to_the_checkpoint_before(tmp_path):
+def test_who_was_forgotten_stays_away_from_a_server_set_back_to_a_backup(tmp_path):
     strategy, grid = server(tmp_path), nodes(tmp_path)
-    rounds(strategy, grid, 3)
+    rounds(strategy, grid, 2)
+    back_up(tmp_path / "server", tmp_path / "backup")
+    rounds(strategy, grid, 1)
     strategy.forget_client("1001")
-    max((tmp_path / "server").glob("*.ckpt")).write_bytes(b"damaged")
+    restore(tmp_path / "server", tmp_path / "backup")
     restored = server(tmp_path)
     require_sum(restored, {0: 2, 2: 2})
     rounds(restored, grid, 2)

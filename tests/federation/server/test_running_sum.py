@@ -28,7 +28,7 @@ from protocl.federation.wire.statistics import PackedForm
 
 DIM = 2
 WHERE = ("server/state.py", "running_sum.py", "accumulator.py", "exactly_once/server.py",
-         "exactly_once/undo.py", "wire/traffic.py")  # fmt: skip
+         "exactly_once/undo.py", "wire/traffic.py", "server/kept.py")  # fmt: skip
 
 
 def memory_of(seed: int, *, exact: bool = True, level: str = "mean") -> PrototypeMemory:
@@ -74,8 +74,10 @@ def books(server: MergedMemory) -> Any:
         for name, value in server.known.state().items()
     }
     parts = {
-        client: [(part.class_ids.tolist(), part.counts.tolist()) for part in own]
-        for client, own in server._parts.items()
+        client: [
+            (part.class_ids.tolist(), part.counts.tolist()) for part in server._kept.of(client)
+        ]
+        for client in sorted(server._kept)
     }
     return (
         memory.classes.tolist(), memory.counts.tolist(), memory.sums.tolist(), list(server.ledger),

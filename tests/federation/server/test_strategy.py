@@ -22,6 +22,7 @@ from protocl.federation import (
     QuorumGrid,
     simulate,
 )
+from protocl.federation.books.backup import back_up, restore
 from protocl.federation.client.state import StatesOnDisk
 from protocl.federation.server.sampling import NotEnoughClientsError
 from protocl.federation.server.state import same_statistics
@@ -121,7 +122,7 @@ def test_lost_and_late_replies_change_nothing_once_all_were_heard(seed, keep):
 def test_partial_participation_asks_the_share_and_loses_nothing():
     strategy, _, grid = federate(participation=0.5, rounds=ROUNDS)
     per_round = dict.fromkeys(range(1, ROUNDS + 1), 0)
-    for number, _, kind, way, _ in strategy.traffic.rows:
+    for number, _, kind, way, _ in strategy.traffic:
         per_round[number] += kind == "train" and way == "down"
     assert set(per_round.values()) == {3}
     strategy.options.participation = 1.0
@@ -291,13 +292,14 @@ def test_a_new_server_hears_all_from_clients_that_have_nothing_new(tmp_path):
     assert same_statistics(another.memory, centralised(empty()))
 
 
-def test_server_set_back_to_an_older_checkpoint_recovers(tmp_path):
+def test_server_set_back_to_a_backup_recovers(tmp_path):
     client = PrototypeClient(load, empty())
     strategy = FederatedPrototypes(empty(), checkpoints=tmp_path)
     grid = InProcessGrid(client.app(), CLIENTS)
-    strategy.start(grid, ArrayRecord(), num_rounds=3)
-    newest = max(tmp_path.glob("*.ckpt"))
-    newest.write_bytes(b"damaged")  # the clients were told that round 2 was settled
+    strategy.start(grid, ArrayRecord(), num_rounds=2)
+    back_up(tmp_path, tmp_path / "backup")
+    strategy.start(grid, ArrayRecord(), num_rounds=1)
+    restore(tmp_path, tmp_path / "backup")  # the clients were told that round 2 was settled
     again = FederatedPrototypes(empty(), checkpoints=tmp_path)
     assert again.resume()
     assert again.round == 2

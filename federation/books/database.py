@@ -1,0 +1,117 @@
+"""Databases of the books: how they are opened, written whole or not at all, and left clean."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from protocl.errors import ConfigError, DataError
+from protocl.io.provenance import installed_version
+
+VERSION = 1
+"""Of the tables below."""
+
+BOOKS = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE ledger (
+    number INTEGER PRIMARY KEY, round INTEGER NOT NULL, client TEXT NOT NULL,
+    outcome TEXT NOT NULL, bytes INTEGER NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL,
+    kind TEXT NOT NULL, reason TEXT NOT NULL, key BLOB, labels BLOB, first TEXT NOT NULL,
+    seal BLOB NOT NULL, mark BLOB NOT NULL, chain BLOB NOT NULL
+);
+CREATE INDEX ledger_of_client ON ledger (client, outcome);
+CREATE INDEX ledger_of_round ON ledger (round, outcome);
+CREATE TABLE contributions (
+    number INTEGER PRIMARY KEY, client TEXT NOT NULL, key BLOB NOT NULL, data BLOB NOT NULL
+);
+CREATE INDEX contributions_of_client ON contributions (client);
+CREATE TABLE sums (class_id INTEGER PRIMARY KEY, key BLOB NOT NULL, data BLOB NOT NULL);
+CREATE TABLE tables (
+    name TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name, key)
+) WITHOUT ROWID;
+CREATE TABLE traffic (
+    round INTEGER NOT NULL, client TEXT NOT NULL, kind TEXT NOT NULL, direction TEXT NOT NULL,
+    bytes INTEGER NOT NULL
+);
+"""
+
+KEYS = """
+CREATE TABLE keys (name BLOB PRIMARY KEY, secret BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+_PATIENCE = 30.0
+"""Seconds to wait for others that read or write the file."""
+
+
+def connect(path: Path, schema: str) -> sqlite3.Connection:
+    """Open a database, made with ``schema`` where there is none; it is on disk when it says so.
+
+    Raises:
+        DataError: the file is damaged, or no database.
+        ConfigError: another version of protocl wrote it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Ray's engine runs the server in a thread of its own; one thread at a time uses it.
+    connection = sqlite3.connect(
+        path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+    )
+    try:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        _require_version(connection, path, schema)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise DataError(f"{path} cannot be opened: {error}") from error
+        raise DataError(f"{path} is damaged: {error}; restore a backup") from error
+    except ConfigError:
+        connection.close()
+        raise
+    return connection
+
+
+def _require_version(connection: sqlite3.Connection, path: Path, schema: str) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        with transaction(connection):
+            for statement in schema.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={VERSION}")
+    elif version != VERSION:
+        raise ConfigError(
+            f"{path} is of format {version}; protocl {installed_version('protocl')} reads format "
+            f"{VERSION}: continue with the protocl that wrote it, or begin in another folder"
+        )
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that the block writes, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def leave_nothing_behind(connection: sqlite3.Connection, patience: float = _PATIENCE) -> None:
+    """Empty the write-ahead log, in which what was deleted still stands.
+
+    Raises:
+        DataError: another process goes on reading for longer than ``patience`` seconds.
+    """
+    end = time.monotonic() + patience
+    while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        if time.monotonic() > end:
+            (_, _, path), *_ = connection.execute("PRAGMA database_list").fetchall()
+            raise DataError(
+                f"{path}-wal still holds what was deleted, since another process reads {path}; "
+                "end it and forget again"
+            )
+        time.sleep(0.05)

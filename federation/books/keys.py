@@ -1,0 +1,89 @@
+"""The keys of contributions, in a file apart from the books and from their backups."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from protocl.errors import DataError
+from protocl.federation.books.database import KEYS, connect, leave_nothing_behind, transaction
+from protocl.federation.books.sealing import NAME, Key
+
+DESTROYED = "destroyed.txt"
+
+
+class KeyFile:
+    """Keys by name.
+
+    A key that is destroyed is not in the file nor in its log. Its name, which says nothing, stands
+    in a list beside it, so that it is destroyed once more where an older file is put back.
+
+    Args:
+        path: the file; made with the first key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._destroyed = path.with_name(DESTROYED)
+        self._connection = connect(path, KEYS)
+        self._destroy_again()
+
+    def add(self, keys: Sequence[Key]) -> None:
+        """Keep keys; they are on disk after it."""
+        if keys:
+            with transaction(self._connection):
+                self._connection.executemany("INSERT INTO keys VALUES (?, ?)", keys)
+
+    def find(self, name: bytes) -> Key | None:
+        """The key of a name; None where it was destroyed."""
+        row = self._connection.execute("SELECT secret FROM keys WHERE name = ?", (name,)).fetchone()
+        return None if row is None else Key(name, row[0])
+
+    def __getitem__(self, name: bytes) -> Key:
+        """The key of a name.
+
+        Raises:
+            DataError: it is not there.
+        """
+        key = self.find(name)
+        if key is None:
+            raise DataError(
+                f"{self.path} does not hold the key of a row of the books: it is another one's, or "
+                "older than they are; put the file that belongs to them in its place"
+            )
+        return key
+
+    def keep(self, kept: Iterable[bytes]) -> None:
+        """Destroy all keys but some: those of what is forgotten, and of rows that were given up."""
+        db = self._connection
+        db.execute("CREATE TEMP TABLE IF NOT EXISTS kept (name BLOB PRIMARY KEY)")
+        db.execute("DELETE FROM kept")
+        db.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((name,) for name in kept))
+        gone = db.execute("SELECT name FROM keys WHERE name NOT IN (SELECT name FROM kept)")
+        self._note(name.hex() for (name,) in gone.fetchall())
+        with transaction(db):
+            db.execute("DELETE FROM keys WHERE name NOT IN (SELECT name FROM kept)")
+        leave_nothing_behind(db)
+
+    def _note(self, names: Iterable[str]) -> None:
+        """Write the names of keys that are about to be destroyed, and wait for the disk."""
+        with self._destroyed.open("a", encoding="ascii") as file:
+            file.writelines(f"{name}\n" for name in names)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _destroy_again(self) -> None:
+        if not self._destroyed.exists():
+            return
+        lines = self._destroyed.read_text(encoding="ascii").splitlines()
+        names = [(bytes.fromhex(line),) for line in lines if len(line) == 2 * NAME]
+        with transaction(self._connection):
+            query = "DELETE FROM keys WHERE name = ?"
+            number = self._connection.executemany(query, names).rowcount
+        if number > 0:
+            leave_nothing_behind(self._connection)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._connection.close()

@@ -1,0 +1,90 @@
+"""Requests to forget, left beside the books for the server that is writing them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from protocl.errors import ConfigError
+from protocl.io.atomic import atomic_write
+
+_POLL = 0.2
+
+
+class Wanted(NamedTuple):
+    """What shall be forgotten.
+
+    Attributes:
+        kind: ``client`` or ``class``.
+        name: as the ledger, or the class list, has it.
+    """
+
+    kind: Literal["client", "class"]
+    name: str
+
+    @classmethod
+    def of(cls, word: str) -> Wanted:
+        """Read ``client=NAME`` or ``class=NAME``.
+
+        Raises:
+            ConfigError: it is neither.
+
+        >>> Wanted.of("class=red fox")
+        Wanted(kind='class', name='red fox')
+        """
+        kind, equals, name = word.partition("=")
+        if kind == "client" and equals and name:
+            return cls("client", name)
+        if kind == "class" and equals and name:
+            return cls("class", name)
+        raise ConfigError(f"{word}: expected client=NAME or class=NAME")
+
+
+class Requests:
+    """A folder of files, one a request, which are answered by files of the same name.
+
+    Args:
+        folder: of the books.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "requests"
+
+    def leave(self, wanted: Wanted) -> str:
+        """Ask for something; the name of the request."""
+        name = secrets.token_hex(8)
+        atomic_write(self._folder / f"{name}.json", json.dumps(wanted._asdict()))
+        return name
+
+    def waiting(self) -> Iterator[tuple[str, Wanted]]:
+        """Requests without an answer, by name."""
+        for file in sorted(self._folder.glob("*.json")):
+            values = json.loads(file.read_text(encoding="utf-8"))
+            yield file.stem, Wanted(values["kind"], str(values["name"]))
+
+    def answer(self, name: str, text: str, *, done: bool) -> None:
+        """Say what became of a request."""
+        answer = json.dumps({"done": done, "text": text})
+        atomic_write(self._folder / f"{name}.answer", answer)
+        (self._folder / f"{name}.json").unlink()
+
+    def wait_for(self, name: str, seconds: float) -> str | None:
+        """The answer to a request; None where none came in time, and the request still stands.
+
+        Raises:
+            ConfigError: it could not be done.
+        """
+        file, end = self._folder / f"{name}.answer", time.monotonic() + seconds
+        while not file.exists():
+            if time.monotonic() > end:
+                return None
+            time.sleep(_POLL)
+        answer = json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+        if not answer["done"]:
+            raise ConfigError(answer["text"])
+        return str(answer["text"])

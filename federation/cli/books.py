@@ -1,0 +1,83 @@
+"""Commands for the books of a federation: audit, backup, restore, forget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from protocl.errors import ConfigError, DataError
+
+
+def audit(words: list[str]) -> int:
+    """``audit FOLDER [head=DIGITS]``."""
+    from protocl.federation.books.audit import audit as audit_books
+
+    folder, *more = _words(words, "audit FOLDER [head=DIGITS]", 1, 2)
+    if more and not more[0].startswith("head="):
+        raise ConfigError(f"{more[0]}: expected head=DIGITS, as an earlier audit printed it")
+    found = audit_books(Path(folder), more[0].removeprefix("head=") if more else "")
+    _say(
+        f"{found.entries} rows in the ledger, {found.contributions} contributions, "
+        f"{found.samples} samples; {found.forgotten} rows forgotten, {found.certificates} "
+        f"certificates, {found.rewritten} rows rewritten when classes were forgotten"
+    )
+    _say(f"head={found.head}")
+    if found.faults:
+        more_of_them = f" (and {len(found.faults) - 10} more)" if len(found.faults) > 10 else ""
+        raise DataError("; ".join(found.faults[:10]) + more_of_them)
+    _say("chain, marks and sum are as they should be")
+    return 0
+
+
+def backup(words: list[str]) -> int:
+    """``backup FOLDER FILE``."""
+    from protocl.federation.books.backup import back_up
+
+    folder, file = _words(words, "backup FOLDER FILE", 2, 2)
+    back_up(Path(folder), Path(file))
+    _say(f"wrote {file}; the keys, without which it cannot be read, are not in it")
+    return 0
+
+
+def restore(words: list[str]) -> int:
+    """``restore FOLDER FILE``."""
+    from protocl.federation.books.backup import restore as restore_books
+
+    folder, file = _words(words, "restore FOLDER FILE", 2, 2)
+    restore_books(Path(folder), Path(file))
+    _say(f"{folder} is as in {file}; what was forgotten since stays so when the run is resumed")
+    return 0
+
+
+def forget(words: list[str]) -> int:
+    """``forget FOLDER client=NAME|class=NAME [wait=SECONDS]``."""
+    from protocl.federation.cli.forget import forget as forget_in
+
+    usage = "forget FOLDER client=NAME|class=NAME [wait=SECONDS]"
+    folder, what, *more = _words(words, usage, 2, 3)
+    seconds = more[0].removeprefix("wait=") if more else "60"
+    if not seconds.replace(".", "", 1).isdecimal():
+        raise ConfigError(f"{more[0]}: expected wait=SECONDS")
+    for line in forget_in(Path(folder), what, float(seconds)):
+        _say(line)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "audit": audit,
+    "backup": backup,
+    "restore": restore,
+    "forget": forget,
+}
+
+
+def _words(words: list[str], usage: str, least: int, most: int) -> list[str]:
+    if not least <= len(words) <= most:
+        raise ConfigError(f"protocl federate {usage}: got {' '.join(words) or 'nothing'}")
+    return words
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+
+    Console().print(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,95 @@
+"""The command that forgets a client or a class of a federation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from protocl.errors import ConfigError, DataError
+from protocl.federation.books.backup import folder_of_books
+from protocl.federation.books.books import Books, InUseError
+from protocl.federation.books.requests import Requests, Wanted
+from protocl.federation.server.strategy import FederatedPrototypes
+from protocl.io.names import MODEL_FOLDER
+from protocl.memory import PrototypeMemory
+
+_PATIENCE = 60.0
+"""Seconds to wait for a server that is at work between two rounds."""
+
+
+def forget(folder: Path, word: str, seconds: float = _PATIENCE) -> list[str]:
+    """Forget ``client=NAME`` or ``class=NAME``, whether a server is at work or not.
+
+    Args:
+        folder: of a run or a deployed server, or of its books.
+        word: see above.
+        seconds: to wait for a server that is at work; it does it between two rounds.
+
+    Returns:
+        What was done, and what else must be done, in words.
+
+    Raises:
+        ConfigError: there are no books, or nothing of that name, or it cannot be forgotten.
+    """
+    place, wanted = folder_of_books(folder), Wanted.of(word)
+    strategy = _opened(place)
+    try:
+        with strategy.writing():
+            return _forget_here(strategy, place, wanted)
+    except InUseError:
+        return [_ask(place, wanted, seconds)]
+
+
+def _forget_here(strategy: FederatedPrototypes, place: Path, wanted: Wanted) -> list[str]:
+    strategy.resume()
+    try:
+        said = strategy.forget(wanted)
+    except (KeyError, ValueError) as error:
+        if isinstance(error, ConfigError | DataError):
+            raise
+        raise ConfigError(str(error.args[0])) from error
+    return [said, *_write_outputs(strategy, place.parent)]
+
+
+def _ask(place: Path, wanted: Wanted, seconds: float) -> str:
+    requests = Requests(place)
+    answer = requests.wait_for(requests.leave(wanted), seconds)
+    return answer or "asked the server that is at work; it does so between two rounds"
+
+
+def _opened(place: Path) -> FederatedPrototypes:
+    """A server of the kind whose books these are, without its clients."""
+    books = Books(place, PrototypeMemory(1))
+    said = books.open()
+    books.close()
+    strategy = FederatedPrototypes(
+        PrototypeMemory.described(said["statistics"]),
+        keep_contributions=said["keep_contributions"],
+        checkpoints=place,
+    )
+    strategy.merged.means = said["means"]
+    if not said["plain"]:
+        strategy.merge = _unknown_rule
+    return strategy
+
+
+def _unknown_rule(memories: Sequence[PrototypeMemory]) -> PrototypeMemory:
+    raise ConfigError("the rule by which clients were merged is not in the books")
+
+
+def _write_outputs(strategy: FederatedPrototypes, run: Path) -> list[str]:
+    """Write anew what was written of the books; what cannot be is removed, or named."""
+    said, memory, ledger = [], run / "memory.safetensors", run / "ledger.jsonl"
+    if ledger.exists():
+        strategy.merged.ledger.save(ledger)
+    if memory.exists() and strategy.merge is None:
+        strategy.memory.save(memory)
+    elif memory.exists():
+        memory.unlink()
+        said.append(f"{memory} was of before and is removed; the run writes it anew as it goes on")
+    if (run / MODEL_FOLDER).exists():
+        said.append(
+            f"{run / MODEL_FOLDER} was written before: take a class out of it by protocl forget, "
+            "or remove it"
+        )
+    return said
