@@ -221,8 +221,8 @@ class Books:
             self._destroy()
 
     def _saved(self, account: Account, traffic: Traffic) -> None:
-        for client in account.contributions.recent:
-            self._shelf.known.pop(client, None)
+        for client, recent in account.contributions.recent.items():
+            self._shelf.note(client, recent)
         if account.forgettings:
             self._shelf.known.clear()
         account.contributions.recent.clear()

@@ -20,9 +20,9 @@ CREATE TABLE ledger (
     number INTEGER PRIMARY KEY, round INTEGER NOT NULL, client TEXT NOT NULL,
     outcome TEXT NOT NULL, bytes INTEGER NOT NULL, epoch TEXT NOT NULL, seq INTEGER NOT NULL,
     kind TEXT NOT NULL, reason TEXT NOT NULL, key BLOB, labels BLOB, first TEXT NOT NULL,
-    seal BLOB NOT NULL, mark BLOB NOT NULL, chain BLOB NOT NULL
+    seal BLOB NOT NULL, mark BLOB NOT NULL, chain BLOB NOT NULL, kept INTEGER NOT NULL
 );
-CREATE INDEX ledger_of_client ON ledger (client, outcome);
+CREATE INDEX ledger_of_client ON ledger (client) WHERE kept = 0 AND first = 'merged';
 CREATE INDEX ledger_of_round ON ledger (round, outcome);
 CREATE TABLE contributions (
     number INTEGER PRIMARY KEY, client TEXT NOT NULL, key BLOB NOT NULL, data BLOB NOT NULL
@@ -42,6 +42,8 @@ KEYS = """
 CREATE TABLE keys (name BLOB PRIMARY KEY, secret BLOB NOT NULL) WITHOUT ROWID;
 """
 
+_CACHE = "cache_size=-16000"  # KiB
+
 _PATIENCE = 30.0
 """Seconds to wait for others that read or write the file."""
 
@@ -59,7 +61,7 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
         path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
     )
     try:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", _CACHE):
             connection.execute(f"PRAGMA {pragma}")
         _require_version(connection, path, schema)
     except sqlite3.DatabaseError as error:

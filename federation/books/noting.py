@@ -50,7 +50,7 @@ class NotedDict(_Notes, dict[Any, Any]):
         self.changed.update(values)
         super().update(values)
 
-    def __ior__(self, values: Any) -> Any:
+    def __ior__(self, values: Any) -> Any:  # type: ignore[misc]
         self.update(values)
         return self
 
@@ -75,7 +75,7 @@ class NotedSet(_Notes, set[Any]):
         for value in values:
             self |= value
 
-    def __ior__(self, values: Iterable[Any]) -> Any:
+    def __ior__(self, values: Iterable[Any]) -> Any:  # type: ignore[misc]
         for value in values:
             self.add(value)
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,18 @@ class Outline(NamedTuple):
 
     class_ids: NDArray[np.int64]
     reach: dict[str, int]
+
+
+def joined(outlines: Iterable[Outline]) -> list[Outline]:
+    """One outline for several; none for none."""
+    found: list[Outline] = []
+    for ids, reach in outlines:
+        if found:
+            known, before = found.pop()
+            ids = known if np.array_equal(known, ids) else np.union1d(known, ids)
+            reach = {name: before[name] + value for name, value in reach.items()}
+        found.append(Outline(ids, reach))
+    return found
 
 
 class Recent(NamedTuple):
@@ -78,15 +90,23 @@ class ContributionShelf:
         return tuple(packed_of_bytes(self._keys[key].open(data, DATA)) for key, data in rows)
 
     def outlines(self, client: str) -> Sequence[Outline]:
-        """The same without the statistics; what was asked for once is not read again."""
+        """The same as one, without the statistics; what was asked for once is not read again."""
         if client not in self.known:
             query = (
-                "SELECT key, labels FROM contributions JOIN ledger USING (number, client, key) "
-                "WHERE client = ? ORDER BY number"
+                "SELECT ledger.key, labels FROM contributions JOIN ledger USING (number) "
+                "WHERE contributions.client = ? ORDER BY number"
             )
             rows = self._books.execute(query, (client,)).fetchall()
-            self.known[client] = [self._outline(key, labels) for key, labels in rows]
+            self.known[client] = joined(self._outline(key, labels) for key, labels in rows)
         return self.known[client]
+
+    def note(self, client: str, recent: Recent) -> None:
+        """Be told of what was written of a client."""
+        if client in self.known or not recent.keeps:
+            before = self.known.get(client, []) if recent.keeps else []
+            self.known[client] = joined(
+                (*before, *(Outline(part.class_ids, part.reach) for part in recent.added))
+            )
 
     def _outline(self, key: bytes, labels: bytes) -> Outline:
         arrays, reach = from_bytes(self._keys[key].open(labels, LABELS))
@@ -111,11 +131,13 @@ class EntryShelf:
     def of_client(self, client: str, outcomes: Sequence[Outcome]) -> list[tuple[int, Entry]]:
         """Those of a client that have one of the outcomes."""
         marks = ", ".join("?" * len(outcomes))
+        kept = "SELECT number FROM contributions WHERE client = ?"
+        others = "SELECT number FROM ledger WHERE client = ? AND kept = 0 AND first = 'merged'"
         query = (
-            f"SELECT number, {_ENTRY} FROM ledger WHERE client = ? AND outcome IN ({marks}) "
-            "ORDER BY number"
+            f"SELECT number, {_ENTRY} FROM ledger WHERE number IN ({kept} UNION {others}) "
+            f"AND outcome IN ({marks}) ORDER BY number"
         )
-        rows = self._books.execute(query, (client, *outcomes)).fetchall()
+        rows = self._books.execute(query, (client, client, *outcomes)).fetchall()
         return [(number, self._entry(row)) for number, *row in rows]
 
     def outcomes(self, round_number: int | None) -> Counter[str]:

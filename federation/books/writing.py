@@ -113,7 +113,9 @@ class Writing:
     def contribute(self) -> None:
         """Drop contributions that count no more, then append entries, and what came with them."""
         books, recent = self._books, self._account.contributions.recent
-        gone = ((client,) for client, (keeps, _) in recent.items() if not keeps)
+        gone = [(client,) for client, (keeps, _) in recent.items() if not keeps]
+        of_client = "SELECT number FROM contributions WHERE client = ?"
+        books.executemany(f"UPDATE ledger SET kept = 0 WHERE number IN ({of_client})", gone)
         books.executemany("DELETE FROM contributions WHERE client = ?", gone)
         self._append(self._rows(self._account.ledger.recent))
 
@@ -129,7 +131,7 @@ class Writing:
         self._append(iter([self._row(entry, CERTIFICATE, None)]))
 
     def _append(self, rows: Iterator[tuple[Any, ...]]) -> None:
-        marks = ", ".join("?" * 15)
+        marks = ", ".join("?" * 16)
         self._books.executemany(f"INSERT INTO ledger VALUES ({marks})", rows)
 
     def _rows(self, entries: list[Entry]) -> Iterator[tuple[Any, ...]]:
@@ -164,7 +166,7 @@ class Writing:
         number, client, size, epoch, seq, kind, reason = fields
         return (
             self._number, number, client, outcome, size, epoch, seq, kind, reason, name, labels,
-            first, seal, seal, self._chain,
+            first, seal, seal, self._chain, int(packed is not None),
         )  # fmt: skip
 
     def _sealed(

@@ -180,7 +180,9 @@ A node whose key is not registered is refused. The address is in `flower/config.
   it continues after the last round saved in `output`, once the ServerApp of that run has ended,
   which may live on for some seconds.
 - `output` holds `memory.safetensors`, `rounds.json`, `traffic.csv`, and with methods that know
-  what each client sent `ledger.jsonl`.
+  what each client sent `ledger.jsonl` (this and `traffic.csv` when a run begins and ends). What the
+  server must not lose is in `output/checkpoint`: `protocl federate backup`, `restore`, `audit` and
+  `forget` take `output`. Keep its `keys.sqlite` apart from backups.
 """
 
 _TREE = """\
