@@ -137,6 +137,11 @@ def test_a_deployed_tree_is_the_sum_and_a_client_moves(tmp_path: Path):
         assert not release.exists()
         merged = tree.round()
     assert same_statistics(merged, expected(merged, [0, 2, 3, 4]))
+    first = release.read_text()
+    (tree.output("edge-0") / "edge.key").unlink()  # rotated: what was given out is signed anew
+    tree.root()
+    assert release.read_text() != first
+    tree.write_rosters()
     shutil.copy(release, Path(tree.folders[1]) / "partition-1.release.json")
     merged = tree.round()
     assert same_statistics(merged, expected(merged, list(range(CLIENTS))))
