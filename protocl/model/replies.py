@@ -23,6 +23,7 @@ from protocl.open_world.explanation.explanation import (
     PrototypeUncertainty,
     nearest_samples,
 )
+from protocl.open_world.scores import known_scores
 
 Scores = NDArray[np.float64]
 
@@ -90,6 +91,15 @@ class Replies:
                 "would look like: learn samples of a second one"
             )
         return self._strangeness(features)
+
+    def known_scores(self, X: Any) -> dict[str, Scores]:
+        """How well known samples look, ``(N,)`` by name of the score, high for known.
+
+        Every score (``protocl list scores``) that the memory allows. They are no probabilities:
+        on many classes they rank better than :meth:`unknown`, which says how sure it is.
+        """
+        found = known_scores(self.memory_, self._features(X))
+        return {name: score.double().numpy() for name, score in found.items()}
 
     def guesses(self, X: Any, top: int = 5) -> list[Guesses]:
         """The best classes of each sample, how sure each is, and how unknown the sample.
