@@ -130,8 +130,10 @@ class Replies:
         kinds = self._uncertainties(features)
         found = zip(self._ranked(features, top), mapped, near, kinds, strict=True)
         return [
-            Explanation(self._prototypes(each, point), samples, *kind, each.unknown)
-            for each, point, samples, kind in found
+            Explanation(
+                self._prototypes(each, point), samples, total, aleatoric, epistemic, each.unknown
+            )
+            for each, point, samples, (total, aleatoric, epistemic) in found
         ]
 
     @property
@@ -172,14 +174,14 @@ class Replies:
             )
         return nearest_samples(mapped, points, labels, top)
 
-    def _uncertainties(self, features: Tensor) -> list[Sequence[float | None]]:
+    def _uncertainties(self, features: Tensor) -> list[tuple[float | None, ...]]:
         """Total, aleatoric and epistemic, of each sample; None where nothing tells."""
         if not self.says_how_sure:
             return [(None, None, None) for _ in features]
         if self._doubt is None or self._doubt[0] != self.memory_.revision:
             self._doubt = self.memory_.revision, PrototypeUncertainty(self.memory_)
         found = torch.stack(list(self._doubt[1](features)), 1)
-        return cast(list[Sequence[float | None]], found.tolist())
+        return [tuple(row) for row in found.tolist()]
 
     def _scores(self, features: Tensor) -> Scores:
         logits = self.head_.fit(self.memory_)(features).double().numpy()
