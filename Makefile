@@ -8,6 +8,7 @@ PYTHON ?= python3
 PYTEST_FLAGS ?=
 PROCESSES ?= 2
 BENCH_FLAGS ?=
+CUDA_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +32,7 @@ quietly = $(1) >$(LOG) 2>&1 || { \
 	status=$$?; tail -n 20 $(LOG); echo "Failed; everything that was said is in $(LOG)"; \
 	exit $$status; } >&2
 
-.PHONY: help setup demo test test-slow lint format typecheck notebooks bench docs clean
+.PHONY: help setup demo test test-slow test-cuda lint format typecheck notebooks bench docs clean
 
 help:  ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -70,6 +71,9 @@ test: setup lint typecheck  ## Lint, check types, run the tests
 
 test-slow: setup  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+test-cuda:  ## Check and measure on a CUDA device, or by the same path on the CPU
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.cuda $(CUDA_FLAGS)
 
 lint: setup
 	@$(BIN)/ruff check $(CODE)

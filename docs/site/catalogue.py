@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from protocl import strategies
 from protocl.backbones import BackboneConfig
-from protocl.strategies.frozen.session import Session
 from protocl.data.config import BenchmarkConfig
 from protocl.federation.config.schema import METHODS
 from protocl.federation.reconnaissance.config import METHODS as MISSIONS
 from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
+from protocl.strategies.frozen.session import Session
 
 
 class Kind(NamedTuple):

@@ -146,6 +146,7 @@ class ScenarioConfig:
             and to another client), ``random`` (every mission draws classes; clients may
             collide), or ``client`` (each sample with the client that the data name).
         field_classes: how many of the field classes take part; None for all.
+        base_samples: samples of each base class that are taught; None for all.
         classes_per_mission: classes in a mission.
         samples_per_class: samples of a class in a mission; None for all that the client will see.
         holders: clients among which ``overlapping`` divides a class.
@@ -169,6 +170,7 @@ class ScenarioConfig:
     clients: int = ranged(5, AT_LEAST_1)
     schedule: Literal["disjoint", "overlapping", "handover", "random", "client"] = "disjoint"
     field_classes: int | None = ranged(None, AT_LEAST_1)
+    base_samples: int | None = ranged(None, AT_LEAST_1)
     classes_per_mission: int = ranged(5, AT_LEAST_1)
     samples_per_class: int | None = ranged(None, AT_LEAST_1)
     holders: int = 2

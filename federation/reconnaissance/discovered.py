@@ -47,7 +47,8 @@ class DiscoveryReport:
         flagged_new: of the unlabelled samples of such classes in the last missions, those taken
             for new.
         kept_known: of the unlabelled samples of known classes there, those taken for known.
-        clustered: of all samples in rows, those in the category of their class.
+        clustered: of all unlabelled samples taken for new, those in the category of their class;
+            those with too few others are in none.
         all, old, new: of the test samples of known and of such classes, with one assignment over
             all (:func:`.split_accuracy`, form v2).
     """
@@ -138,7 +139,7 @@ class Discoveries:
         found: SplitAccuracy = split_accuracy(
             Confusion.from_predictions(labels[placed], categories), ()
         )
-        return found.all
+        return found.all * int(placed.sum()) / int((rows != KNOWN).sum())
 
 
 KNOWN, TOO_FEW = -1, -2

@@ -211,11 +211,6 @@ class Reconnaissance:
         self.known |= new
         for client, classes in taught.items():
             self.own[client] |= classes
-        if not self.known:
-            raise ConfigError(
-                "scenario.unlabelled: nobody has been taught a class yet, so that nothing tells "
-                "what a class is; give benchmark.base_classes, or a smaller share"
-            )
         before = [
             self._before(client, classes, earlier - classes) for client, classes in taught.items()
         ]

@@ -58,7 +58,7 @@ def revisit(
     """Keep samples of base classes for the field, where they come without labels.
 
     Args:
-        config: ``revisited`` is read, samples of each base class.
+        config: ``revisited`` and ``base_samples`` are read, samples of each base class.
         base: base class -> rows of its training samples.
         steps: as drawn.
         seed: of a generator of its own.
@@ -74,7 +74,7 @@ def revisit(
         raise ConfigError(
             f"scenario.revisited={kept} leaves a base class without a sample; lower it"
         )
-    taught = [row for rows in base.values() for row in rows[: len(rows) - kept]]
+    taught = [r for rows in base.values() for r in rows[: len(rows) - kept][: config.base_samples]]
     if not kept:
         return taught, tuple(steps)
     random = np.random.default_rng([seed, 2])

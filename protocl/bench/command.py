@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, default=None, help="threads of torch (default: one for each core)"
     )
     parser.add_argument(
+        "--device", metavar="NAME", default=None,
+        help="where accelerator and steps are measured: cpu, cuda (default: cpu)",
+    )  # fmt: skip
+    parser.add_argument(
         "--output", type=Path, default=None, help="also write a JSON file, and curves beside it"
     )
     parser.add_argument(
@@ -75,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
             if args.output is not None:  # some groups take an hour, and may be stopped
                 content = json.dumps(report(found, size, threads), indent=2)
                 atomic_write(args.output, f"{content}\n")
-    console.print(table(found, threads))
+    console.print(table(found, threads, size.device))
     if args.output is not None:
         console.print(f"written to {args.output}")
         if any(comparison.point for comparison in found):
@@ -90,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _size(args: argparse.Namespace) -> Size:
     """The size that was asked for, with what was asked for besides."""
-    given = {name: getattr(args, name) for name in ("runs", "cifar100", "per_class")}
+    given = {name: getattr(args, name) for name in ("runs", "cifar100", "per_class", "device")}
     changes = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(SIZES[args.size], **changes)
 
@@ -130,15 +134,16 @@ def report(comparisons: Sequence[SpeedComparison], size: Size, threads: int) -> 
     return {
         "format": FORMAT,
         "size": vars(size),
-        "machine": machine("cpu", threads),
+        "machine": machine(size.device, threads),
         "versions": versions(),
         "comparisons": [comparison.as_dict() for comparison in comparisons],
     }
 
 
-def table(comparisons: Sequence[SpeedComparison], threads: int) -> Stack:
+def table(comparisons: Sequence[SpeedComparison], threads: int, device: str = "cpu") -> Stack:
     """A line for each case, and below it one for each thing that it was measured against."""
-    title = f"Side by side on the CPU, torch {torch.__version__}, threads: {threads}"
+    place = "the CPU" if device == "cpu" else device
+    title = f"Side by side on {place}, torch {torch.__version__}, threads: {threads}"
     parts: list[RenderableType] = [Text(title, "italic"), _rows([["case, against", *_WIDTHS]])]
     for case, against in groupby(comparisons, key=attrgetter("case")):
         parts.append(Text(case, "bold"))

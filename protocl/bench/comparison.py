@@ -103,6 +103,7 @@ class Size:
         runs: of each whole process that is timed; the median of them counts.
         rows: of the commands that are timed as whole processes; None for all.
         cifar100: file or folder of CIFAR-100 for them; None leaves its rows out.
+        device: of the groups that measure one (``accelerator``, ``steps``).
         per_class: training images a class of it; of the test images a third as many, at most all.
     """
 
@@ -118,6 +119,7 @@ class Size:
     rows: tuple[str, ...] | None = None
     cifar100: str | None = None
     per_class: int = 30
+    device: str = "cpu"
 
 
 SIZES = {

@@ -52,6 +52,12 @@ def interleaved(
     return first, second
 
 
+def settle(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @contextmanager
 def thread_count(threads: int) -> Iterator[None]:
     """Let torch use ``threads`` threads inside the block."""

@@ -20,8 +20,8 @@ from protocl.errors import PeerError
 Group = dist.ProcessGroup | None
 T = TypeVar("T")
 
-BLOCK_BYTES = 64 << 20
-"""The most that one step of a collective holds besides what is summed."""
+BLOCK_BYTES = 8 << 20
+"""What one step of a collective holds besides what is summed; the backend's copies come on top."""
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def dealt(makes: Sequence[Callable[[], Tensor]], group: Group = None) -> list[Te
     mine = {}
     with together(group):
         mine = {i: makes[i]().contiguous() for i in range(rank, len(makes), size)}
-    forms = {}
+    forms: dict[int, Any] = {}
     for said in gathered({i: (made.shape, made.dtype) for i, made in mine.items()}, group):
         forms |= said
     found = []

@@ -199,7 +199,7 @@ def differing(
         its name, what it is here, and there; None if there is none.
     """
     floating = {"False"} == {here["exact"], there["exact"]}
-    for name, value in (_USUAL | here).items():
+    for name, value in (_USUAL | dict(here)).items():
         theirs = there[name] if name not in _USUAL else there.get(name, _USUAL[name])
         if theirs != value and (stated or name != "step" or not floating):
             return name, value, theirs

@@ -23,6 +23,7 @@ from protocl.open_world.explanation.explanation import (
     PrototypeUncertainty,
     nearest_samples,
 )
+from protocl.open_world.scores import known_scores
 
 Scores = NDArray[np.float64]
 
@@ -91,6 +92,15 @@ class Replies:
             )
         return self._strangeness(features)
 
+    def known_scores(self, X: Any) -> dict[str, Scores]:
+        """How well known samples look, ``(N,)`` by name of the score, high for known.
+
+        Every score (``protocl list scores``) that the memory allows. They are no probabilities:
+        on many classes they rank better than :meth:`unknown`, which says how sure it is.
+        """
+        found = known_scores(self.memory_, self._features(X))
+        return {name: score.double().numpy() for name, score in found.items()}
+
     def guesses(self, X: Any, top: int = 5) -> list[Guesses]:
         """The best classes of each sample, how sure each is, and how unknown the sample.
 
@@ -120,8 +130,10 @@ class Replies:
         kinds = self._uncertainties(features)
         found = zip(self._ranked(features, top), mapped, near, kinds, strict=True)
         return [
-            Explanation(self._prototypes(each, point), samples, *kind, each.unknown)
-            for each, point, samples, kind in found
+            Explanation(
+                self._prototypes(each, point), samples, total, aleatoric, epistemic, each.unknown
+            )
+            for each, point, samples, (total, aleatoric, epistemic) in found
         ]
 
     @property
@@ -162,14 +174,14 @@ class Replies:
             )
         return nearest_samples(mapped, points, labels, top)
 
-    def _uncertainties(self, features: Tensor) -> list[Sequence[float | None]]:
+    def _uncertainties(self, features: Tensor) -> list[tuple[float | None, ...]]:
         """Total, aleatoric and epistemic, of each sample; None where nothing tells."""
         if not self.says_how_sure:
             return [(None, None, None) for _ in features]
         if self._doubt is None or self._doubt[0] != self.memory_.revision:
             self._doubt = self.memory_.revision, PrototypeUncertainty(self.memory_)
         found = torch.stack(list(self._doubt[1](features)), 1)
-        return cast(list[Sequence[float | None]], found.tolist())
+        return [tuple(row) for row in found.tolist()]
 
     def _scores(self, features: Tensor) -> Scores:
         logits = self.head_.fit(self.memory_)(features).double().numpy()

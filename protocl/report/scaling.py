@@ -104,8 +104,9 @@ def accuracy_against_bytes(points: Sequence[CostPoint], *, width: float = 11.4) 
     figure, axes = panel(width, beside_legend(4.2, (point.line for point in points)))
     for i, point in enumerate(points):
         color = PALETTE[i % len(PALETTE)]
+        spread = None if point.accuracy.std is None else 100 * point.accuracy.std
         axes.errorbar(
-            point.megabytes, 100 * point.accuracy.mean, yerr=100 * (point.accuracy.std or 0.0),
+            point.megabytes, 100 * point.accuracy.mean, yerr=spread,
             color=color, marker=MARKERS[i % len(MARKERS)], markersize=7, linestyle="none",
             markerfacecolor=color if point.sent else "none", capsize=3,
             label=fill(point.line, LABEL_WIDTH),

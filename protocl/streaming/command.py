@@ -78,6 +78,10 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the pass")
     group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    group.add_argument(
+        "--compile", choices=("no", "yes", "graphs"), default="no",
+        help="compile the backbone; with CUDA graphs (default: no)",
+    )  # fmt: skip
     group.add_argument("--batch-size", type=int, metavar="N", help="samples a forward pass")
     group.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop",
@@ -123,6 +127,7 @@ def _config(args: argparse.Namespace) -> StreamConfig:
         batch_size=args.batch_size,
         workers=args.workers,
         device=args.device,
+        compiled=args.compile,
         on_error=args.on_error,
         part=_part(args.part),
         resume=args.resume,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from torch import Tensor
 from protocl.backbones import BackboneConfig, fingerprint
 from protocl.backbones.batch_size import default_batch_size
 from protocl.backbones.features import frozen
-from protocl.data.arrays import as_images
 from protocl.data.shards.decoding import Wanted, decoded_sample
 from protocl.data.shards.shard import Fault, Shard
 from protocl.data.shards.sources import shards_of
@@ -34,6 +33,7 @@ from protocl.model.folder import save_model
 from protocl.model.head_parameters import built
 from protocl.runner.context import resolve_device
 from protocl.streaming.accumulator import Accumulator
+from protocl.streaming.encoding import encoding
 from protocl.streaming.progress import PROGRESS, Progress, ProgressFolder
 from protocl.streaming.reading import Portions, first_sample
 from protocl.streaming.settings import StreamConfig
@@ -69,11 +69,17 @@ def stream(sources: Sequence[str], model: Path, config: StreamConfig) -> Progres
     """
     busy = f"{model} is being made or changed by another process: wait until that has finished"
     with held(model, busy):
-        return _Stream(sources, model, config).run()
+        return Stream(sources, model, config).run()
 
 
-class _Stream:
-    """One stream: its shards, and what they are to become."""
+class Stream:
+    """One stream: its shards, and what they are to become.
+
+    Attributes:
+        shards: by their places.
+        wanted: what a sample has to be.
+        encoder: of samples; None where they are features.
+    """
 
     def __init__(self, sources: Sequence[str], model: Path, config: StreamConfig) -> None:
         self.model, self.config = model, config
@@ -117,11 +123,18 @@ class _Stream:
         self.wanted = Wanted(shape, self.config.classes)
         return encoder
 
+    def batch_size(self, device: torch.device) -> int:
+        """Entries a portion that suit samples and device."""
+        if self.encoder is None or self.wanted.shape is None or len(self.wanted.shape) == 1:
+            return _VECTORS
+        x = torch.empty(0, *self.wanted.shape)
+        return default_batch_size(self.encoder.backbone, x, device)
+
     def run(self) -> Progress:
         """Read what is left, and write the model."""
         device = resolve_device(self.config.device)
-        with self._encoding(device) as encode:
-            size = self.config.batch_size or self._batch_size(device)
+        size = self.config.batch_size or self.batch_size(device)
+        with self._encoding(device, size) as encode:
             width = self._width()
             progress_folder = ProgressFolder(
                 self.folder, self._settings(size, width), list(self.shards.values())
@@ -172,24 +185,12 @@ class _Stream:
     # -- what it becomes --------------------------------------------------------------------
 
     @contextmanager
-    def _encoding(self, device: torch.device) -> Iterator[Any]:
+    def _encoding(self, device: torch.device, size: int) -> Iterator[Callable[[Tensor], Tensor]]:
         if self.encoder is None:
             yield lambda x: x
             return
-        backbone = self.encoder.backbone
-
-        def encode(x: Tensor) -> Tensor:
-            features: Tensor = backbone(as_images(x.to(device, non_blocking=True)))
-            return features
-
-        with frozen(backbone, device):
-            yield encode
-
-    def _batch_size(self, device: torch.device) -> int:
-        if self.encoder is None or self.wanted.shape is None or len(self.wanted.shape) == 1:
-            return _VECTORS
-        x = torch.empty(0, *self.wanted.shape)
-        return default_batch_size(self.encoder.backbone, x, device)
+        with frozen(self.encoder.backbone, device):
+            yield encoding(self.encoder.backbone, device, size, self.config.compiled)
 
     def _width(self) -> int:
         if self.encoder is not None:
@@ -218,6 +219,7 @@ class _Stream:
             "--forgettable": config.forgettable,
             "--step": config.step,
             "--batch-size": size,
+            "--compile": config.compiled,
             "--part": config.part,
             "--classes": config.classes,
             "--sample": fields.sample,

@@ -10,6 +10,7 @@ from protocl.data.shards.sources import Fields
 from protocl.errors import ConfigError
 
 OnError = Literal["stop", "skip"]
+Compiled = Literal["no", "yes", "graphs"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class StreamConfig:
             for a size that suits samples and device. Features depend on it in their last bits.
         workers: processes that read and decode; 0 for this one.
         device: where the backbone computes and sums are kept.
+        compiled: ``"yes"`` for ``torch.compile`` of the backbone, ``"graphs"`` for CUDA graphs as
+            well, which pay where a forward pass is many small kernels; features change in their
+            last bits, and the first portion takes a minute or more.
         on_error: ``"stop"`` at the first entry that cannot be read, or ``"skip"`` and count it.
         part: ``(i, n)`` for the i-th of n parts of the shards, from 1 on, which merge afterwards.
         resume: continue what was interrupted.
@@ -45,6 +49,7 @@ class StreamConfig:
     batch_size: int | None = None
     workers: int = 0
     device: str = "auto"
+    compiled: Compiled = "no"
     on_error: OnError = "stop"
     part: tuple[int, int] = (1, 1)
     resume: bool = False
@@ -60,6 +65,8 @@ class StreamConfig:
             raise ConfigError(f"workers={self.workers}: expected a number of at least 0")
         if self.on_error not in get_args(OnError):
             raise ConfigError(f"on_error={self.on_error}: expected stop or skip")
+        if self.compiled not in get_args(Compiled):
+            raise ConfigError(f"compiled={self.compiled}: expected no, yes or graphs")
         if not self.step > 0:
             raise ConfigError(f"step={self.step}: expected a number above 0")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):

@@ -69,7 +69,9 @@ class InMemory(SupervisedPlugin[Any]):
 
     def __init__(self, device: torch.device | str | None = None, lean_loop: bool = True) -> None:
         super().__init__()
-        self.device = device if device is None or device == "model" else torch.device(device)
+        self.with_model = device == "model"
+        placed = None if device is None or self.with_model else torch.device(device)
+        self.device: torch.device | None = placed
         self.lean_loop = lean_loop
         self.declined: str | None = None
 
@@ -96,7 +98,7 @@ class InMemory(SupervisedPlugin[Any]):
             return
         self.declined = None
         try:
-            device = _home(strategy) if self.device == "model" else self.device
+            device = _home(strategy) if self.with_model else self.device
             strategy.dataloader = in_memory_loader(strategy.dataloader, device)
         except NotInMemory as reason:
             self.declined = str(reason)

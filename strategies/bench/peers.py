@@ -64,6 +64,7 @@ def naive(model: nn.Module, batch: int, *plugins: Any) -> Any:
         train_mb_size=batch,
         train_epochs=1,
         eval_mb_size=batch,
+        device=next(model.parameters()).device,
         plugins=list(plugins),
         evaluator=silent(),
     )

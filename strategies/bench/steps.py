@@ -13,6 +13,7 @@ from torch import Tensor, nn, optim
 from protocl.backbones import Classifier
 from protocl.backbones.resnet import SmallImageResNet18
 from protocl.bench import Size, SpeedComparison
+from protocl.bench.timing import settle
 from protocl.data import ArrayData, BenchmarkConfig, build_benchmark
 from protocl.strategies import (
     ICaRLPlugin,
@@ -71,11 +72,13 @@ class StepTimer:
         """Start the clock."""
         # Stored samples beside the new ones leave a short last mini-batch.
         self._whole = len(strategy.mb_y) == BATCH
+        settle(strategy.device)
         self._start = time.perf_counter()
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Stop it."""
         if self._whole:
+            settle(strategy.device)
             self.seconds.append(time.perf_counter() - self._start)
 
 
@@ -88,10 +91,11 @@ def measure(size: Size) -> Iterator[SpeedComparison]:
     """
     stream = _stream()
     width = 8 * size.step_width
-    plain = _step(stream, SmallImageResNet18(3, size.step_width), width, [])
+    step = partial(_step, stream, torch.device(size.device), width)
+    plain = step(SmallImageResNet18(3, size.step_width), [])
     for name, build in METHODS.items():
-        whole = _step(stream, SmallImageResNet18(3, size.step_width), width, [build()])
-        own = _step(stream, GivenFeatures(width), width, [build()])
+        whole = step(SmallImageResNet18(3, size.step_width), [build()])
+        own = step(GivenFeatures(width), [build()])
         yield _comparison(f"{name}, a training step", "a cross-entropy step", whole, plain, None)
         case = f"{name}, its own arithmetic in a step"
         yield _comparison(case, "the whole step", own, whole, TARGET)
@@ -122,12 +126,15 @@ def _stream() -> Any:
     return build_benchmark(config, data, seed=0).train_stream
 
 
-def _step(stream: Any, backbone: nn.Module, width: int, plugins: list[Any]) -> float:
+def _step(
+    stream: Any, device: torch.device, width: int, backbone: nn.Module, plugins: list[Any]
+) -> float:
     """Seconds of the quickest step of the second experience."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         timer = StepTimer()
-        strategy = naive(Classifier(backbone, nn.Linear(width, OLD + NEW)), BATCH, *plugins, timer)
+        model = Classifier(backbone, nn.Linear(width, OLD + NEW)).to(device)
+        strategy = naive(model, BATCH, *plugins, timer)
         # So small a rate that no method runs away on images of noise.
         strategy.optimizer = optim.SGD(strategy.model.parameters(), lr=1e-6)
         strategy.train(stream[0], eval_streams=[])

@@ -16,20 +16,20 @@ class FeatureMatrix(NamedTuple):
 
     Attributes:
         total: ``(D, D)``, sum over samples.
-        count: their number.
+        samples: their number.
     """
 
     total: Tensor
-    count: int
+    samples: int
 
     def plus(self, other: Self) -> FeatureMatrix:
         """Add the sums of another batch."""
-        return FeatureMatrix(self.total + other.total, self.count + other.count)
+        return FeatureMatrix(self.total + other.total, self.samples + other.samples)
 
     @property
     def mean(self) -> Tensor:
         """``E`` ``(D, D)``."""
-        return self.total / self.count
+        return self.total / self.samples
 
 
 def feature_matrix(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> FeatureMatrix:

@@ -45,6 +45,12 @@ class Beside:
         if self.unlabelled is None or not count:
             return self.views(x)
         more = self.unlabelled.inputs(self.drawn.to(self.unlabelled.x.device))
+        if more.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"unlabelled samples have shape {tuple(more.shape[1:])} and those of the "
+                f"mini-batch {tuple(x.shape[1:])}: expected the same; views that the data set "
+                "makes itself are not made of unlabelled samples"
+            )
         return self.views(torch.cat([x, more.to(x)]))
 
     def _draw(self, count: int) -> Tensor:

@@ -107,6 +107,17 @@ class DiscoveryPlugin(RepresentationPlugin):
         self._experience = int(strategy.experience.current_experience)
         self.beside.begin(self._experience)
 
+    def feature_loss(
+        self, strategy: Any, features: Tensor, labels: Tensor, inputs: Tensor
+    ) -> Tensor:
+        samples = len(labels) + len(self.beside.drawn)
+        if len(features) != 2 * samples:
+            raise ValueError(
+                f"{type(self).__name__} compares two views of each sample, and got "
+                f"{len(features)} for {samples}: give views that make two"
+            )
+        return super().feature_loss(strategy, features, labels, inputs)
+
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         super().before_forward(strategy, **kwargs)
         tasks = tasks_of(strategy)

@@ -42,6 +42,7 @@ from protocl.open_world.discovery.split_merge import SplitAndMerge
 from protocl.strategies.open_world.clusters import Centres, Clusters
 from protocl.strategies.open_world.density import prototypical_loss
 from protocl.strategies.open_world.discovery import DiscoveryPlugin
+from protocl.strategies.open_world.representation import wide_type
 from protocl.strategies.open_world.strategy import DiscoveryConfig, DiscoveryStrategy
 from protocl.strategies.plugin.extraction import features_of
 from protocl.strategies.training.contrastive import (
@@ -171,7 +172,10 @@ class GPCPlugin(DiscoveryPlugin):
         clusters = self._clusters
         drawn = clusters.of_unlabelled[self.beside.drawn.to(labels.device)]
         rows = torch.cat([clusters.of(labels), drawn]).repeat(2)
-        told = prototypical_loss(unit_rows(features), clusters.points, clusters.temperatures, rows)
+        wide = wide_type(features)
+        told = prototypical_loss(
+            unit_rows(features), clusters.points.to(wide), clusters.temperatures.to(wide), rows
+        )
         return loss + self.loss.prototype_weight * told
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -235,7 +239,8 @@ class GPCPlugin(DiscoveryPlugin):
 
     def assigned(self, features: Tensor) -> Tensor:
         centres = self.centres.to(features.device)
-        return centres.ids[cosine_similarities(features, centres.points).argmax(1)]
+        cosines = cosine_similarities(features, centres.points.to(wide_type(features)))
+        return centres.ids[cosines.argmax(1)]
 
     # -- state ------------------------------------------------------------------------------
 

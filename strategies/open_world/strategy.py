@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from protocl.strategies.open_world.representation import RepresentationPlugin
 from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
 from protocl.strategies.training.ready_made import ReadyMade
 from protocl.strategies.training.views import named_views
+
+logger = logging.getLogger(__name__)
 
 
 class OpenWorldStrategy(ReadyMade):
@@ -152,6 +155,12 @@ class DiscoveryConfig(OpenWorldConfig):
 
     def discovers(self, setup: Setup, **settings: Any) -> Any:
         """The plugin with the unlabelled samples of the benchmark."""
+        if setup.unlabelled is None:
+            logger.warning(
+                "strategy=%s: no sample comes without a label, so that only named classes are "
+                "learned; see benchmark.unlabelled and benchmark.new_classes",
+                self.name,
+            )
         return self.plugin.build(
             unlabelled=setup.unlabelled,
             ratio=self.ratio,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from sklearn.datasets import load_digits
 
 from protocl.config.compose import load
 from protocl.errors import ConfigError
 from protocl.federation.config.compose import load as load_federation
 from protocl.federation.runner.run import run_federation
+from protocl.metrics.detection import detection
 from protocl.registry import SCORES
 from protocl.runner.context import RunContext
 from protocl.runner.experiment import EXPERIMENT, run_experiment
@@ -72,6 +74,18 @@ def test_strategies_without_a_memory_of_frozen_features_are_refused(tmp_path):
 def test_methods_without_a_memory_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="method=fedavg"):
         federation(tmp_path, "method=fedavg")
+
+
+def test_a_classifier_gives_every_score_of_its_memory():
+    from protocl import PrototypeClassifier
+
+    x, y = load_digits(return_X_y=True)
+    few = y < 5
+    known = PrototypeClassifier(head="lda").fit(x[few][:300], y[few][:300])
+    scores = known.known_scores(x[300:])
+    assert list(scores) == SCORES.names()
+    found = detection(scores["whitened_cosine"][few[300:]], scores["whitened_cosine"][~few[300:]])
+    assert found.auroc > 0.8
 
 
 def test_without_it_results_stay_as_they_are(tmp_path):

@@ -44,7 +44,7 @@ class DiscoverySettings:
     keep: float = ranged(0.95, POSITIVE_SHARE)
     shrinkage: float = ranged(0.3, SHARE)
     offset: float | None = None
-    calibration_classes: int = ranged(50, AT_LEAST_1)
+    calibration_classes: int = ranged(100, AT_LEAST_1)
     absorb: float = 0.0
     least: int = ranged(5, AT_LEAST_1)
     most: int = ranged(500, AT_LEAST_1)
@@ -93,16 +93,18 @@ class Discoverer:
         Raises:
             ConfigError: the memory lacks what evidence needs, or nothing was calibrated.
         """
-        if not memory.provides("shared"):
+        evidence = TwoCovariance(self.settings.shrinkage)
+        if lacking := evidence.lacks(memory):
             raise ConfigError(
-                "scenario.unlabelled: to discover takes second moments; give method.level=shared"
+                f"scenario.unlabelled: {lacking}: give method.level=shared, and "
+                "benchmark.base_classes that are known from the start"
             )
         if self.offset is None:
             raise ConfigError(
                 "scenario.unlabelled: fewer than 8 classes are known from the start, by which to "
                 "choose at what evidence rows join; give method.discovery.offset=-100"
             )
-        evidence = TwoCovariance(self.settings.shrinkage).fit(memory)
+        evidence.fit(memory)
         new = torch.ones(len(features), dtype=torch.bool)
         if self.settings.detect:
             # Without any threshold: what is likelier new than known.
@@ -142,6 +144,9 @@ class Discoverer:
         classes = labels.unique()
         held_out = classes[:: max(2, len(classes) // self.settings.calibration_classes)]
         mine = torch.isin(labels, held_out[: self.settings.calibration_classes])
-        rest = memory - memory.empty_like().update(features[mine], labels[mine])
-        evidence = TwoCovariance(self.settings.shrinkage).fit(rest)
-        return OffsetTable.of(evidence, features[mine], labels[mine]).best
+        x, y = features[mine], labels[mine]
+        evidence = TwoCovariance(self.settings.shrinkage)
+        evidence.fit(memory - memory.empty_like().update(x, y))
+        # In halves of each class, for a client has but a part of a category.
+        halves = y.argsort(stable=True)
+        return sum(OffsetTable.of(evidence, x[h], y[h]) for h in (halves[::2], halves[1::2])).best

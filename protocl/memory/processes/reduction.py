@@ -9,8 +9,8 @@ does not fit; then every memory gets rows for the classes of all. From there on:
 * *floating point*: blocks of all ranks are gathered and added in the order of ranks, with the
   compensation of a merge.
 
-A process holds its memory, one buffer more while rows are made, and at most 64 MiB in blocks,
-whatever the number of processes.
+A process holds its memory, one buffer more while rows are made, and blocks that with all copies
+stay below 64 MiB, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _MASK = (1 << _HALF) - 1
 _WORDS = 64
 """Bytes that a step holds for each number whose two words are added as halves, copies included."""
 _PAIR = 16
+"""Bytes of a number and its other half. A step holds those of all processes three times: as sent,
+as received, and those of the step before."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class _Reduction:
         """Add a sum in the order of ranks; its other half is made when it is first not zero."""
         memory, half = self.memory, self.layout.halves.get(name)
         high = memory._buffer(name).view(-1)
-        for place in blocks(len(high), _PAIR * (len(self.headers) + 2)):
+        for place in blocks(len(high), _PAIR * (3 * len(self.headers) + 4)):
             total, *others = gather(self._pair(name, place), self.group)
             for other in others:
                 if half is None:

@@ -85,7 +85,8 @@ class SplitAndMerge:
         """
         chance = np.random.default_rng(self.seed)
         found = self._means(categories, self.restarts).fit(known, samples)
-        mapped, history = known.feature_map(samples), []
+        mapped = known.feature_map(samples)
+        history: list[Round] = []
         while len(history) < self.rounds:
             step = _Step(found, known.classes, mapped, self, chance)
             starts = step.starts()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from protocl.checks import toy
+from protocl.config.compose import load
 from protocl.data import Unlabelled
 from protocl.strategies.open_world.beside import Beside
 from protocl.strategies.open_world.discovery import FIRST_CATEGORY
@@ -134,7 +135,7 @@ def build(**given: Any) -> ProtoGCD:
     method = ProtoGCDPlugin(unlabelled=toy.unlabelled(), hidden=16, outputs=8, **given)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     return ProtoGCD(
-        model=model, optimizer=optimizer, method=method, train_mb_size=12, train_epochs=8,
+        model=model, optimizer=optimizer, method=method, train_mb_size=12, train_epochs=2,
         evaluator=quiet_evaluator(),
     )  # fmt: skip
 
@@ -142,7 +143,9 @@ def build(**given: Any) -> ProtoGCD:
 def test_a_class_that_nobody_named_is_a_category() -> None:
     torch.manual_seed(0)
     strategy = build()
+    strategy.train_epochs = 8
     train_on(strategy, toy.stream().train_stream[:1])
+    strategy.train_epochs = 1
     found = strategy.categories(torch.arange(12))
     assert (found == FIRST_CATEGORY).all()
     assert strategy.method.discovered is not None
@@ -189,6 +192,7 @@ def test_a_stopped_strategy_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_state_on_disk_is_the_plugin() -> None:
     strategy = build()
+    strategy.train_epochs = 8
     train_on(strategy, toy.stream().train_stream[:1])
     other = ProtoGCDPlugin(hidden=16, outputs=8)
     other.load_state_dict(strategy.method.state_dict())
@@ -222,6 +226,43 @@ def test_task_labels_and_hosts_that_replay(task_benchmark: Any) -> None:
         train_on(strategy, task_benchmark.train_stream)
         assert plugin.table is not None
         assert torch.isfinite(plugin.table.table()).all()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_other_numbers_of_views_are_refused(count: int) -> None:
+    strategy = build(views=named_views("copies", count))
+    with pytest.raises(ValueError, match=r"compares two views of each sample, and got"):
+        train_on(strategy, toy.stream().train_stream[:1])
+
+
+def test_unlabelled_samples_of_another_shape_are_refused() -> None:
+    method = ProtoGCDPlugin(unlabelled=Unlabelled(torch.rand(3, 5), torch.zeros(3).long(), (1,)))
+    strategy = build_strategy("naive", [method], toy.model())
+    with pytest.raises(ValueError, match=r"unlabelled samples have shape \(5,\) and those"):
+        train_on(strategy, toy.stream().train_stream[:1])
+
+
+def test_a_run_without_unlabelled_samples_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    ProtoGCDConfig().build(toy.setup())
+    assert "strategy=protogcd: no sample comes without a label" in caplog.text
+
+
+@pytest.mark.parametrize("strategy", ["palm", "protogcd", "gpc"])
+def test_in_half_precision_and_double(strategy: str) -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        (config,) = load([f"strategy={strategy}", "strategy.train_epochs=2"])
+        setup = toy.setup()
+        setup.unlabelled = toy.unlabelled()
+        if dtype == torch.float64:
+            setup.model.backbone.register_forward_pre_hook(lambda _, x: (x[0].double(),))
+            setup.model.double()
+        else:  # as backbone.precision=bfloat16 gives them
+            setup.model.backbone.register_forward_hook(lambda _, x, out: out.bfloat16().float())
+        built = config.strategy.build(setup)
+        train_on(built, toy.stream().train_stream[:1])
+        assert torch.isfinite(built.memory.means).all()
+        weights = built.method.projector.parameters()
+        assert all(torch.isfinite(weight).all() for weight in weights)
 
 
 def test_nothing_is_sorted_before_training() -> None:
