@@ -112,7 +112,7 @@ def _release(words: list[str]) -> int:
         )
     folder = Path(words[0])
     ask(folder, given["client"], given["to"])
-    path = EdgeFolder(folder, "").release(given["client"])
+    path = EdgeFolder(folder).release(given["client"])
     Console().print(f"asked for; once the root is without it, here: {path}", soft_wrap=True)
     return 0
 

@@ -160,8 +160,7 @@ class _DeployedClient(ClientApp):
         config = {**context.run_config, **own_settings(context.node_config)}
         if int(config.get("edges", 0)):
             place = local_path("edge-output", context.node_config.get("edge-output", ""))
-            name = str(context.node_config.get("name", ""))
-            return EdgeNode(EdgeFolder(place, name))(message, context)
+            return EdgeNode(EdgeFolder(place))(message, context)
         place = context.node_config.get("state", config["client-state"])
         folder = local_path("client-state", place)
         return build_method(self.task, config, folder).client_app(message, context)

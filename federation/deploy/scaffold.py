@@ -199,7 +199,7 @@ it is for. Ports differ, so that all can run on one machine.
 
        flower-supernode --superlink ROOT:{port} --root-certificates ROOT-ca.crt \\
          --auth-supernode-private-key ROOT-node0 --port 9194 \\
-         --node-config "name='edge-0' edge-output='output'"
+         --node-config "edge-output='output'"
 
 3. In `root`: `flwr run . tls`. A round asks the edges what they have; what an edge has not sent
    since is asked for in the next one. Give the root as many `rounds` as the edges need time for.

@@ -40,11 +40,11 @@ class EdgeFolder:
 
     Attributes:
         path: the server's ``output``.
-        name: of the edge.
+        name: of the edge; its node and its operator need not know it.
     """
 
     path: Path
-    name: str
+    name: str = ""
 
     def __call__(self, received: Received) -> Received:
         """See :class:`.EdgeDoor`; whose releases are accepted is read anew each time."""
@@ -66,19 +66,21 @@ class EdgeFolder:
     def tend(self, strategy: FederatedPrototypes) -> None:
         """Withdraw who is asked for, and leave what the edge has for the root."""
         for file in sorted((self.path / "asked").glob("*.json")):
-            asked = json.loads(file.read_text(encoding="utf-8"))
             try:
+                asked = json.loads(file.read_text(encoding="utf-8"))
                 if asked["target"]:
                     strategy.release_client(asked["client"], asked["target"])
                 else:
                     strategy.forget_client(asked["client"])
-            except (KeyError, ValueError) as error:
+            except (KeyError, ValueError, TypeError) as error:
                 logger.warning("%s: %s", file.name, error)
                 file.rename(file.with_suffix(".refused"))
                 continue
             file.unlink()
         withdrawn = [tombstone._asdict() for tombstone in strategy.withdrawn]
-        save_holding(self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn)
+        save_holding(
+            self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn, edge=self.name
+        )
 
     def release(self, client: str) -> Path:
         """Where the release of a client that left is written, and overwritten by the next one."""

@@ -47,14 +47,15 @@ class EdgeNode:
             changed = last is None or not same_statistics(last.memory, now.memory)
             reply = answer(message, context, state, now, changed=changed)
             self._save(state)
-            self._give_releases(tombstones_of(values)[: state.standing.withdrawn])
+            withdrawn = tombstones_of(values)[: state.standing.withdrawn]
+            self._give_releases(withdrawn, values["edge"])
         return reply
 
-    def _give_releases(self, withdrawn: list[Tombstone]) -> None:
+    def _give_releases(self, withdrawn: list[Tombstone], edge: str) -> None:
         """Write the releases of clients without which the root is; of each the newest."""
         newest = {one.client: one for one in withdrawn if one.target}
         for client, tombstone in newest.items():
-            signed = sign_release(tombstone.release(self.folder.name), self.folder.key)
+            signed = sign_release(tombstone.release(edge), self.folder.key)
             path = self.folder.release(client)
             if not path.exists() or path.read_text(encoding="utf-8") != signed:
                 path.parent.mkdir(exist_ok=True)

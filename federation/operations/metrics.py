@@ -27,7 +27,7 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self._counted: dict[str, tuple[str, Mapping[str, float]]] = {}
-        self._now: dict[str, float] = {}
+        self._now: Mapping[str, float] = {}
 
     def update(self, strategy: LastingStrategy, backlog: int = 0) -> None:
         """Take over the numbers of a strategy, after a round."""
@@ -86,7 +86,7 @@ def _serve(metrics: ServerMetrics, port: int) -> Any:
             f"metrics-port={port} needs prometheus-client: pip install 'protocl[serve]'"
         ) from error
     registry = CollectorRegistry()
-    registry.register(metrics)  # type: ignore[arg-type]
+    registry.register(metrics)
     try:
         return start_http_server(port, addr="127.0.0.1", registry=registry)[0]
     except (OSError, OverflowError) as error:

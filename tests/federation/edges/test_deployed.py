@@ -85,7 +85,7 @@ class Tree:
         config = self.config("root")
         grid = InProcessGrid(client_app(TASK), len(self.places), run_config=config, isolate=True)
         for context, name in zip(grid._contexts.values(), sorted(self.places), strict=True):
-            context.node_config |= {"name": name, "edge-output": str(self.output(name))}
+            context.node_config["edge-output"] = str(self.output(name))
         strategy = build_strategy(TASK, config)
         serve(grid, strategy, config)  # type: ignore[arg-type]
         return strategy.memory
@@ -184,7 +184,11 @@ def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):
     for wrong in ([], [str(output)], [str(output), "client=1"], [str(output), "client=1", "to="]):
         assert main(["federate", "release", *wrong]) == 2
     ask(output, client, "")
+    for name, content in (("cut", "{"), ("empty", "{}"), ("list", "[1]")):
+        (output / "asked" / f"{name}.json").write_text(content)
     tree.edge("edge-0")
+    refused = sorted(path.name for path in (output / "asked").iterdir())
+    assert refused == ["cut.refused", "empty.refused", "list.refused"]
     with pytest.raises(ConfigError, match="contributed nothing"):
         ask(output, client, "")
     (output / "edges.json").write_text('{"edge-1": "00"}')

@@ -75,7 +75,7 @@ def begin(tiers: dict[str, Tier]) -> None:
     for edge in range(2):
         tier = tiers[f"edge-{edge}"]
         output = tier.folder / "output"
-        tiers["root"].supernode(edge, f"name='edge-{edge}' edge-output='{output}'")
+        tiers["root"].supernode(edge, f"edge-output='{output}'")
         for number in range(2):
             tier.supernode(number, f"partition-id={2 * edge + number} num-partitions={CLIENTS}")
     for name in ("edge-0", "edge-1", "root"):
