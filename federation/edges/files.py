@@ -18,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from protocl.errors import ConfigError, DataError
+from protocl.federation.books.backup import folder_of_books
+from protocl.federation.books.books import Books
 from protocl.federation.edges.door import ROSTER, EdgeDoor, own_key, read_roster
 from protocl.federation.edges.row import Holding
 from protocl.federation.exactly_once.server import Tombstone
 from protocl.federation.secure.protocol.identity import public_key
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.federation.wire.messages import Received
-from protocl.federation.wire.traffic import Ledger
 from protocl.io.atomic import atomic_path, atomic_write
 from protocl.memory import PrototypeMemory
 from protocl.memory.file import arrays_of, description_of
@@ -99,12 +100,9 @@ def ask(folder: Path, client: str, target: str) -> Path:
         The file, which is gone once it is done.
 
     Raises:
-        ConfigError: no such client contributed, or the edge is not on the list.
+        ConfigError: there are no books, no such client contributed, or the edge is not listed.
     """
-    ledger = folder / "ledger.jsonl"
-    if not ledger.is_file():
-        raise ConfigError(f"{folder} has no ledger.jsonl; give the folder output of the edge")
-    known = {entry.client for entry in Ledger.load(ledger) if entry.outcome == "merged"}
+    known = _contributors(folder_of_books(folder))
     if client not in known:
         raise ConfigError(f"client={client} contributed nothing; clients are {', '.join(known)}")
     edges = read_roster(folder / ROSTER)
@@ -115,6 +113,16 @@ def ask(folder: Path, client: str, target: str) -> Path:
     file = folder / "asked" / f"{quote(client, safe='')}.json"
     atomic_write(file, json.dumps({"client": client, "target": target}))
     return file
+
+
+def _contributors(place: Path) -> list[str]:
+    """Clients of which something was merged, of the books in a folder."""
+    books = Books(place, PrototypeMemory(1))
+    try:
+        books.open()
+        return sorted(client for client, _ in books.table("contributors"))
+    finally:
+        books.close()
 
 
 def save_holding(

@@ -30,7 +30,6 @@ from protocl.federation.wire.validation import (
     check_class_ids,
     check_values,
     checked_claims,
-    checked_withdrawal,
 )
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_of
@@ -67,9 +66,9 @@ class Contribution:
     shares: tuple[int, ...] = ()
     secret: str = ""
     release: str = ""
+    withdraws: bool = False
     row: bool = False
     moves: int = 0
-    withdraws: bool = False
 
 
 class Received(NamedTuple):
@@ -91,9 +90,9 @@ class Received(NamedTuple):
     shares: tuple[int, ...] = ()
     secret: str = ""
     release: str = ""
+    withdraws: bool = False
     row: bool = False
     moves: int = 0
-    withdraws: bool = False
 
     @classmethod
     def of(cls, contribution: Contribution) -> Received:
@@ -102,7 +101,7 @@ class Received(NamedTuple):
             pack_exactly(contribution.memory),
             contribution.epoch, contribution.seq, contribution.kind, contribution.names,
             contribution.replaces, contribution.shares, contribution.secret,
-            contribution.release, contribution.row, withdraws=contribution.withdraws,
+            contribution.release, contribution.withdraws, contribution.row,
         )  # fmt: skip
 
 
@@ -235,7 +234,6 @@ class MessageReader:
             {} if names is None else self._checked_names(packed.class_ids, names),
             *checked_claims(values),
             row,
-            withdraws="withdraws" in values and checked_withdrawal(values),
         )
 
     def _checked_row(self, values: Mapping[str, object]) -> bool:

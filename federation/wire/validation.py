@@ -63,8 +63,8 @@ class RejectedError(ProtoclError, ValueError):
 
 def checked_claims(
     values: Mapping[str, object],
-) -> tuple[tuple[str, ...], tuple[int, ...], str, str]:
-    """The lives, shares, secret and release that a header may name.
+) -> tuple[tuple[str, ...], tuple[int, ...], str, str, bool]:
+    """The lives, shares, secret, release and withdrawal that a header may name.
 
     Raises:
         RejectedError: they are of another kind, or too long.
@@ -74,6 +74,7 @@ def checked_claims(
         _checked_list(values, "shares", int),
         _checked_text(values, "secret", LONGEST_LIFE),
         _checked_text(values, "release", LONGEST_RELEASE),
+        "withdraws" in values and _checked_withdrawal(values),
     )
 
 
@@ -266,7 +267,7 @@ def require_few_classes(
 # -- in headers ----------------------------------------------------------------------------------
 
 
-def checked_withdrawal(values: Mapping[str, object]) -> bool:
+def _checked_withdrawal(values: Mapping[str, object]) -> bool:
     """Whether a header withdraws something; RejectedError where its contribution cannot."""
     withdraws = values.get("withdraws", False)
     if not isinstance(withdraws, bool) or (withdraws and values["kind"] != "full"):
