@@ -82,7 +82,8 @@ def agglomerate(
     if len(borne) != len(rows):
         raise ValueError(f"agglomerate: {len(borne)} names for {len(rows)} rows")
     run = _Run(evidence, rows, borne)
-    pairs, ratios = [], []
+    pairs: list[tuple[int, int]] = []
+    ratios: list[float] = []
     while (best := run.best()) is not None and best[2] > lowest:
         pairs.append(best[:2])
         ratios.append(best[2])
