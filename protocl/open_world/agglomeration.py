@@ -128,7 +128,7 @@ class _Run:
         self.value[gone] = -np.inf
         fresh = self._compared(kept)
         self.ratios[:kept, kept], self.ratios[kept, kept + 1 :] = fresh[:kept], fresh[kept + 1 :]
-        for place in np.flatnonzero(self._stale(kept, gone)):
+        for place in np.flatnonzero(self._stale(kept, gone)).tolist():
             self._look(place)
 
     def _stale(self, kept: int, gone: int) -> NDArray[np.bool_]:
