@@ -114,12 +114,9 @@ class Discoveries:
         table = Confusion.from_predictions(y[asked], learner.predict(judge, x[asked]))
         shares = split_accuracy(table, known)
         strange = self.met - known
+        flagged, clustered = self._flagged(known), self._clustered(learner, judge)
         return DiscoveryReport(
-            len(strange),
-            categories,
-            *self._flagged(known),
-            self._clustered(learner, judge),
-            *shares,
+            len(strange), categories, *flagged, clustered, shares.all, shares.old, shares.new
         )
 
     def _flagged(self, known: set[int]) -> tuple[float | None, float | None]:

@@ -39,12 +39,12 @@ def detection(known: ArrayLike, unknown: ArrayLike) -> Detection:
     >>> detection([2.0, 3.0], [1.0, 2.5])
     Detection(auroc=0.75, fpr95=0.5, fpr95_unknown=0.5, aupr_unknown=0.8333333333333333)
     """
-    known, unknown = _scores("known", known), _scores("unknown", unknown)
+    high, low = _scores("known", known), _scores("unknown", unknown)
     return Detection(
-        auroc(known, unknown),
-        fpr_at_recall(known, unknown),
-        fpr_at_recall(-unknown, -known),
-        average_precision(-unknown, -known),
+        auroc(high, low),
+        fpr_at_recall(high, low),
+        fpr_at_recall(-low, -high),
+        average_precision(-low, -high),
     )
 
 

@@ -82,7 +82,8 @@ def agglomerate(
     if len(borne) != len(rows):
         raise ValueError(f"agglomerate: {len(borne)} names for {len(rows)} rows")
     run = _Run(evidence, rows, borne)
-    pairs, ratios = [], []
+    pairs: list[tuple[int, int]] = []
+    ratios: list[float] = []
     while (best := run.best()) is not None and best[2] > lowest:
         pairs.append(best[:2])
         ratios.append(best[2])
@@ -127,7 +128,7 @@ class _Run:
         self.value[gone] = -np.inf
         fresh = self._compared(kept)
         self.ratios[:kept, kept], self.ratios[kept, kept + 1 :] = fresh[:kept], fresh[kept + 1 :]
-        for place in np.flatnonzero(self._stale(kept, gone)):
+        for place in np.flatnonzero(self._stale(kept, gone)).tolist():
             self._look(place)
 
     def _stale(self, kept: int, gone: int) -> NDArray[np.bool_]:

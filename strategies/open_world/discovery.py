@@ -16,7 +16,7 @@ from protocl.strategies.open_world.beside import Beside
 from protocl.strategies.open_world.representation import RepresentationPlugin
 from protocl.strategies.plugin.class_statistics import memory_from, memory_state
 from protocl.strategies.plugin.extraction import features_of
-from protocl.strategies.plugin.task_classes import repeated, tasks_of
+from protocl.strategies.plugin.task_classes import tasks_of
 from protocl.strategies.training.views import Views, named_views
 
 FIRST_CATEGORY = 2**62
@@ -123,7 +123,7 @@ class DiscoveryPlugin(RepresentationPlugin):
         tasks = tasks_of(strategy)
         if tasks is not None:  # what has no label is of the tasks of what has one, in turn
             rows = len(strategy.mbatch[0])
-            strategy.mbatch[-1] = repeated(tasks, rows + len(tasks))[:rows]
+            strategy.mbatch[-1] = tasks.repeat(-(-rows // len(tasks)))[:rows]
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         fresh = self._discover(strategy)

@@ -239,3 +239,24 @@ def wider(page: Page) -> bool:
             "return document.documentElement.scrollWidth > document.documentElement.clientWidth"
         )
     )
+
+
+def test_an_answer_says_why(browser: Any, tmp_path: Path) -> None:
+    x = [[0.0, 0], [0, 1], [1, 0], [5, 5], [5, 6], [6, 5]]
+    PrototypeClassifier("lda").fit(x, [HOSTILE] * 3 + ["ring"] * 3).save(tmp_path / "m")
+    with served(tmp_path / "m", Settings(port=0)) as server:
+        page = opened(browser, server, PHONE)
+        page.find("#vectors").send_keys("4 4\n0 0")
+        page.find("#vectors-form button").click()
+        page.wait(lambda: len(best(page)) == 2)
+        for _ in range(2):  # asked again it is said once
+            page.driver.find_elements("css selector", "[aria-label^='Why ']")[1].click()
+            page.wait(lambda: page.driver.find_elements("css selector", ".why li"))
+        lines = page.texts(".why li")
+        assert lines[0].startswith(f"{HOSTILE}: ")
+        assert "% of the decision, prototype of 3 samples" in lines[0]
+        assert any("for want of samples" in line for line in lines)
+        assert len(page.driver.find_elements("css selector", ".why")) == 1
+        assert browser.title != "broken"
+        assert not wider(page)
+        page.keep("10-phone-why")

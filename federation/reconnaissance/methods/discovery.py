@@ -148,5 +148,6 @@ class Discoverer:
         evidence = TwoCovariance(self.settings.shrinkage)
         evidence.fit(memory - memory.empty_like().update(x, y))
         # In halves of each class, for a client has but a part of a category.
-        halves = y.argsort(stable=True)
-        return sum(OffsetTable.of(evidence, x[h], y[h]) for h in (halves[::2], halves[1::2])).best
+        order = y.argsort(stable=True)
+        one, other = (OffsetTable.of(evidence, x[h], y[h]) for h in (order[::2], order[1::2]))
+        return (one + other).best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING
 
@@ -72,15 +72,16 @@ def _start(head: Head, memory: PrototypeMemory) -> int:
 def origin_of(part: nn.Module, memory: PrototypeMemory) -> str:
     """Digest of the statistics and of the settings of a head, or of another part."""
     digest = hashlib.sha256(repr((type(part).__name__, _settings(part))).encode())
-    _add_memory(digest, memory)
+    for piece in _pieces(memory):
+        digest.update(piece)
     return digest.hexdigest()[:32]
 
 
-def _add_memory(digest: hashlib._Hash, memory: PrototypeMemory) -> None:
-    digest.update(repr(memory.describe()).encode())
+def _pieces(memory: PrototypeMemory) -> Iterator[bytes]:
+    yield repr(memory.describe()).encode()
     for name, buffer in memory.named_buffers(recurse=False):
-        digest.update(name.encode())
-        digest.update(buffer.cpu().contiguous().numpy().tobytes())
+        yield name.encode()
+        yield buffer.cpu().contiguous().numpy().tobytes()
 
 
 def _settings(part: nn.Module) -> list[tuple[str, object]]:
@@ -109,9 +110,7 @@ def _setting(value: object) -> object:
     if isinstance(value, Tensor | np.ndarray):  # their reprs leave most numbers out
         return str(value.dtype), value.tolist()
     if isinstance(value, PrototypeMemory):
-        digest = hashlib.sha256()
-        _add_memory(digest, value)
-        return digest.hexdigest()
+        return hashlib.sha256(b"".join(_pieces(value))).hexdigest()
     if isinstance(value, nn.Module):
         return type(value).__name__, _settings(value)
     if is_dataclass(value) and not isinstance(value, type):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class CovarianceScore(Score):
             it must not be 0: what is inverted would be noise.
     """
 
-    required_level: ClassVar = "shared"
+    required_level = "shared"
 
     def __init__(self, shrinkage: Shrinkage = 0.3) -> None:
         super().__init__()
