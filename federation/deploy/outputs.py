@@ -16,7 +16,7 @@ class Outputs:
     """The files of a server's folder: ``memory.safetensors`` and ``rounds.json`` after each round.
 
     ``traffic.csv`` and, where there is one, ``ledger.jsonl`` grow with all rounds, and are written
-    when a run begins and when it ends; until then the books have them. What became of earlier rounds'
+    when a run begins and when it ends; until then the books have them. What became of earlier
     contributions since (``replaced``) is in ``rounds.json`` from then on, too.
 
     Args:
