@@ -100,7 +100,8 @@ class Writing:
         self._books, self._account = books, account
         self.keys: list[Key] = []
         row = books.execute("SELECT number, chain FROM ledger ORDER BY number DESC").fetchone()
-        self._number, self._chain = row or (-1, BEGINNING)
+        self._number: int = -1 if row is None else row[0]
+        self._chain: bytes = BEGINNING if row is None else row[1]
         self._before = self._number
 
     def new_key(self) -> Key:

@@ -16,7 +16,8 @@ class Outputs:
     """The files of a server's folder: ``memory.safetensors`` and ``rounds.json`` after each round.
 
     ``traffic.csv`` and, where there is one, ``ledger.jsonl`` grow with all rounds, and are written
-    when a run begins and when it ends; until then the books have them.
+    when a run begins and when it ends; until then the books have them. What became of earlier
+    contributions since (``replaced``) is in ``rounds.json`` from then on, too.
 
     Args:
         folder: in which they are.
@@ -31,8 +32,8 @@ class Outputs:
     def write_all(self) -> None:
         """Write all files anew."""
         strategy = self._strategy
-        rows = [json.dumps(self._row(number)) for number in range(1, strategy.round + 1)]
-        atomic_write(self._rounds, "[\n" + ",\n".join(rows) + _END.decode())
+        rows = ["\n" + json.dumps(self._row(number)) for number in range(1, strategy.round + 1)]
+        atomic_write(self._rounds, "[" + ",".join(rows) + _END.decode())
         strategy.memory.save(self._folder / "memory.safetensors")
         merged = getattr(strategy, "merged", None)
         if merged is not None:

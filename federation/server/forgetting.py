@@ -10,6 +10,7 @@ from torch import Tensor
 from protocl.federation.books.writing import Forgetting, digest_of
 from protocl.federation.exactly_once.server import Tombstone
 from protocl.federation.server.kept import KeptState
+from protocl.federation.wire.statistics import Packed
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_tensor, groups_of, present_groups
 
@@ -138,21 +139,24 @@ class Forgets(KeptState):
                 "the level is shared, whose moment cannot be split by class without contributions; "
                 "start the federation with keep_contributions=true, or with a head of level full"
             )
-        alone, mixed = [], []
+        alone: list[Packed] = []
+        mixed: set[str] = set()
         for client in self._kept:
             for part in self._kept.of(client):
                 here = np.isin(part.class_ids, list(gone))
-                if here.any():
-                    (alone if here.all() else mixed).append((client, part))
+                if here.all() and here.any():
+                    alone.append(part)
+                elif here.any():
+                    mixed.add(client)
         if mixed:
-            clients = sorted({client for client, _ in mixed})
+            clients = sorted(mixed)
             listed = ", ".join(clients[:10]) + (", ..." if len(clients) > 10 else "")
             raise ValueError(
                 f"classes {sorted(gone)} came among others, with which they share a moment at "
                 f"level shared, from {len(clients)} clients: {listed}; let them withdraw the "
                 "classes, or forget the clients"
             )
-        return self._sum.without([part for _, part in alone])
+        return self._sum.without(alone)
 
     def _note_forgetting(self, what: str, before: bytes) -> None:
         self._forgettings.append(Forgetting(what, before, digest_of(self.memory)))

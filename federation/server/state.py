@@ -42,7 +42,8 @@ class MergedMemory(Forgets):
         empty: memory without samples that all contributions must fit.
         keep_contributions: keep what each client sent besides the merged sum. Needed to forget a
             client and to take a client back that lost its state; costs the bytes that all clients
-            sent, of a client that sends often no more than those of some contributions.
+            sent: on disk where there are books, else in memory, and there of a client that sends
+            often no more than those of some contributions.
         limits: of the classes and the sums of one client, and of the classes of all.
         means: groups of each class, which have ids of their own (:class:`.SubSamples`).
 

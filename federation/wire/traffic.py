@@ -171,7 +171,7 @@ class Ledger:
 
     def outcomes(self, round_number: int | None = None) -> Counter[str]:
         """How many entries had each outcome, in one round or in all."""
-        found = Counter(entry.outcome for entry in self._of_round(round_number))
+        found: Counter[str] = Counter(e.outcome for e in self._of_round(round_number))
         if self.older is None:
             return found
         found += self.older.outcomes(round_number)
