@@ -33,8 +33,7 @@ name = "federated-app"
 version = "1.0.0"
 description = "Federated prototypes"
 license = "MIT"
-# protocl is installed on every node beforehand; the app that travels stays thin.
-dependencies = ["flwr>=1.41,<2"]
+dependencies = ["flwr>=1.41,<2"]  # protocl is installed on every node beforehand
 
 [tool.hatch.build.targets.wheel]
 packages = ["."]
