@@ -116,11 +116,14 @@ def ask(folder: Path, client: str, target: str) -> Path:
 
 
 def _contributors(place: Path) -> list[str]:
-    """Clients of which something was merged, of the books in a folder."""
+    """Clients of which something counts, of the books in a folder."""
     books = Books(place, PrototypeMemory(1))
     try:
         books.open()
-        return sorted(client for client, _ in books.table("contributors"))
+        heard, gone = (
+            {client for client, _ in books.table(name)} for name in ("contributors", "forgotten")
+        )
+        return sorted(heard - gone)
     finally:
         books.close()
 

@@ -32,9 +32,10 @@ class ServerMetrics:
     def update(self, strategy: LastingStrategy, backlog: int = 0) -> None:
         """Take over the numbers of a strategy, after a round."""
         traffic, memory = strategy.traffic, strategy.memory
+        sent = {way: traffic.total(way) for way in ("up", "down")}
         counted: dict[str, tuple[str, Mapping[str, float]]] = {
             "rounds": ("", {"": strategy.round}),
-            "bytes": ("direction", {way: traffic.total(way) for way in ("up", "down")}),
+            "bytes": ("direction", sent),
         }
         now = {"classes": len(memory), "samples": memory.total, "backlog": backlog}
         if (seconds := getattr(strategy, "seconds", None)) is not None:
