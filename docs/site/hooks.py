@@ -12,6 +12,8 @@ import pages
 from catalogue import KINDS
 from mkdocs.structure.files import File, Files
 
+import notebooks
+
 ROOT = Path(__file__).parents[2]
 _TOP = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 _FOLDERS = {
@@ -25,11 +27,13 @@ _TYPED = re.compile(r"(?<![\[`])`([^`\n]*?)(\w+)`(?!\])")
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are generated, and put what the navigation leaves open into it."""
     public = api.public_names()
-    made = [*pages.all_pages(public.get), *api.all_pages(), *_top_pages()]
-    for path, text in made:
-        files.append(File.generated(config, path, content=text))
+    made: list[tuple[str, str | bytes]] = [
+        *pages.all_pages(public.get), *api.all_pages(), *notebooks.all_pages(), *_top_pages(),
+    ]  # fmt: skip
+    for path, content in made:
+        files.append(File.generated(config, path, content=content))
     folders: dict[str, list[str]] = {}
-    for path, _ in made:
+    for path in (path for path, _ in made if path.endswith(".md")):
         folders.setdefault(f"{posixpath.dirname(path)}/*", []).append(path)
     listed = set(_paths(config.nav))
     present = [file.src_uri for file in files.documentation_pages() if file.inclusion.is_included()]

@@ -110,6 +110,15 @@ def test_pages_say_what_the_code_says(site: Path) -> None:
     assert '<a href="strategies/slda.html"><code>strategy=slda</code></a>' in choosing
 
 
+def test_notebooks_are_pages_with_their_pictures(site: Path) -> None:
+    names = [file.stem for file in (ROOT / "notebooks").glob("*.ipynb")]
+    assert len(names) >= 4
+    for name in names:
+        pictures = [url for url in read(site / "notebooks" / f"{name}.html").fetched if name in url]
+        assert pictures
+        assert all((site / "notebooks" / url).read_bytes()[:4] == b"\x89PNG" for url in pictures)
+
+
 def test_formulas_need_no_script(site: Path) -> None:
     page = (site / "api" / "protocl.metrics.html").read_text(encoding="utf-8")
     assert "<mfrac>" in page
