@@ -66,7 +66,7 @@ demo: setup  ## Run digits: five strategies, three seeds; then ten clients again
 		method.exact=true,false verify=true
 
 test: setup lint typecheck  ## Lint, check types, run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile \
 		$(PYTEST_FLAGS)
 
 test-slow: setup  ## Run the tests that take minutes

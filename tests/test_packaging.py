@@ -17,8 +17,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("packaging")  # wheels are built once
-
 ROOT = Path(__file__).parents[1]
 SOURCES = (
     "pyproject.toml",

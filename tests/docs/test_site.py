@@ -19,7 +19,6 @@ from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, MAPS, ST
 pytest.importorskip("mkdocs_autorefs", reason="needs the extra docs")
 pytest.importorskip("material", reason="needs the extra docs")
 
-pytestmark = pytest.mark.xdist_group("site")  # what all tests look at is made once
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {

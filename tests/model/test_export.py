@@ -29,7 +29,6 @@ from protocl.registry import HEADS
 onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 
-pytestmark = pytest.mark.xdist_group("export")  # what all tests look at is made once
 
 WIDTH = 12
 CLOSE = 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class SlurmWorker(RemoteWorker):
         self, kind: Kind[Any], tell: Callable[[int, str], None], config: RunConfig
     ) -> None:
         super().__init__(kind, tell)
+        # Where it configures logging, it closes the handlers of all others.
+        os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
         try:
             import submitit
         except ImportError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -64,7 +66,8 @@ def require_survived(outcomes: list[Outcome], lines: list[str]) -> None:
 def test_jobs_that_are_killed_are_submitted_again_and_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("submitit", reason="the extra 'slurm' is not installed")
+    if find_spec("submitit") is None:
+        pytest.skip("the extra 'slurm' is not installed")
     monkeypatch.chdir(ROOT)  # where the jobs find this module
     require_survived(*sweep(tmp_path, "launcher=slurm", "slurm.cluster=local"))
 
@@ -125,8 +128,12 @@ def test_a_launcher_that_is_not_installed_is_said(
 def test_no_slurm_here_is_said_and_what_is_no_launcher(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("submitit", reason="the extra 'slurm' is not installed")
+    if find_spec("submitit") is None:
+        pytest.skip("the extra 'slurm' is not installed")
+    handlers = logging.getLogger().handlers[:]
     with pytest.raises(ConfigError, match=r"slurm\.cluster=local"):
         sweep(tmp_path, "launcher=slurm", "slurm.cluster=slurm")
     assert main(["run", "strategy=slda", "launcher=condor"]) == 2
     assert "launcher" in capsys.readouterr().err
+    assert logging.getLogger().handlers == handlers
+    assert not logging.getLogger("submitit").handlers
