@@ -69,9 +69,9 @@ class Fitted(Settings, FollowsDevice):
                 f"a memory of level '{self.required_level}' is needed, got '{memory.level}'; "
                 f"make it with PrototypeMemory(feature_dim, level='{self.required_level}')"
             )
-        if self.required_level != "mean" and memory.total <= len(memory):
+        if self.required_level != "mean" and not scatters(memory):
             return (
-                "no class has two samples, so that nothing tells how classes scatter; "
+                "no class has two samples that differ, so that nothing tells how classes scatter; "
                 "update the memory with more samples"
             )
         return ""
@@ -117,3 +117,23 @@ class Fitted(Settings, FollowsDevice):
         if not all_finite(mapped):
             raise ValueError("features hold NaN or infinite values: expected finite numbers")
         return mapped
+
+
+_CLEAR = 1e-9
+"""Share of a sum of squares above which scatter is none of its rounding."""
+
+
+def as_shared(memory: PrototypeMemory) -> PrototypeMemory:
+    """The memory itself if its level is ``shared``, else a copy reduced to it."""
+    return memory if memory.level == "shared" else memory.at_level("shared")
+
+
+def scatters(memory: PrototypeMemory) -> bool:
+    """Whether some class of a memory of level ``shared`` or ``full`` has samples that differ."""
+    if memory.total <= len(memory):
+        return False
+    squares, own = memory.squares, memory.sums * memory.means
+    left = squares - (own.sum(0) if squares.ndim == 1 else own)
+    if bool((left > _CLEAR * squares).any()):
+        return True
+    return bool((as_shared(memory).scatter().diagonal() > 0).any())
