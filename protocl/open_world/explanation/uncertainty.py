@@ -111,7 +111,7 @@ def share_closer(distances: Tensor, classes: Tensor, own: Mapping[int, Tensor]) 
 
 def _entropy(probabilities: Tensor) -> Tensor:
     # What is added against log 0 would make the entropy of a sure answer negative.
-    return -(probabilities * (probabilities + _LEAST).log()).sum(-1).clamp(max=0)
+    return (probabilities * -(probabilities + _LEAST).log()).sum(-1).clamp(min=0)
 
 
 def _spread(precision: Tensor) -> Tensor:
