@@ -110,6 +110,10 @@ class TwoCovariance(Fitted):
         self.base = base
         self._fingerprint: str | None = None
 
+    def behind(self, memory: PrototypeMemory) -> str:
+        """See :class:`.Fitted`; base classes may have changed, too."""
+        return memory.revision if self.base is None else f"{memory.revision} {self.base.revision}"
+
     def lacks(self, memory: PrototypeMemory) -> str:
         """See :class:`.Fitted`."""
         if self.base is None:

@@ -34,6 +34,7 @@ class Fitted(Settings, FollowsDevice):
     def __init__(self) -> None:
         super().__init__()
         self._revision: str | None = None
+        self._behind = ""
         self._feature_dim = 0
         self._map = FeatureMap()
 
@@ -49,13 +50,17 @@ class Fitted(Settings, FollowsDevice):
             raise TypeError(
                 f"{type(self).__name__}.fit takes a PrototypeMemory, got a {type(memory).__name__}"
             )
-        if memory.revision != self._revision:
+        if (behind := self.behind(memory)) != self._behind:
             if lacking := self.lacks(memory):
                 raise ValueError(f"{type(self).__name__}.fit: {lacking}")
             self._fit(memory)
             self._map, self._feature_dim = memory.feature_map, memory.feature_dim
-            self._revision = memory.revision
+            self._revision, self._behind = memory.revision, behind
         return self
+
+    def behind(self, memory: PrototypeMemory) -> str:
+        """What the answers follow from, as a revision: another one is fitted anew."""
+        return memory.revision
 
     def lacks(self, memory: PrototypeMemory) -> str:
         """What ``memory`` lacks, as a sentence that says what to do; empty if it serves."""

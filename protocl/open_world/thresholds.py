@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from protocl.config.validation import is_number
 from protocl.errors import PrecisionWarning
 from protocl.heads.probabilities.calibrate import origin_of
 from protocl.heads.probabilities.left_out import left_out_parts
@@ -85,7 +86,7 @@ class ScoreHistogram:
                 tell the scores apart: those of a distance between tiny or huge features, or of
                 probabilities near 1.
         """
-        if not 0 < keep <= 1:
+        if not (is_number(keep) and 0 < keep <= 1):
             raise ValueError(f"keep={keep!r}: expected a share above 0 and at most 1")
         if not self.samples:
             raise ValueError("no known sample was scored, so that there is no threshold")
@@ -146,9 +147,11 @@ class ScoreHistogram:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
-            ValueError: bins or counts are impossible.
+            ValueError: bins or counts are missing or impossible.
         """
-        bins, counts = (torch.as_tensor(state[n], dtype=torch.int64) for n in ("bins", "counts"))
+        if missing := {"origin", "bins", "counts"} - set(state):
+            raise ValueError(f"a histogram of scores lacks {sorted(missing)}")
+        bins, counts = (_whole(name, state[name]) for name in ("bins", "counts"))
         if bins.shape != counts.shape or bool(((bins < 0) | (bins >= BINS) | (counts < 1)).any()):
             raise ValueError(
                 f"a histogram of scores has bins 0 to {BINS - 1} and as many counts from 1"
@@ -163,6 +166,13 @@ class ScoreHistogram:
                 f"{origin[:8]}: it lapses when the memory changes; make it anew by "
                 "ScoreHistogram.of(score, memory, features, labels)"
             )
+
+
+def _whole(name: str, values: Any) -> Tensor:
+    """Whole numbers ``(n,)`` of a message."""
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        raise ValueError(f"{name} of a histogram of scores are {values!r}: expected whole numbers")
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def edges() -> Tensor:

@@ -101,3 +101,16 @@ def test_a_threshold_that_the_bins_cannot_give_is_no_silent_one(scale):
     histogram = ScoreHistogram.of(Distance(), moved, x * scale, labels, parts=5)
     with pytest.warns(PrecisionWarning, match=f"keeps {len(x)} of {len(x)} known"):
         histogram.threshold(0.9)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"origin": "a", "bins": [1]}, "lacks .'counts'"),
+        ({"origin": "a", "bins": [1.5], "counts": [1]}, r"bins .* \[1\.5\]: expected whole"),
+        ({"origin": "a", "bins": [1], "counts": "many"}, "counts .* 'many'"),
+    ],
+)
+def test_a_damaged_message_is_refused_by_its_value(state, said):
+    with pytest.raises(ValueError, match=said):
+        ScoreHistogram.from_dict(state)
