@@ -11,7 +11,16 @@ from protocl.backbones import BackboneConfig
 from protocl.data.config import BenchmarkConfig
 from protocl.federation.config.schema import METHODS
 from protocl.federation.reconnaissance.config import METHODS as MISSIONS
-from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
+from protocl.registry import (
+    ADAPTATIONS,
+    BACKBONES,
+    BENCHMARKS,
+    HEADS,
+    MAPS,
+    SCORES,
+    STRATEGIES,
+    Registry,
+)
 from protocl.strategies.frozen.session import Session
 
 
@@ -51,6 +60,10 @@ KINDS = (
     Kind(
         "maps", "Feature maps", MAPS, "strategy.head.map=",
         "protocl run benchmark=digits strategy=nearest_mean strategy.head.map={}", "map",
+    ),
+    Kind(
+        "scores", "Scores of unknown inputs", SCORES, "",
+        "protocl run benchmark=digits strategy=slda unknown=true",
     ),
     Kind(
         "federated", "Federated methods", METHODS, "method=",

@@ -34,6 +34,8 @@ _LIST = {
     "`PrototypeClassifier`, and in a model on disk.",
     "maps": "A feature map is a function of one sample that is applied before statistics are "
     "summed, and to queries. Every head takes one.",
+    "scores": "How well known a sample looks, high for known: `unknown=true` reports every score "
+    "that the memory allows. [How they compare](../open_world.md).",
     "federated": "What clients exchange. [How they compare](../federation.md).",
     "missions": "What clients that learn new classes on missions make of them, and tell each other "
     "when they meet. [How they compare](../reconnaissance.md).",
@@ -159,10 +161,11 @@ def _settings(kind: Kind, name: str, part: Any) -> Iterator[str]:
     if kind.shared is not None:
         yield f"## Settings\n\n[Those of all {kind.title.lower()}](index.md#settings)."
         return
-    if kind.folder in ("heads", "maps"):
+    if kind.folder in ("heads", "maps", "scores"):
         rows = list(settings.of_constructor(part))
         if rows:
-            yield f"## Settings\n\nTyped as `{_before(kind)}SETTING=VALUE`."
+            typed = f"Typed as `{_before(kind)}SETTING=VALUE`" if kind.typed else "In Python alone"
+            yield f"## Settings\n\n{typed}."
             yield settings.table(rows)
         return
     config = part()

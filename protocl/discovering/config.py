@@ -25,7 +25,7 @@ class DiscoverConfig(RunConfig):
             ``"estimated"``, the number at which labelled samples are best in place when all are
             clustered without labels; or a number.
         most: largest number that is tried, as a multiple of the known classes.
-        tries: how many numbers are tried at most.
+        tries: how many numbers are tried at most, two thirds of them at equal distances.
         estimate_samples: samples, drawn, on which numbers are tried.
         map: of features, under which they are summed (``protocl list maps``); None for none.
         whitening: weight of the scaled identity in the covariance within the known classes, under

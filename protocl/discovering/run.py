@@ -160,6 +160,11 @@ class Discovery:
 
         with self.run.phase("estimate"), as_config_error("categories=estimated: "):
             most = int(config.most * len(samples.known))
+            if most <= len(samples.known):
+                raise ConfigError(
+                    f"most={config.most:g} times {len(samples.known)} known classes leaves no "
+                    "number to try: give a larger most"
+                )
             return by_labelled_accuracy(table_of, len(samples.known), most, tries=config.tries)
 
     def _result(

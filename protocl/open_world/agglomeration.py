@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocl.config.validation import is_number
 from protocl.open_world.categories import Rows
 from protocl.open_world.evidence import TwoCovariance
 
@@ -36,7 +37,11 @@ class Joins:
 
         Args:
             offset: joining stops at the first pair whose ratio is not above it.
+
+        Raises:
+            ValueError: the offset is no number.
         """
+        require_offset(offset)
         first = np.arange(self.n_rows)
         for (kept, gone), ratio in zip(self.pairs, self.ratios, strict=True):
             if not ratio > offset:
@@ -66,7 +71,8 @@ def agglomerate(
         lowest: ratio at which to stop.
 
     Raises:
-        ValueError: ids do not ascend, or there are not as many names as rows.
+        ValueError: ids do not ascend, there are not as many names as rows, or ``lowest`` is no
+            number.
 
     Example:
         >>> features = torch.tensor([[0.0, 1], [1, 0], [9, 0], [8, 1], [0, 8], [1, 9]])
@@ -76,6 +82,7 @@ def agglomerate(
         >>> agglomerate(evidence, evidence.of_samples(features)).groups().tolist()
         [0, 0, 1, 1, 2, 2]
     """
+    require_offset(lowest)
     if len(rows) > 1 and not bool((rows.ids.diff() > 0).all()):
         raise ValueError("agglomerate: the ids of rows must ascend, each once; sort them first")
     borne = np.full(len(rows), NAMELESS) if names is None else np.array(names, dtype=np.int64)
@@ -89,6 +96,19 @@ def agglomerate(
         ratios.append(best[2])
         run.join(best[0], best[1])
     return Joins(np.array(pairs, np.int64).reshape(-1, 2), np.array(ratios), len(rows))
+
+
+def require_offset(offset: object) -> None:
+    """Refuse a log odds ratio that nothing is above or below.
+
+    Raises:
+        ValueError: it is no number, or NaN.
+    """
+    if not is_number(offset) or offset != offset:
+        raise ValueError(
+            f"offset={offset!r}: expected a log odds ratio, such as 0.0 or -100.0 "
+            "(OffsetTable chooses one)"
+        )
 
 
 class _Run:

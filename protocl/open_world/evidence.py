@@ -108,6 +108,11 @@ class TwoCovariance(Fitted):
             raise ValueError(f"shrinkage={shrinkage!r}: expected a number between 0 and 1")
         self.shrinkage = shrinkage
         self.base = base
+        self._fingerprint: str | None = None
+
+    def behind(self, memory: PrototypeMemory) -> str:
+        """See :class:`.Fitted`; base classes may have changed, too."""
+        return memory.revision if self.base is None else f"{memory.revision} {self.base.revision}"
 
     def lacks(self, memory: PrototypeMemory) -> str:
         """See :class:`.Fitted`."""
@@ -125,13 +130,20 @@ class TwoCovariance(Fitted):
 
         Raises:
             NotFittedError: :meth:`fit` has not been called.
-            ValueError: its width or map is not that of the memory behind.
+            ValueError: its backbone, width or map is not that of the memory behind.
         """
         assert self.revision
         if (memory.width, memory.feature_map.spec) != (len(self._axes), self._map.spec):
             raise ValueError(
                 f"rows of width {memory.width} under the map '{memory.feature_map.spec}' cannot be "
                 f"compared with width {len(self._axes)} under '{self._map.spec}'"
+            )
+        if None not in (self._fingerprint, memory.fingerprint) and (
+            self._fingerprint != memory.fingerprint
+        ):
+            raise ValueError(
+                f"rows of the backbone {memory.fingerprint} cannot be compared with classes of "
+                f"{self._fingerprint}: features of one backbone say nothing about another's"
             )
         counts = memory.counts.double()
         sums = memory.sums - counts[:, None] * self._mean
@@ -196,6 +208,7 @@ class TwoCovariance(Fitted):
         if self.base is not None and memory.provides("shared"):
             sums = sums.beside(ClassSums.of(memory))
         axes, between = directions(sums, self.shrinkage)
+        self._fingerprint = memory.fingerprint
         counts = memory.counts.double()
         coordinates = (memory.sums - counts[:, None] * sums.mean) @ axes
         self._set(

@@ -34,6 +34,7 @@ class Fitted(Settings, FollowsDevice):
     def __init__(self) -> None:
         super().__init__()
         self._revision: str | None = None
+        self._behind = ""
         self._feature_dim = 0
         self._map = FeatureMap()
 
@@ -49,13 +50,17 @@ class Fitted(Settings, FollowsDevice):
             raise TypeError(
                 f"{type(self).__name__}.fit takes a PrototypeMemory, got a {type(memory).__name__}"
             )
-        if memory.revision != self._revision:
+        if (behind := self.behind(memory)) != self._behind:
             if lacking := self.lacks(memory):
                 raise ValueError(f"{type(self).__name__}.fit: {lacking}")
             self._fit(memory)
             self._map, self._feature_dim = memory.feature_map, memory.feature_dim
-            self._revision = memory.revision
+            self._revision, self._behind = memory.revision, behind
         return self
+
+    def behind(self, memory: PrototypeMemory) -> str:
+        """What the answers follow from, as a revision: another one is fitted anew."""
+        return memory.revision
 
     def lacks(self, memory: PrototypeMemory) -> str:
         """What ``memory`` lacks, as a sentence that says what to do; empty if it serves."""
@@ -69,9 +74,9 @@ class Fitted(Settings, FollowsDevice):
                 f"a memory of level '{self.required_level}' is needed, got '{memory.level}'; "
                 f"make it with PrototypeMemory(feature_dim, level='{self.required_level}')"
             )
-        if self.required_level != "mean" and memory.total <= len(memory):
+        if self.required_level != "mean" and not scatters(memory):
             return (
-                "no class has two samples, so that nothing tells how classes scatter; "
+                "no class has two samples that differ, so that nothing tells how classes scatter; "
                 "update the memory with more samples"
             )
         return ""
@@ -117,3 +122,23 @@ class Fitted(Settings, FollowsDevice):
         if not all_finite(mapped):
             raise ValueError("features hold NaN or infinite values: expected finite numbers")
         return mapped
+
+
+_CLEAR = 1e-9
+"""Share of a sum of squares above which scatter is none of its rounding."""
+
+
+def as_shared(memory: PrototypeMemory) -> PrototypeMemory:
+    """The memory itself if its level is ``shared``, else a copy reduced to it."""
+    return memory if memory.level == "shared" else memory.at_level("shared")
+
+
+def scatters(memory: PrototypeMemory) -> bool:
+    """Whether some class of a memory of level ``shared`` or ``full`` has samples that differ."""
+    if memory.total <= len(memory):
+        return False
+    squares, own = memory.squares, memory.sums * memory.means
+    left = squares - (own.sum(0) if squares.ndim == 1 else own)
+    if bool((left > _CLEAR * squares).any()):
+        return True
+    return bool((as_shared(memory).scatter().diagonal() > 0).any())

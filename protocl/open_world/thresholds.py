@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from protocl.config.validation import is_number
+from protocl.errors import PrecisionWarning
 from protocl.heads.probabilities.calibrate import origin_of
 from protocl.heads.probabilities.left_out import left_out_parts
 from protocl.memory import PrototypeMemory
@@ -77,15 +80,34 @@ class ScoreHistogram:
 
         Raises:
             ValueError: there is no sample, or ``keep`` is out of range.
+
+        Warns:
+            PrecisionWarning: less than half of what should score below does, since the bins do not
+                tell the scores apart: those of a distance between tiny or huge features, or of
+                probabilities near 1.
         """
-        if not 0 < keep <= 1:
+        if not (is_number(keep) and 0 < keep <= 1):
             raise ValueError(f"keep={keep!r}: expected a share above 0 and at most 1")
         if not self.samples:
             raise ValueError("no known sample was scored, so that there is no threshold")
         above = self.counts.flip(0).cumsum(0).flip(0)
         # Rounded up, but not for the last digit of a product such as 0.95 * 20.
         wanted = -int(-(keep * self.samples - 1e-9) // 1)
-        return float(edges()[int((above >= wanted).nonzero()[-1])])
+        place = int((above >= wanted).nonzero()[-1])
+        self._warn_of_coarse_bins(self.samples - wanted, self.samples - int(above[place]))
+        return float(edges()[place])
+
+    def _warn_of_coarse_bins(self, asked: int, below: int) -> None:
+        """Warn where a threshold rejects too few of ``asked`` known samples."""
+        if asked - below > max(1, asked / 2):
+            warnings.warn(
+                f"the threshold keeps {self.samples - below} of {self.samples} known samples where "
+                f"{self.samples - asked} were asked for: bins are 0.8 % wide, and too coarse for "
+                f"these scores below {_FINEST:g}, above {_LARGEST:g} or close to each other; scale "
+                "the features to a standard deviation near 1, or take another score",
+                PrecisionWarning,
+                stacklevel=3,
+            )
 
     def share_below(self, scores: Tensor) -> Tensor:
         """Share ``(N,)`` of the known samples that score below, of scores ``(N,)``."""
@@ -125,9 +147,11 @@ class ScoreHistogram:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
-            ValueError: bins or counts are impossible.
+            ValueError: bins or counts are missing or impossible.
         """
-        bins, counts = (torch.as_tensor(state[n], dtype=torch.int64) for n in ("bins", "counts"))
+        if missing := {"origin", "bins", "counts"} - set(state):
+            raise ValueError(f"a histogram of scores lacks {sorted(missing)}")
+        bins, counts = (_whole(name, state[name]) for name in ("bins", "counts"))
         if bins.shape != counts.shape or bool(((bins < 0) | (bins >= BINS) | (counts < 1)).any()):
             raise ValueError(
                 f"a histogram of scores has bins 0 to {BINS - 1} and as many counts from 1"
@@ -142,6 +166,13 @@ class ScoreHistogram:
                 f"{origin[:8]}: it lapses when the memory changes; make it anew by "
                 "ScoreHistogram.of(score, memory, features, labels)"
             )
+
+
+def _whole(name: str, values: Any) -> Tensor:
+    """Whole numbers ``(n,)`` of a message."""
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        raise ValueError(f"{name} of a histogram of scores are {values!r}: expected whole numbers")
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def edges() -> Tensor:

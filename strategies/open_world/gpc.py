@@ -279,7 +279,7 @@ class GPC(DiscoveryStrategy):
 
 @dataclass
 class GPCConfig(DiscoveryConfig):
-    """Settings of GPC; ``strategy=gpc_released`` has the authors' for CIFAR-100.
+    """Settings of GPC; ``strategy=gpc_released`` has a schedule of full size.
 
     Attributes:
         loss: weights and temperatures.

@@ -16,6 +16,7 @@ from torch import Tensor
 from protocl.errors import NotFittedError
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
+from protocl.heads.streaming import StreamingMemory
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
 from protocl.memory.kind import Moments
@@ -97,13 +98,19 @@ class Prototypes:
         self._add(add_up(self._new_memory(first[0]) if part is None else part))
 
     def _add(self, part: PrototypeMemory) -> None:
-        if self.memory is None:
+        if self.memory is None or isinstance(part, StreamingMemory):
             self.memory = part  # without a copy: statistics can be gigabytes
         else:
             self.memory += part
 
     def _statistics(self, chunks: Iterable[FeatureChunk]) -> PrototypeMemory | None:
-        return class_statistics(chunks, self._new_memory, self.tasks.note)
+        return class_statistics(chunks, self._begin, self.tasks.note)
+
+    def _begin(self, features: Tensor) -> PrototypeMemory:
+        """What samples are added to: none of before, or all where the order of samples counts."""
+        if isinstance(self.memory, StreamingMemory):
+            return self.memory.copy()
+        return self._new_memory(features)
 
     def _new_memory(self, features: Tensor) -> PrototypeMemory:
         memory = self.head.new_memory(

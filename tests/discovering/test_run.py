@@ -83,7 +83,7 @@ def test_the_command_prints_its_table_and_goes_into_no_comparison(tmp_path, caps
         (("categories=5",), "categories=5: expected at least the 6 known"),
         (("categories=0",), "categories=0"),
         (("map=pca",), "pca"),
-        (("categories=estimated", "most=1"), "least=6, most=6"),
+        (("categories=estimated", "most=1"), "most=1 times 6 known classes"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, words, message):

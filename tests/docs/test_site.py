@@ -14,7 +14,16 @@ import pytest
 
 from protocl.federation.config.schema import METHODS
 from protocl.federation.reconnaissance.config import METHODS as MISSIONS
-from protocl.registry import ADAPTATIONS, BACKBONES, BENCHMARKS, HEADS, MAPS, STRATEGIES, Registry
+from protocl.registry import (
+    ADAPTATIONS,
+    BACKBONES,
+    BENCHMARKS,
+    HEADS,
+    MAPS,
+    SCORES,
+    STRATEGIES,
+    Registry,
+)
 
 pytest.importorskip("mkdocs_autorefs", reason="needs the extra docs")
 pytest.importorskip("material", reason="needs the extra docs")
@@ -22,7 +31,7 @@ pytest.importorskip("material", reason="needs the extra docs")
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {
-    "strategies": STRATEGIES, "heads": HEADS, "maps": MAPS, "federated": METHODS,
+    "strategies": STRATEGIES, "heads": HEADS, "maps": MAPS, "scores": SCORES, "federated": METHODS,
     "missions": MISSIONS, "benchmarks": BENCHMARKS, "backbones": BACKBONES,
     "adaptations": ADAPTATIONS,
 }  # fmt: skip
@@ -93,7 +102,8 @@ def test_every_registered_name_has_a_page(site: Path, folder: str, registry: Reg
             page = site / folder / f"{name}.html"
             assert page.is_file(), f"{registry.kind} '{name}' has no page"
             assert f"{name}.html" in listed
-            assert "Settings" in "".join(read(page).text) or name in ("identity", "unit")
+            bare = name in ("identity", "unit", "distance")
+            assert bare or "Settings" in "".join(read(page).text)
 
 
 def test_pages_say_what_the_code_says(site: Path) -> None:

@@ -15,6 +15,7 @@ from protocl import PrototypeMemory
 from protocl.errors import NotFittedError, PrecisionWarning
 from protocl.open_world.categories import Rows
 from protocl.open_world.evidence import TwoCovariance, log_evidence, log_ratios
+from protocl.open_world.scores.evidence import Evidence
 from protocl.open_world.two_covariances import ClassSums, directions
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "unknown_inputs.json").read_text())
@@ -208,3 +209,17 @@ def test_levels_and_precisions(level, dtype):
     assert known.dtype == torch.float64
     assert (known > 0).float().mean() > 0.8
     torch.testing.assert_close(evidence.known(x), TwoCovariance().fit(world()[0]).known(x))
+
+
+def test_what_follows_from_base_classes_follows_their_changes():
+    memory, x, labels = world()
+    base = memory.copy()
+    fitted = [TwoCovariance(base=base).fit(memory), Evidence(base=base).fit(memory)]
+    scores = [fitted[0].known, fitted[1]]
+    before = [score(x) for score in scores]
+    base.update(3 * x + 1, labels)
+    wanted = TwoCovariance(base=base).fit(memory).known(x)
+    for each, score, old in zip(fitted, scores, before, strict=True):
+        each.fit(memory)
+        assert torch.equal(score(x), wanted)
+        assert not torch.allclose(old, wanted)

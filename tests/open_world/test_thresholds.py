@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
 
+from protocl.errors import PrecisionWarning
+from protocl.memory import PrototypeMemory
+from protocl.open_world.scores.distance import Distance
 from protocl.open_world.scores.evidence import Evidence
 from protocl.open_world.scores.whitened_cosine import WhitenedCosine
 from protocl.open_world.thresholds import BINS, ScoreHistogram, _bins, edges
@@ -84,3 +88,29 @@ def test_the_edge_is_that_of_counting(keep, threshold):
     counts = torch.bincount(_bins(torch.arange(20.0)), minlength=BINS)
     found = ScoreHistogram("", counts).threshold(keep)
     assert found <= threshold < found + 0.2
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e6])
+def test_a_threshold_that_the_bins_cannot_give_is_no_silent_one(scale):
+    memory, x, labels = world()
+    apart = ScoreHistogram.of(Distance(), memory, x, labels, parts=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apart.threshold(0.9)
+    moved = PrototypeMemory(memory.width, "shared").update(x * scale, labels)
+    histogram = ScoreHistogram.of(Distance(), moved, x * scale, labels, parts=5)
+    with pytest.warns(PrecisionWarning, match=f"keeps {len(x)} of {len(x)} known"):
+        histogram.threshold(0.9)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"origin": "a", "bins": [1]}, "lacks .'counts'"),
+        ({"origin": "a", "bins": [1.5], "counts": [1]}, r"bins .* \[1\.5\]: expected whole"),
+        ({"origin": "a", "bins": [1], "counts": "many"}, "counts .* 'many'"),
+    ],
+)
+def test_a_damaged_message_is_refused_by_its_value(state, said):
+    with pytest.raises(ValueError, match=said):
+        ScoreHistogram.from_dict(state)

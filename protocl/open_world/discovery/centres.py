@@ -19,6 +19,9 @@ Uniform = Callable[[], float]
 _PIECE = 1 << 20
 """Distances that are held at once."""
 
+_FAR = 1e4
+"""Square of an offset, in units of the spread of centres, from which on it is taken out."""
+
 
 @dataclass(frozen=True, eq=False)
 class Centres:
@@ -54,7 +57,8 @@ class Centres:
         """Rows of the nearest centres, the first among equal ones, and squared distances.
 
         Args:
-            samples: ``(N, W)``, of any precision, in which distances are computed.
+            samples: ``(N, W)``, of any precision, in which distances are computed; those of half
+                precision in single.
 
         Returns:
             ``(N,)`` int64, and ``(N,)``: int64 squared steps in fixed point.
@@ -76,7 +80,7 @@ class Centres:
     def _whole(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Centres and samples in one unit and precision."""
         if self.step is None:
-            return self.points.to(samples.dtype), samples
+            return self._near_origin(at_least_single(samples))
         points, samples = quantise(self.points, self.step), quantise(samples, self.step)
         largest = max((float(x.abs().max()) for x in (points, samples) if x.numel()), default=0)
         if 4 * largest**2 * samples.shape[1] > 2**EXACT_INTEGER_BITS:
@@ -85,6 +89,15 @@ class Centres:
                 f"are not exact in fixed point with step {self.step:g}; use a larger step"
             )
         return points, samples
+
+    def _near_origin(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres and samples, less an offset that would leave few digits to distances."""
+        middle = self.points.mean(0)
+        spread = (self.points - middle).square().sum(1).mean()
+        if not len(self.points) or middle.square().sum() <= _FAR * spread:
+            return self.points.to(samples.dtype), samples
+        middle = middle.to(samples.dtype)
+        return (self.points - middle).to(samples.dtype), samples - middle
 
     def share(self, samples: Tensor) -> Share:
         """What the holder of ``samples`` ``(N, W)`` gives to a step."""
@@ -121,6 +134,11 @@ class Share:
     def __radd__(self, other: int) -> Self:
         """``sum(shares)``, which begins with 0."""
         return self if other == 0 else NotImplemented
+
+
+def at_least_single(samples: Tensor) -> Tensor:
+    """Samples whose squares neither overflow nor lose all digits: half precision as single."""
+    return samples.to(torch.promote_types(samples.dtype, torch.float32))
 
 
 def plus_plus(

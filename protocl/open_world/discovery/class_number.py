@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
-from scipy.optimize import minimize_scalar
+import numpy as np
 
 from protocl.memory import PrototypeMemory
 from protocl.metrics.clusters import clustering_accuracy
@@ -65,34 +66,47 @@ def by_labelled_accuracy(
 ) -> Estimate:
     """The number at which labelled samples, clustered without their labels, are best in place.
 
-    A bounded search of Brent, as Vaze et al. (CVPR 2022, section 3.3) do; what was seen best is
-    returned wherever the search ends. Of well separated known classes the curve is flat, or favours
-    few clusters, for it never looks at what is unknown.
+    Numbers at equal distances over the whole range first, then those midway between the best and
+    its neighbours. The search of Vaze et al. (CVPR 2022, section 3.3), Brent's, takes the curve for
+    smooth, and ends in a local best where it is not. Of numbers whose accuracies are within one
+    standard error of the best the middle one is taken: of well separated known classes the curve is
+    flat, or favours few clusters, for it never looks at what is unknown.
 
     Args:
         table_of: known classes against clusters, of labelled samples, when *all* samples are
             clustered into that number; a sum over clients.
         least: the least number, that of known classes.
         most: the largest.
-        tries: at most so many numbers are tried.
+        tries: at most so many numbers are tried, two thirds of them over the whole range.
 
     Raises:
-        ValueError: ``least`` is not below ``most``.
+        ValueError: ``least`` is not below ``most``, or no number is to be tried.
     """
     if not 1 <= least < most:
         raise ValueError(f"least={least}, most={most}: expected 1 <= least < most")
-    curve: dict[int, float] = {}
+    if tries < 1:
+        raise ValueError(f"tries={tries}: expected 1 or more")
+    even = np.linspace(least, most, max(1, -(-2 * tries // 3))).round().astype(int).tolist()
+    tables = {number: table_of(number) for number in dict.fromkeys(even)}
+    while len(tables) < tries and (midway := _beside(_best(tables), sorted(tables))):
+        tables |= {number: table_of(number) for number in midway[: tries - len(tables)]}
+    return Estimate(_best(tables), accuracies(dict(sorted(tables.items()))))
 
-    def error(number: float) -> float:
-        categories = int(number)
-        if categories not in curve:
-            curve[categories] = clustering_accuracy(table_of(categories))
-        return -curve[categories]
 
-    minimize_scalar(
-        error, bounds=(least, most), method="bounded", options={"maxiter": tries, "disp": 0}
-    )
-    return Estimate(max(curve, key=lambda number: (curve[number], -number)), curve)
+def _best(tables: Mapping[int, Confusion]) -> int:
+    """The middle one of the numbers that are as good as the best but for chance."""
+    curve = accuracies(tables)
+    number, best = max(curve.items(), key=lambda pair: pair[1])
+    error = (best * (1 - best) / max(tables[number].total, 1)) ** 0.5
+    among = sorted(number for number, accuracy in curve.items() if accuracy >= best - error)
+    return among[len(among) // 2]
+
+
+def _beside(best: int, tried: list[int]) -> list[int]:
+    """Numbers midway between the best and those tried next to it; none where they are adjacent."""
+    place = tried.index(best)
+    around = tried[max(0, place - 1) : place + 2]
+    return [(a + b) // 2 for a, b in pairwise(around) if b - a > 1]
 
 
 def frequent(memory: PrototypeMemory, least: int = FREQUENT) -> int:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
-from protocl.open_world.discovery.centres import Centres, Share, Uniform, plus_plus
+from protocl.open_world.discovery.centres import (
+    Centres,
+    Share,
+    Uniform,
+    at_least_single,
+    plus_plus,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +104,7 @@ class SemiSupervisedKMeans:
         Args:
             known: statistics of the known classes; may be empty.
             samples: ``(N, D)`` unlabelled features, or those of each client. Distances are in their
-                precision.
+                precision, of half precision in single.
             starts: ``(K - C, W)`` centres of the categories that are new, for one run without
                 drawing; by default they are drawn from the samples (of all clients together:
                 who may not see them gives starts).
@@ -167,7 +173,7 @@ def _mapped(
     """Statistics and samples under the map of the statistics, from where there is no map."""
     plain = PrototypeMemory(known.width, known.level, exact=known.exact, step=known.step)
     plain = PrototypeMemory.from_parts(plain, known.parts())
-    return plain, [known.feature_map(part) for part in parts]
+    return plain, [at_least_single(known.feature_map(part)) for part in parts]
 
 
 def _unit_of(squares: float, known: PrototypeMemory) -> float:

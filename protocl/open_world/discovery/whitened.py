@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from protocl.heads.covariance.shrinkage import shrink_towards_identity, whitening
+from protocl.heads.covariance.shrinkage import or_euclidean, shrink_towards_identity, whitening
 from protocl.memory import PrototypeMemory
 from protocl.memory.feature_maps import FeatureMap, digest, unit
 from protocl.memory.precision import in_full_precision
@@ -66,6 +66,9 @@ class Whitened(FeatureMap):
 
         Raises:
             ValueError: no class has two samples, or the level keeps no second moments.
+
+        Warns:
+            PrecisionWarning: no class has samples that differ: nothing is whitened.
         """
         freedom = memory.total - len(memory)
         if freedom < 1 or not memory.provides("shared"):
@@ -75,7 +78,8 @@ class Whitened(FeatureMap):
                 "class or more"
             )
         shared = memory if memory.level == "shared" else memory.at_level("shared")
-        covariance = shrink_towards_identity(shared.scatter() / freedom, shrinkage, scaled=True)
+        within = or_euclidean(shared.scatter() / freedom, memory.means)
+        covariance = shrink_towards_identity(within, shrinkage, scaled=True)
         matrix = whitening(covariance[None])[0].T
         middle = memory.sums.sum(0) / memory.total
         return cls(middle, matrix, memory.feature_map, unit_length=unit_length)

@@ -46,7 +46,7 @@ def uncertainty(probabilities: Tensor) -> Uncertainty:
     0.0
     """
     total = _entropy(probabilities.mean(1))
-    aleatoric = _entropy(probabilities).mean(1)
+    aleatoric = torch.minimum(_entropy(probabilities).mean(1), total)  # but for rounding it is
     return Uncertainty(total, aleatoric, total - aleatoric)
 
 
@@ -110,7 +110,8 @@ def share_closer(distances: Tensor, classes: Tensor, own: Mapping[int, Tensor]) 
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    return -(probabilities * (probabilities + _LEAST).log()).sum(-1)
+    # What is added against log 0 would make the entropy of a sure answer negative.
+    return (probabilities * -(probabilities + _LEAST).log()).sum(-1).clamp(min=0)
 
 
 def _spread(precision: Tensor) -> Tensor:

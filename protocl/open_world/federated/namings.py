@@ -31,11 +31,14 @@ class Namings:
         """One name for each of some rows.
 
         Raises:
+            TypeError: a row is no whole number, or a name no text.
             ValueError: a name is empty, or begins as those of nameless rows do.
         """
-        for name in names.values():
-            if not name:
-                raise ValueError("a row cannot be called by an empty name")
+        for row, name in names.items():
+            if type(row) is not int or not isinstance(name, str):
+                raise TypeError(f"{row!r}: {name!r}: expected the id of a row, and a text")
+            if not name.strip():
+                raise ValueError(f"row {row} cannot be called {name!r}: expected a name")
             require_no_prefix(name)
         return cls(frozenset(names.items()))
 

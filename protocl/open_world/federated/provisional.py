@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protocl.config.validation import is_number
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_of
 from protocl.open_world.agglomeration import agglomerate
@@ -99,7 +98,8 @@ def provisional_rows(
         most: rows at most, from 1.
 
     Raises:
-        ValueError: shapes do not fit, or ``least`` or ``most`` is below 1.
+        ValueError: shapes do not fit, a group is below 0, or ``least`` or ``most`` is no whole
+            number from 1.
 
     Example:
         >>> found = provisional_rows(PrototypeMemory(1), torch.tensor([[0.0], [1.0], [9.0]]),
@@ -108,10 +108,12 @@ def provisional_rows(
         ([2], ['new:a:1:0'], 1)
     """
     for name, value in (("least", least), ("most", most)):
-        if not (is_number(value) and value >= 1):
+        if type(value) is not int or value < 1:
             raise ValueError(f"{name}={value!r}: expected a whole number from 1")
     if groups.shape != features.shape[:1]:
         raise ValueError(f"{len(features)} samples, but groups of shape {tuple(groups.shape)}")
+    if bool((groups < 0).any()):
+        raise ValueError(f"group {int(groups.min())}: expected groups from 0")
     sizes = torch.bincount(groups)
     largest = sizes.argsort(descending=True, stable=True)
     kept = largest[sizes[largest] >= least][:most].sort().values

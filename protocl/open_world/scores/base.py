@@ -15,7 +15,7 @@ from protocl.heads.covariance.shrinkage import (
     whitening,
 )
 from protocl.memory import PrototypeMemory
-from protocl.open_world.fitted import Fitted
+from protocl.open_world.fitted import Fitted, as_shared
 
 Shrinkage = float | Literal["auto"]
 
@@ -72,11 +72,6 @@ class CovarianceScore(Score):
         if weight == "auto":
             weight = oas_shrinkage(covariance, samples)
         return whitening(shrink_towards_identity(covariance, weight, scaled=True)[None])[0]
-
-
-def as_shared(memory: PrototypeMemory) -> PrototypeMemory:
-    """The memory itself if its level is ``shared``, else a copy reduced to it."""
-    return memory if memory.level == "shared" else memory.at_level("shared")
 
 
 def centre_of(memory: PrototypeMemory) -> Tensor:

@@ -44,6 +44,7 @@ class DiscriminantScore(CovarianceScore):
         shrinkage: see :class:`.CovarianceScore`.
     """
 
+    least_classes = 2
     _centre: Tensor
     _weights: Tensor
     _biases: Tensor

@@ -18,7 +18,9 @@ def known_scores(
     """Scores ``(N,)`` by name, high for known, of every registered one that ``memory`` allows.
 
     Args:
-        memory: level ``mean`` allows the distance alone, ``shared`` all.
+        memory: level ``mean`` allows the distance alone, ``shared`` all; with one class those
+            that compare classes are left out, and all but the distance where no class has samples
+            that differ.
         features: ``(N, D)``.
         base: of classes that help to estimate the covariances of evidence, which is then given as
             ``evidence_base``, too (:class:`.TwoCovariance`).

@@ -29,6 +29,10 @@ class Evidence(Score):
         super().__init__()
         self.ratio = TwoCovariance(shrinkage, base=base)
 
+    def behind(self, memory: PrototypeMemory) -> str:
+        """See :class:`.Fitted`."""
+        return self.ratio.behind(memory)
+
     def lacks(self, memory: PrototypeMemory) -> str:
         """See :class:`.Fitted`."""
         return self.ratio.lacks(memory)

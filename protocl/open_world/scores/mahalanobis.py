@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
-from protocl.open_world.scores.base import CovarianceScore, as_shared, centre_of
+from protocl.open_world.fitted import as_shared
+from protocl.open_world.scores.base import CovarianceScore, centre_of
 
 
 def nearest_squares(queries: Tensor, means: Tensor) -> Tensor:
@@ -66,6 +67,7 @@ class RelativeMahalanobis(MahalanobisScore):
         tensor([ True, False])
     """
 
+    least_classes = 2
     _total_half: Tensor
     _centre: Tensor
 

@@ -33,7 +33,8 @@ class NCI(DiscriminantScore):
 
     Args:
         alpha: weight of the norm of a sample, 0 or more. The authors choose it on unknown samples;
-            leave it as it is.
+            leave it as it is. It has the inverse unit of the features: with an offset, or a scale
+            far above 1, the norm outweighs the rest; 0 leaves it out.
         shrinkage: see :class:`.CovarianceScore`.
 
     Source: Liu and Qin, "Detecting out-of-distribution through the lens of neural collapse", 2023,

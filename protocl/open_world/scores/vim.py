@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
-from protocl.open_world.scores.base import Shrinkage, as_shared
+from protocl.open_world.fitted import as_shared
+from protocl.open_world.scores.base import Shrinkage
 from protocl.open_world.scores.discriminant import DiscriminantScore, energy
 
 

@@ -30,6 +30,7 @@ class WhitenedCosine(CovarianceScore):
         [1.0, 0.0]
     """
 
+    least_classes = 2
     _half_inverse: Tensor
     _centre: Tensor
     _means: Tensor

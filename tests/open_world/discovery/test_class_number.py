@@ -50,6 +50,22 @@ def test_the_search_returns_the_best_that_it_saw():
         by_labelled_accuracy(table, 5, 5)
 
 
+def test_a_local_best_does_not_hold_the_search():
+    def table(categories: int) -> Confusion:
+        # The best is at 95; a bump at 170 and a valley between hold a search by slopes.
+        height = max(90 - abs(categories - 95), 60 - abs(categories - 170), 1)
+        clusters = (torch.arange(100) - height + 1).clamp(min=0)
+        return Confusion.from_predictions(torch.zeros_like(clusters), clusters)
+
+    found = by_labelled_accuracy(table, 80, 200, tries=12)
+    assert abs(found.categories - 95) <= 3
+    assert len(found.curve) <= 12
+    assert set(by_labelled_accuracy(table, 80, 84, tries=12).curve) == set(range(80, 85))
+    assert list(by_labelled_accuracy(table, 80, 200, tries=1).curve) == [80]
+    with pytest.raises(ValueError, match="tries=0"):
+        by_labelled_accuracy(table, 80, 200, tries=0)
+
+
 def test_tables_of_clients_choose_as_one():
     rng = torch.Generator().manual_seed(0)
     true = torch.randint(3, (30,), generator=rng)

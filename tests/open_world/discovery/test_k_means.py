@@ -148,3 +148,25 @@ def test_what_does_not_fit_is_refused():
     exact = PrototypeMemory(2, exact=True).update(torch.full((1, 2), 1e5), torch.tensor([0]))
     with pytest.raises(OverflowError, match="use a larger step"):
         SemiSupervisedKMeans(1).fit(exact, torch.full((1, 2), 2e5))
+
+
+@pytest.mark.parametrize(
+    ("offset", "scale", "dtype"),
+    [(1e4, 1, torch.float32), (0, 100, torch.float16), (0, 1e-9, torch.float32)],
+)
+def test_neither_an_offset_nor_half_precision_changes_the_categories(offset, scale, dtype):
+    rng = torch.Generator().manual_seed(0)
+    y = torch.arange(6).repeat_interleave(30)
+    means = 2 * torch.randn(6, 16, generator=rng, dtype=torch.float64)
+    x = means[y] + torch.randn(180, 16, generator=rng, dtype=torch.float64)
+
+    def found(samples):
+        memory = PrototypeMemory(16).update(samples[y < 3], y[y < 3])
+        clustering = SemiSupervisedKMeans(6, restarts=3).fit(memory, samples[y >= 3])
+        category = clustering.predict(samples)
+        return category[:, None] == category, clustering.inertia
+
+    wanted, inertia = found(x)
+    moved, moved_inertia = found(((x + offset) * scale).to(dtype))
+    assert torch.equal(moved, wanted)
+    assert moved_inertia == pytest.approx(inertia * scale**2, rel=0.01)

@@ -78,3 +78,12 @@ def test_equal_seeds_draw_alike_and_what_does_not_fit_is_refused():
         drawn_probabilities(head, memory, torch.eye(2), draws=0)
     with pytest.raises(KeyError):
         share_closer(torch.ones(1), torch.tensor([3]), {})
+
+
+def test_a_sure_answer_has_no_uncertainty_and_never_less():
+    rng = torch.Generator().manual_seed(0)
+    torn = torch.randn(50, 20, 4, generator=rng, dtype=torch.float64).mul(20).softmax(-1)
+    sure = torch.eye(4, dtype=torch.float64)[None, :1].expand(1, 20, 4)
+    found = uncertainty(torch.cat([sure, torn]))
+    assert [f"{float(part[0]):.3f}" for part in found] == ["0.000"] * 3
+    assert all((part >= 0).all() for part in found)

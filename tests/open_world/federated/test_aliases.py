@@ -209,3 +209,33 @@ def test_offsets_are_chosen_by_hidden_labels_and_tables_add(known):
 
 def test_an_alias_of_an_id_that_is_no_row_is_itself():
     assert Aliases({5: 3}).of(torch.tensor([5, 4, -1])).tolist() == [3, 4, -1]
+
+
+def test_what_cannot_be_meant_is_refused_by_its_value(known):
+    x, _ = samples(1, classes=20, each=10)
+    evidence = TwoCovariance().fit(known)
+    for offset in (float("nan"), None, "low"):
+        with pytest.raises(ValueError, match=f"offset={offset!r}: expected a log odds ratio"):
+            group(evidence, x[:3], offset)
+        with pytest.raises(ValueError, match="expected a log odds ratio"):
+            agree(TwoCovariance(), known, known.empty_like("mean"), offset=offset)
+    for name, error in ((3, TypeError), ("  ", ValueError)):
+        with pytest.raises(error, match=f"{name}"):
+            Namings.of({7: name})
+    with pytest.raises(TypeError, match="'r'"):
+        Namings.of({"r": "heron"})
+    groups = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="group -1"):
+        provisional_rows(known, x[:3], groups - 1, epoch="a", seq=1)
+    with pytest.raises(ValueError, match=r"least=2\.5"):
+        provisional_rows(known, x[:3], groups, epoch="a", seq=1, least=2.5)
+
+
+def test_rows_of_another_backbone_are_not_compared(known):
+    x, labels = samples(1, classes=20, each=10)
+    theirs = PrototypeMemory(known.width, "mean", fingerprint="theirs").update(x, labels + 90)
+    ours = PrototypeMemory(known.width, "shared", fingerprint="ours").update(x, labels)
+    with pytest.raises(ValueError, match=r"backbone theirs .* classes of ours"):
+        agree(TwoCovariance(), ours, theirs, offset=OFFSET)
+    plain = PrototypeMemory(known.width, "mean").update(x, labels + 90)
+    assert len(agree(TwoCovariance(), ours, plain, offset=OFFSET).category) == len(plain)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from protocl import PrototypeMemory
-from protocl.errors import NotFittedError
+from protocl.errors import NotFittedError, PrecisionWarning
 from protocl.metrics.detection import detection, fpr_at_recall
+from protocl.open_world.explanation.explanation import PrototypeUncertainty
 from protocl.open_world.scores import NearestSamples, known_scores, reported_scores
 from protocl.open_world.scores.discriminant import Energy, Softmax, energy, largest_probability
 from protocl.open_world.scores.distance import Distance
@@ -185,3 +186,27 @@ def test_a_sample_at_the_centre_has_a_number():
     zero = torch.zeros(1, 2)
     assert collapse(zero, torch.ones(1, 2), torch.zeros(2), 0.5).tolist() == [0.0]
     assert NearestSamples(k=1).fit(torch.eye(2))(zero).tolist() == [-2.0]
+
+
+@pytest.mark.parametrize("level", ["shared", "full"])
+def test_scores_that_rest_on_scatter_are_left_out_where_there_is_none(level):
+    means = 2 * torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(5).repeat_interleave(6)
+    memory = PrototypeMemory(4, level=level).update(means[labels], labels)
+    assert sorted(known_scores(memory, means)) == ["distance"]
+    with pytest.raises(ValueError, match="no class has two samples that differ"):
+        MahalanobisScore().fit(memory)
+    with pytest.warns(PrecisionWarning, match="no class has samples that differ"):
+        assert PrototypeUncertainty(memory)(means + 0.1).total.max() < 1.3  # of log 5 = 1.6
+    far = means[labels].double() + 1e4 + 0.01 * torch.randn(30, 4, dtype=torch.float64)
+    one = PrototypeMemory(4, level=level).update(far, labels)
+    assert sorted(known_scores(one, far)) == SCORES.names()
+
+
+def test_scores_that_compare_classes_are_left_out_with_one_class():
+    memory = PrototypeMemory(4, level="shared").update(torch.randn(9, 4), torch.full((9,), 7))
+    scores = known_scores(memory, torch.randn(3, 4))
+    assert sorted(scores) == ["distance", "mahalanobis"]
+    assert all(len(score.unique()) == 3 for score in scores.values())
+    with pytest.raises(ValueError, match="1 classes, 2 or more are needed"):
+        Energy().fit(memory)

@@ -1,0 +1,35 @@
+"""Deep SLDA's running covariance goes on from experience to experience, in the order of samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from protocl.heads import LinearDiscriminant
+from protocl.heads.streaming import StreamingMemory
+from protocl.strategies.plugin.prototypes import Prototypes
+
+
+def test_experiences_go_on_where_the_last_one_ended_and_so_does_a_resumed_run():
+    rng = torch.Generator().manual_seed(0)
+    y = torch.arange(6).repeat_interleave(20)
+    x = torch.randn(120, 5, generator=rng) + 3 * torch.randn(6, 5, generator=rng)[y]
+    parts = [(x[n : n + 40], y[n : n + 40], None) for n in range(0, 120, 40)]
+    whole = StreamingMemory(5)
+    for features, labels, _ in parts:
+        whole.update(features, labels)
+    direct = LinearDiscriminant(streaming=True).fit(whole)(x)
+
+    learner = Prototypes(LinearDiscriminant(streaming=True))
+    for part in parts[:2]:
+        learner.learn([part])
+    before, seen = learner.memory, learner.memory.copy()
+    resumed = Prototypes(LinearDiscriminant(streaming=True))
+    resumed.load_state_dict(learner.state_dict())
+    for each in (learner, resumed):
+        each.learn([parts[2]])
+        torch.testing.assert_close(each.head.fit(each.memory)(x), direct, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="NaN"):
+        learner.learn([(x * float("nan"), y, None)])
+    assert torch.equal(before.second_moment, seen.second_moment)
+    assert learner.memory.total == 120
