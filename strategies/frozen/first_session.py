@@ -99,7 +99,7 @@ class FirstSession:
 
     def conclude(self, model: nn.Module) -> None:
         """Give an adapted model the form that it keeps."""
-        fold(model.backbone if isinstance(model, Classifier) else model, self._adaptation)
+        fold(model.backbone if isinstance(model, Classifier) else model, self.adaptation)
         if self._pretrained is None:
             return
         assert isinstance(model, Classifier)
