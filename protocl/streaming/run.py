@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,9 @@ from torch import Tensor
 from protocl.backbones import BackboneConfig, fingerprint
 from protocl.backbones.batch_size import default_batch_size
 from protocl.backbones.features import frozen
+from protocl.data.readers.values import Label
 from protocl.data.shards.decoding import Wanted, decoded_sample
+from protocl.data.shards.layout import of_one_layout
 from protocl.data.shards.shard import Fault, Shard
 from protocl.data.shards.sources import shards_of
 from protocl.errors import ConfigError, DataError
@@ -77,6 +80,7 @@ class Stream:
 
     Attributes:
         shards: by their places.
+        layout: of the columns of features, where there are tables.
         wanted: what a sample has to be.
         encoder: of samples; None where they are features.
     """
@@ -90,6 +94,7 @@ class Stream:
         self.shards = dict(enumerate(shards[place - 1 :: parts]))
         if not self.shards:
             raise ConfigError(f"part {place}/{parts}: there are {len(shards)} shards; give fewer")
+        self.layout = of_one_layout(shards)
         self.wanted = Wanted(names=config.classes)
         self.encoder = self._encoder(shards)
         self.head = built(config.head, {})
@@ -225,6 +230,7 @@ class Stream:
             "--sample": fields.sample,
             "--label": fields.label,
             "--features": fields.features,
+            "columns of features": None if self.layout is None else self.layout.features,
         }
 
     def _write(self, progress: Progress, memory: PrototypeMemory) -> None:
@@ -237,6 +243,7 @@ class Stream:
             step=memory.step,
         )
         labels = np.array([progress.labels[number] for number in memory.classes.tolist()])
+        _tell_alike(labels.tolist())
         if self.encoder is not None:
             self.encoder.batch_size = 1  # as that of every model in fixed point
         save_model(classifier.hold(memory, labels, self.encoder), self.model)
@@ -249,3 +256,18 @@ class Stream:
             "first_skipped": progress.told,
         }
         atomic_write(self.model / REPORT, json.dumps(content, indent=1) + "\n")
+
+
+def _tell_alike(labels: Sequence[Label]) -> None:
+    """Warn of two classes whose names differ in what is easily overlooked."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        if not isinstance(label, str):
+            return
+        key = unicodedata.normalize("NFKC", label).casefold().strip()
+        if key in seen:
+            logger.warning(
+                "%r and %r are two classes, whose names differ in case, spaces or the way their "
+                "letters are written; rename one in the shards if they are one", seen[key], label,
+            )  # fmt: skip
+        seen.setdefault(key, label)
