@@ -25,7 +25,7 @@ from protocl.data.shards.shard import Fault, Shard
 from protocl.data.shards.sources import shards_of
 from protocl.errors import ConfigError, DataError
 from protocl.heads.base import Head
-from protocl.io.atomic import atomic_write
+from protocl.io.atomic import atomic_write, is_occupied
 from protocl.io.progress import progress_bar
 from protocl.memory import PrototypeMemory
 from protocl.model.changes.owner import held
@@ -86,6 +86,8 @@ class Stream:
     """
 
     def __init__(self, sources: Sequence[str], model: Path, config: StreamConfig) -> None:
+        if not model.name:
+            raise ConfigError(f"{model} is no name of a model; give that of a folder to be made")
         self.model, self.config = model, config
         self.folder = model.with_name(f"{model.name}.streaming")
         self._require_free()
@@ -100,6 +102,8 @@ class Stream:
         self.head = built(config.head, {})
 
     def _require_free(self) -> None:
+        if is_occupied(self.model) and not (self.model / DESCRIPTION).exists():
+            raise ConfigError(f"{self.model} holds something else; choose another folder")
         begun = (self.folder / PROGRESS).exists()
         if (self.model / DESCRIPTION).exists() and not begun:
             raise ConfigError(
@@ -151,7 +155,8 @@ class Stream:
             self._read(progress, sums, size, progress_folder)
         if not progress.samples:
             raise DataError(f"no sample could be read; first of all: {progress.told[0]}")
-        self._write(progress, sums.memory.to("cpu"))
+        with self._writing():
+            self._write(progress, sums.memory.to("cpu"))
         progress_folder.remove()
         return progress
 
@@ -176,7 +181,18 @@ class Stream:
     def _save(self, progress: Progress, sums: Accumulator, folder: ProgressFolder) -> None:
         sums.flush()
         progress.labels = sums.labels
-        folder.save(progress, sums.memory, self.config.save_every)
+        with self._writing():
+            folder.save(progress, sums.memory, self.config.save_every)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self.folder} and {self.model} cannot be written ({error.strerror or error}); "
+                "make room, or right what is wrong there, and go on with --resume"
+            ) from error
 
     def _complain(self, faults: Sequence[Fault], progress: Progress) -> None:
         if faults and self.config.on_error == "stop":
