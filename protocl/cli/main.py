@@ -46,6 +46,9 @@ Settings are KEY=VALUE. Three groups pick a file of values and a registered part
 Keys inside them:  strategy.lr=0.01  strategy.head.shrinkage=auto  benchmark.protocol=B50-Inc10
 Other keys:        seed=1  name=NAME  device=auto|cpu|cuda  output=runs  jobs=2  resume=true
                    tracker=csv, or several in brackets: tracker=[tensorboard,mlflow]
+Where runs go:     launcher=local|ray|slurm   jobs of them at a time: in processes here, on Ray's
+                   cluster, as jobs of Slurm (slurm.partition=NAME slurm.gpus=1 slurm.cores=8
+                   slurm.minutes=240); torchrun shares one run out (docs/many_devices.md)
 A whole preset:    experiment=NAME, or experiment=FILE.yaml, such as a run's own config.yaml
 A comma makes a sweep; brackets protect lists: benchmark.class_order=[3,1,2,0]
 """
