@@ -121,7 +121,5 @@ def test_arguments_that_do_not_fit_are_refused(name: str, message: str) -> None:
 
 def test_what_has_neither_attention_nor_1x1_layers_is_refused() -> None:
     plain = build_backbone(BackboneConfig("conv4", width=8), (1, 8, 8), 0)
-    with pytest.raises(
-        ConfigError, match=r"adapt=lora .*1x1.* does not apply to backbone conv4"
-    ):
+    with pytest.raises(ConfigError, match=r"adapt=lora .*1x1.* does not apply to backbone conv4"):
         adapt(plain, "lora")
