@@ -17,7 +17,7 @@ from pathlib import Path
 from protocl import __version__
 from protocl.cli.arguments import Commands, add_settings_command
 from protocl.cli.completion import answer, asked, shell_code, words_typed
-from protocl.errors import ProtoclError
+from protocl.errors import ConfigError, ProtoclError
 from protocl.registry import COMMANDS
 from protocl.runner.host_warnings import hidden_host_notices
 
@@ -46,6 +46,9 @@ Settings are KEY=VALUE. Three groups pick a file of values and a registered part
 Keys inside them:  strategy.lr=0.01  strategy.head.shrinkage=auto  benchmark.protocol=B50-Inc10
 Other keys:        seed=1  name=NAME  device=auto|cpu|cuda  output=runs  jobs=2  resume=true
                    tracker=csv, or several in brackets: tracker=[tensorboard,mlflow]
+Where runs go:     launcher=local|ray|slurm   jobs of them at a time: in processes here, on Ray's
+                   cluster, as jobs of Slurm (slurm.partition=NAME slurm.gpus=1 slurm.cores=8
+                   slurm.minutes=240); torchrun shares one run out (docs/many_devices.md)
 A whole preset:    experiment=NAME, or experiment=FILE.yaml, such as a run's own config.yaml
 A comma makes a sweep; brackets protect lists: benchmark.class_order=[3,1,2,0]
 """
@@ -165,7 +168,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "--figure", type=Path, metavar="FILE", help="draw one figure: FILE.pdf, .svg or .png"
     )
     compare.add_argument(
-        "--against", choices=("classes", "bytes"), default="classes",
+        "--against", choices=("classes", "bytes"),
         help="what it shows accuracies against (default: classes seen, or rounds)",
     )  # fmt: skip
     compare.set_defaults(command=_compare)
@@ -232,12 +235,16 @@ def _compare(args: argparse.Namespace) -> int:
 
     from protocl.report.comparison import USUAL, compare
 
+    if args.against is not None and args.figure is None:
+        raise ConfigError(
+            f"--against {args.against} says what a figure shows: give --figure FILE.pdf with it"
+        )
     first: Path = args.paths[0]
     output = args.output or (first if first.is_dir() else first.parent)
     formats = [*USUAL, *(name for name in ("latex", "bibtex") if getattr(args, name))]
     compare(
-        args.paths, output, formats=formats, figure=args.figure, against=args.against,
-        console=Console(),
+        args.paths, output, formats=formats, figure=args.figure,
+        against=args.against or "classes", console=Console(),
     )  # fmt: skip
     return 0
 

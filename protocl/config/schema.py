@@ -259,7 +259,8 @@ class StrategyConfig(Registered):
         Each of them calls this, with the same model and data.
         """
         raise ConfigError(
-            f"strategy '{self.name}' does not adapt its backbone in several processes"
+            f"strategy '{self.name}' does not adapt its backbone in several processes: start it "
+            "without torchrun (jobs=N runs a sweep side by side)"
         )
 
     def build(self, setup: Setup) -> Any:

@@ -134,6 +134,10 @@ def load_data(config: BenchmarkConfig) -> ArrayData:
         value = getattr(config, key)
         if value is not None and value < 1:
             raise ConfigError(f"benchmark.{key}={value}: expected a number of at least 1")
+    for key in ("order_seed", "imbalance_seed"):
+        seed = getattr(config, key)
+        if seed is not None and not 0 <= seed < 2**32:
+            raise ConfigError(f"benchmark.{key}={seed}: expected 0 <= seed < 2**32")
     # A family such as torchvision/NAME is registered under its first part.
     data: ArrayData = BENCHMARKS.get(config.name.partition("/")[0])(config)
     if not len(data.y_train):

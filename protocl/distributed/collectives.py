@@ -206,10 +206,11 @@ def require_same(what: Mapping[str, object], group: Group = None) -> None:
         PeerError: something differs.
     """
     all_ = gathered({name: str(value) for name, value in what.items()}, group)
-    for name, first in all_[0].items():
-        for rank, other in enumerate(all_):
-            if other[name] != first:
+    for rank, other in enumerate(all_):
+        for name in all_[0] | other:
+            first, here = (said.get(name, "nothing") for said in (all_[0], other))
+            if here != first:
                 raise PeerError(
-                    f"the processes differ in {name}: {first} on rank 0, {other[name]} on rank "
-                    f"{rank}; give all of them the same"
+                    f"the processes differ in {name}: {first} on rank 0, {here} on rank {rank}; "
+                    "give all of them the same"
                 )

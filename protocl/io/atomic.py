@@ -56,6 +56,11 @@ def atomic_write(target: str | os.PathLike[str], content: bytes | memoryview | s
         temporary.write_bytes(data)
 
 
+def is_occupied(target: Path) -> bool:
+    """Whether ``target`` is there, and not an empty folder that :func:`atomic_folder` replaces."""
+    return target.exists() and (not target.is_dir() or any(target.iterdir()))
+
+
 @contextmanager
 def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place when the block ends well.

@@ -33,7 +33,7 @@ from protocl.backbones import Backbone
 from protocl.errors import ConfigError, DataError, FingerprintError
 from protocl.heads.base import Head
 from protocl.heads.written_settings import restored
-from protocl.io.atomic import atomic_folder
+from protocl.io.atomic import atomic_folder, is_occupied
 from protocl.io.names import MODEL_FOLDER
 from protocl.memory import PrototypeMemory
 from protocl.memory import file as memory_file
@@ -125,7 +125,7 @@ def write(parts: Parts, folder: Path, pending: Sequence[Change] = ()) -> None:
     ):
         _replace_state(parts, folder, pending)
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if is_occupied(folder):
         raise DataError(
             f"{folder} holds something else, or a model of another head or backbone; choose "
             "another folder, or remove it"

@@ -123,6 +123,11 @@ def _say_what_differs(config: RunConfig) -> None:
         return
 
 
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """The settings that say what is computed, not how, by their keys."""
+    return _leaves(_identity(asdict(config)))
+
+
 def _leaves(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in settings.items():

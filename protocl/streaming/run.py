@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,12 +18,14 @@ from torch import Tensor
 from protocl.backbones import BackboneConfig, fingerprint
 from protocl.backbones.batch_size import default_batch_size
 from protocl.backbones.features import frozen
+from protocl.data.readers.values import Label
 from protocl.data.shards.decoding import Wanted, decoded_sample
+from protocl.data.shards.layout import of_one_layout
 from protocl.data.shards.shard import Fault, Shard
 from protocl.data.shards.sources import shards_of
 from protocl.errors import ConfigError, DataError
 from protocl.heads.base import Head
-from protocl.io.atomic import atomic_write
+from protocl.io.atomic import atomic_write, is_occupied
 from protocl.io.progress import progress_bar
 from protocl.memory import PrototypeMemory
 from protocl.model.changes.owner import held
@@ -77,11 +80,14 @@ class Stream:
 
     Attributes:
         shards: by their places.
+        layout: of the columns of features, where there are tables.
         wanted: what a sample has to be.
         encoder: of samples; None where they are features.
     """
 
     def __init__(self, sources: Sequence[str], model: Path, config: StreamConfig) -> None:
+        if not model.name:
+            raise ConfigError(f"{model} is no name of a model; give that of a folder to be made")
         self.model, self.config = model, config
         self.folder = model.with_name(f"{model.name}.streaming")
         self._require_free()
@@ -90,11 +96,14 @@ class Stream:
         self.shards = dict(enumerate(shards[place - 1 :: parts]))
         if not self.shards:
             raise ConfigError(f"part {place}/{parts}: there are {len(shards)} shards; give fewer")
+        self.layout = of_one_layout(shards)
         self.wanted = Wanted(names=config.classes)
         self.encoder = self._encoder(shards)
         self.head = built(config.head, {})
 
     def _require_free(self) -> None:
+        if is_occupied(self.model) and not (self.model / DESCRIPTION).exists():
+            raise ConfigError(f"{self.model} holds something else; choose another folder")
         begun = (self.folder / PROGRESS).exists()
         if (self.model / DESCRIPTION).exists() and not begun:
             raise ConfigError(
@@ -146,7 +155,8 @@ class Stream:
             self._read(progress, sums, size, progress_folder)
         if not progress.samples:
             raise DataError(f"no sample could be read; first of all: {progress.told[0]}")
-        self._write(progress, sums.memory.to("cpu"))
+        with self._writing():
+            self._write(progress, sums.memory.to("cpu"))
         progress_folder.remove()
         return progress
 
@@ -171,7 +181,18 @@ class Stream:
     def _save(self, progress: Progress, sums: Accumulator, folder: ProgressFolder) -> None:
         sums.flush()
         progress.labels = sums.labels
-        folder.save(progress, sums.memory, self.config.save_every)
+        with self._writing():
+            folder.save(progress, sums.memory, self.config.save_every)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self.folder} and {self.model} cannot be written ({error.strerror or error}); "
+                "make room, or right what is wrong there, and go on with --resume"
+            ) from error
 
     def _complain(self, faults: Sequence[Fault], progress: Progress) -> None:
         if faults and self.config.on_error == "stop":
@@ -225,6 +246,7 @@ class Stream:
             "--sample": fields.sample,
             "--label": fields.label,
             "--features": fields.features,
+            "columns of features": None if self.layout is None else self.layout.features,
         }
 
     def _write(self, progress: Progress, memory: PrototypeMemory) -> None:
@@ -237,6 +259,7 @@ class Stream:
             step=memory.step,
         )
         labels = np.array([progress.labels[number] for number in memory.classes.tolist()])
+        _tell_alike(labels.tolist())
         if self.encoder is not None:
             self.encoder.batch_size = 1  # as that of every model in fixed point
         save_model(classifier.hold(memory, labels, self.encoder), self.model)
@@ -249,3 +272,18 @@ class Stream:
             "first_skipped": progress.told,
         }
         atomic_write(self.model / REPORT, json.dumps(content, indent=1) + "\n")
+
+
+def _tell_alike(labels: Sequence[Label]) -> None:
+    """Warn of two classes whose names differ in what is easily overlooked."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        if not isinstance(label, str):
+            return
+        key = unicodedata.normalize("NFKC", label).casefold().strip()
+        if key in seen:
+            logger.warning(
+                "%r and %r are two classes, whose names differ in case, spaces or the way their "
+                "letters are written; rename one in the shards if they are one", seen[key], label,
+            )  # fmt: skip
+        seen.setdefault(key, label)

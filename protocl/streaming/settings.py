@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -67,13 +68,31 @@ class StreamConfig:
             raise ConfigError(f"on_error={self.on_error}: expected stop or skip")
         if self.compiled not in get_args(Compiled):
             raise ConfigError(f"compiled={self.compiled}: expected no, yes or graphs")
+        if not self.save_every >= 0:
+            raise ConfigError(f"save_every={self.save_every}: expected seconds, 0 or more")
         if not self.step > 0:
             raise ConfigError(f"step={self.step}: expected a number above 0")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise ConfigError(f"classes: '{twice}' is named twice; expected each name once")
+        _refuse_other_numbers(self.classes or ())
         if self.backbone is not None and self.backbone.layer_scale == "std":
             raise ConfigError(
                 "backbone.layer_scale=std: deviations would be those of the first sample; take "
                 "unit or none"
             )
+
+
+def _refuse_other_numbers(names: Sequence[str]) -> None:
+    """Refuse a name that is the number of another class: a label ``2`` could mean either."""
+    for place, name in enumerate(names):
+        if name != str(place) and _is_number(name):
+            raise ConfigError(
+                f"classes: '{name}' names the class {place}, and a label {name} could mean either; "
+                "leave classes out where labels are their names, or add a word to each name"
+            )
+
+
+def _is_number(name: str) -> bool:
+    """Whether a label of this text is the number, as :func:`.label_of` has it."""
+    return name.isdecimal() and str(int(name)) == name

@@ -26,6 +26,7 @@ from protocl.config.validation import (
 from protocl.data.augmentation.input_range import input_range
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
+from protocl.memory.from_statistics import require_plain
 from protocl.strategies.drift.estimators import (
     DriftMethod,
     PairMoments,
@@ -214,6 +215,17 @@ class DriftEstimator:
         return displacements
 
 
+def _require_features(prototypes: PrototypePlugin, method: str) -> None:
+    """Refuse, before anything is trained, sums that cannot be carried over."""
+    try:
+        require_plain(prototypes.head.new_memory(2, exact=prototypes.exact))
+    except ValueError as error:
+        raise ValueError(
+            f"drift='{method}' carries features over as they are, which "
+            f"{type(prototypes.head).__name__} does not sum: take another head ({error})"
+        ) from error
+
+
 def _pairs(strategy: Any, teacher: Teacher, layer: str | None) -> Iterator[_Pair]:
     """Inputs ``(B, ...)`` of the experience and their features ``(B, D)`` before and after it."""
     for x, after, _, tasks in features_of(strategy, strategy.experience.dataset, layer):
@@ -258,6 +270,8 @@ class DriftCompensation(SupervisedPlugin[Any]):
         if not isinstance(method, DriftEstimator):
             method = DriftEstimator(method, **settings)
         method.require(prototypes.level or prototypes.head.required_level)
+        if method.method != "none":
+            _require_features(prototypes, method.method)
         self.estimator = method
         self._teacher: Teacher | None = None
 

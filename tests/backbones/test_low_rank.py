@@ -109,6 +109,7 @@ def test_layers_that_are_read_are_read_on_after_folding() -> None:
         ("lora:rank=True", "rank=True: expected a whole number"),
         ("lora:alpha=-1", "adapt=lora: alpha=-1: expected a number > 0"),
         ("lora:alpha=x", "alpha='x': expected a number > 0"),
+        ("lora:rank=2:rank=3", "adapt=lora:rank=2:rank=3 says rank twice"),
         ("lora:rnk=2", r"adapt=lora has no setting 'rnk=2': did you mean 'rank=\.\.\.'"),
         ("ssf:rank=2", "adapt=ssf has no setting 'rank=2': .*with none"),
     ],
@@ -120,5 +121,5 @@ def test_arguments_that_do_not_fit_are_refused(name: str, message: str) -> None:
 
 def test_what_has_neither_attention_nor_1x1_layers_is_refused() -> None:
     plain = build_backbone(BackboneConfig("conv4", width=8), (1, 8, 8), 0)
-    with pytest.raises(ConfigError, match=r"adapt=lora .*LoRA.* does not apply to backbone conv4"):
+    with pytest.raises(ConfigError, match=r"adapt=lora .*1x1.* does not apply to backbone conv4"):
         adapt(plain, "lora")

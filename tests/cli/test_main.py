@@ -319,3 +319,9 @@ def test_a_missing_solver_that_nobody_asked_for_is_not_reported():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stderr == ""
+
+
+def test_help_of_run_says_where_runs_go(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert "launcher=local|ray|slurm" in capsys.readouterr().out

@@ -78,6 +78,13 @@ def test_shares_out_of_range_and_a_lone_seed_are_refused(share: float) -> None:
         load_data(BenchmarkConfig(imbalance_seed=3))
 
 
+@pytest.mark.parametrize("key", ["imbalance_seed", "order_seed"])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_out_of_range_are_refused(key: str, seed: int) -> None:
+    with pytest.raises(ConfigError, match=f"benchmark.{key}={seed}: expected 0 <= seed"):
+        load_data(BenchmarkConfig(imbalance=0.1, **{key: seed}))
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -31,6 +31,13 @@ def test_points_lie_where_they_should_and_tell_sent_from_kept() -> None:
     assert axes.get_xscale() == "log"
 
 
+def test_what_it_is_drawn_against_takes_a_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(tmp_path), "--against", "bytes"]) == 2
+    assert "give --figure FILE.pdf with it" in capsys.readouterr().err
+
+
 def test_the_command_draws_it_and_names_runs_without_bytes(tmp_path: Path) -> None:
     result = make_result("slda")
     result["strategy"]["state_bytes"] = 3_000_000

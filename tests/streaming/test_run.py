@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import multiprocessing
 import os
@@ -201,6 +202,30 @@ class TestRefused:
         stream([str(shards)], tmp_path / "model", SMALL)
         with pytest.raises(ConfigError, match="is a model already"):
             stream([str(shards)], tmp_path / "model", SMALL)
+
+    @pytest.mark.parametrize("name", ["file", "folder", "."])
+    def test_what_is_no_model_before_anything_is_read(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("file").touch()
+        (tmp_path / "folder" / "notes").mkdir(parents=True)
+        monkeypatch.setattr(run, "shards_of", None)
+        with pytest.raises(ConfigError, match=r"something else|no name"):
+            stream([str(shards)], Path(name), SMALL)
+
+    def test_a_full_disk_says_what_to_do(
+        self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(progress, "atomic_write", full)
+            with pytest.raises(DataError, match=r"model cannot be .*No space.*--resume"):
+                stream([str(shards)], tmp_path / "model", SMALL)
+        config = StreamConfig(head="lda", batch_size=16, resume=True)
+        assert stream([str(shards)], tmp_path / "model", config).samples == 300
 
     def test_labels_of_two_kinds(self, shards: Path, tmp_path: Path) -> None:
         write_tar(shards / "z.tar", [*vectors([3])[:1], ("v/00003.cls", b"three")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -85,7 +86,12 @@ def _built(name: str) -> Adaptation:
     name, *words = name.split(":")
     kind = ADAPTATIONS.get(name)
     known = inspect.signature(kind).parameters
-    given = dict(written_setting(f"adapt={name}", word, known) for word in words)
+    given: dict[str, Any] = {}
+    for word in words:
+        setting, value = written_setting(f"adapt={name}", word, known)
+        if setting in given:
+            raise ConfigError(f"adapt={':'.join([name, *words])} says {setting} twice: say it once")
+        given[setting] = value
     try:
         adaptation: Adaptation = kind(**given)
     except ValueError as error:

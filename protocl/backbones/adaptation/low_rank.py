@@ -55,11 +55,11 @@ class LowRankUpdate(nn.Module):
 
 
 class LowRankAdaptation(Adaptation):
-    """Matrices of low rank beside the queries and values of a timm vision transformer (LoRA).
+    """Matrices of low rank beside a timm transformer's queries and values, or 1x1 layers (LoRA).
 
-    In networks without attention they stand beside each convolution of 1x1, whose BatchNorm layers
-    stay as they are. After the session they are folded into the weights: the network has the layers
-    that it had, at no cost.
+    In networks without attention they stand beside each convolution of 1x1 that is not grouped;
+    BatchNorm layers stay as they are. After the session they are folded into the weights: the
+    network has the layers that it had, at no cost.
 
     Args:
         rank: of the matrices.

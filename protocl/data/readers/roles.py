@@ -79,6 +79,7 @@ def roles_of(
             )
         for name in config.features:
             _require(table, "features", name, prefix)
+        _refuse_misnamed(config.features, label, prefix)
         image = None
     taken = {label, image, found["split"], found["client"], found["time"]}
     features = [] if image is not None else _features(table, config, taken, prefix)
@@ -104,6 +105,18 @@ def _features(
             f"in {prefix}features=[A,B], or pictures in {prefix}image"
         )
     return features
+
+
+def _refuse_misnamed(features: Sequence[str], label: str, prefix: str) -> None:
+    """Refuse the column of the classes among the features, which would give the answer away."""
+    if label in features:
+        raise ConfigError(
+            f"{prefix}features: '{label}' is the column of the classes; leave it out, or name that "
+            f"of the classes in {prefix}label"
+        )
+    twice = next((name for name in features if features.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{prefix}features: '{twice}' is named twice; name each column once")
 
 
 def _counts_rows(table: Table, name: str) -> bool:

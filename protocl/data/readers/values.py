@@ -12,6 +12,9 @@ import numpy as np
 from protocl.errors import DataError
 
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
+_MOST = 2**63
+_DIGITS = 400
+"""Of a whole number at the most: Python refuses longer ones than some thousand."""
 _MISSING = ("", "na", "n/a", "nan", "null", "?")
 
 
@@ -135,7 +138,13 @@ def labels(values: Sequence[Any], what: str) -> tuple[np.ndarray, list[str] | No
     if whole.min() < 0:
         names = [str(int(value)) for value in np.unique(whole)]
         return np.array([str(int(value)) for value in whole]), names
-    return whole.astype(np.int64), None
+    return _exact(values, what), None
+
+
+def _exact(values: Sequence[Any], what: str) -> np.ndarray:
+    """Whole numbers as they are: in floating point two large ones may become one."""
+    numbers = [int(v.removesuffix(".0")) if isinstance(v, str) else int(v) for v in values]
+    return np.array([_bounded(number, what) for number in numbers], dtype=np.int64)
 
 
 Label = int | str
@@ -164,12 +173,31 @@ def label_of(value: Any, what: str) -> Label:
     if missing(value):
         raise DataError(f"{what} has no label")
     if isinstance(value, str) and _counted(value):
-        return int(float(value))
+        return _bounded(int(value.removesuffix(".0")), what)
     if isinstance(value, bool) or (isinstance(value, str) and not _has_fraction(value)):
-        return str(value)
+        return _readable(str(value), what)
     if not isinstance(value, int | float) or _has_fraction(value):
         raise DataError(f"{what} has the label {value!r}; expected a text or a whole number")
-    return int(value)
+    return _bounded(int(value), what)
+
+
+def _bounded(number: int, what: str) -> int:
+    if abs(number) >= _MOST:
+        raise DataError(
+            f"{what} has the label {number}; expected whole numbers below 2^63: put a letter "
+            "before larger ones, so that they are texts"
+        )
+    return number
+
+
+def _readable(text: str, what: str) -> str:
+    """A name as it can be kept: NumPy drops zero characters, of which two names may become one."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(
+            f"{what} has the label {text!r}; expected a text without zero characters and halves "
+            "of surrogate pairs"
+        )
+    return text
 
 
 def _has_fraction(value: str | float) -> bool:
@@ -206,4 +234,6 @@ def _comparable(value: Any) -> Any:
 def _counted(text: str) -> bool:
     """Whether a text is a whole number as one counts: ``7``, ``-1``, ``3.0``, but not ``007``."""
     whole = text.removesuffix(".0")
+    if len(whole) > _DIGITS:
+        return False
     return whole.removeprefix("-").isdecimal() and str(int(whole)) == whole

@@ -75,6 +75,8 @@ def _numbers(sample: Any, what: str, shape: Sequence[int] | None) -> Tensor:
     array = _array(sample, what)
     if array.ndim not in (1, 2, 3):
         raise DataError(f"{what} has shape {array.shape}; expected features (D,) or an image")
+    if not array.size:
+        raise DataError(f"{what} has shape {array.shape} and holds no numbers")
     tensor = to_samples(array[None], what)[0]
     if shape is not None and tuple(tensor.shape) != tuple(shape):
         raise DataError(

@@ -9,10 +9,11 @@ from typing import Any
 
 from protocl.data.config import ColumnsConfig
 from protocl.data.readers.columns import Table
-from protocl.data.readers.roles import roles_of
+from protocl.data.readers.roles import Roles
 from protocl.data.readers.table import picture_of
+from protocl.data.shards.layout import shard_roles
 from protocl.data.shards.shard import DamagedShardError, Entry, Fault, Shard
-from protocl.errors import ConfigError, DataError
+from protocl.errors import DataError
 
 PREFIX = "hf:"
 _ROWS = 4096
@@ -48,7 +49,7 @@ class HuggingFaceShard(Shard):
     def entries(self, start: int) -> Iterator[Entry | Fault]:
         """See :meth:`.Shard.entries`."""
         opened = _opened(self.source).shard(num_shards=self.parts, index=self.place)
-        pictures = [n for n, kind in (opened.features or {}).items() if _is_picture(kind)]
+        pictures = _pictures_of(opened)
         roles = None
         try:
             for number, row in enumerate(opened.skip(start) if start else opened, start=start + 1):
@@ -70,12 +71,20 @@ class HuggingFaceShard(Shard):
         except DataError as error:
             return Fault("damaged sample", f"{self.name}: {error}")
 
-    def _roles(self, row: dict[str, Any], pictures: list[str]) -> Any:
-        table = Table(self.name, {name: [value] for name, value in row.items()})
+    def first_rows(self) -> tuple[Table, Roles] | None:
+        """See :meth:`.Shard.first_rows`."""
+        opened = _opened(self.source).shard(num_shards=self.parts, index=self.place)
         try:
-            return roles_of(table, self.columns, pictures=pictures, prefix="--")
-        except ConfigError as error:
-            raise DamagedShardError(str(error)) from error
+            row = next(iter(opened), None)
+        except Exception as error:  # as above
+            raise DamagedShardError(f"{self.name} cannot be read: {_first_line(error)}") from error
+        return None if row is None else (self._table(row), self._roles(row, _pictures_of(opened)))
+
+    def _table(self, row: dict[str, Any]) -> Table:
+        return Table(self.name, {name: [value] for name, value in row.items()})
+
+    def _roles(self, row: dict[str, Any], pictures: list[str]) -> Roles:
+        return shard_roles(self._table(row), self.columns, self.layout, pictures)
 
 
 def hugging_face_shards(source: str, columns: ColumnsConfig) -> list[HuggingFaceShard]:
@@ -122,6 +131,10 @@ def _cut(source: str) -> tuple[str, str]:
     """The path or name of a data set, and its split, empty where none is given."""
     path, _, split = source.removeprefix(PREFIX).partition("@")
     return path, split
+
+
+def _pictures_of(opened: Any) -> list[str]:
+    return [name for name, kind in (opened.features or {}).items() if _is_picture(kind)]
 
 
 def _is_picture(kind: Any) -> bool:

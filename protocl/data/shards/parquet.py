@@ -11,9 +11,10 @@ import numpy as np
 
 from protocl.data.config import ColumnsConfig
 from protocl.data.readers.columns import Table
-from protocl.data.readers.roles import Roles, roles_of
+from protocl.data.readers.roles import Roles
 from protocl.data.readers.table import picture_of
 from protocl.data.shards.decoding import Wanted, read_label, stacked
+from protocl.data.shards.layout import shard_roles
 from protocl.data.shards.shard import (
     DamagedShardError,
     Entry,
@@ -22,7 +23,7 @@ from protocl.data.shards.shard import (
     Shard,
     assembled,
 )
-from protocl.errors import ConfigError, DataError
+from protocl.errors import DataError
 
 SUFFIXES = (".parquet", ".pq")
 _BUFFER = 1 << 20
@@ -90,9 +91,7 @@ class ParquetShard(Shard):
         values = batch.column(column)
         if values.null_count:
             raise DataError(f"{self.name}: a row has no label")
-        if hasattr(values.type, "value_type"):
-            values = values.dictionary_decode()
-        encoded = values.dictionary_encode()
+        encoded = _encoded(values)
         read = [read_label(v, self.name, wanted) for v in encoded.dictionary.to_pylist()]
         return read, encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
@@ -114,12 +113,19 @@ class ParquetShard(Shard):
         return picture_of(value, self.file.parent, f"column '{roles.image}'")
 
     def _roles(self, batch: Any) -> Roles:
-        head = batch.slice(0, 64)
-        known = {name: head.column(name).to_pylist() for name in batch.schema.names}
-        try:
-            return roles_of(Table(self.name, known), self.columns, prefix="--")
-        except ConfigError as error:
-            raise DamagedShardError(str(error)) from error
+        return shard_roles(self._head(batch), self.columns, self.layout)
+
+    def _head(self, batch: Any) -> Table:
+        head, names = batch.slice(0, 64), batch.schema.names
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise DamagedShardError(f"{self.name} has two columns '{twice}'; rename one of them")
+        return Table(self.name, {name: head.column(name).to_pylist() for name in names})
+
+    def first_rows(self) -> tuple[Table, Roles] | None:
+        """See :meth:`.Shard.first_rows`."""
+        batch = next(self._batches(0, 64), None)
+        return None if batch is None else (self._head(batch), self._roles(batch))
 
     def _batches(self, start: int, size: int) -> Iterator[Any]:
         """Rows from ``start`` on, ``size`` at a time whatever the row groups."""
@@ -158,6 +164,17 @@ class ParquetShard(Shard):
                 f"{self.name} cannot be read as Parquet ({str(error).splitlines()[0]}); restore it "
                 "from a copy"
             ) from error
+
+
+def _encoded(labels: Any) -> Any:
+    """Labels as numbers of what they are; of a dictionary as well, which may name one twice."""
+    from pyarrow import ArrowException, types
+
+    plain = labels.dictionary_decode() if types.is_dictionary(labels.type) else labels
+    try:
+        return plain.dictionary_encode()
+    except ArrowException as error:
+        raise DataError(f"labels are {labels.type}; expected texts or whole numbers") from error
 
 
 def _groups_from(metadata: Any, start: int) -> tuple[list[int], int]:

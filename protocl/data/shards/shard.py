@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocl.data.readers.columns import Table
+from protocl.data.readers.roles import Roles
 from protocl.data.readers.values import Label
 from protocl.data.shards.decoding import Wanted, decoded_sample, read_label
 from protocl.errors import DataError
@@ -74,6 +76,19 @@ class Portion:
     faults: Sequence[Fault] = ()
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a table, which those of one stream share.
+
+    Attributes:
+        names: of all its columns.
+        features: columns of numbers, in the order in which a sample holds them.
+    """
+
+    names: frozenset[str]
+    features: tuple[str, ...]
+
+
 class DamagedShardError(DataError):
     """A shard that cannot be read any further."""
 
@@ -83,13 +98,23 @@ class Shard(ABC):
 
     Attributes:
         name: of the shard in messages.
+        layout: columns of the first table of a stream, in whose order features are read.
     """
 
     name: str
+    layout: Layout | None = None
 
     @property
     def home(self) -> Path | None:
         """The file that holds it, or None."""
+        return None
+
+    def first_rows(self) -> tuple[Table, Roles] | None:
+        """Some rows of a table, and which column is what; None of what is no table.
+
+        Raises:
+            DamagedShardError: it cannot be read, or says too little.
+        """
         return None
 
     def identity(self) -> list[int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from lzma import LZMAError
 from pathlib import Path
@@ -26,6 +26,8 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SAMPLE_FIELDS = (*(ending.removeprefix(".") for ending in ENDINGS), "npy")
 LABEL_FIELDS = ("cls", "label", "json")
 _JSON = "json."
+_SHOWN = 4
+"""Files of a sample that a message names."""
 
 
 @dataclass(eq=False)
@@ -44,6 +46,7 @@ class TarShard(Shard):
 
     def __post_init__(self) -> None:
         self.name = str(self.file)
+        self.sample, self.label = _ending(self.sample), _ending(self.label)
 
     @property
     def home(self) -> Path:
@@ -103,8 +106,24 @@ class TarShard(Shard):
                 "which is the sample with --sample",
             )
             return
-        sample = group.files[found[0]] if found else None
-        yield Entry(group.key, sample, self._label(group))
+        if not found:
+            yield self._without_sample(group, fields)
+            return
+        try:
+            yield Entry(group.key, group.files[found[0]], self._label(group))
+        except (ValueError, RecursionError) as error:
+            what = f"{self.name}: sample '{group.key}'"
+            yield Fault("no label", f"{what} has JSON that cannot be read: {error}")
+
+    def _without_sample(self, group: _Group, fields: Sequence[str]) -> Fault:
+        names = sorted(f".{ending}" for ending in group.files)
+        more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+        return Fault(
+            "damaged sample",
+            f"{self.name}: sample '{group.key}' has {', '.join(names[:_SHOWN] + more)}; expected "
+            f"one of .{', .'.join(fields)}: what follows the first dot of a name says what a file "
+            "is; name the ending with --sample, or rename the files",
+        )
 
     def _label(self, group: _Group) -> Any:
         if self.label is not None and self.label.startswith(_JSON):
@@ -161,11 +180,16 @@ def _cut(path: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), ending.lower()
 
 
+def _ending(text: str | None) -> str | None:
+    """An ending as a user writes it, perhaps with its dot, in small letters as here."""
+    if text is None:
+        return None
+    text = text.removeprefix(".")
+    return text if text.lower().startswith(_JSON) else text.lower()
+
+
 def _in_json(files: Mapping[str, bytes | None], keys: tuple[str, ...]) -> Any:
     """The value of the first of ``keys`` in the sample's JSON; None where there is none."""
-    try:
-        content = json.loads(files.get("json") or b"{}")
-    except ValueError:
-        return None
+    content = json.loads(files.get("json") or b"{}")
     named = content if isinstance(content, dict) else {}
     return next((named[key] for key in keys if key in named), None)

@@ -13,12 +13,13 @@ from typing import Any
 import torch.distributed as dist
 
 from protocl.config.schema import RunConfig
-from protocl.distributed.collectives import is_loss, of_first
+from protocl.distributed.collectives import is_loss, of_first, require_same
 from protocl.distributed.launched import CONTINUE
 from protocl.errors import ConfigError, PeerError, ProtoclError
 from protocl.runner.context import CHECKPOINTS
 from protocl.runner.folders import (
     LOG_FILE,
+    decisive,
     discard_if_empty,
     exclusive,
     is_complete,
@@ -48,13 +49,14 @@ def run_together(
         The outcomes, in the order of ``configs``; none of those after a failure.
 
     Raises:
-        ConfigError: several jobs are asked for.
+        ConfigError: several jobs are asked for, or the processes were given different settings.
     """
     if configs[0].jobs > 1:
         raise ConfigError(
             f"jobs={configs[0].jobs}: under torchrun all processes work on one run, and runs of a "
             "sweep come one after the other; leave it out"
         )
+    _require_same_settings(configs)
     outcomes: list[Outcome] = []
     for index, config in enumerate(configs):
         folder, finished = of_first(partial(_opened, config))
@@ -68,6 +70,15 @@ def run_together(
         if outcome.failure is not None:
             return outcomes
     return outcomes
+
+
+def _require_same_settings(configs: Sequence[RunConfig]) -> None:
+    try:
+        require_same({"the number of runs": len(configs)})
+        for config in configs:
+            require_same(decisive(config))
+    except PeerError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _opened(config: RunConfig) -> tuple[Path, bool]:

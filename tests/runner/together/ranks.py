@@ -1,7 +1,8 @@
 """One of several processes, as ``torchrun`` starts them: carries out commands of ``protocl``.
 
 ``python -m tests.runner.together.ranks`` with a JSON list of commands on standard input; writes
-their exit codes. A command that begins with ``killed`` ends the last process in the middle.
+their exit codes. ``{rank}`` in a command is the number of the process. A command that begins with
+``killed`` ends the last process in the middle.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ learn = SharedFeatureRun._learn
 for command in json.load(sys.stdin):
     if command[0] == "killed":
         SharedFeatureRun._learn = end
-    codes.append(main(command[1:]))
+    codes.append(main([word.replace("{rank}", os.environ["RANK"]) for word in command[1:]]))
     if dist.is_initialized():  # a process ends after a failure, and this one does not
         dist.destroy_process_group()
 if os.environ["RANK"] == "0":

@@ -53,6 +53,8 @@ REFUSED = {
     "unknown=true scores the samples": ["run", "strategy=slda", "unknown=true"],
     "runs of kind 'federation' are not distributed": ["federate", "federation=digits"],
     "jobs=2: under torchrun": ["run", "strategy=slda", "seed=1,2", "jobs=2"],
+    "the processes differ in strategy.head.shrinkage: 0.01 on rank 0, 0.11 on rank 1":
+        ["run", "strategy=slda", "strategy.head.shrinkage=0.{rank}1"],
     "unknown key strategy.typo": ["run", "strategy=slda", "strategy.typo=1"],
 }  # fmt: skip
 

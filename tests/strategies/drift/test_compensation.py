@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from protocl.heads import LinearDiscriminant, NearestMean
+from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean
 from protocl.strategies.drift.compensation import DriftCompensation, DriftEstimator
 from protocl.strategies.il2a import IL2APlugin
 from protocl.strategies.plugin.extraction import features_of
@@ -113,6 +113,17 @@ def test_a_class_that_comes_back_is_carried_over_before_it_is_added_to(benchmark
         zip(prototypes.memory.classes.tolist(), prototypes.memory.counts.tolist(), strict=True)
     )
     assert sum(counts[c] for c in first.classes_in_this_experience) == 2 * len(first.dataset)
+
+
+@pytest.mark.parametrize("method", ["sdc", "ldc", "dpcr", "adc"])
+@pytest.mark.parametrize("sums", [{"head": Mahalanobis()}, {"exact": True}])
+def test_sums_of_other_things_than_features_are_refused_before_training(
+    method: Any, sums: dict[str, Any]
+) -> None:
+    prototypes = PrototypePlugin(level="full", **sums)
+    with pytest.raises(ValueError, match=r"carries features over as they are.* another head"):
+        DriftCompensation(prototypes, method)
+    DriftCompensation(prototypes, "none")
 
 
 def test_wrong_use_is_refused(benchmark: Any) -> None:
