@@ -29,6 +29,9 @@ from protocl.memory.file import description_of
 
 FILE, KEY_FILE, LOCK_FILE = "books.sqlite", "keys.sqlite", "books.lock"
 
+_SEALED = ("ledger", "contributions", "sums")
+"""Tables whose rows name a key."""
+
 
 class InUseError(ConfigError):
     """Somebody else is writing the books."""
@@ -113,10 +116,18 @@ class Books:
         return ((key, json.loads(value)) for key, value in self.db.execute(query, (name,)))
 
     def unreadable(self) -> list[str]:
-        """Clients of whose contributions some can be read no more, as their keys are destroyed."""
+        """Clients of whose contributions some can be read no more, as their keys are destroyed.
+
+        Raises:
+            DataError: some keys were never destroyed, and are not there.
+        """
         self.db.execute("ATTACH ? AS apart", (str(self.folder / KEY_FILE),))
         try:
             lost = "key NOT IN (SELECT name FROM apart.keys)"
+            gone = " UNION ".join(
+                f"SELECT key FROM {table} WHERE key NOT NULL AND {lost}" for table in _SEALED
+            )
+            self._keys.require_destroyed(name for (name,) in self.db.execute(gone))
             rows = self.db.execute(f"SELECT number FROM ledger WHERE key NOT NULL AND {lost}")
             self._lost = rows.fetchall()
             query = f"SELECT DISTINCT client FROM contributions WHERE {lost} ORDER BY client"
@@ -295,10 +306,7 @@ class Books:
 
     def _destroy(self) -> None:
         """Destroy every key of what is no longer in the books, and what is left of deleted rows."""
-        query = (
-            "SELECT key FROM ledger WHERE key NOT NULL UNION SELECT key FROM contributions "
-            "UNION SELECT key FROM sums"
-        )
+        query = " UNION ".join(f"SELECT key FROM {table} WHERE key NOT NULL" for table in _SEALED)
         state = bytes.fromhex(json.loads(self._meta().get("state", '""')))
         names = (name for (name,) in self.db.execute(query))
         self._keys.keep((state, *names))

@@ -42,10 +42,14 @@ def backup(words: list[str]) -> int:
 def restore(words: list[str]) -> int:
     """``restore FOLDER FILE``."""
     from protocl.federation.books.backup import restore as restore_books
+    from protocl.federation.cli.forget import catch_up
 
     folder, file = _words(words, "restore FOLDER FILE", 2, 2)
     restore_books(Path(folder), Path(file))
-    _say(f"{folder} is as in {file}; what was forgotten since stays so when the run is resumed")
+    more = catch_up(Path(folder))
+    _say(f"{folder} is as in {file}, without what was forgotten since")
+    for line in more:
+        _say(line)
     return 0
 
 

@@ -40,6 +40,28 @@ def forget(folder: Path, word: str, seconds: float = _PATIENCE) -> list[str]:
         return [_ask(place, wanted, seconds)]
 
 
+def catch_up(folder: Path) -> list[str]:
+    """Leave out of books that were restored what was forgotten since, on disk as well.
+
+    Args:
+        folder: see :func:`forget`.
+
+    Returns:
+        See :func:`forget`.
+
+    Raises:
+        ConfigError, DataError: they cannot be read, or somebody is writing them.
+    """
+    place = folder_of_books(folder)
+    strategy = _opened(place)
+    with strategy.writing():
+        try:
+            strategy.resume()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return _write_outputs(strategy, place.parent)
+
+
 def _forget_here(strategy: FederatedPrototypes, place: Path, wanted: Wanted) -> list[str]:
     strategy.resume()
     try:

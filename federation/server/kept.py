@@ -230,8 +230,16 @@ class KeptState:
         self.names = noted(self.names)
         books.attach(self.account({}))
 
-    def take_up(self, books: Books) -> None:
+    @property
+    def unwritten(self) -> bool:
+        """Whether something was forgotten that is not in the books yet."""
+        return bool(self._forgettings)
+
+    def take_up(self, books: Books) -> bool:
         """Take up what is in books, without what was forgotten since they were written.
+
+        Returns:
+            Whether the books hold something that cannot be read any more.
 
         Raises:
             ValueError, FingerprintError, ConfigError, DataError: they belong to a federation of
@@ -254,12 +262,13 @@ class KeptState:
             self._kept.drop(client)
             self.ledger.replace(client)
             self.known.unlearn(client)
-        self._begin(self._read_sum(books, unreadable), keep=self.keep_contributions)
+        there = books.memory()
+        memory = None if unreadable else there
+        whole = self._sum_anew(books) if memory is None else memory
+        self._begin(whole, keep=self.keep_contributions)
+        return memory is None
 
-    def _read_sum(self, books: Books, unreadable: Sequence[str]) -> PrototypeMemory:
-        memory = books.memory()
-        if memory is not None and not unreadable:
-            return memory
+    def _sum_anew(self, books: Books) -> PrototypeMemory:
         if not self.keep_contributions:
             raise DataError(
                 f"{books.path} is of before a class was forgotten, and without contributions its "

@@ -6,7 +6,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from protocl.federation.books.books import Books
+from protocl.federation.books.books import Books, InUseError
 from protocl.federation.books.noting import noted
 from protocl.federation.books.requests import Requests, Wanted
 from protocl.federation.exactly_once.server import Tombstone
@@ -190,13 +190,13 @@ class KeepsBooks(LastingStrategy):
             KeyError: there is none of that name.
             ValueError: it cannot be forgotten; see :class:`.MergedMemory`.
         """
-        before = self.memory.total
+        before = self.merged.memory.total  # of all, whatever a rule makes of them
         if wanted.kind == "client":
             self.forget_client(wanted.name)
         else:
             self.forget_classes(self.merged.class_of(wanted.name))
         self.heeded += 1
-        gone = before - self.memory.total
+        gone = before - self.merged.memory.total
         return f"forgot {wanted.kind} {wanted.name}: {gone} samples less, {before - gone} remain"
 
     def heed(self) -> None:
@@ -222,11 +222,15 @@ class KeepsBooks(LastingStrategy):
             return False
         if not self._books.exist:
             return self._migrate()
-        self.merged.take_up(self._books)
+        unread = self.merged.take_up(self._books)
         self._note_evaluations(self._books)
         self._books.take_up_traffic(self.traffic)
         self.round, self._begun = self._books.round, True
         self._bury()
+        if unread or self.merged.unwritten:
+            # Of before something was forgotten, by a backup or by whoever was stopped on the way.
+            with suppress(InUseError), self._books.held():
+                self._save(self.round)
         return True
 
     def _migrate(self) -> bool:
