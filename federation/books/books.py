@@ -16,6 +16,7 @@ from protocl.federation.books.database import (
     BOOKS,
     connect,
     leave_nothing_behind,
+    named,
     transaction,
 )
 from protocl.federation.books.keys import KeyFile
@@ -199,7 +200,7 @@ class Books:
         Raises:
             ConfigError: another process has written the books since they were read.
         """
-        with self.held():
+        with self.held(), named(self.path):
             self._write(account, traffic, meta, kept)
 
     def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -61,15 +62,11 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
         path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
     )
     try:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", _CACHE):
-            connection.execute(f"PRAGMA {pragma}")
-        _require_version(connection, path, schema)
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        if isinstance(error, sqlite3.OperationalError):
-            raise DataError(f"{path} cannot be opened: {error}") from error
-        raise DataError(f"{path} is damaged: {error}; restore a backup") from error
-    except ConfigError:
+        with named(path):
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", _CACHE):
+                connection.execute(f"PRAGMA {pragma}")
+            _require_version(connection, path, schema)
+    except (DataError, ConfigError):
         connection.close()
         raise
     return connection
@@ -87,6 +84,23 @@ def _require_version(connection: sqlite3.Connection, path: Path, schema: str) ->
             f"{path} is of format {version}; protocl {installed_version('protocl')} reads format "
             f"{VERSION}: continue with the protocl that wrote it, or begin in another folder"
         )
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Say of which file it is where SQLite fails in the block.
+
+    Raises:
+        DataError: the file is damaged, or cannot be read or written.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written to
+        raise DataError(
+            f"{path} cannot be read or written: {error}; nothing was changed"
+        ) from error
+    except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is damaged: {error}; restore a backup") from error
 
 
 @contextmanager

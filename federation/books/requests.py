@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Literal, NamedTuple
 
 from protocl.errors import ConfigError
 from protocl.io.atomic import atomic_write
+
+logger = logging.getLogger(__name__)
 
 _POLL = 0.2
 
@@ -61,10 +64,16 @@ class Requests:
         return name
 
     def waiting(self) -> Iterator[tuple[str, Wanted]]:
-        """Requests without an answer, by name."""
+        """Requests without an answer, by name; what is none is put aside as ``*.refused``."""
         for file in sorted(self._folder.glob("*.json")):
-            values = json.loads(file.read_text(encoding="utf-8"))
-            yield file.stem, Wanted(values["kind"], str(values["name"]))
+            try:
+                values = json.loads(file.read_text(encoding="utf-8"))
+                wanted = Wanted.of(f"{values['kind']}={values['name']}")
+            except (ValueError, KeyError, TypeError, ConfigError) as error:
+                logger.warning("%s is no request to forget: %s", file, error)
+                file.rename(file.with_suffix(".refused"))
+                continue
+            yield file.stem, wanted
 
     def answer(self, name: str, text: str, *, done: bool) -> None:
         """Say what became of a request."""

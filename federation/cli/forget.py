@@ -9,6 +9,7 @@ from protocl.errors import ConfigError, DataError
 from protocl.federation.books.backup import folder_of_books
 from protocl.federation.books.books import Books, InUseError
 from protocl.federation.books.requests import Requests, Wanted
+from protocl.federation.edges.files import leave_anew
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.io.names import MODEL_FOLDER
 from protocl.memory import PrototypeMemory
@@ -64,6 +65,7 @@ def catch_up(folder: Path) -> list[str]:
 
 def _forget_here(strategy: FederatedPrototypes, place: Path, wanted: Wanted) -> list[str]:
     strategy.resume()
+    strategy.heed()  # what a server was asked for that is not at work any more
     try:
         said = strategy.forget(wanted)
     except (KeyError, ValueError) as error:
@@ -109,6 +111,7 @@ def _write_outputs(strategy: FederatedPrototypes, run: Path) -> list[str]:
     elif memory.exists():
         memory.unlink()
         said.append(f"{memory} was of before and is removed; the run writes it anew as it goes on")
+    said += leave_anew(run, strategy)
     if (run / MODEL_FOLDER).exists():
         said.append(
             f"{run / MODEL_FOLDER} was written before: take a class out of it by protocl forget, "

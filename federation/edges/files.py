@@ -64,6 +64,11 @@ class EdgeFolder:
         """Of what the edge has."""
         return self.path / "row.safetensors"
 
+    @property
+    def above(self) -> Path:
+        """Of what the edge's node told the root."""
+        return self.path / "above.safetensors"
+
     def tend(self, strategy: FederatedPrototypes) -> None:
         """Withdraw who is asked for, and leave what the edge has for the root."""
         for file in sorted((self.path / "asked").glob("*.json")):
@@ -78,6 +83,10 @@ class EdgeFolder:
                 file.rename(file.with_suffix(".refused"))
                 continue
             file.unlink()
+        self.leave(strategy)
+
+    def leave(self, strategy: FederatedPrototypes) -> None:
+        """Leave what the edge has for the root."""
         withdrawn = [tombstone._asdict() for tombstone in strategy.withdrawn]
         save_holding(
             self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn, edge=self.name
@@ -86,6 +95,18 @@ class EdgeFolder:
     def release(self, client: str) -> Path:
         """Where the release of a client that left is written, and overwritten by the next one."""
         return self.path / "releases" / f"{quote(client, safe='')}.release.json"
+
+
+def leave_anew(folder: Path, strategy: FederatedPrototypes) -> list[str]:
+    """Write the row of an edge anew whose server is not at work; what else to know, in words."""
+    edge = EdgeFolder(folder)
+    if not edge.row.exists():
+        return []
+    _, values = load_holding(edge.row)
+    EdgeFolder(folder, values["edge"]).leave(strategy)
+    if not edge.above.exists():
+        return []
+    return [f"{edge.above} and the root are as before until the root asks this edge again"]
 
 
 def ask(folder: Path, client: str, target: str) -> Path:

@@ -31,7 +31,7 @@ class EdgeNode:
 
     def __init__(self, folder: EdgeFolder) -> None:
         self.folder = folder
-        self._path = folder.path / "above.safetensors"
+        self._path = folder.above
 
     def __call__(self, message: Message, context: Context) -> Message:
         """The answer; its clients evaluate with the edge's own memory, not with the root's."""

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from protocl.federation.books.books import Books, InUseError
+from protocl.federation.books.database import named
 from protocl.federation.books.noting import noted
 from protocl.federation.books.requests import Requests, Wanted
 from protocl.federation.exactly_once.server import Tombstone
@@ -222,9 +223,10 @@ class KeepsBooks(LastingStrategy):
             return False
         if not self._books.exist:
             return self._migrate()
-        unread = self.merged.take_up(self._books)
-        self._note_evaluations(self._books)
-        self._books.take_up_traffic(self.traffic)
+        with named(self._books.path):
+            unread = self.merged.take_up(self._books)
+            self._note_evaluations(self._books)
+            self._books.take_up_traffic(self.traffic)
         self.round, self._begun = self._books.round, True
         self._bury()
         if unread or self.merged.unwritten:

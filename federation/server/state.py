@@ -140,7 +140,8 @@ class MergedMemory(Forgets):
         It is not settled, for what is in the way may pass; its sender is told why, and until when
         it is in the way (:attr:`.KnownClients.refused`).
         """
-        reason = f"{error.reason}: {error}"
+        # A text may quote what JSON can hold and neither messages nor books: half a character.
+        reason = f"{error.reason}: {error}".encode(errors="backslashreplace").decode()
         client = self.known.refuse(client, epoch, f"{reason} ({until(error.reason)})")
         labels = (size, name_of_life(epoch), seq, "", reason)
         self.ledger.add(Entry(round_number, client, "rejected", (), (), *labels))

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+from contextlib import suppress
 
 import pytest
 from flwr.app import ArrayRecord
 
 from protocl.cli.main import main
-from protocl.errors import DataError
+from protocl.errors import ConfigError, DataError
 from protocl.federation import FederatedPrototypes
 from protocl.federation.books.audit import audit
-from protocl.federation.books.backup import back_up
+from protocl.federation.books.backup import back_up, restore
 from protocl.federation.cli.forget import forget
+from protocl.federation.edges.door import EdgeDoor
 from protocl.federation.robust.rules import RobustMerge
 from protocl.federation.server.sampling import Options
 from protocl.federation.server.state import same_statistics
+from protocl.federation.wire.messages import Contribution
+from protocl.federation.wire.validation import RejectedError
+from tests.federation.books.test_books import empty as small
+from tests.federation.books.test_books import play, server
 from tests.federation.books.test_forgetting import (
     Federation,
     empty,
@@ -83,3 +91,60 @@ def test_a_client_of_a_robust_federation_is_forgotten(tmp_path):
     assert said[0] == "forgot client 1001: 6 samples less, 12 remain"
     assert found_in(federation.server, sums_of(memory_of(federation.like, (1, 0)))) == []
     assert not audit(federation.server).faults
+
+
+def test_whatever_page_is_damaged_audit_and_server_say_so(tmp_path):
+    whole = server(tmp_path / "whole", small())
+    play(whole, 1)
+    whole._books.close()
+    content = (tmp_path / "whole/books.sqlite").read_bytes()
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    found = 0
+    for page in range(1, len(content) // 4096):
+        here = page * 4096 + 8
+        damaged = content[:here] + b"\xa5" * 4088 + content[here + 4088 :]
+        (tmp_path / "cut/books.sqlite").write_bytes(damaged)
+        try:
+            assert audit(tmp_path / "cut").faults == []
+        except DataError as error:
+            found += 1
+            assert re.search(r"books\.sqlite is damaged: .*; restore a backup", str(error))
+            with suppress(DataError):  # an index that is not read harms nobody yet
+                server(tmp_path / "cut", small()).resume()
+        else:  # what was damaged is the room of an empty table
+            strategy = server(tmp_path / "cut", small())
+            strategy.resume()
+            assert same_statistics(strategy.memory, whole.memory)
+    assert found > 6
+
+
+def test_the_books_themselves_are_no_backup(tmp_path):
+    play(server(tmp_path, small()), 1)
+    with pytest.raises(ConfigError, match="is the books themselves"):
+        restore(tmp_path, tmp_path / "books.sqlite")
+
+
+def test_a_request_that_is_none_is_put_aside_and_the_server_goes_on(tmp_path, caplog):
+    strategy = server(tmp_path, small())
+    play(strategy, 1)
+    folder = tmp_path / "requests"
+    folder.mkdir()
+    for name, text in (("a", "{"), ("b", "[1]"), ("c", '{"kind": "node", "name": "1"}')):
+        (folder / f"{name}.json").write_text(text)
+    strategy.heed()
+    assert sorted(file.name for file in folder.iterdir()) == ["a.refused", "b.refused", "c.refused"]
+    assert caplog.text.count("is no request to forget") == 3
+
+
+def test_a_reason_that_quotes_half_a_character_stops_no_round(tmp_path):
+    """JSON within a message can hold it; neither the books nor a message to the client can."""
+    release = {"client": "x", "lives": ["a"], "number": 1, "source": "\ud800", "target": "e"}
+    text = json.dumps({"release": release, "signature": "00"})
+    sent = Contribution(small(), "life", 1, "full", release=text)
+    strategy = server(tmp_path, small())
+    with pytest.raises(RejectedError) as refusal:
+        EdgeDoor("e0", {"e1": bytes(32)})(sent)  # type: ignore[arg-type]
+    strategy.merged.refuse(refusal.value, client="1", round_number=1)
+    strategy._save(1)
+    assert "edge '\\ud800' did not sign" in next(iter(strategy.merged.ledger)).reason
+    assert strategy.merged.known.refused["1"].encode()
