@@ -89,8 +89,9 @@ class EdgeFolder:
         """Leave what the edge has for the root."""
         withdrawn = [tombstone._asdict() for tombstone in strategy.withdrawn]
         save_holding(
-            self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn, edge=self.name
-        )
+            self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn, edge=self.name,
+            erasures=strategy.merged.erasures,
+        )  # fmt: skip
 
     def release(self, client: str) -> Path:
         """Where the release of a client that left is written, and overwritten by the next one."""
@@ -182,7 +183,8 @@ def load_holding(path: Path) -> tuple[Holding, dict[str, Any]]:
     values = {key: json.loads(text) for key, text in header.items() if key != "format"}
     memory = PrototypeMemory.from_parts(PrototypeMemory.described(values.pop("memory")), tensors)
     names = {int(key): name for key, name in values.pop("names").items()}
-    return Holding(memory, names, len(values.get("withdrawn", ()))), values
+    withdrawals, erasures = len(values.get("withdrawn", ())), values.get("erasures", 0)
+    return Holding(memory, names, withdrawals, erasures), values
 
 
 def tombstones_of(values: dict[str, Any]) -> list[Tombstone]:

@@ -122,6 +122,7 @@ class KeptState:
         known: which client a node is, and what of it is settled.
         names: class id -> name, where classes are known by name.
         keep_contributions: see above.
+        erasures: how often something was forgotten or withdrawn.
     """
 
     def __init__(self, empty: PrototypeMemory, *, keep: bool, means: int = 1) -> None:
@@ -134,6 +135,7 @@ class KeptState:
         self._forgotten_classes: frozenset[int] = frozenset()
         self._kept = Contributions(self._form, self.without_forgotten)
         self._forgettings: list[Forgetting] = []
+        self.erasures = 0
 
     @property
     def empty(self) -> PrototypeMemory:
@@ -246,6 +248,7 @@ class KeptState:
                 other statistics, to another protocl, or cannot be read.
         """
         said = books.open()
+        self.erasures = len(books.certificates())
         self._form.empty.require_compatible(
             PrototypeMemory.described(said["statistics"], feature_map=self._form.empty.feature_map)
         )

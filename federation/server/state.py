@@ -123,7 +123,9 @@ class MergedMemory(Forgets):
         """Enter what was merged in the ledger; a full state in place of what was before."""
         if withdraws:
             self.ledger.forget(entry.client)
-            entry = entry._replace(reason=f"withdrawn by the client: {lost}")
+            entry = entry._replace(
+                reason=f"withdrawn by the client: {lost}" if lost else "withdrawn"
+            )
         elif entry.kind == "full":
             self.ledger.replace(entry.client)
         if lost and not withdraws:
