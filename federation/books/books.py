@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from protocl.errors import ConfigError, DataError
 from protocl.federation.books.database import (
     BOOKS,
+    KEYS,
     connect,
     leave_nothing_behind,
     named,
@@ -63,12 +64,13 @@ class Books:
         self._generation = 0
         self._forgotten_classes: frozenset[int] = frozenset()
         self.round = 0
+        self._overdue = False  # whether keys wait to be destroyed
         self._lost: list[tuple[int]] = []  # numbers of rows whose keys are destroyed
 
     @property
     def exist(self) -> bool:
-        """Whether there is a database."""
-        return self.path.exists()
+        """Whether something was ever written; who began may have been stopped before."""
+        return self.path.exists() and not self._is_blank()
 
     def close(self) -> None:
         """Release the files."""
@@ -199,6 +201,7 @@ class Books:
 
         Raises:
             ConfigError: another process has written the books since they were read.
+            StillReadError: it is written, and what was deleted goes with the next time.
         """
         with self.held(), named(self.path):
             self._write(account, traffic, meta, kept)
@@ -223,13 +226,14 @@ class Books:
             state = self._certify(writing, account)
             self._write_tables(account.tables)
             self._write_traffic(traffic)
-            self._write_meta(account, meta, state, forgets)
+            self._write_meta(account, meta, state, forgets or self._overdue)
             self._keys.add(writing.keys)  # without which the rows could not be read
         self._generation, self._lost = self._generation + 1, []
         self._forgotten_classes = account.forgotten_classes
         self._sums.written(sums)
         self._saved(account, traffic)
-        if forgets:
+        self._overdue |= forgets
+        if self._overdue:
             self._destroy()
 
     def _saved(self, account: Account, traffic: Traffic) -> None:
@@ -270,7 +274,7 @@ class Books:
         self.db.executemany("INSERT INTO traffic VALUES (?, ?, ?, ?, ?)", traffic.rows)
 
     def _write_meta(
-        self, account: Account, more: Mapping[str, Any], state: str, forgets: bool
+        self, account: Account, more: Mapping[str, Any], state: str, destroying: bool
     ) -> None:
         meta = {
             **more,
@@ -280,7 +284,7 @@ class Books:
             "keep_contributions": account.keeps,
             "forgotten_classes": sorted(account.forgotten_classes),
             "state": state,
-            "destroying": int(forgets),
+            "destroying": int(destroying),
         }
         rows = ((name, json.dumps(value)) for name, value in meta.items())
         self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
@@ -292,6 +296,17 @@ class Books:
             self._db = connect(self.path, BOOKS)
             self._keys = KeyFile(self.folder / KEY_FILE)
             self._sums = Sums(self._db, self._empty)
+
+    def _is_blank(self) -> bool:
+        """Whether neither rows nor keys were ever written."""
+        tables = [(self.path, BOOKS, "meta"), (self.folder / KEY_FILE, KEYS, "keys")]
+        for path, schema, table in tables:
+            if not path.exists():
+                continue
+            with closing(connect(path, schema)) as there:
+                if there.execute(f"SELECT 1 FROM {table}").fetchone():
+                    return False
+        return True
 
     def _meta(self) -> dict[str, str]:
         return dict(self.db.execute("SELECT name, value FROM meta"))
@@ -313,6 +328,7 @@ class Books:
         self._keys.keep((state, *names))
         leave_nothing_behind(self.db)
         self.db.execute("INSERT OR REPLACE INTO meta VALUES ('destroying', '0')")
+        self._overdue = False
 
 
 def _value(table: Any, key: Any) -> str | None:

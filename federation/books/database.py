@@ -45,6 +45,11 @@ CREATE TABLE keys (name BLOB PRIMARY KEY, secret BLOB NOT NULL) WITHOUT ROWID;
 
 _CACHE = "cache_size=-16000"  # KiB
 
+
+class StillReadError(DataError):
+    """What was deleted is in a log until another process that reads it ends."""
+
+
 _PATIENCE = 30.0
 """Seconds to wait for others that read or write the file."""
 
@@ -120,13 +125,13 @@ def leave_nothing_behind(connection: sqlite3.Connection, patience: float = _PATI
     """Empty the write-ahead log, in which what was deleted still stands.
 
     Raises:
-        DataError: another process goes on reading for longer than ``patience`` seconds.
+        StillReadError: another process goes on reading for longer than ``patience`` seconds.
     """
     end = time.monotonic() + patience
     while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
         if time.monotonic() > end:
             (_, _, path), *_ = connection.execute("PRAGMA database_list").fetchall()
-            raise DataError(
+            raise StillReadError(
                 f"{path}-wal still holds what was deleted, since another process reads {path}; "
                 "end it and forget again"
             )

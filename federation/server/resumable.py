@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from protocl.federation.books.books import Books, InUseError
-from protocl.federation.books.database import named
+from protocl.federation.books.database import StillReadError, named
 from protocl.federation.books.noting import noted
 from protocl.federation.books.requests import Requests, Wanted
 from protocl.federation.exactly_once.server import Tombstone
@@ -207,7 +207,7 @@ class KeepsBooks(LastingStrategy):
             assert self.requests is not None
             try:
                 text, done = self.forget(wanted), True
-            except (KeyError, ValueError) as error:  # of a name, or of what cannot be forgotten
+            except (KeyError, ValueError, StillReadError) as error:
                 text, done = str(error.args[0]), False
             logger.info("asked to forget %s %s: %s", *wanted, text)
             self.requests.answer(name, text, done=done)
@@ -272,6 +272,13 @@ class KeepsBooks(LastingStrategy):
         self.failed_evaluations = {int(n): v for n, v in books.table("failed_evaluations")}
         self.evaluations = noted(self.evaluations)
         self.failed_evaluations = noted(self.failed_evaluations)
+
+    def _save_round(self) -> None:
+        """Save, and go on where somebody who reads is in the way of what is to be destroyed."""
+        try:
+            self._save(self.round)
+        except StillReadError as error:
+            logger.warning("%s; it is tried again after the next round", error)
 
     def _save(self, finished: int) -> None:
         start = time.perf_counter()

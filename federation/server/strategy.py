@@ -191,7 +191,7 @@ class FederatedPrototypes(KeepsBooks):
         """Merge what came, in the order of clients, then save; nothing is acknowledged before."""
         self.round = self._first + server_round
         self._intake.take(replies, self.round)
-        self._save(self.round)
+        self._save_round()
         return self._encoded()[0], MetricRecord(dict(self._summary()))
 
     def configure_evaluate(

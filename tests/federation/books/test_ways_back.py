@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from contextlib import suppress
+import sqlite3
+from contextlib import closing, suppress
 
 import pytest
 from flwr.app import ArrayRecord
@@ -15,6 +16,9 @@ from protocl.errors import ConfigError, DataError
 from protocl.federation import FederatedPrototypes
 from protocl.federation.books.audit import audit
 from protocl.federation.books.backup import back_up, restore
+from protocl.federation.books.books import Books
+from protocl.federation.books.database import leave_nothing_behind
+from protocl.federation.books.requests import Requests, Wanted
 from protocl.federation.cli.forget import forget
 from protocl.federation.edges.door import EdgeDoor
 from protocl.federation.robust.rules import RobustMerge
@@ -148,3 +152,41 @@ def test_a_reason_that_quotes_half_a_character_stops_no_round(tmp_path):
     strategy._save(1)
     assert "edge '\\ud800' did not sign" in next(iter(strategy.merged.ledger)).reason
     assert strategy.merged.known.refused["1"].encode()
+
+
+def test_who_was_stopped_before_the_first_round_was_written_begins_anew(tmp_path):
+    books = Books(tmp_path, small())
+    books._connect()
+    books.close()
+    strategy = server(tmp_path, small())
+    assert not strategy.resume()
+    play(strategy, 1)
+    strategy._books.close()
+    (tmp_path / "books.sqlite").write_bytes(b"")  # not stopped: there are keys of what was in it
+    with pytest.raises(DataError, match="is empty"):
+        server(tmp_path, small()).resume()
+
+
+def test_a_reader_in_the_way_ends_no_run_and_keys_are_destroyed_later(tmp_path, monkeypatch):
+    def impatient(connection: sqlite3.Connection) -> None:
+        leave_nothing_behind(connection, 0.05)
+
+    monkeypatch.setattr("protocl.federation.books.books.leave_nothing_behind", impatient)
+    federation = Federation(tmp_path, empty())
+    strategy = federation.strategy()
+    federation.rounds(1, strategy)
+    strategy._books.db.execute("PRAGMA busy_timeout=50")
+    with closing(sqlite3.connect(federation.server / "books.sqlite")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM ledger").fetchone()
+        requests = Requests(federation.server)
+        name = requests.leave(Wanted("client", "1001"))
+        strategy.heed()
+        with pytest.raises(ConfigError, match=r"since another process reads .* end it and"):
+            requests.wait_for(name, 0.0)
+        strategy.start(federation.grid, ArrayRecord(), num_rounds=1)
+        assert (federation.server / "books.sqlite-wal").stat().st_size
+    federation.rounds(1, strategy)
+    assert same_statistics(strategy.memory, federation.expected({0: 3, 2: 3}))
+    query = "SELECT value FROM meta WHERE name = 'destroying'"
+    assert strategy._books.db.execute(query).fetchone() == ("0",)
