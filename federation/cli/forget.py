@@ -114,7 +114,7 @@ def _write_outputs(strategy: FederatedPrototypes, run: Path) -> list[str]:
     said += leave_anew(run, strategy)
     if (run / MODEL_FOLDER).exists():
         said.append(
-            f"{run / MODEL_FOLDER} was written before: take a class out of it by protocl forget, "
-            "or remove it"
+            f"{run / MODEL_FOLDER} was written before and still holds it: remove it, or where it "
+            "is a class take that out by protocl forget"
         )
     return said
