@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from protocl.errors import ConfigError
 from protocl.io.atomic import atomic_write
@@ -17,34 +17,34 @@ logger = logging.getLogger(__name__)
 
 _POLL = 0.2
 
+Kind = Literal["client", "edge", "class"]
+
 
 class Wanted(NamedTuple):
     """What shall be forgotten.
 
     Attributes:
-        kind: ``client`` or ``class``.
+        kind: ``client``, ``edge`` (of a root, with all its clients) or ``class``.
         name: as the ledger, or the class list, has it.
     """
 
-    kind: Literal["client", "class"]
+    kind: Kind
     name: str
 
     @classmethod
     def of(cls, word: str) -> Wanted:
-        """Read ``client=NAME`` or ``class=NAME``.
+        """Read ``client=NAME``, ``edge=NAME`` or ``class=NAME``.
 
         Raises:
-            ConfigError: it is neither.
+            ConfigError: it is none of them.
 
         >>> Wanted.of("class=red fox")
         Wanted(kind='class', name='red fox')
         """
         kind, equals, name = word.partition("=")
-        if kind == "client" and equals and name:
-            return cls("client", name)
-        if kind == "class" and equals and name:
-            return cls("class", name)
-        raise ConfigError(f"{word}: expected client=NAME or class=NAME")
+        if not (equals and name) or kind not in ("client", "edge", "class"):
+            raise ConfigError(f"{word}: expected client=NAME, edge=NAME or class=NAME")
+        return cls(cast(Kind, kind), name)
 
 
 class Requests:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from protocl.errors import ConfigError, DataError
-from protocl.federation.books.backup import folder_of_books
+from protocl.federation.books.backup import back_up, folder_of_books, restore
 from protocl.federation.books.books import Books, InUseError
 from protocl.federation.books.requests import Requests, Wanted
 from protocl.federation.edges.files import leave_anew
@@ -19,7 +21,7 @@ _PATIENCE = 60.0
 
 
 def forget(folder: Path, word: str, seconds: float = _PATIENCE) -> list[str]:
-    """Forget ``client=NAME`` or ``class=NAME``, whether a server is at work or not.
+    """Forget ``client=NAME``, ``edge=NAME`` or ``class=NAME``, whether a server is at work or not.
 
     Args:
         folder: of a run or a deployed server, or of its books.
@@ -39,6 +41,32 @@ def forget(folder: Path, word: str, seconds: float = _PATIENCE) -> list[str]:
             return _forget_here(strategy, place, wanted)
     except InUseError:
         return [_ask(place, wanted, seconds)]
+
+
+def bring_back(folder: Path, file: Path) -> list[str]:
+    """Restore a backup, without what was forgotten since; where that fails, all is as before.
+
+    Args:
+        folder: see :func:`forget`.
+        file: see :func:`.backup.restore`.
+
+    Returns:
+        See :func:`forget`.
+
+    Raises:
+        ConfigError, DataError: see :func:`.backup.restore`, or nothing can be made of the backup.
+    """
+    with TemporaryDirectory(dir=folder) as temporary:
+        before = Path(temporary) / "before"
+        with suppress(ConfigError, DataError):  # they may be lost or damaged
+            back_up(folder, before)
+        restore(folder, file)
+        try:
+            return catch_up(folder)
+        except (ConfigError, DataError):
+            if before.exists():
+                restore(folder, before)
+            raise
 
 
 def catch_up(folder: Path) -> list[str]:
@@ -90,6 +118,7 @@ def _opened(place: Path) -> FederatedPrototypes:
         PrototypeMemory.described(said["statistics"]),
         keep_contributions=said["keep_contributions"],
         checkpoints=place,
+        rows=said.get("rows", False),
     )
     strategy.merged.means = said["means"]
     if not said["plain"]:

@@ -126,6 +126,7 @@ class KeepsBooks(LastingStrategy):
         withdrawn: who was forgotten or left, in the order in which it happened.
         requests: of operators, where the books are on disk.
         heeded: how often something was forgotten by name.
+        rows: whether this is a root, whose clients are edges.
     """
 
     def __init__(self, merged: MergedMemory, folder: Path | None) -> None:
@@ -140,6 +141,7 @@ class KeepsBooks(LastingStrategy):
         self.requests = None if folder is None else Requests(folder)
         self._begun = False
         self.heeded = 0
+        self.rows = False
 
     def writing(self) -> AbstractContextManager[None]:
         """Keep others from writing the books meanwhile."""
@@ -185,14 +187,21 @@ class KeepsBooks(LastingStrategy):
         self._save(self.round)
 
     def forget(self, wanted: Wanted) -> str:
-        """Forget a client or a class by name; what was done, in words.
+        """Forget a client, an edge or a class by name; what was done, in words.
 
         Raises:
             KeyError: there is none of that name.
             ValueError: it cannot be forgotten; see :class:`.MergedMemory`.
         """
+        if wanted.kind != "class" and (wanted.kind == "edge") != self.rows:
+            why = (
+                "these are the books of a root, which knows edges only; forget a client at its "
+                "edge, or all clients of an edge by edge=NAME"
+            )
+            why = why if self.rows else "these books are of clients; give client=NAME"
+            raise ValueError(f"{wanted.kind}={wanted.name}: {why}")
         before = self.merged.memory.total  # of all, whatever a rule makes of them
-        if wanted.kind == "client":
+        if wanted.kind != "class":
             self.forget_client(wanted.name)
         else:
             self.forget_classes(self.merged.class_of(wanted.name))
@@ -295,5 +304,6 @@ class KeepsBooks(LastingStrategy):
         account = self.merged.account({
             "evaluations": self.evaluations, "failed_evaluations": self.failed_evaluations,
         })  # fmt: skip
-        meta = {"round": finished, "plain": getattr(self, "merge", None) is None}
+        plain = getattr(self, "merge", None) is None
+        meta = {"round": finished, "plain": plain, "rows": self.rows}
         books.write(account, self.traffic, meta, self.merged.without_forgotten)

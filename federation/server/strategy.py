@@ -131,6 +131,7 @@ class FederatedPrototypes(KeepsBooks):
             means=means,
         )  # fmt: skip
         super().__init__(merged, checkpoints)
+        self.rows = rows
         self.merge = merge
         self._merged: tuple[str, PrototypeMemory] | None = None
         reader = MessageReader(self.empty, self.options.limits, ("delta", "full"), means, rows=rows)

@@ -82,6 +82,8 @@ def test_keys_of_another_day_are_refused_and_nothing_is_lost(tmp_path):
     back_up(tmp_path / "other" / "s", tmp_path / "of another federation")
     words = ["federate", "restore", str(federation.server), str(tmp_path / "of another federation")]
     assert main(words) == 3
+    assert same_statistics(federation.strategy().memory, expected)  # as it was
+    assert not audit(federation.server).faults
 
 
 def test_a_client_of_a_robust_federation_is_forgotten(tmp_path):
@@ -190,3 +192,36 @@ def test_a_reader_in_the_way_ends_no_run_and_keys_are_destroyed_later(tmp_path, 
     assert same_statistics(strategy.memory, federation.expected({0: 3, 2: 3}))
     query = "SELECT value FROM meta WHERE name = 'destroying'"
     assert strategy._books.db.execute(query).fetchone() == ("0",)
+
+
+def test_a_root_forgets_edges_and_takes_no_client_for_one(tmp_path, capsys):
+    """Their names look alike."""
+    root = FederatedPrototypes(small(), Options(evaluate=0.0), checkpoints=tmp_path, rows=True)
+    play(root, 1)
+    root._books.close()
+    words = ["federate", "forget", str(tmp_path)]
+    assert main([*words, "client=Ä 1"]) == 2
+    assert "forget a client at its edge" in " ".join(capsys.readouterr().err.split())
+    assert main([*words, "edge=Ä 1"]) == 0
+    assert "forgot edge Ä 1: 12 samples less" in capsys.readouterr().out
+    assert not audit(tmp_path).faults
+    play(server(tmp_path / "no root", small()), 1)
+    assert main(["federate", "forget", str(tmp_path / "no root"), "edge=Ä 1"]) == 2
+
+
+def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys):
+    for name in ("[/]", "[red]x"):
+        assert main(["federate", "block", str(tmp_path), f"node={name}"]) == 0
+        assert name in capsys.readouterr().out
+
+
+def test_a_backup_of_which_nothing_can_be_made_leaves_the_books_as_they_are(tmp_path, capsys):
+    """Without contributions no sum can be made anew of them."""
+    folder = tmp_path / "with a space, and ü"
+    play(server(folder, small(), keep=False), 1)
+    back_up(folder, tmp_path / "b")
+    forget(folder, "class=1")
+    expected = audit(folder)
+    assert main(["federate", "restore", str(folder), str(tmp_path / "b")]) == 3
+    assert "restore a newer backup" in " ".join(capsys.readouterr().err.split())
+    assert audit(folder) == expected
