@@ -241,7 +241,8 @@ class KeepsBooks(LastingStrategy):
         if unread or self.merged.unwritten:
             # Of before something was forgotten, by a backup or by whoever was stopped on the way.
             with suppress(InUseError), self._books.held():
-                self._save(self.round)
+                self._save_round()
+        self._discard_checkpoints()  # by whoever was stopped before it
         return True
 
     def _migrate(self) -> bool:
@@ -249,9 +250,13 @@ class KeepsBooks(LastingStrategy):
         if not super().resume():
             return False
         self._save(self.round)
-        assert self._checkpoints is not None
-        self._checkpoints.discard()  # it holds what may have to be forgotten
+        self._discard_checkpoints()
         return True
+
+    def _discard_checkpoints(self) -> None:
+        """Remove those of before there were books, which hold what may have to be forgotten."""
+        assert self._checkpoints is not None
+        self._checkpoints.discard()
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -26,6 +26,7 @@ from protocl.federation.server.sampling import Options
 from protocl.federation.server.state import same_statistics
 from protocl.federation.wire.messages import Contribution
 from protocl.federation.wire.validation import RejectedError
+from protocl.io.checkpoint import CheckpointFolder
 from tests.federation.books.test_books import empty as small
 from tests.federation.books.test_books import play, server
 from tests.federation.books.test_forgetting import (
@@ -225,3 +226,21 @@ def test_a_backup_of_which_nothing_can_be_made_leaves_the_books_as_they_are(tmp_
     assert main(["federate", "restore", str(folder), str(tmp_path / "b")]) == 3
     assert "restore a newer backup" in " ".join(capsys.readouterr().err.split())
     assert audit(folder) == expected
+
+
+def test_checkpoints_of_before_do_not_outlive_who_was_stopped_on_the_way_to_books(
+    tmp_path, monkeypatch
+):
+    plain = server(None, small())
+    play(plain, 1)
+    state = {"round": 1, "traffic": [], **plain._state()}
+    CheckpointFolder(tmp_path).save(1, state, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "discard", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            server(tmp_path, small()).resume()
+    assert list(tmp_path.glob("*.ckpt"))
+    again = server(tmp_path, small())
+    assert again.resume()
+    assert same_statistics(again.memory, plain.memory)
+    assert not [*tmp_path.glob("*.ckpt"), *tmp_path.rglob("*.piece")]
