@@ -15,7 +15,7 @@ import torch
 from protocl.errors import DataError
 from protocl.federation.books.backup import folder_of_books
 from protocl.federation.books.books import FILE, KEY_FILE
-from protocl.federation.books.database import BOOKS, connect
+from protocl.federation.books.database import BOOKS, connect, named
 from protocl.federation.books.keys import KeyFile
 from protocl.federation.books.sealing import Key, from_bytes
 from protocl.federation.books.shelves import CERTIFICATE, DATA, LABELS, packed_of_bytes
@@ -70,8 +70,16 @@ def audit(folder: Path, head: str = "") -> Audit:
     place = folder_of_books(folder)
     if not (place / KEY_FILE).exists():
         raise DataError(f"{place / KEY_FILE} is missing, without which nothing can be checked")
-    with closing(connect(place / FILE, BOOKS)) as books, closing(KeyFile(place / KEY_FILE)) as keys:
+    with (
+        closing(connect(place / FILE, BOOKS)) as books,
+        closing(KeyFile(place / KEY_FILE)) as keys,
+        named(place / FILE),
+    ):
         books.execute("BEGIN")
+        if (state := books.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+            raise DataError(
+                f"{place / FILE} is damaged: {' '.join(state.split())}; restore a backup"
+            )
         return _Auditor(books, keys).audit(head)
 
 

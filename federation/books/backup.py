@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from protocl.errors import ConfigError, DataError
 from protocl.federation.books.books import FILE, KEY_FILE, LOCK_FILE
-from protocl.federation.books.database import BOOKS, VERSION, connect, leave_nothing_behind
+from protocl.federation.books.database import BOOKS, VERSION, connect, leave_nothing_behind, named
 from protocl.io.atomic import atomic_path
 
 _CHECKPOINT = "checkpoint"  # the folder of the books within that of a run
@@ -46,6 +46,7 @@ def back_up(folder: Path, file: Path) -> None:
         closing(connect(source, BOOKS)) as books,
         atomic_path(file) as temporary,
         closing(sqlite3.connect(temporary)) as copy,
+        named(source),
     ):
         books.backup(copy)
         copy.execute("PRAGMA journal_mode=DELETE")
@@ -63,6 +64,8 @@ def restore(folder: Path, file: Path) -> None:
         DataError: the backup is damaged, or the keys are not there.
     """
     place = folder if (folder / KEY_FILE).exists() else folder / _CHECKPOINT
+    if (place / FILE).exists() and file.exists() and file.samefile(place / FILE):
+        raise ConfigError(f"{file} is the books themselves; give a backup of them")
     if not (place / KEY_FILE).exists():
         raise DataError(
             f"{folder} has no {KEY_FILE}, without which no backup can be read; put it there first"

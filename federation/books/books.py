@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from filelock import FileLock, Timeout
 from protocl.errors import ConfigError, DataError
 from protocl.federation.books.database import (
     BOOKS,
+    KEYS,
     connect,
     leave_nothing_behind,
+    named,
     transaction,
 )
 from protocl.federation.books.keys import KeyFile
@@ -28,6 +30,9 @@ from protocl.memory import PrototypeMemory
 from protocl.memory.file import description_of
 
 FILE, KEY_FILE, LOCK_FILE = "books.sqlite", "keys.sqlite", "books.lock"
+
+_SEALED = ("ledger", "contributions", "sums")
+"""Tables whose rows name a key."""
 
 
 class InUseError(ConfigError):
@@ -59,12 +64,13 @@ class Books:
         self._generation = 0
         self._forgotten_classes: frozenset[int] = frozenset()
         self.round = 0
+        self._overdue = False  # whether keys wait to be destroyed
         self._lost: list[tuple[int]] = []  # numbers of rows whose keys are destroyed
 
     @property
     def exist(self) -> bool:
-        """Whether there is a database."""
-        return self.path.exists()
+        """Whether something was ever written; who began may have been stopped before."""
+        return self.path.exists() and not self._is_blank()
 
     def close(self) -> None:
         """Release the files."""
@@ -113,10 +119,18 @@ class Books:
         return ((key, json.loads(value)) for key, value in self.db.execute(query, (name,)))
 
     def unreadable(self) -> list[str]:
-        """Clients of whose contributions some can be read no more, as their keys are destroyed."""
+        """Clients of whose contributions some can be read no more, as their keys are destroyed.
+
+        Raises:
+            DataError: some keys were never destroyed, and are not there.
+        """
         self.db.execute("ATTACH ? AS apart", (str(self.folder / KEY_FILE),))
         try:
             lost = "key NOT IN (SELECT name FROM apart.keys)"
+            gone = " UNION ".join(
+                f"SELECT key FROM {table} WHERE key NOT NULL AND {lost}" for table in _SEALED
+            )
+            self._keys.require_destroyed(name for (name,) in self.db.execute(gone))
             rows = self.db.execute(f"SELECT number FROM ledger WHERE key NOT NULL AND {lost}")
             self._lost = rows.fetchall()
             query = f"SELECT DISTINCT client FROM contributions WHERE {lost} ORDER BY client"
@@ -187,8 +201,9 @@ class Books:
 
         Raises:
             ConfigError: another process has written the books since they were read.
+            StillReadError: it is written, and what was deleted goes with the next time.
         """
-        with self.held():
+        with self.held(), named(self.path):
             self._write(account, traffic, meta, kept)
 
     def _write(
@@ -211,13 +226,14 @@ class Books:
             state = self._certify(writing, account)
             self._write_tables(account.tables)
             self._write_traffic(traffic)
-            self._write_meta(account, meta, state, forgets)
+            self._write_meta(account, meta, state, forgets or self._overdue)
             self._keys.add(writing.keys)  # without which the rows could not be read
         self._generation, self._lost = self._generation + 1, []
         self._forgotten_classes = account.forgotten_classes
         self._sums.written(sums)
         self._saved(account, traffic)
-        if forgets:
+        self._overdue |= forgets
+        if self._overdue:
             self._destroy()
 
     def _saved(self, account: Account, traffic: Traffic) -> None:
@@ -258,7 +274,7 @@ class Books:
         self.db.executemany("INSERT INTO traffic VALUES (?, ?, ?, ?, ?)", traffic.rows)
 
     def _write_meta(
-        self, account: Account, more: Mapping[str, Any], state: str, forgets: bool
+        self, account: Account, more: Mapping[str, Any], state: str, destroying: bool
     ) -> None:
         meta = {
             **more,
@@ -268,7 +284,7 @@ class Books:
             "keep_contributions": account.keeps,
             "forgotten_classes": sorted(account.forgotten_classes),
             "state": state,
-            "destroying": int(forgets),
+            "destroying": int(destroying),
         }
         rows = ((name, json.dumps(value)) for name, value in meta.items())
         self.db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
@@ -280,6 +296,17 @@ class Books:
             self._db = connect(self.path, BOOKS)
             self._keys = KeyFile(self.folder / KEY_FILE)
             self._sums = Sums(self._db, self._empty)
+
+    def _is_blank(self) -> bool:
+        """Whether neither rows nor keys were ever written."""
+        tables = [(self.path, BOOKS, "meta"), (self.folder / KEY_FILE, KEYS, "keys")]
+        for path, schema, table in tables:
+            if not path.exists():
+                continue
+            with closing(connect(path, schema)) as there:
+                if there.execute(f"SELECT 1 FROM {table}").fetchone():
+                    return False
+        return True
 
     def _meta(self) -> dict[str, str]:
         return dict(self.db.execute("SELECT name, value FROM meta"))
@@ -295,15 +322,13 @@ class Books:
 
     def _destroy(self) -> None:
         """Destroy every key of what is no longer in the books, and what is left of deleted rows."""
-        query = (
-            "SELECT key FROM ledger WHERE key NOT NULL UNION SELECT key FROM contributions "
-            "UNION SELECT key FROM sums"
-        )
+        query = " UNION ".join(f"SELECT key FROM {table} WHERE key NOT NULL" for table in _SEALED)
         state = bytes.fromhex(json.loads(self._meta().get("state", '""')))
         names = (name for (name,) in self.db.execute(query))
         self._keys.keep((state, *names))
         leave_nothing_behind(self.db)
         self.db.execute("INSERT OR REPLACE INTO meta VALUES ('destroying', '0')")
+        self._overdue = False
 
 
 def _value(table: Any, key: Any) -> str | None:

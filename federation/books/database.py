@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ CREATE TABLE keys (name BLOB PRIMARY KEY, secret BLOB NOT NULL) WITHOUT ROWID;
 
 _CACHE = "cache_size=-16000"  # KiB
 
+
+class StillReadError(DataError):
+    """What was deleted is in a log until another process that reads it ends."""
+
+
 _PATIENCE = 30.0
 """Seconds to wait for others that read or write the file."""
 
@@ -61,15 +67,11 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
         path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
     )
     try:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", _CACHE):
-            connection.execute(f"PRAGMA {pragma}")
-        _require_version(connection, path, schema)
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        if isinstance(error, sqlite3.OperationalError):
-            raise DataError(f"{path} cannot be opened: {error}") from error
-        raise DataError(f"{path} is damaged: {error}; restore a backup") from error
-    except ConfigError:
+        with named(path):
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", _CACHE):
+                connection.execute(f"PRAGMA {pragma}")
+            _require_version(connection, path, schema)
+    except (DataError, ConfigError):
         connection.close()
         raise
     return connection
@@ -90,6 +92,23 @@ def _require_version(connection: sqlite3.Connection, path: Path, schema: str) ->
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Say of which file it is where SQLite fails in the block.
+
+    Raises:
+        DataError: the file is damaged, or cannot be read or written.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written to
+        raise DataError(
+            f"{path} cannot be read or written: {error}; nothing was changed"
+        ) from error
+    except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is damaged: {error}; restore a backup") from error
+
+
+@contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All that the block writes, or nothing of it."""
     connection.execute("BEGIN IMMEDIATE")
@@ -106,13 +125,13 @@ def leave_nothing_behind(connection: sqlite3.Connection, patience: float = _PATI
     """Empty the write-ahead log, in which what was deleted still stands.
 
     Raises:
-        DataError: another process goes on reading for longer than ``patience`` seconds.
+        StillReadError: another process goes on reading for longer than ``patience`` seconds.
     """
     end = time.monotonic() + patience
     while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
         if time.monotonic() > end:
             (_, _, path), *_ = connection.execute("PRAGMA database_list").fetchall()
-            raise DataError(
+            raise StillReadError(
                 f"{path}-wal still holds what was deleted, since another process reads {path}; "
                 "end it and forget again"
             )

@@ -73,14 +73,34 @@ class KeyFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def _destroy_again(self) -> None:
+    def require_destroyed(self, names: Iterable[bytes]) -> None:
+        """Refuse to go on without keys that were not destroyed.
+
+        Raises:
+            DataError: how many there are, and what to do.
+        """
+        missing = set(names)
+        if missing and (lost := missing.difference(self._noted())):
+            raise DataError(
+                f"{self.path} does not hold {len(lost)} keys of the books, which {DESTROYED} does "
+                "not list as destroyed either: it is older than they are, or of other books; put "
+                "the newest of both files in their place, or restore a backup that belongs to them"
+            )
+
+    def _noted(self) -> list[bytes]:
+        """Names of all keys that were ever destroyed."""
         if not self._destroyed.exists():
-            return
+            return []
         lines = self._destroyed.read_text(encoding="ascii").splitlines()
-        names = [(bytes.fromhex(line),) for line in lines if len(line) == 2 * NAME]
+        return [bytes.fromhex(line) for line in lines if len(line) == 2 * NAME]
+
+    def _destroy_again(self) -> None:
+        names = self._noted()
+        if not names:
+            return
         with transaction(self._connection):
             query = "DELETE FROM keys WHERE name = ?"
-            number = self._connection.executemany(query, names).rowcount
+            number = self._connection.executemany(query, ((name,) for name in names)).rowcount
         if number > 0:
             leave_nothing_behind(self._connection)
 

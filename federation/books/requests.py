@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from protocl.errors import ConfigError
 from protocl.io.atomic import atomic_write
 
+logger = logging.getLogger(__name__)
+
 _POLL = 0.2
+
+Kind = Literal["client", "edge", "class"]
 
 
 class Wanted(NamedTuple):
     """What shall be forgotten.
 
     Attributes:
-        kind: ``client`` or ``class``.
+        kind: ``client``, ``edge`` (of a root, with all its clients) or ``class``.
         name: as the ledger, or the class list, has it.
     """
 
-    kind: Literal["client", "class"]
+    kind: Kind
     name: str
 
     @classmethod
     def of(cls, word: str) -> Wanted:
-        """Read ``client=NAME`` or ``class=NAME``.
+        """Read ``client=NAME``, ``edge=NAME`` or ``class=NAME``.
 
         Raises:
-            ConfigError: it is neither.
+            ConfigError: it is none of them.
 
         >>> Wanted.of("class=red fox")
         Wanted(kind='class', name='red fox')
         """
         kind, equals, name = word.partition("=")
-        if kind == "client" and equals and name:
-            return cls("client", name)
-        if kind == "class" and equals and name:
-            return cls("class", name)
-        raise ConfigError(f"{word}: expected client=NAME or class=NAME")
+        if not (equals and name) or kind not in ("client", "edge", "class"):
+            raise ConfigError(f"{word}: expected client=NAME, edge=NAME or class=NAME")
+        return cls(cast(Kind, kind), name)
 
 
 class Requests:
@@ -61,10 +64,16 @@ class Requests:
         return name
 
     def waiting(self) -> Iterator[tuple[str, Wanted]]:
-        """Requests without an answer, by name."""
+        """Requests without an answer, by name; what is none is put aside as ``*.refused``."""
         for file in sorted(self._folder.glob("*.json")):
-            values = json.loads(file.read_text(encoding="utf-8"))
-            yield file.stem, Wanted(values["kind"], str(values["name"]))
+            try:
+                values = json.loads(file.read_text(encoding="utf-8"))
+                wanted = Wanted.of(f"{values['kind']}={values['name']}")
+            except (ValueError, KeyError, TypeError, ConfigError) as error:
+                logger.warning("%s is no request to forget: %s", file, error)
+                file.rename(file.with_suffix(".refused"))
+                continue
+            yield file.stem, wanted
 
     def answer(self, name: str, text: str, *, done: bool) -> None:
         """Say what became of a request."""

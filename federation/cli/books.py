@@ -41,19 +41,21 @@ def backup(words: list[str]) -> int:
 
 def restore(words: list[str]) -> int:
     """``restore FOLDER FILE``."""
-    from protocl.federation.books.backup import restore as restore_books
+    from protocl.federation.cli.forget import bring_back
 
     folder, file = _words(words, "restore FOLDER FILE", 2, 2)
-    restore_books(Path(folder), Path(file))
-    _say(f"{folder} is as in {file}; what was forgotten since stays so when the run is resumed")
+    more = bring_back(Path(folder), Path(file))
+    _say(f"{folder} is as in {file}, without what was forgotten since")
+    for line in more:
+        _say(line)
     return 0
 
 
 def forget(words: list[str]) -> int:
-    """``forget FOLDER client=NAME|class=NAME [wait=SECONDS]``."""
+    """``forget FOLDER client=NAME|edge=NAME|class=NAME [wait=SECONDS]``."""
     from protocl.federation.cli.forget import forget as forget_in
 
-    usage = "forget FOLDER client=NAME|class=NAME [wait=SECONDS]"
+    usage = "forget FOLDER client=NAME|edge=NAME|class=NAME [wait=SECONDS]"
     folder, what, *more = _words(words, usage, 2, 3)
     seconds = more[0].removeprefix("wait=") if more else "60"
     if not seconds.replace(".", "", 1).isdecimal():

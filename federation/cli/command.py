@@ -113,7 +113,9 @@ def _release(words: list[str]) -> int:
     folder = Path(words[0])
     ask(folder, given["client"], given["to"])
     path = EdgeFolder(folder).release(given["client"])
-    Console().print(f"asked for; once the root is without it, here: {path}", soft_wrap=True)
+    Console().print(
+        f"asked for; once the root is without it, here: {path}", soft_wrap=True, markup=False
+    )
     return 0
 
 
@@ -129,7 +131,8 @@ def _block(words: list[str], *, blocked: bool) -> int:
             "folder output of the server, and node=NAME as traffic.csv has it"
         )
     names = BlockList(Path(words[0])).change(words[1].partition("=")[2], blocked=blocked)
-    Console().print(f"blocked now: {', '.join(sorted(names)) or 'none'}", soft_wrap=True)
+    text = f"blocked now: {', '.join(sorted(names)) or 'none'}"
+    Console().print(text, soft_wrap=True, markup=False)
     return 0
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from protocl.errors import ConfigError, DataError
-from protocl.federation.books.backup import folder_of_books
+from protocl.federation.books.backup import back_up, folder_of_books, restore
 from protocl.federation.books.books import Books, InUseError
 from protocl.federation.books.requests import Requests, Wanted
+from protocl.federation.edges.files import leave_anew
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.io.names import MODEL_FOLDER
 from protocl.memory import PrototypeMemory
@@ -18,7 +21,7 @@ _PATIENCE = 60.0
 
 
 def forget(folder: Path, word: str, seconds: float = _PATIENCE) -> list[str]:
-    """Forget ``client=NAME`` or ``class=NAME``, whether a server is at work or not.
+    """Forget ``client=NAME``, ``edge=NAME`` or ``class=NAME``, whether a server is at work or not.
 
     Args:
         folder: of a run or a deployed server, or of its books.
@@ -40,8 +43,57 @@ def forget(folder: Path, word: str, seconds: float = _PATIENCE) -> list[str]:
         return [_ask(place, wanted, seconds)]
 
 
+def bring_back(folder: Path, file: Path) -> list[str]:
+    """Restore a backup, without what was forgotten since; where that fails, all is as before.
+
+    Args:
+        folder: see :func:`forget`.
+        file: see :func:`.backup.restore`.
+
+    Returns:
+        See :func:`forget`.
+
+    Raises:
+        ConfigError, DataError: see :func:`.backup.restore`, or nothing can be made of the backup.
+    """
+    with TemporaryDirectory(dir=folder) as temporary:
+        before = Path(temporary) / "before"
+        with suppress(ConfigError, DataError):  # they may be lost or damaged
+            back_up(folder, before)
+        restore(folder, file)
+        try:
+            return catch_up(folder)
+        except (ConfigError, DataError):
+            if before.exists():
+                restore(folder, before)
+            raise
+
+
+def catch_up(folder: Path) -> list[str]:
+    """Leave out of books that were restored what was forgotten since, on disk as well.
+
+    Args:
+        folder: see :func:`forget`.
+
+    Returns:
+        See :func:`forget`.
+
+    Raises:
+        ConfigError, DataError: they cannot be read, or somebody is writing them.
+    """
+    place = folder_of_books(folder)
+    strategy = _opened(place)
+    with strategy.writing():
+        try:
+            strategy.resume()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return _write_outputs(strategy, place.parent)
+
+
 def _forget_here(strategy: FederatedPrototypes, place: Path, wanted: Wanted) -> list[str]:
     strategy.resume()
+    strategy.heed()  # what a server was asked for that is not at work any more
     try:
         said = strategy.forget(wanted)
     except (KeyError, ValueError) as error:
@@ -66,6 +118,7 @@ def _opened(place: Path) -> FederatedPrototypes:
         PrototypeMemory.described(said["statistics"]),
         keep_contributions=said["keep_contributions"],
         checkpoints=place,
+        rows=said.get("rows", False),
     )
     strategy.merged.means = said["means"]
     if not said["plain"]:
@@ -87,9 +140,10 @@ def _write_outputs(strategy: FederatedPrototypes, run: Path) -> list[str]:
     elif memory.exists():
         memory.unlink()
         said.append(f"{memory} was of before and is removed; the run writes it anew as it goes on")
+    said += leave_anew(run, strategy)
     if (run / MODEL_FOLDER).exists():
         said.append(
-            f"{run / MODEL_FOLDER} was written before: take a class out of it by protocl forget, "
-            "or remove it"
+            f"{run / MODEL_FOLDER} was written before and still holds it: remove it, or where it "
+            "is a class take that out by protocl forget"
         )
     return said

@@ -16,7 +16,7 @@ from protocl.federation.edges.files import EdgeFolder
 from protocl.federation.operations.blocking import BlockingGrid, BlockList
 from protocl.federation.operations.json_log import json_log
 from protocl.federation.operations.metrics import ServerMetrics, served_metrics
-from protocl.federation.server.resumable import LastingStrategy
+from protocl.federation.server.resumable import KeepsBooks, LastingStrategy
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.federation.wire.relayed_grids import QuorumGrid
 from protocl.runner.folders import exclusive
@@ -97,13 +97,17 @@ def _serve(
 ) -> None:  # fmt: skip
     if strategy.resume():
         logger.info("continuing after round %d", strategy.round)
+    outputs = Outputs(output, strategy)
     remaining = int(values["rounds"]) - strategy.round
     if remaining < 1:
         logger.info("all %d rounds are done; raise rounds to go on", strategy.round)
+        if isinstance(strategy, KeepsBooks):
+            with strategy.writing():
+                strategy.heed()
         _tend(strategy, values, output)
+        outputs.write_all()
         return
 
-    outputs = Outputs(output, strategy)
     quorum = QuorumGrid(grid, quorum=float(values["quorum"]), grace=float(values["grace"]))
 
     def save(number: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -124,6 +128,7 @@ def _serve(
             timeout=float(values["deadline"]),
             evaluate_fn=save,
         )
+        _tend(strategy, values, output)  # for what was asked for since the last round
     finally:
         outputs.write_all()
 

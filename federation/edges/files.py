@@ -64,6 +64,11 @@ class EdgeFolder:
         """Of what the edge has."""
         return self.path / "row.safetensors"
 
+    @property
+    def above(self) -> Path:
+        """Of what the edge's node told the root."""
+        return self.path / "above.safetensors"
+
     def tend(self, strategy: FederatedPrototypes) -> None:
         """Withdraw who is asked for, and leave what the edge has for the root."""
         for file in sorted((self.path / "asked").glob("*.json")):
@@ -78,14 +83,31 @@ class EdgeFolder:
                 file.rename(file.with_suffix(".refused"))
                 continue
             file.unlink()
+        self.leave(strategy)
+
+    def leave(self, strategy: FederatedPrototypes) -> None:
+        """Leave what the edge has for the root."""
         withdrawn = [tombstone._asdict() for tombstone in strategy.withdrawn]
         save_holding(
-            self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn, edge=self.name
-        )
+            self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn, edge=self.name,
+            erasures=strategy.merged.erasures,
+        )  # fmt: skip
 
     def release(self, client: str) -> Path:
         """Where the release of a client that left is written, and overwritten by the next one."""
         return self.path / "releases" / f"{quote(client, safe='')}.release.json"
+
+
+def leave_anew(folder: Path, strategy: FederatedPrototypes) -> list[str]:
+    """Write the row of an edge anew whose server is not at work; what else to know, in words."""
+    edge = EdgeFolder(folder)
+    if not edge.row.exists():
+        return []
+    _, values = load_holding(edge.row)
+    EdgeFolder(folder, values["edge"]).leave(strategy)
+    if not edge.above.exists():
+        return []
+    return [f"{edge.above} and the root are as before until the root asks this edge again"]
 
 
 def ask(folder: Path, client: str, target: str) -> Path:
@@ -161,7 +183,8 @@ def load_holding(path: Path) -> tuple[Holding, dict[str, Any]]:
     values = {key: json.loads(text) for key, text in header.items() if key != "format"}
     memory = PrototypeMemory.from_parts(PrototypeMemory.described(values.pop("memory")), tensors)
     names = {int(key): name for key, name in values.pop("names").items()}
-    return Holding(memory, names, len(values.get("withdrawn", ()))), values
+    withdrawals, erasures = len(values.get("withdrawn", ())), values.get("erasures", 0)
+    return Holding(memory, names, withdrawals, erasures), values
 
 
 def tombstones_of(values: dict[str, Any]) -> list[Tombstone]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from filelock import FileLock
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
@@ -31,7 +31,7 @@ class EdgeNode:
 
     def __init__(self, folder: EdgeFolder) -> None:
         self.folder = folder
-        self._path = folder.path / "above.safetensors"
+        self._path = folder.above
 
     def __call__(self, message: Message, context: Context) -> Message:
         """The answer; its clients evaluate with the edge's own memory, not with the root's."""
@@ -70,11 +70,14 @@ class EdgeNode:
         life["pending"] = [Pending(*pending) for pending in life["pending"]]
         life |= {key: tuple(life[key]) for key in ("replaces", "shares")}
         standing["included"] = {int(key): n for key, n in standing["included"].items()}
-        last = type(last)(last.memory, last.names, standing["stated"])
-        return RowState(Standing(Life(**life), **standing), last)
+        last = replace(last, withdrawals=standing["stated"])
+        return RowState(Standing(Life(**life), **standing), last, values.get("erased", False))
 
     def _save(self, state: RowState) -> None:
         assert state.last is not None
         life = {**asdict(state.standing.life), "pending": list(state.standing.life.pending)}
         standing = {**asdict(state.standing), "life": life}
-        save_holding(self._path, state.last.memory, state.last.names, standing=standing)
+        save_holding(
+            self._path, state.last.memory, state.last.names, standing=standing,
+            erasures=state.last.erasures, erased=state.erased,
+        )  # fmt: skip

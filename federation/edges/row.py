@@ -21,11 +21,13 @@ class Holding:
         memory: the merged one.
         names: class id -> name, where classes are known by name.
         withdrawals: how many clients were ever forgotten or left, none of which is in it.
+        erasures: how often anything was forgotten or withdrawn, a class or samples as well.
     """
 
     memory: PrototypeMemory
     names: Mapping[int, str] = field(default_factory=dict)
     withdrawals: int = 0
+    erasures: int = 0
 
 
 @dataclass
@@ -35,15 +37,20 @@ class RowState:
     Attributes:
         standing: which row is on its way, and what the root has.
         last: what was in the newest row; None before the first.
+        erased: whether the root may have what was forgotten since it settled a row; it is told to
+            destroy what it had.
     """
 
     standing: Standing = field(default_factory=Standing)
     last: Holding | None = None
+    erased: bool = False
 
     def update(self, now: Holding, config: ConfigRecord, *, changed: bool) -> list[Contribution]:
         """The rows to send, at most one, to a root that says in ``config`` what it has."""
         standing = self.standing
         standing.hear(*heard_of(config))
+        known = 0 if self.last is None else self.last.erasures
+        self.erased = now.erasures != known or (self.erased and bool(standing.life.pending))
         if standing.state(now.memory.total, now.withdrawals, changed=changed):
             self.last = now
         if config["forgotten"]:
@@ -56,7 +63,7 @@ class RowState:
         names = {int(c): self.last.names[int(c)] for c in memory.classes} if self.last.names else {}
         return Contribution(
             memory, life.epoch, number, "full", names, life.replaces, life.shares,
-            life.secret if life.proves else "", row=True,
+            life.secret if life.proves else "", withdraws=self.erased, row=True,
         )  # fmt: skip
 
 

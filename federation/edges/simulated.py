@@ -56,10 +56,9 @@ class SimulatedEdge:
         self.strategy.round = number - 1  # rounds are the root's
         self.strategy.start(self.grid, ArrayRecord(), num_rounds=1, timeout=self._timeout)
         self._note_traffic(number, str(message.metadata.dst_node_id))
-        memory = self.strategy.memory
-        holding = Holding(
-            memory, dict(self.strategy.merged.names), len(self.strategy.withdrawn)
-        )  # fmt: skip
+        memory, merged = self.strategy.memory, self.strategy.merged
+        withdrawals = len(self.strategy.withdrawn)
+        holding = Holding(memory, dict(merged.names), withdrawals, merged.erasures)
         changed, self._sent = memory.revision != self._sent, memory.revision
         return answer(message, context, self.state, holding, changed=changed)
 

@@ -159,4 +159,5 @@ class Forgets(KeptState):
         return self._sum.without(alone)
 
     def _note_forgetting(self, what: str, before: bytes) -> None:
+        self.erasures += 1
         self._forgettings.append(Forgetting(what, before, digest_of(self.memory)))

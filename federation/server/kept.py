@@ -122,6 +122,7 @@ class KeptState:
         known: which client a node is, and what of it is settled.
         names: class id -> name, where classes are known by name.
         keep_contributions: see above.
+        erasures: how often something was forgotten or withdrawn.
     """
 
     def __init__(self, empty: PrototypeMemory, *, keep: bool, means: int = 1) -> None:
@@ -134,6 +135,7 @@ class KeptState:
         self._forgotten_classes: frozenset[int] = frozenset()
         self._kept = Contributions(self._form, self.without_forgotten)
         self._forgettings: list[Forgetting] = []
+        self.erasures = 0
 
     @property
     def empty(self) -> PrototypeMemory:
@@ -230,14 +232,23 @@ class KeptState:
         self.names = noted(self.names)
         books.attach(self.account({}))
 
-    def take_up(self, books: Books) -> None:
+    @property
+    def unwritten(self) -> bool:
+        """Whether something was forgotten that is not in the books yet."""
+        return bool(self._forgettings)
+
+    def take_up(self, books: Books) -> bool:
         """Take up what is in books, without what was forgotten since they were written.
+
+        Returns:
+            Whether the books hold something that cannot be read any more.
 
         Raises:
             ValueError, FingerprintError, ConfigError, DataError: they belong to a federation of
                 other statistics, to another protocl, or cannot be read.
         """
         said = books.open()
+        self.erasures = len(books.certificates())
         self._form.empty.require_compatible(
             PrototypeMemory.described(said["statistics"], feature_map=self._form.empty.feature_map)
         )
@@ -254,12 +265,13 @@ class KeptState:
             self._kept.drop(client)
             self.ledger.replace(client)
             self.known.unlearn(client)
-        self._begin(self._read_sum(books, unreadable), keep=self.keep_contributions)
+        there = books.memory()
+        memory = None if unreadable else there
+        whole = self._sum_anew(books) if memory is None else memory
+        self._begin(whole, keep=self.keep_contributions)
+        return memory is None
 
-    def _read_sum(self, books: Books, unreadable: Sequence[str]) -> PrototypeMemory:
-        memory = books.memory()
-        if memory is not None and not unreadable:
-            return memory
+    def _sum_anew(self, books: Books) -> PrototypeMemory:
         if not self.keep_contributions:
             raise DataError(
                 f"{books.path} is of before a class was forgotten, and without contributions its "

@@ -6,7 +6,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from protocl.federation.books.books import Books
+from protocl.federation.books.books import Books, InUseError
+from protocl.federation.books.database import StillReadError, named
 from protocl.federation.books.noting import noted
 from protocl.federation.books.requests import Requests, Wanted
 from protocl.federation.exactly_once.server import Tombstone
@@ -125,6 +126,7 @@ class KeepsBooks(LastingStrategy):
         withdrawn: who was forgotten or left, in the order in which it happened.
         requests: of operators, where the books are on disk.
         heeded: how often something was forgotten by name.
+        rows: whether this is a root, whose clients are edges.
     """
 
     def __init__(self, merged: MergedMemory, folder: Path | None) -> None:
@@ -139,6 +141,7 @@ class KeepsBooks(LastingStrategy):
         self.requests = None if folder is None else Requests(folder)
         self._begun = False
         self.heeded = 0
+        self.rows = False
 
     def writing(self) -> AbstractContextManager[None]:
         """Keep others from writing the books meanwhile."""
@@ -184,19 +187,26 @@ class KeepsBooks(LastingStrategy):
         self._save(self.round)
 
     def forget(self, wanted: Wanted) -> str:
-        """Forget a client or a class by name; what was done, in words.
+        """Forget a client, an edge or a class by name; what was done, in words.
 
         Raises:
             KeyError: there is none of that name.
             ValueError: it cannot be forgotten; see :class:`.MergedMemory`.
         """
-        before = self.memory.total
-        if wanted.kind == "client":
+        if wanted.kind != "class" and (wanted.kind == "edge") != self.rows:
+            why = (
+                "these are the books of a root, which knows edges only; forget a client at its "
+                "edge, or all clients of an edge by edge=NAME"
+            )
+            why = why if self.rows else "these books are of clients; give client=NAME"
+            raise ValueError(f"{wanted.kind}={wanted.name}: {why}")
+        before = self.merged.memory.total  # of all, whatever a rule makes of them
+        if wanted.kind != "class":
             self.forget_client(wanted.name)
         else:
             self.forget_classes(self.merged.class_of(wanted.name))
         self.heeded += 1
-        gone = before - self.memory.total
+        gone = before - self.merged.memory.total
         return f"forgot {wanted.kind} {wanted.name}: {gone} samples less, {before - gone} remain"
 
     def heed(self) -> None:
@@ -206,7 +216,7 @@ class KeepsBooks(LastingStrategy):
             assert self.requests is not None
             try:
                 text, done = self.forget(wanted), True
-            except (KeyError, ValueError) as error:  # of a name, or of what cannot be forgotten
+            except (KeyError, ValueError, StillReadError) as error:
                 text, done = str(error.args[0]), False
             logger.info("asked to forget %s %s: %s", *wanted, text)
             self.requests.answer(name, text, done=done)
@@ -222,11 +232,17 @@ class KeepsBooks(LastingStrategy):
             return False
         if not self._books.exist:
             return self._migrate()
-        self.merged.take_up(self._books)
-        self._note_evaluations(self._books)
-        self._books.take_up_traffic(self.traffic)
+        with named(self._books.path):
+            unread = self.merged.take_up(self._books)
+            self._note_evaluations(self._books)
+            self._books.take_up_traffic(self.traffic)
         self.round, self._begun = self._books.round, True
         self._bury()
+        if unread or self.merged.unwritten:
+            # Of before something was forgotten, by a backup or by whoever was stopped on the way.
+            with suppress(InUseError), self._books.held():
+                self._save_round()
+        self._discard_checkpoints()  # by whoever was stopped before it
         return True
 
     def _migrate(self) -> bool:
@@ -234,9 +250,13 @@ class KeepsBooks(LastingStrategy):
         if not super().resume():
             return False
         self._save(self.round)
-        assert self._checkpoints is not None
-        self._checkpoints.discard()  # it holds what may have to be forgotten
+        self._discard_checkpoints()
         return True
+
+    def _discard_checkpoints(self) -> None:
+        """Remove those of before there were books, which hold what may have to be forgotten."""
+        assert self._checkpoints is not None
+        self._checkpoints.discard()
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -267,6 +287,13 @@ class KeepsBooks(LastingStrategy):
         self.evaluations = noted(self.evaluations)
         self.failed_evaluations = noted(self.failed_evaluations)
 
+    def _save_round(self) -> None:
+        """Save, and go on where somebody who reads is in the way of what is to be destroyed."""
+        try:
+            self._save(self.round)
+        except StillReadError as error:
+            logger.warning("%s; it is tried again after the next round", error)
+
     def _save(self, finished: int) -> None:
         start = time.perf_counter()
         if self._books is not None:
@@ -282,5 +309,6 @@ class KeepsBooks(LastingStrategy):
         account = self.merged.account({
             "evaluations": self.evaluations, "failed_evaluations": self.failed_evaluations,
         })  # fmt: skip
-        meta = {"round": finished, "plain": getattr(self, "merge", None) is None}
+        plain = getattr(self, "merge", None) is None
+        meta = {"round": finished, "plain": plain, "rows": self.rows}
         books.write(account, self.traffic, meta, self.merged.without_forgotten)

@@ -123,7 +123,9 @@ class MergedMemory(Forgets):
         """Enter what was merged in the ledger; a full state in place of what was before."""
         if withdraws:
             self.ledger.forget(entry.client)
-            entry = entry._replace(reason=f"withdrawn by the client: {lost}")
+            entry = entry._replace(
+                reason=f"withdrawn by the client: {lost}" if lost else "withdrawn"
+            )
         elif entry.kind == "full":
             self.ledger.replace(entry.client)
         if lost and not withdraws:
@@ -140,7 +142,8 @@ class MergedMemory(Forgets):
         It is not settled, for what is in the way may pass; its sender is told why, and until when
         it is in the way (:attr:`.KnownClients.refused`).
         """
-        reason = f"{error.reason}: {error}"
+        # A text may quote what JSON can hold and neither messages nor books: half a character.
+        reason = f"{error.reason}: {error}".encode(errors="backslashreplace").decode()
         client = self.known.refuse(client, epoch, f"{reason} ({until(error.reason)})")
         labels = (size, name_of_life(epoch), seq, "", reason)
         self.ledger.add(Entry(round_number, client, "rejected", (), (), *labels))

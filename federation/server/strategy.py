@@ -131,6 +131,7 @@ class FederatedPrototypes(KeepsBooks):
             means=means,
         )  # fmt: skip
         super().__init__(merged, checkpoints)
+        self.rows = rows
         self.merge = merge
         self._merged: tuple[str, PrototypeMemory] | None = None
         reader = MessageReader(self.empty, self.options.limits, ("delta", "full"), means, rows=rows)
@@ -191,7 +192,7 @@ class FederatedPrototypes(KeepsBooks):
         """Merge what came, in the order of clients, then save; nothing is acknowledged before."""
         self.round = self._first + server_round
         self._intake.take(replies, self.round)
-        self._save(self.round)
+        self._save_round()
         return self._encoded()[0], MetricRecord(dict(self._summary()))
 
     def configure_evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from protocl.backbones import BackboneConfig, build_backbone
 from protocl.checks import sample_batch
 from protocl.cli.main import main
 from protocl.errors import AllFailedError, ConfigError, DataError
+from protocl.federation.books.audit import audit
+from protocl.federation.books.backup import back_up
+from protocl.federation.books.requests import Requests, Wanted
 from protocl.federation.client.client import ClientData
 from protocl.federation.config.compose import settle_short
 from protocl.federation.deploy.apps import Task, build_strategy, client_app
@@ -168,6 +172,40 @@ def test_an_edge_loses_what_it_told_the_root_and_a_withdrawal_passes_both_levels
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
     lost = [e for e in Ledger.load(tree.output("root") / "ledger.jsonl") if "lost" in e.reason]
     assert not lost
+
+
+@pytest.mark.parametrize("door", ["command", "request", "request when all is done"])
+def test_whichever_door_a_client_is_forgotten_by_the_root_is_without_it(tmp_path, door):
+    tree = Tree(tmp_path / "tree")
+    tree.round()
+    output, client = tree.output("edge-1"), tree.name_of(3, "edge-1")
+    sums = expected(PrototypeMemory(4, exact=True), [2, 3, 4]).get_buffer("sum")[0].numpy()
+    needle = sums.tobytes()
+    assert needle in (output / "row.safetensors").read_bytes()
+    if door == "command":
+        assert main(["federate", "forget", str(output), f"client={client}"]) == 0
+    else:
+        Requests(output / "checkpoint").leave(Wanted("client", client))
+        tree.rounds["edge-1"] -= door != "request"
+        tree.edge("edge-1")
+    for name in ("row.safetensors", "memory.safetensors", "checkpoint/books.sqlite"):
+        assert needle not in (output / name).read_bytes()
+    assert json.loads((output / "ledger.jsonl").read_text().splitlines()[1])["classes"] == []
+    root = tree.output("root")
+    back_up(root, tmp_path / "b")
+    keys = set(sqlite3.connect(root / "checkpoint/keys.sqlite").execute("SELECT name FROM keys"))
+    merged = tree.root()
+    assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
+    # What the root had of the edge cannot be read any more, nor can a backup of it.
+    names = sqlite3.connect(root / "checkpoint/keys.sqlite").execute("SELECT name FROM keys")
+    assert len(keys - set(names)) >= 2
+    assert audit(root).forgotten == 1
+    assert main(["federate", "restore", str(root), str(tmp_path / "b")]) == 0
+    assert len(PrototypeMemory.load(root / "memory.safetensors")) == 5
+    assert PrototypeMemory.load(root / "memory.safetensors").total == 60
+    merged = tree.root()
+    assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
+    assert needle not in (output / "above.safetensors").read_bytes()
 
 
 def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,13 +14,14 @@ import torch
 from protocl import PrototypeMemory
 from protocl.cli.main import main
 from protocl.data import BenchmarkConfig, load_data
+from protocl.federation.books.books import FILE
+from protocl.federation.books.database import BOOKS, connect
 from protocl.federation.client.benchmark_clients import BenchmarkClients
 from protocl.federation.client.partition import PartitionConfig
 from protocl.federation.config.compose import settle_short
 from protocl.federation.deploy.scaffold import write_deployment
 from protocl.federation.edges.files import ask
 from protocl.federation.server.state import same_statistics
-from protocl.federation.wire.traffic import Ledger
 from tests.federation.deploy.test_deployment import Network, command_of, epochs, network, wait
 
 CLIENTS, PATIENCE = 4, 1800.0
@@ -51,10 +52,11 @@ def tree(folder: Path) -> Iterator[dict[str, Tier]]:
 
 
 def client_of(tier: Tier, folder: Path, partition: int) -> str:
-    """The name of a partition's client in an edge's ledger."""
+    """The name of a partition's client in the books of an edge, which is at work."""
     lives = {life for life, number in epochs(folder).items() if number == partition}
-    ledger = Ledger.load(tier.folder / "output/ledger.jsonl")
-    return next(entry.client for entry in ledger if entry.epoch in lives)
+    query = "SELECT client, epoch FROM ledger ORDER BY number"
+    with closing(connect(tier.folder / "output/checkpoint" / FILE, BOOKS)) as books:
+        return next(client for client, epoch in books.execute(query) if epoch in lives)
 
 
 def expected(like: PrototypeMemory, partitions: list[int]) -> PrototypeMemory:
