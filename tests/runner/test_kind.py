@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from protocl.cli.main import main
 from protocl.errors import ConfigError, DataError
+from protocl.federation.books.books import FILE
 from protocl.federation.reconnaissance.run import RECONNAISSANCE
 from protocl.federation.runner.run import FEDERATION
 from protocl.io import provenance
@@ -140,6 +143,9 @@ def changed_data(patch: pytest.MonkeyPatch, config: Any, folder: Path) -> None:
 def earlier_protocl(patch: pytest.MonkeyPatch, config: Any, folder: Path) -> None:
     for file in (folder / "checkpoint").glob("*.ckpt"):
         shutil.copy(GOLDEN / "experiment-00001.ckpt", file)
+    for file in (folder / "checkpoint").glob(FILE):  # the books of a federation
+        with closing(sqlite3.connect(file)) as books:
+            books.execute("PRAGMA user_version=99")
 
 
 @each_kind
@@ -148,7 +154,7 @@ def earlier_protocl(patch: pytest.MonkeyPatch, config: Any, folder: Path) -> Non
     [
         (changed_version, ConfigError, "torch changed version since the run began"),
         (changed_data, DataError, "the data of benchmark 'digits' changed"),
-        (earlier_protocl, ConfigError, "not of format 4, .* start anew without resume=true"),
+        (earlier_protocl, ConfigError, "not of format 4, .* start anew without|of format 99"),
     ],
     ids=["version", "data", "format"],
 )
