@@ -6,9 +6,8 @@ import itertools
 import re
 import shutil
 import sqlite3
-import sys
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from protocl.federation.server.state import same_statistics
 from protocl.federation.wire.messages import Contribution
 from protocl.federation.wire.traffic import Entry, Traffic
 from protocl.io.checkpoint import CheckpointFolder
+from tests.federation.stopping import stopped_at
 
 DIM, CLIENTS = 4, 3
 
@@ -129,32 +129,8 @@ def test_without_a_round_there_are_no_books(tmp_path):
 # -- whole or not at all ------------------------------------------------------------------------
 
 
-class Stopped(BaseException):
-    """As a signal may stop a process between any two lines."""
-
-
-def stopped_at(line: int, action: Any) -> bool:
-    seen = 0
-
-    def count(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal seen
-        if "/books/" not in frame.f_code.co_filename or "/tests/" in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            seen += 1
-            if seen == line:
-                raise Stopped
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        action()
-    except Stopped:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
+def of_books(file: str) -> bool:
+    return "/books/" in file and "/tests/" not in file
 
 
 @pytest.mark.parametrize("change", ["round", "forget"])
@@ -185,7 +161,8 @@ def test_a_transaction_that_is_stopped_anywhere_was_written_or_not(tmp_path, cha
     for number in itertools.count():
         folder = tmp_path / str(number)
         strategy = begun(folder)
-        stopped = stopped_at(1 + step * number, lambda strategy=strategy: act(strategy))
+        act_here = partial(act, strategy)
+        stopped = stopped_at(1 + step * number, act_here, of_books)
         strategy._books.close()
         again = server(folder, like)
         again.resume()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,45 +23,22 @@ from protocl.federation.wire.codec import pack_exactly
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, RejectedError
 from protocl.federation.wire.statistics import PackedForm
+from tests.federation.stopping import stopped_at
 
 DIM = 2
 WHERE = ("server/state.py", "running_sum.py", "accumulator.py", "exactly_once/server.py",
-         "exactly_once/undo.py", "wire/traffic.py", "server/kept.py")  # fmt: skip
+         "exactly_once/undo.py", "exactly_once/departures.py", "wire/traffic.py", "server/kept.py",
+         "server/forgetting.py")  # fmt: skip
+
+
+def counts(file: str) -> bool:
+    return file.endswith(WHERE)
 
 
 def memory_of(seed: int, *, exact: bool = True, level: str = "mean") -> PrototypeMemory:
     x = torch.randn(6, DIM, generator=torch.Generator().manual_seed(seed))
     memory = PrototypeMemory(DIM, level, exact=exact)  # type: ignore[arg-type]
     return memory.update(x, torch.arange(6) % 3 + seed % 2)
-
-
-class Stopped(BaseException):
-    """As a signal may stop a process between any two lines."""
-
-
-def stopped_at(line: int, action: Callable[[], object]) -> bool:
-    """Do ``action``, stopped before the line of that number; whether it got so far."""
-    seen = 0
-
-    def count(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal seen
-        if not frame.f_code.co_filename.endswith(WHERE):
-            return None
-        if event == "line":
-            seen += 1
-            if seen == line:
-                raise Stopped
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        action()
-    except Stopped:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
 
 
 def books(server: MergedMemory) -> Any:
@@ -135,7 +110,7 @@ def test_a_change_that_is_stopped_anywhere_has_happened_or_not(change, exact, mo
     action(done)
     after, server = books(done), begun(exact, True, deltas)
     for line in itertools.count(1):
-        if not stopped_at(line, partial(action, server)):
+        if not stopped_at(line, partial(action, server), counts):
             break
         found = books(server)
         assert found in (before, after), f"stopped at line {line}"
@@ -150,7 +125,7 @@ def test_without_contributions_it_is_the_same(exact):
     server = begun(exact, False)
     before = books(server)
     for line in itertools.count(1):
-        if not stopped_at(line, partial(delta, server)):
+        if not stopped_at(line, partial(delta, server), counts):
             break
         if books(server) != before:
             assert server.ledger.outcomes() == {"merged": 4}
@@ -165,7 +140,7 @@ def test_a_sum_that_is_read_while_it_is_stopped_counts_nothing_twice():
         total = RunningSum(form, memory_of(0).empty_like(), kept=True)
         for seed in (1, 2):
             total.add(pack_exactly(memory_of(seed)))
-        if not stopped_at(line, lambda total=total: total.memory):
+        if not stopped_at(line, lambda total=total: total.memory, counts):
             break
         assert same_statistics(total.memory, expected)
     assert line > 10
