@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from protocl.cli.arguments import Commands, add_settings_command
@@ -64,18 +66,12 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def federate(args: argparse.Namespace) -> int:
     """Run what ``args.settings`` asks for; the exit code."""
-    if args.settings[0] == "deploy":
-        return _deploy(args.settings[1:])
-    if args.settings[0] == "identity":
-        return _identity(args.settings[1:])
-    if args.settings[0] == "release":
-        return _release(args.settings[1:])
-    if args.settings[0] in ("block", "unblock"):
-        return _block(args.settings[1:], blocked=args.settings[0] == "block")
-    from protocl.federation.cli.books import COMMANDS
+    from protocl.federation.cli import books
 
-    if args.settings[0] in COMMANDS:
-        return COMMANDS[args.settings[0]](args.settings[1:])
+    word, *more = args.settings
+    command = _COMMANDS.get(word) or books.COMMANDS.get(word)
+    if command is not None:
+        return command(more)
     from protocl.cli.sweep import run_command
     from protocl.federation.runner.run import FEDERATION
 
@@ -154,3 +150,13 @@ def _deploy(words: list[str]) -> int:
         console.print(f"wrote {file}")
     console.print(f"continue with {folder / 'README.md'}")
     return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "deploy": _deploy,
+    "identity": _identity,
+    "release": _release,
+    "block": partial(_block, blocked=True),
+    "unblock": partial(_block, blocked=False),
+}
+"""What ``protocl federate`` does besides running; :mod:`.books` has the rest."""
