@@ -17,16 +17,14 @@ from protocl.config.compose import load
 from protocl.errors import ConfigError
 from protocl.strategies.open_world.density import density_temperatures, prototypical_loss
 from protocl.strategies.open_world.discovery import FIRST_CATEGORY
-from protocl.strategies.open_world.gpc import GPC, GPCConfig, GPCLoss, GPCPlugin
+from protocl.strategies.open_world.gpc import GPC, GPCLoss, GPCPlugin
 from protocl.strategies.training.contrastive import contrastive, supervised_contrastive
 from tests.golden.trained_open_world import assert_close, golden, unit
 from tests.strategies.small import (
     assert_continues_bit_for_bit,
-    build_net,
     quiet_evaluator,
     train_on,
 )
-from tests.strategies.test_kept_state import evaluated, tensors
 
 
 def test_temperatures_are_those_of_the_formula() -> None:
@@ -145,20 +143,6 @@ def test_state_on_disk_is_the_plugin() -> None:
     other.load_state_dict(strategy.method.state_dict())
     features = torch.rand(5, 16)
     assert torch.equal(other.assigned(features), strategy.method.assigned(features))
-
-
-def test_one_more_class_costs_the_bytes_that_are_stated(benchmark: Any) -> None:
-    method, model, size = GPCPlugin(), build_net(), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    strategy = GPC(
-        model=model, optimizer=optimizer, method=method, train_mb_size=20,
-        evaluator=quiet_evaluator(),
-    )  # fmt: skip
-    for experience in benchmark.train_stream:
-        train_on(strategy, [experience])
-        states = (method.state_dict() | {"projector": None}, strategy.prototypes.state_dict())
-        size.append(sum(tensor.nbytes for state in states for tensor in tensors(state)))
-    assert size[2] - size[1] == 2 * evaluated(GPCConfig.info.bytes_per_class, D=16)
 
 
 @pytest.mark.parametrize(

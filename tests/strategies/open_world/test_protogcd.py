@@ -33,12 +33,10 @@ from protocl.strategies.training.views import named_views
 from tests.golden.trained_open_world import assert_close, golden, unit
 from tests.strategies.small import (
     assert_continues_bit_for_bit,
-    build_net,
     build_strategy,
     quiet_evaluator,
     train_on,
 )
-from tests.strategies.test_kept_state import evaluated, tensors
 
 NAMED = [0, 1, 2, 3, 8, 9, 10, 11]
 LABELS = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
@@ -200,21 +198,6 @@ def test_state_on_disk_is_the_plugin() -> None:
     assert torch.equal(other.assigned(features), strategy.method.assigned(features))
     assert other.discovered is not None
     assert torch.equal(other.discovered.means, strategy.method.discovered.means)  # type: ignore[union-attr]
-
-
-def test_one_more_class_costs_the_bytes_that_are_stated(benchmark: Any) -> None:
-    method, size = ProtoGCDPlugin(), []
-    model = build_net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    strategy = ProtoGCD(
-        model=model, optimizer=optimizer, method=method, train_mb_size=20,
-        evaluator=quiet_evaluator(),
-    )  # fmt: skip
-    for experience in benchmark.train_stream:
-        train_on(strategy, [experience])
-        states = (method.state_dict() | {"projector": None}, strategy.prototypes.state_dict())
-        size.append(sum(tensor.nbytes for state in states for tensor in tensors(state)))
-    assert size[2] - size[1] == 2 * evaluated(ProtoGCDConfig.info.bytes_per_class, D=16)
 
 
 def test_task_labels_and_hosts_that_replay(task_benchmark: Any) -> None:
