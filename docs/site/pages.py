@@ -25,6 +25,11 @@ from protocl.strategies.frozen.recipe import RecipeConfig
 Link = Callable[[str], str | None]
 DOCS = Path(__file__).parents[1]
 _BULLET = re.compile(r"^- ((?:`\w+`(?:, )?)+): (.*(?:\n  .*)*)", re.MULTILINE)
+_MEASURED = (
+    "results", "statistics_methods", "pretrained", "drift", "open_world", "discovery",
+    "federation", "reconnaissance",
+)  # fmt: skip
+"""Pages with measurements."""
 _LIST = {
     "strategies": "What may be typed for `strategy=NAME`, and what each keeps from one experience "
     "to the next, in bytes for `D` features, `C` classes before it, `M` random features. "
@@ -81,6 +86,7 @@ def _page(kind: Kind, name: str, part: Any, link: Link, differs: str | None) -> 
     if examples:
         yield f"## Example\n\n```pycon\n{examples}\n```"
     yield from _recipes(kind, name)
+    yield from _measured(kind, name, title(name, part))
     cited = entries().get(f"{kind.cited}:{name}")
     if cited:
         yield "## To cite\n\n```bibtex\n" + "\n\n".join(cited) + "\n```"
@@ -196,6 +202,21 @@ def _recipes(kind: Kind, name: str) -> Iterator[str]:
             found.append(f"**`{kind.presets}={Path(file.name).stem}`**\n\n```yaml\n{text}```")
     if found:
         yield "## Recipes\n\n" + "\n\n".join(found)
+
+
+def _measured(kind: Kind, name: str, called: str) -> Iterator[str]:
+    """The pages of measurements that have the part in a command, or in the first column."""
+    used = re.compile(
+        rf"{re.escape(kind.typed)}(\w+,)*{name}\b|^\| *{re.escape(called)}\b", re.MULTILINE
+    )
+    texts = {page: (DOCS / f"{page}.md").read_text("utf-8") for page in _MEASURED}
+    links = [
+        f"[{text.splitlines()[0].lstrip('# ')}](../{page}.md)"
+        for page, text in texts.items()
+        if used.search(text)
+    ]
+    if links:
+        yield f"## Results\n\nMeasured, with commands: {'; '.join(links)}."
 
 
 def _differences() -> Iterator[tuple[str, str]]:

@@ -115,6 +115,7 @@ def test_pages_say_what_the_code_says(site: Path) -> None:
     slda = (site / "strategies" / "slda.html").read_text(encoding="utf-8")
     assert 'href="../heads/lda.html"' in slda
     assert "neighbours are drawn for each sample" in napa_vq  # what docs/methods.md says of it
+    assert "results.html" in "".join(read(site / "strategies" / "slda.html").links)
     choosing = (site / "choosing.html").read_text(encoding="utf-8")
     assert '<a href="strategies/slda.html"><code>strategy=slda</code></a>' in choosing
 
