@@ -154,7 +154,9 @@ class KnownClients(Departures):
             return Verdict(client, "merge")
         text = (
             f"client '{client}' sends its full state again, which cannot replace what it "
-            "contributed: contributions are not kept (keep_contributions=true keeps them)"
+            "contributed, for keep_contributions=false; what it learns from now on is not counted. "
+            "To count everything, begin in an empty folder (keep_contributions=true heals by "
+            "itself); all clients then send all they have"
         )
         return Verdict(client, "refuse", "sequence", text)
 

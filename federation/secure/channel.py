@@ -16,13 +16,17 @@ from protocl.federation.secure.answers import (
     read_signature,
 )
 from protocl.federation.secure.protocol.aggregator import Aggregator
+from protocl.federation.secure.protocol.agreement import SecureAggregationError
 from protocl.federation.secure.protocol.keys import Revealed, join_entries, split_entries
 from protocl.federation.secure.protocol.shamir import SHARE_BYTES
-from protocl.federation.wire.replies import reading
+from protocl.federation.wire.replies import reading, storable
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_MOST_TOLD = 3
+"""Clients that failed whose reasons stand beside what that led to."""
 
 
 class FlowerChannel:
@@ -38,6 +42,7 @@ class FlowerChannel:
 
     Attributes:
         senseless: node -> which of its answers made no sense.
+        failed: node -> why it answered nothing but that it failed.
         speakers: identity -> the node that answered for it in the last step.
     """
 
@@ -47,6 +52,7 @@ class FlowerChannel:
         self.nodes = nodes
         self.timeout = timeout
         self.senseless: dict[int, str] = {}
+        self.failed: dict[int, str] = {}
         self.speakers = dict(enumerate(nodes, start=1))
 
     def agree(self, aggregator: Aggregator) -> dict[int, bytes]:
@@ -67,6 +73,11 @@ class FlowerChannel:
             return Revealed(seeds, split_entries(read_bytes(answer, "keys"), SHARE_BYTES))
 
         return self._ask_parties(aggregator, aggregator.waiting_for, "train.unmask", request, read)
+
+    def tell_who_failed(self, error: SecureAggregationError) -> None:
+        """Have ``error`` end with what clients that failed in these steps say."""
+        told = [f"client {node} failed in {why}" for node, why in self.failed.items()]
+        error.args = ("; ".join((str(error), *told[:_MOST_TOLD])),)
 
     def _ask_parties(
         self,
@@ -118,7 +129,9 @@ class FlowerChannel:
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
             i = identities.get(reply.metadata.src_node_id)
             if reply.has_error():
-                logger.warning("a client failed in %s: %s", message_type, reply.error.reason)
+                sender, reason = reply.metadata.src_node_id, storable(reply.error.reason)
+                self.failed[sender] = f"{message_type}: {reason}"
+                logger.warning("client %d failed in %s: %s", sender, message_type, reason)
             elif i is not None:
                 node = self.nodes[i - 1]
                 self.senseless[node] = f"its answer in {message_type} made no sense"

@@ -38,6 +38,7 @@ def name_offenders(
     before = dict(blame.reasons)
     for identity, why in aggregator.refused.items():
         blame.name(channel.speakers[identity], why, attempt)
+    blame.strangers |= {channel.speakers[identity] for identity in aggregator.strangers}
     for node, why in channel.senseless.items():
         blame.name(node, why, attempt)
     complaints = {

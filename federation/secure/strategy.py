@@ -221,6 +221,7 @@ class ProtectedPrototypes(ServerEvaluates, LastingStrategy):
         nodes = choose_nodes(
             grid, self.round, self.participation,
             min_clients=self.min_clients, wait=self.wait, seed=self.seed,
+            without=self.blame.not_expected(self.round),
         )  # fmt: skip
         asked = without_named(self.blame, nodes, self.round, self._fewest)
         return RoundChannel(
@@ -238,8 +239,10 @@ class ProtectedPrototypes(ServerEvaluates, LastingStrategy):
         aggregator = Aggregator(agreement, self.roster)
         try:
             masked_sum(aggregator, channel)
-        except TooFewNewError:
-            self.blame.suspects = frozenset()  # without those set aside they may always be too few
+        except SecureAggregationError as error:
+            if isinstance(error, TooFewNewError):  # without those set aside they may always be
+                self.blame.suspects = frozenset()
+            channel.tell_who_failed(error)
             raise
         finally:
             name_offenders(self.blame, aggregator, channel, self.round)
@@ -271,7 +274,8 @@ class ProtectedPrototypes(ServerEvaluates, LastingStrategy):
             self.blame.name(channel.nodes[error.dealer - 1], str(error), self.round, proven=True)
             self._give_up(unfinished)
             raise
-        except SecureAggregationError:
+        except SecureAggregationError as error:
+            channel.tell_who_failed(error)
             if unfinished.hopeless:
                 self._give_up(unfinished)
             raise

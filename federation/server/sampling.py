@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,9 @@ class NotEnoughClientsError(ProtoclError, TimeoutError):
 
 
 def choose_nodes(
-    grid: Grid, round_number: int, share: float, *, min_clients: int, wait: float, seed: int
-) -> list[int]:
+    grid: Grid, round_number: int, share: float, *, min_clients: int, wait: float, seed: int,
+    without: Collection[int] = (),
+) -> list[int]:  # fmt: skip
     """Some of the nodes online, ascending.
 
     Args:
@@ -71,20 +73,25 @@ def choose_nodes(
         min_clients: nodes that must be online, and the least that are chosen.
         wait: seconds to wait for them.
         seed: see above.
+        without: nodes that are not counted.
 
     Raises:
         NotEnoughClientsError: they did not come.
     """
     nodes = wait_for_nodes(
-        grid, min_clients, wait, before=f"round {round_number}", setting="min_clients"
-    )
+        grid, min_clients, wait, before=f"round {round_number}", setting="min_clients",
+        without=without,
+    )  # fmt: skip
     wanted = max(min_clients, round(share * len(nodes)))
     if wanted >= len(nodes):
         return nodes
     return sorted(random.Random(f"{seed}-{round_number}").sample(nodes, wanted))
 
 
-def wait_for_nodes(grid: Grid, fewest: int, wait: float, *, before: str, setting: str) -> list[int]:
+def wait_for_nodes(
+    grid: Grid, fewest: int, wait: float, *, before: str, setting: str,
+    without: Collection[int] = (),
+) -> list[int]:  # fmt: skip
     """The nodes online, ascending, once there are ``fewest``.
 
     A ServerApp starts before nodes are registered, so they are waited for.
@@ -95,12 +102,13 @@ def wait_for_nodes(grid: Grid, fewest: int, wait: float, *, before: str, setting
         wait: seconds to wait for them.
         before: what waits, for the message.
         setting: name of what ``fewest`` was set by, for the message.
+        without: nodes that are not counted.
 
     Raises:
         NotEnoughClientsError: they did not come.
     """
     end = time.monotonic() + wait
-    while len(nodes := sorted(grid.get_node_ids())) < fewest:
+    while len(nodes := sorted(set(grid.get_node_ids()).difference(without))) < fewest:
         if time.monotonic() >= end:
             raise NotEnoughClientsError(
                 f"{before}: {len(nodes)} clients online after {wait:g} s, "

@@ -53,6 +53,11 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:_LONGEST]
 
 
+def storable(text: str) -> str:
+    """A text of a sender's as books and messages can hold it: no halves of letters, and short."""
+    return text.encode(errors="backslashreplace").decode()[:_LONGEST]
+
+
 def sender(reply: Message) -> str:
     """The node that a reply comes from, as the ledger names it."""
     return str(reply.metadata.src_node_id)

@@ -87,6 +87,7 @@ class Aggregator:
         roster: keys of all who enrolled.
         signatures: of survivors under the list of them, where they sign it.
         refused: party -> why what it sent is not used.
+        strangers: parties for whom no member of a pinned roster signed.
         complaints: party -> of whom it complains.
     """
 
@@ -95,6 +96,7 @@ class Aggregator:
         self.roster: dict[int, PublicKeys] = {}
         self.signatures: dict[int, bytes] = {}
         self.refused: dict[int, str] = {}
+        self.strangers: set[int] = set()
         self.complaints: dict[int, frozenset[int]] = {}
         self._pinned = pinned
         self._neighbours: dict[int, frozenset[int]] = {}
@@ -127,12 +129,14 @@ class Aggregator:
             SecureAggregationError: they are too few.
             TooFewNewError: those who have something new are.
         """
-        given = Counter(key for keys in replies.values() for key in _names(keys))
-        for party, keys in replies.items():
+        self.strangers = {party for party, keys in replies.items() if self._is_strange(party, keys)}
+        for party in sorted(self.strangers):
+            self.refuse(party, "its keys are signed by no member of the pinned roster")
+        known = {party: keys for party, keys in replies.items() if party not in self.strangers}
+        given = Counter(key for keys in known.values() for key in _names(keys))
+        for party, keys in known.items():
             if any(given[key] > 1 for key in _names(keys)):
                 self.refuse(party, "it enrolled with a key that occurs twice")
-            elif self._pinned and not vouched(self.agreement, self._pinned, party, keys):
-                self.refuse(party, "its keys are signed by no member of the pinned roster")
             else:
                 self.roster[party] = keys
         if len(self.roster) < SMALLEST_GROUP:
@@ -240,6 +244,10 @@ class Aggregator:
         logger.warning("%d is left out: %s", party, why)
 
     # -- parts ------------------------------------------------------------------------------
+
+    def _is_strange(self, party: int, keys: PublicKeys) -> bool:
+        """Whether a roster is pinned, of which no member signed these keys."""
+        return self._pinned is not None and not vouched(self.agreement, self._pinned, party, keys)
 
     def _seen_by(self, party: int) -> Mapping[int, PublicKeys]:
         if len(self._neighbours[party]) == len(self.roster) - 1:

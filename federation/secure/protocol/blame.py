@@ -33,11 +33,13 @@ class Blame:
         reasons: node -> why it was named last.
         named: attempt -> node -> why it was named in it.
         suspects: nodes of which one at least spoilt a sum.
+        strangers: nodes that signed as no member of a pinned roster.
     """
 
     reasons: dict[int, str] = field(default_factory=dict)
     named: dict[int, dict[int, str]] = field(default_factory=dict)
     suspects: frozenset[int] = frozenset()
+    strangers: frozenset[int] = frozenset()
     _known: set[int] = field(default_factory=set)
     _cleared: set[int] = field(default_factory=set)
     _times: Counter[int] = field(default_factory=Counter)
@@ -101,6 +103,10 @@ class Blame:
     def left_out(self, attempt: int) -> set[int]:
         """Who is left out of an attempt because of what it did before."""
         return {node for node, until in self._until.items() if attempt < until}
+
+    def not_expected(self, attempt: int) -> frozenset[int]:
+        """Whom an attempt does not wait for: those left out of it who will be of no more use."""
+        return self.strangers & self.left_out(attempt)
 
     def to_ask(self, nodes: Collection[int], attempt: int, fewest: int) -> list[int]:
         """Whom of ``nodes`` to ask: all but some of the suspects, to find out whom to suspect.

@@ -265,12 +265,12 @@ def epochs(folder: Path) -> dict[str, int]:
     return found
 
 
-def clients_data() -> BenchmarkClients:
+def clients_data(clients: int = NODES, rounds: int = ROUNDS) -> BenchmarkClients:
     """What the app's ``task.py`` shares out; in as many parts as there are rounds at most."""
     data = load_data(BenchmarkConfig(name="digits"))
     flat = data.with_samples(data.x_train.flatten(1), data.x_test.flatten(1))
     return BenchmarkClients.from_config(
-        flat, PartitionConfig("iid", growth="samples"), clients=NODES, rounds=ROUNDS, seed=0
+        flat, PartitionConfig("iid", growth="samples"), clients=clients, rounds=rounds, seed=0
     )
 
 
@@ -329,6 +329,15 @@ def summed(folder: Path) -> dict[int, int]:
     return found
 
 
+def check_is_sum_of(folder: Path, parts: dict[int, int], clients: BenchmarkClients) -> None:
+    """The server's memory is that of these parts, bit for bit."""
+    chunks = [chunk for p, count in parts.items() for chunk in clients.parts[p][:count]]
+    rows = torch.cat([torch.from_numpy(chunk) for chunk in chunks])
+    memory = PrototypeMemory.load(folder / "output/memory.safetensors")
+    plain = memory.empty_like().update(clients.data.x_train[rows], clients.data.y_train[rows])
+    assert same_statistics(memory, plain)
+
+
 @pytest.mark.slow
 def test_nodes_and_superlink_die_and_secure_sums_stay_exact(tmp_path):
     """The server knows no terms of its sums, and a node that comes back is counted once."""
@@ -345,14 +354,10 @@ def test_nodes_and_superlink_die_and_secure_sums_stay_exact(tmp_path):
         net.supernode(1)
         net.run(config)
         wait("the last round", lambda: net.rounds() == 4, 1800)
-        parts, clients = summed(folder), clients_data()
+        parts = summed(folder)
         assert STRANGER not in parts
         assert min(parts[number] for number in (0, 2, 3)) > 0, parts
-        chunks = [chunk for p, count in parts.items() for chunk in clients.parts[p][:count]]
-        rows = torch.cat([torch.from_numpy(chunk) for chunk in chunks])
-        memory = PrototypeMemory.load(folder / "output/memory.safetensors")
-        plain = memory.empty_like().update(clients.data.x_train[rows], clients.data.y_train[rows])
-        assert same_statistics(memory, plain)
+        check_is_sum_of(folder, parts, clients_data())
 
 
 HOSTILE = 2

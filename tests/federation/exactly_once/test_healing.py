@@ -38,10 +38,11 @@ def load(context: Context) -> ClientData:
     return ClientData([chunk(client, t) for t in range(ROUNDS)])
 
 
-def server(folder: Path, screen=None) -> FederatedPrototypes:
+def server(folder: Path, screen=None, *, keep: bool = True) -> FederatedPrototypes:
     strategy = FederatedPrototypes(
-        EMPTY, Options(evaluate=0.0), checkpoints=folder / "server", screen=screen
-    )
+        EMPTY, Options(evaluate=0.0), keep_contributions=keep, checkpoints=folder / "server",
+        screen=screen,
+    )  # fmt: skip
     strategy.resume()
     return strategy
 
@@ -76,6 +77,26 @@ def test_a_server_restored_from_a_backup_hears_everything_again(tmp_path):
     restored = server(tmp_path)
     rounds(restored, grid, 4)
     require_sum(restored, dict.fromkeys(range(CLIENTS), 6))
+
+
+def test_without_contributions_an_empty_folder_is_what_heals_a_restored_server(tmp_path):
+    """It says so, and adds nothing twice meanwhile."""
+    grid = nodes(tmp_path)
+    rounds(server(tmp_path, keep=False), grid, 2)
+    shutil.copytree(tmp_path / "server", tmp_path / "backup")
+    rounds(server(tmp_path, keep=False), grid, 3)
+    shutil.rmtree(tmp_path / "server")
+    shutil.copytree(tmp_path / "backup", tmp_path / "server")
+    restored = server(tmp_path, keep=False)
+    rounds(restored, grid, 2)
+    require_sum(restored, dict.fromkeys(range(CLIENTS), 2))
+    refused = [entry.reason for entry in restored.merged.ledger if entry.outcome == "rejected"]
+    assert len(refused) >= CLIENTS
+    assert all("begin in an empty folder" in reason for reason in refused[-CLIENTS:])
+    shutil.rmtree(tmp_path / "server")
+    anew = server(tmp_path)
+    rounds(anew, grid, 5)
+    require_sum(anew, dict.fromkeys(range(CLIENTS), 5))
 
 
 @pytest.mark.parametrize("chunks", [1, 2])

@@ -9,24 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, RecordDict
+import torch
+from flwr.app import ArrayRecord, Context, RecordDict
 
+from protocl import PrototypeMemory
 from protocl.checks import assert_same
 from protocl.cli.main import main
 from protocl.errors import AllFailedError, ConfigError
-from protocl.federation.config.compose import load
+from protocl.federation.client.client import ClientData
+from protocl.federation.config.compose import load as load_settings
+from protocl.federation.privacy.vector import StatisticsLayout
 from protocl.federation.runner.run import run_federation
+from protocl.federation.secure.client import ProtectedClient
 from protocl.federation.secure.identities import (
     IdentitiesOnDisk,
     SimulatedIdentities,
     read_identity,
     write_identity,
 )
+from protocl.federation.secure.protocol.identity import Signer, new_private_key
+from protocl.federation.secure.strategy import ProtectedPrototypes
+from protocl.federation.wire.grid import InProcessGrid
 from protocl.io import atomic
 from protocl.runner.folders import open_run
 from tests.federation.deploy.test_apps import NODES, PARTS, configuration, everything
 from tests.federation.deploy.test_apps import run as deployed
 
+EMPTY = PrototypeMemory(1, exact=True)
 NAMES = ["Klinik Süd", "partition-1", "c"]
 
 
@@ -83,7 +92,7 @@ def test_the_command_makes_an_identity(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def run(tmp_path: Path, *words: str) -> dict[str, Any]:
-    (config,) = load([f"output={tmp_path}", *words])
+    (config,) = load_settings([f"output={tmp_path}", *words])
     return run_federation(config, open_run(config))
 
 
@@ -143,6 +152,44 @@ def test_a_deployment_whose_nodes_pin_a_roster(
     (app / "output" / "roster.json").unlink()
     with pytest.raises(AllFailedError, match="pins a roster"):
         deployed(other | {"output": str(tmp_path / "other")})
+
+
+class Unchecked(Signer):
+    """Of a node that goes on although it is on no roster."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def test_a_node_on_no_roster_uses_up_no_rounds_while_a_member_is_away() -> None:
+    """It is there, but nobody who is waited for; what it did is told by name."""
+    identities, layout = SimulatedIdentities(3), StatisticsLayout(EMPTY, range(4))
+    stranger = Unchecked(new_private_key(), identities.roster)
+
+    def signer(context: Context) -> Signer:
+        own = context.node_config["partition-id"] == 3
+        return stranger if own else identities(context)
+
+    def load(context: Context) -> ClientData:
+        number = int(context.node_config["partition-id"])
+        return ClientData([(torch.ones(1, 1), torch.tensor([number]))])
+
+    grid = InProcessGrid(ProtectedClient(load, layout, signer_of=signer).app(), 4)
+    late = sorted(grid.online)[2]
+    grid.online.discard(late)
+    strategy = ProtectedPrototypes(layout, roster=identities.roster, wait=60.0)
+    asked = []
+
+    def node_ids() -> list[int]:
+        asked.append(strategy.round)
+        grid.online |= {late} if asked.count(2) > 1 else set()
+        return sorted(grid.online)
+
+    grid.get_node_ids = node_ids  # type: ignore[method-assign]
+    strategy.start(grid, ArrayRecord(), num_rounds=2)
+    assert "signed by no member of the pinned roster" in strategy.named[1]
+    assert strategy.failures.keys() == {1}
+    assert strategy.memory.classes.tolist() == [0, 1, 2]
 
 
 def test_simulated_identities_are_of_one_run() -> None:

@@ -15,7 +15,14 @@ from protocl.federation.secure.client import ProtectedClient
 from protocl.federation.secure.identities import SimulatedIdentities
 from protocl.federation.secure.protocol.aggregator import Aggregator
 from protocl.federation.secure.protocol.agreement import Agreement, SecureAggregationError
-from protocl.federation.secure.protocol.identity import Roster, Signer, new_private_key, public_key
+from protocl.federation.secure.protocol.identity import (
+    MEMBER_BYTES,
+    SIGNATURE_BYTES,
+    Roster,
+    Signer,
+    new_private_key,
+    public_key,
+)
 from protocl.federation.secure.protocol.keys import (
     ComplaintError,
     Delivery,
@@ -277,6 +284,11 @@ def test_the_server_itself_names_who_is_on_no_roster() -> None:
     aggregator = Aggregator(agreement, roster)
     assert set(aggregator.enrol(keys, set(keys))) == {1, 2, 3, 5, 6}
     assert aggregator.refused == {4: "its keys are signed by no member of the pinned roster"}
+    # Who says that it is a member, without its signature, takes nobody with it.
+    keys[4] = replace(keys[4], voucher=keys[1].voucher[:MEMBER_BYTES] + bytes(SIGNATURE_BYTES))
+    aggregator = Aggregator(agreement, roster)
+    assert set(aggregator.enrol(keys, set(keys))) == {1, 2, 3, 5, 6}
+    assert aggregator.refused.keys() == aggregator.strangers == {4}
     channel = InProcessChannel(vectors(7), roster=roster_of(7))
     agreement = terms(roster_of(7).scheme, 8)
     keys = channel.advertise(agreement)
