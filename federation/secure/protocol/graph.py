@@ -18,9 +18,11 @@ definitions 3.2 to 3.4 and theorem 3.10)
    ``n (n - k - 1) / 2 * C(n - k, b - k) / C(n, b) <= 2^-(sigma + 1)`` with ``b = c + g``;
 3. ``n P[Y < t] <= 2^-eta``: enough neighbours of everybody stay.
 
-The least even ``k`` for which some ``t`` meets all three is taken. The pair count in 2, sharper
-than the union bound in the paper, is that of its authors' own implementation (google-parfait,
-``federated-compute``, ``fcp/secagg/server/graph_parameter_finder.cc``, there with ``eta = 20``).
+All three are union bounds over exact tails, 1 and 3 over parties, 2 over pairs of places; there is
+no Chernoff bound in them. The least even ``k`` for which some ``t`` meets them is taken. The pair
+count in 2, sharper than the bound in the paper, is that of its authors' own implementation
+(google-parfait, ``federated-compute``, ``fcp/secagg/server/graph_parameter_finder.cc``, there with
+``eta = 20``).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from fractions import Fraction
 from math import comb
@@ -14,7 +15,12 @@ from protocl.federation.secure.protocol.agreement import (
     SecureAggregationError,
     TooFewNewError,
 )
-from protocl.federation.secure.protocol.graph import circulant, sparse_neighbourhood
+from protocl.federation.secure.protocol.graph import (
+    _log2_disconnected,
+    _safe_threshold,
+    circulant,
+    sparse_neighbourhood,
+)
 from protocl.federation.secure.protocol.schemes import COMPLETE, Graph
 from tests.federation.secure.parties import InProcessChannel, secure_sum
 
@@ -64,6 +70,34 @@ def test_the_neighbourhood_is_the_smallest_good_one(n: int, degree: int, thresho
     assert is_good(n, degree, threshold, fifth, fifth)
     assert not is_good(n, degree, threshold - 1, fifth, fifth)
     assert not any(is_good(n, degree - 2, t, fifth, fifth) for t in range(2, degree - 1))
+
+
+def joined(stay: set[int], graph: dict[int, frozenset[int]]) -> bool:
+    """Whether those who stay are connected among themselves."""
+    seen: set[int] = set()
+    border = {min(stay)}
+    while border:
+        seen |= border
+        border = {other for party in border for other in graph[party] & stay} - seen
+    return seen == stay
+
+
+@pytest.mark.parametrize(("n", "k", "bad"), [(14, 2, 2), (12, 4, 6), (14, 4, 5), (13, 6, 7)])
+def test_each_bound_is_one_of_the_probability_over_all_ways_to_be_bad(
+    n: int, k: int, bad: int
+) -> None:
+    """Counted, not derived: every choice of parties that collude, or leave, on a small circle."""
+    graph, everybody = circulant(range(n), k), set(range(n))
+    ways = [set(way) for way in itertools.combinations(range(n), bad)]
+    cut = sum(not joined(everybody - way, graph) for way in ways) / len(ways)
+    bound = 2 ** _log2_disconnected(n, k, bad) * (1 + 1e-9)  # it is computed in logarithms
+    assert 0 < cut <= bound <= 4 * cut, "an upper bound, and no loose one"
+    for t in range(1, k + 1):
+        most = [max(len(graph[p] & way) for p in everybody - way) for way in ways]
+        assert np.mean(np.array(most) >= t) <= n * tail(n - 1, bad, k, t)
+        least = [min(len(graph[p] - way) for p in everybody - way) for way in ways]
+        assert np.mean(np.array(least) < t) <= n * (1 - tail(n - 1, n - 1 - bad, k, t))
+    assert _safe_threshold(n, k, bad) == k + 1, "no party of so few is safe but for 2^-41"
 
 
 def test_few_parties_and_many_colluders_have_no_sparse_graph() -> None:
