@@ -174,7 +174,8 @@ A node whose key is not registered is refused. The address is in `flower/config.
 - `Runtime task-token authentication failed` on a node: its ClientApp needed longer to start than
   Flower waits, about a minute; the machine is too busy.
 - A node that dies is left out after a minute; with `quorum=0.5` a round does not wait for it. Start
-  it again with the same `client-state` folder: it goes on, nothing is counted twice.
+  it again with the same `client-state` folder: it goes on, nothing is counted twice. Before that
+  minute is over Flower says `Failed to activate SuperNode`: try again.
 - If the SuperLink is restarted, Flower marks the run in progress as failed. Start `flwr run` again:
   it continues after the last round saved in `output`, once the ServerApp of that run has ended,
   which may live on for some seconds.
@@ -285,10 +286,8 @@ def _write_tree(folder: Path, config: FederateConfig, settings: Settings) -> lis
     above = {"edges": edges, "evaluate": 0.0, "min-clients": edges}
     written = _write_app(folder / "root", config, usual | above, PORT)
     for number in range(edges):
-        own = {"edge": f"edge-{number}"}
-        written += _write_app(
-            folder / f"edge-{number}", config, usual | own, PORT + 10 * (number + 1)
-        )
+        name, port = f"edge-{number}", PORT + 10 * (number + 1)
+        written += _write_app(folder / name, config, usual | {"edge": name}, port)
     shares = (share_of(number, edges, clients) for number in range(edges))
     text = _TREE.format(
         edges=", ".join(f"`edge-{number}`" for number in range(edges)), port=PORT, clients=clients,

@@ -19,7 +19,7 @@ from protocl.federation.secure.protocol.aggregator import Aggregator
 from protocl.federation.secure.protocol.agreement import SecureAggregationError
 from protocl.federation.secure.protocol.keys import Revealed, join_entries, split_entries
 from protocl.federation.secure.protocol.shamir import SHARE_BYTES
-from protocl.federation.wire.replies import reading, storable
+from protocl.federation.wire.replies import reading, storable, who_failed
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +129,9 @@ class FlowerChannel:
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
             i = identities.get(reply.metadata.src_node_id)
             if reply.has_error():
-                sender, reason = reply.metadata.src_node_id, storable(reply.error.reason)
-                self.failed[sender] = f"{message_type}: {reason}"
-                logger.warning("client %d failed in %s: %s", sender, message_type, reason)
+                node, reason = who_failed(reply, messages), storable(reply.error.reason)
+                self.failed[node] = f"{message_type}: {reason}"
+                logger.warning("client %d failed in %s: %s", node, message_type, reason)
             elif i is not None:
                 node = self.nodes[i - 1]
                 self.senseless[node] = f"its answer in {message_type} made no sense"

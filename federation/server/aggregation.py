@@ -13,13 +13,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 
 from protocl.federation.server.state import MergedMemory
 from protocl.federation.wire.messages import Contribution, MessageReader, Received
-from protocl.federation.wire.replies import describe, read_headers, sender
+from protocl.federation.wire.replies import describe, read_headers, sender, storable, who_failed
 from protocl.federation.wire.traffic import Entry
 from protocl.federation.wire.validation import LONGEST_LIFE, RejectedError
 
 logger = logging.getLogger(__name__)
-
-_SUPERLINK = 1  # node id under which a SuperLink itself answers for a node that is gone
 
 Verdicts = Callable[[Sequence[Contribution]], Sequence[str | None]]
 """For each contribution of a round None to accept it, or the reason why not."""
@@ -199,19 +197,9 @@ class Intake:
         )
 
     def _note_failure(self, reply: Message) -> None:
-        client = sender(reply)
-        if reply.metadata.src_node_id == _SUPERLINK:
-            # The SuperLink answers in place of a node that is gone.
-            asked = (message for sent in self._asked.values() for message in sent)
-            client = next(
-                (
-                    str(message.metadata.dst_node_id)
-                    for message in asked
-                    if message.metadata.message_id == reply.metadata.reply_to_message_id
-                ),
-                client,
-            )
-        reason = f"{reply.error.code}: {reply.error.reason}"[:500]
+        asked = (message for sent in self._asked.values() for message in sent)
+        client = str(who_failed(reply, asked))
+        reason = storable(f"{reply.error.code}: {reply.error.reason}")
         logger.warning("client %s failed: %s", client, reason)
         self._merged.ledger.add(Entry(self._round, client, "failed", reason=reason))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -25,6 +25,8 @@ MAX_PAIRS = 1_000_000
 """Pairs of classes in one client's confusion counts."""
 
 _NUMBER = 8  # bytes
+
+_SUPERLINK = 1  # node id
 
 _LONGEST = 500  # characters of a text that may come from the sender
 
@@ -61,6 +63,19 @@ def storable(text: str) -> str:
 def sender(reply: Message) -> str:
     """The node that a reply comes from, as the ledger names it."""
     return str(reply.metadata.src_node_id)
+
+
+def who_failed(reply: Message, asked: Iterable[Message]) -> int:
+    """The node for which a reply says that it failed.
+
+    Args:
+        reply: from the node, or from the SuperLink in place of one that is gone.
+        asked: the messages of which one is replied to.
+    """
+    node, name = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
+    if node != _SUPERLINK:
+        return node
+    return next((m.metadata.dst_node_id for m in asked if m.metadata.message_id == name), node)
 
 
 def content_of(reply: Message) -> RecordDict:

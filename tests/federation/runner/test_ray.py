@@ -28,6 +28,8 @@ def run(folder: Path, engine: str, *words: str) -> tuple[dict[str, Any], Path]:
         ["federation=digits", "rounds=2", "partition.growth=samples", "evaluate=0.5"],
         ["federation=digits", "method.distribute=true", "backbone=mlp", "rounds=2"],
         ["federation=digits_secure", "rounds=2", "partition.growth=samples"],
+        ["federation=digits_pinned", "rounds=2", "partition.growth=samples"],
+        ["federation=digits_graph", "clients=30", "rounds=2", "partition.growth=samples"],
         ["federation=digits_robust", "clients=8"],
         ["federation=digits_robust", "clients=8", "method.centre=exact", "method.screen=0.3"],
         ["federation=digits", "method=fedavg", "rounds=2"],

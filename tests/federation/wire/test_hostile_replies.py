@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from numpy.typing import NDArray
 
 from protocl import PrototypeMemory
@@ -31,7 +31,9 @@ from protocl.federation.secure.identities import SimulatedIdentities
 from protocl.federation.secure.strategy import ProtectedPrototypes
 from protocl.federation.secure.unfinished_sum import UnfinishedSum
 from protocl.federation.server.state import MergedMemory
+from protocl.federation.wire.compat import act_as_server, failed_reply, name_message
 from protocl.federation.wire.npy import read_npy
+from protocl.federation.wire.replies import who_failed
 from protocl.heads import NearestMean
 from protocl.runner.folders import open_run
 from tests.federation.hostile import HostileGrid
@@ -229,3 +231,14 @@ def test_trained_methods_go_on_whatever_a_client_replies(tmp_path, monkeypatch, 
     result = run_federation(config, open_run(config))
     assert result["status"] == "complete"
     assert np.isfinite(result["metrics"]["last_accuracy"])
+
+
+def test_the_superlink_answers_for_a_node_that_is_gone():
+    act_as_server()
+    asked = Message(RecordDict(), dst_node_id=7, message_type="train")
+    name_message(asked, "m")
+    reply = failed_reply(asked, "Node Unavailable")
+    assert who_failed(reply, []) == 7
+    reply.metadata.__dict__["_src_node_id"] = 1
+    assert who_failed(reply, [asked]) == 7
+    assert who_failed(reply, []) == 1
