@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -167,10 +168,17 @@ class Network:
             )  # fmt: skip
 
     def once(self, *words: str) -> str:
-        done = subprocess.run(words, cwd=self.folder, env=self.environment,
-                              capture_output=True, text=True, check=False)  # fmt: skip
+        done = self.call(*words)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
         return done.stdout
+
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, cwd=self.folder, env=self.environment,
+                              capture_output=True, text=True, check=False)  # fmt: skip
+
+    def says(self, *words: str) -> bool:
+        """Whether ``protocl`` ends well."""
+        return self.call("protocl", *words).returncode == 0
 
     def superlink(self) -> None:
         words = command_of(self.folder, "flower-superlink")
@@ -314,6 +322,34 @@ def test_nodes_and_superlink_die_and_the_sum_stays_exact(tmp_path):
         memory = PrototypeMemory.load(folder / "output/memory.safetensors")
         assert same_statistics(memory, expected(folder, memory))
         assert STRANGER not in epochs(folder).values()
+
+
+@pytest.mark.slow
+def test_a_restored_backup_and_a_restored_client_are_counted_once(tmp_path):
+    """Both forget what they told each other, and nobody is asked to mend it."""
+    folder, clients = tmp_path / "app", tmp_path / "app/clients"
+    write_deployment(folder, PROTOTYPES)
+    with network(folder) as net:
+        net.begin()
+        net.supernode(3)
+        wait("all clients", lambda: set(epochs(folder).values()) == {0, 1, 2, 3}, 900)
+        net.once("protocl", "federate", "backup", "output", "books.backup")  # while it runs
+        shutil.copytree(clients, tmp_path / "snapshot")
+        before = net.rounds()
+        wait("two more rounds", lambda: net.rounds() >= before + 2, 900)
+        net.kill("superlink")
+        net.kill("node1")
+        assert net.rounds() < ROUNDS, "the SuperLink was to die in the middle of the run"
+        wait("the books", lambda: net.says("federate", "restore", "output", "books.backup"), 300)
+        for file in (tmp_path / "snapshot").glob("partition-1.*"):
+            shutil.copy(file, clients / file.name)
+        net.superlink()
+        net.supernode(1)
+        net.run()
+        wait("the last round", lambda: net.rounds() == ROUNDS, 1800)
+        memory = PrototypeMemory.load(folder / "output/memory.safetensors")
+        assert same_statistics(memory, expected(folder, memory))
+        assert net.says("federate", "audit", "output")
 
 
 def summed(folder: Path) -> dict[int, int]:

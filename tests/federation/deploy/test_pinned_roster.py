@@ -23,7 +23,7 @@ from tests.federation.deploy.test_deployment import (
     wait,
 )
 
-MEMBERS, ROUNDS, PATIENCE = 3, 8, 1200.0
+MEMBERS, ROUNDS, PATIENCE = 3, 6, 1200.0
 UNLISTED = MEMBERS  # a node whose Flower key is registered, and whose identity is on no roster
 SETTINGS = ["benchmark=digits", "method=protected", "method.secure=pinned", "partition=iid",
             "partition.growth=samples", "seed=0"]  # fmt: skip
@@ -143,6 +143,3 @@ def test_the_smallest_roster_sums_bit_for_bit_and_names_who_is_refused(tmp_path:
         assert all(f"client {node}: its keys are {ON_NO_ROSTER}" in named
                    for node in net.refused(ON_NO_ROSTER))  # fmt: skip
         assert len(net.refused(OTHER_ROSTER)) == len(net.refused(ON_NO_ROSTER)) == 1
-        assert not (folder / "unlisted" / f"partition-{UNLISTED}.offer.safetensors").exists() or (
-            UNLISTED not in parts
-        )
