@@ -129,7 +129,7 @@ class FlowerChannel:
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
             i = identities.get(reply.metadata.src_node_id)
             if reply.has_error():
-                node, reason = who_failed(reply, messages), storable(reply.error.reason)
+                node, reason = who_failed(reply, messages), storable(str(reply.error.reason))
                 self.failed[node] = f"{message_type}: {reason}"
                 logger.warning("client %d failed in %s: %s", node, message_type, reason)
             elif i is not None:

@@ -219,6 +219,12 @@ class Network:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def stop(self, name: str) -> None:
+        """As an operator does: the SuperLink knows, and takes the node back at once."""
+        process = self.processes.pop(name)
+        process.terminate()
+        process.wait(60)
+
     def rounds(self) -> int:
         file = self.folder / "output/rounds.json"
         return len(json.loads(file.read_text())) if file.exists() else 0
@@ -337,8 +343,8 @@ def test_a_restored_backup_and_a_restored_client_are_counted_once(tmp_path):
         shutil.copytree(clients, tmp_path / "snapshot")
         before = net.rounds()
         wait("two more rounds", lambda: net.rounds() >= before + 2, 900)
+        net.stop("node1")
         net.kill("superlink")
-        net.kill("node1")
         assert net.rounds() < ROUNDS, "the SuperLink was to die in the middle of the run"
         wait("the books", lambda: net.says("federate", "restore", "output", "books.backup"), 300)
         for file in (tmp_path / "snapshot").glob("partition-1.*"):
@@ -349,6 +355,9 @@ def test_a_restored_backup_and_a_restored_client_are_counted_once(tmp_path):
         wait("the last round", lambda: net.rounds() == ROUNDS, 1800)
         memory = PrototypeMemory.load(folder / "output/memory.safetensors")
         assert same_statistics(memory, expected(folder, memory))
+        ledger = Ledger.load(folder / "output/ledger.jsonl")
+        later = {e.epoch for e in ledger if e.outcome == "merged" and e.round > before}
+        assert {epochs(folder)[epoch] for epoch in later} == {0, 1, 2, 3}
         assert net.says("federate", "audit", "output")
 
 

@@ -81,12 +81,6 @@ class Pinned(Network):
         config = f"partition-id={number} num-partitions={MEMBERS + 1}"
         self.supernode(number, f"{config} state='{self.folder / state}'")
 
-    def stop(self, name: str) -> None:
-        """As an operator does, so that the SuperLink knows and takes the node back at once."""
-        process = self.processes.pop(name)
-        process.terminate()
-        process.wait(60)
-
     def run(self, config: str = "") -> None:
         words = [word for word in command_of(self.folder, "flwr run") if word != "--stream"]
         self.once(*words, "--run-config", "min-clients=3 deadline=120.0 log-json=true")
