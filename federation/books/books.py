@@ -147,6 +147,11 @@ class Books:
         """Every message, oldest first."""
         return iter(self.db.execute("SELECT * FROM traffic ORDER BY rowid"))
 
+    @property
+    def entries(self) -> int:
+        """Rows of the ledger, certificates included."""
+        return int(self.db.execute("SELECT ifnull(max(number), -1) + 1 FROM ledger").fetchone()[0])
+
     def certificates(self) -> list[dict[str, str]]:
         """What was forgotten, oldest first."""
         query = "SELECT reason FROM ledger WHERE outcome = ? ORDER BY number"

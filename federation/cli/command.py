@@ -98,7 +98,7 @@ def _release(words: list[str]) -> int:
     from rich.console import Console
 
     from protocl.errors import ConfigError
-    from protocl.federation.edges.files import EdgeFolder, ask
+    from protocl.federation.cli.forget import let_go
 
     given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
     if len(words) != 3 or given.keys() != {"client", "to"} or not all(given.values()):
@@ -106,12 +106,8 @@ def _release(words: list[str]) -> int:
             f"protocl federate release {' '.join(words)}: give the folder output of the edge, "
             "client=NAME as its ledger.jsonl has it, and to=EDGE"
         )
-    folder = Path(words[0])
-    ask(folder, given["client"], given["to"])
-    path = EdgeFolder(folder).release(given["client"])
-    Console().print(
-        f"asked for; once the root is without it, here: {path}", soft_wrap=True, markup=False
-    )
+    for line in let_go(Path(words[0]), given["client"], given["to"]):
+        Console().print(line, soft_wrap=True, markup=False)
     return 0
 
 

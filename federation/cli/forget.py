@@ -1,4 +1,4 @@
-"""The command that forgets a client or a class of a federation."""
+"""The commands that take a client or a class out of a federation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from protocl.errors import ConfigError, DataError
 from protocl.federation.books.backup import back_up, folder_of_books, restore
 from protocl.federation.books.books import Books, InUseError
 from protocl.federation.books.requests import Requests, Wanted
-from protocl.federation.edges.files import leave_anew
+from protocl.federation.edges.door import ROSTER, read_roster
+from protocl.federation.edges.files import EdgeFolder, leave_anew
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.io.names import MODEL_FOLDER
 from protocl.memory import PrototypeMemory
@@ -34,7 +35,35 @@ def forget(folder: Path, word: str, seconds: float = _PATIENCE) -> list[str]:
     Raises:
         ConfigError: there are no books, or nothing of that name, or it cannot be forgotten.
     """
-    place, wanted = folder_of_books(folder), Wanted.of(word)
+    return _carry_out(folder_of_books(folder), Wanted.of(word), seconds)
+
+
+def let_go(folder: Path, client: str, to: str, seconds: float = _PATIENCE) -> list[str]:
+    """Let a client go to another edge, whether the server of this one is at work or not.
+
+    Args:
+        folder: of the deployed server of an edge.
+        client: as its ledger names it.
+        to: name of the other edge, as ``edges.json`` has it.
+        seconds: see :func:`forget`.
+
+    Returns:
+        See :func:`forget`.
+
+    Raises:
+        ConfigError: there are no books, or no such client or edge, or it was forgotten.
+    """
+    place = folder_of_books(folder)
+    edges = read_roster(place.parent / ROSTER)
+    if to not in edges:
+        listed = ", ".join(sorted(edges)) or "no edges"
+        raise ConfigError(f"to={to}: {place.parent / ROSTER} has {listed}")
+    said = _carry_out(place, Wanted("move", client, to), seconds)
+    release = EdgeFolder(place.parent).release(client)
+    return [*said, f"once the root is without it, its release is here: {release}"]
+
+
+def _carry_out(place: Path, wanted: Wanted, seconds: float) -> list[str]:
     strategy = _opened(place)
     try:
         with strategy.writing():

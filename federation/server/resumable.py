@@ -143,6 +143,11 @@ class KeepsBooks(LastingStrategy):
         self.heeded = 0
         self.rows = False
 
+    @property
+    def entries(self) -> int:
+        """Rows of the ledger on disk, certificates included; 0 without books."""
+        return self._books.entries if self._books is not None and self._begun else 0
+
     def writing(self) -> AbstractContextManager[None]:
         """Keep others from writing the books meanwhile."""
         return nullcontext() if self._books is None else self._books.held()
@@ -187,7 +192,7 @@ class KeepsBooks(LastingStrategy):
         self._save(self.round)
 
     def forget(self, wanted: Wanted) -> str:
-        """Forget a client, an edge or a class by name; what was done, in words.
+        """Forget a client, an edge or a class, or let a client go; what was done, in words.
 
         Raises:
             KeyError: there is none of that name.
@@ -201,13 +206,17 @@ class KeepsBooks(LastingStrategy):
             why = why if self.rows else "these books are of clients; give client=NAME"
             raise ValueError(f"{wanted.kind}={wanted.name}: {why}")
         before = self.merged.memory.total  # of all, whatever a rule makes of them
-        if wanted.kind != "class":
-            self.forget_client(wanted.name)
-        else:
+        if wanted.kind == "class":
             self.forget_classes(self.merged.class_of(wanted.name))
+        elif wanted.kind == "move":
+            self.release_client(wanted.name, wanted.to)
+        else:
+            self.forget_client(wanted.name)
         self.heeded += 1
         gone = before - self.merged.memory.total
-        return f"forgot {wanted.kind} {wanted.name}: {gone} samples less, {before - gone} remain"
+        done = f"let client {wanted.name} go to {wanted.to}"
+        done = done if wanted.to else f"forgot {wanted.kind} {wanted.name}"
+        return f"{done}: {gone} samples less, {before - gone} remain"
 
     def heed(self) -> None:
         """Do what operators asked for meanwhile (:class:`.Requests`)."""
@@ -218,7 +227,7 @@ class KeepsBooks(LastingStrategy):
                 text, done = self.forget(wanted), True
             except (KeyError, ValueError, StillReadError) as error:
                 text, done = str(error.args[0]), False
-            logger.info("asked to forget %s %s: %s", *wanted, text)
+            logger.info("asked to %s: %s", wanted, text)
             self.requests.answer(name, text, done=done)
 
     # -- books ------------------------------------------------------------------------------

@@ -22,13 +22,14 @@ from protocl.errors import AllFailedError, ConfigError, DataError
 from protocl.federation.books.audit import audit
 from protocl.federation.books.backup import back_up
 from protocl.federation.books.requests import Requests, Wanted
+from protocl.federation.cli.forget import forget, let_go
 from protocl.federation.client.client import ClientData
 from protocl.federation.config.compose import settle_short
 from protocl.federation.deploy.apps import Task, build_strategy, client_app
 from protocl.federation.deploy.scaffold import write_deployment
 from protocl.federation.deploy.server_loop import serve
 from protocl.federation.edges.door import own_key, read_roster
-from protocl.federation.edges.files import ask, load_holding
+from protocl.federation.edges.files import load_holding
 from protocl.federation.exactly_once.server import name_of_life
 from protocl.federation.server.state import same_statistics
 from protocl.federation.wire.grid import InProcessGrid
@@ -159,7 +160,7 @@ def test_an_edge_loses_what_it_told_the_root_and_a_withdrawal_passes_both_levels
     output = tree.output("edge-1")
     kept = tmp_path / "backup"
     shutil.copytree(output, kept)
-    ask(output, tree.name_of(3, "edge-1"), "")
+    forget(output, f"client={tree.name_of(3, 'edge-1')}")
     merged = tree.round()
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
     for file in kept.glob("*"):  # a backup of all but the list of the forgotten, which stays
@@ -167,7 +168,7 @@ def test_an_edge_loses_what_it_told_the_root_and_a_withdrawal_passes_both_levels
             shutil.copy(file, output / file.name)
     merged = tree.round()
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
-    (output / "above.safetensors").unlink()
+    (output / "above.json").unlink()
     merged = tree.round()
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
     lost = [e for e in Ledger.load(tree.output("root") / "ledger.jsonl") if "lost" in e.reason]
@@ -188,8 +189,10 @@ def test_whichever_door_a_client_is_forgotten_by_the_root_is_without_it(tmp_path
         Requests(output / "checkpoint").leave(Wanted("client", client))
         tree.rounds["edge-1"] -= door != "request"
         tree.edge("edge-1")
-    for name in ("row.safetensors", "memory.safetensors", "checkpoint/books.sqlite"):
-        assert needle not in (output / name).read_bytes()
+    # Before the root asks again: not in what the edge told it either.
+    files = [file for file in output.rglob("*") if file.is_file()]
+    assert {"row.safetensors", "above.json", "books.sqlite"} <= {file.name for file in files}
+    assert [file for file in files if needle in file.read_bytes()] == []
     assert json.loads((output / "ledger.jsonl").read_text().splitlines()[1])["classes"] == []
     root = tree.output("root")
     back_up(root, tmp_path / "b")
@@ -205,7 +208,6 @@ def test_whichever_door_a_client_is_forgotten_by_the_root_is_without_it(tmp_path
     assert PrototypeMemory.load(root / "memory.safetensors").total == 60
     merged = tree.root()
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
-    assert needle not in (output / "above.safetensors").read_bytes()
 
 
 def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):
@@ -213,22 +215,25 @@ def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):
     tree.round()
     output = tree.output("edge-0")
     client = tree.name_of(0, "edge-0")
-    with pytest.raises(ConfigError, match=r"client=nobody contributed nothing; clients are 100"):
-        ask(output, "nobody", "")
     with pytest.raises(ConfigError, match=r"to=edge-1: .*has no edges"):
-        ask(output, client, "edge-1")
+        let_go(output, client, "edge-1")
     with pytest.raises(ConfigError, match="has no books"):
-        ask(tmp_path, client, "")
+        let_go(tmp_path, client, "edge-1")
+    tree.write_rosters()
+    with pytest.raises(ConfigError, match=r"'nobody' contributed nothing; clients are 100"):
+        let_go(output, "nobody", "edge-1")
     for wrong in ([], [str(output)], [str(output), "client=1"], [str(output), "client=1", "to="]):
         assert main(["federate", "release", *wrong]) == 2
-    ask(output, client, "")
-    for name, content in (("cut", "{"), ("empty", "{}"), ("list", "[1]")):
-        (output / "asked" / f"{name}.json").write_text(content)
+    asked = output / "checkpoint/requests"
+    request = Requests(asked.parent).leave(Wanted("client", client))
+    wrong = {"cut": "{", "empty": "{}", "list": "[1]", "move": '{"kind": "move", "name": "1"}'}
+    for name, content in wrong.items():
+        (asked / f"{name}.json").write_text(content)
     tree.edge("edge-0")
-    refused = sorted(path.name for path in (output / "asked").iterdir())
-    assert refused == ["cut.refused", "empty.refused", "list.refused"]
-    with pytest.raises(ConfigError, match="contributed nothing"):
-        ask(output, client, "")
+    found = sorted(path.name for path in asked.iterdir())
+    assert found == sorted([*(f"{name}.refused" for name in wrong), f"{request}.answer"])
+    with pytest.raises(ConfigError, match="was forgotten, and can go nowhere"):
+        let_go(output, client, "edge-1")
     (output / "edges.json").write_text('{"edge-1": "00"}')
     with pytest.raises(ConfigError, match="the keys of edge-1 have not 32 bytes"):
         read_roster(output / "edges.json")
