@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from protocl.errors import DataError
 from protocl.federation.edges.door import ROSTER, EdgeDoor, own_key, read_roster
-from protocl.federation.edges.row import Holding
+from protocl.federation.edges.row import Holding, RowState
 from protocl.federation.exactly_once.server import Tombstone
 from protocl.federation.secure.protocol.identity import public_key
 from protocl.federation.server.state import same_statistics
@@ -67,7 +67,8 @@ class EdgeFolder:
         return self.path / "above.json"
 
     def leave(self, strategy: FederatedPrototypes) -> None:
-        """Leave what the edge has for the root."""
+        """Leave what the edge has for the root, and take the root's certificates into the books."""
+        strategy.take_receipts(told_above(self.above).receipts)
         withdrawn = [tombstone._asdict() for tombstone in strategy.withdrawn]
         save_holding(
             self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn, edge=self.name,
@@ -136,6 +137,22 @@ def load_holding(path: Path) -> tuple[Holding, dict[str, Any]]:
     except KeyError as error:
         raise DataError(f"{path} has no {error}; it is written anew after a round") from error
     return Holding(memory, names, *marks), values
+
+
+def told_above(path: Path) -> RowState:
+    """What an edge's node told the root, of ``above.json``; nothing where there is no file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not path.exists():
+        return RowState()
+    try:
+        return RowState.read(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged: {error!r:.200}; remove it, and the next row replaces all before"
+        ) from error
 
 
 def tombstones_of(values: dict[str, Any]) -> list[Tombstone]:

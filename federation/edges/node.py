@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from filelock import FileLock
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 
-from protocl.errors import DataError
 from protocl.federation.edges.door import sign_release
-from protocl.federation.edges.files import EdgeFolder, load_holding, tombstones_of
-from protocl.federation.edges.row import RowState, answer
+from protocl.federation.edges.files import (
+    EdgeFolder,
+    load_holding,
+    told_above,
+    tombstones_of,
+)
+from protocl.federation.edges.row import answer
 from protocl.federation.exactly_once.server import Tombstone
 from protocl.federation.wire.replies import confusion_content
 from protocl.io.atomic import atomic_write
@@ -56,19 +58,3 @@ class EdgeNode:
             if not path.exists() or path.read_text(encoding="utf-8") != signed:
                 path.parent.mkdir(exist_ok=True)
                 atomic_write(path, signed)
-
-
-def told_above(path: Path) -> RowState:
-    """What an edge's node told the root, of ``above.json``; nothing where there is no file.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    if not path.exists():
-        return RowState()
-    try:
-        return RowState.read(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} is damaged: {error!r:.200}; remove it, and the next row replaces all before"
-        ) from error

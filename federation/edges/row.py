@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from protocl.federation.client.client import heard_of, note_newest, require_same_statistics, take_up
-from protocl.federation.exactly_once.client import Life, Pending
+from protocl.federation.exactly_once.client import Life, Pending, name_of_life
 from protocl.federation.exactly_once.edge import Standing
 from protocl.federation.wire.messages import Contribution, encode
 from protocl.memory import PrototypeMemory
 
 KEPT = 16
-"""Rows before the one that the root has of which it is known of what they are the sum."""
+"""Rows before the one that the root has of which it is known of what they are the sum, and
+certificates of the root."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class RowState:
         erased: whether the root may have what was forgotten since it settled a row; it is told to
             destroy what it had.
         entries: number of a row -> rows of the edge's ledger of which it is the sum.
+        receipts: the root's certificates of what rows took away, oldest first.
     """
 
     standing: Standing = field(default_factory=Standing)
@@ -58,11 +60,13 @@ class RowState:
     erasures: int = 0
     erased: bool = False
     entries: dict[int, int] = field(default_factory=dict)
+    receipts: list[dict[str, Any]] = field(default_factory=list)
 
     def update(self, now: Holding, config: ConfigRecord) -> list[Contribution]:
         """The rows to send, at most one, to a root that says in ``config`` what it has."""
         standing, life = self.standing, self.standing.life
         standing.hear(*heard_of(config))
+        self._take_receipt(str(config.get("taken", "")))
         on_its_way = bool(life.pending)  # what is in it is not kept: it is sent anew, as it is now
         self.erased = now.erasures != self.erasures or (self.erased and on_its_way)
         changed = on_its_way or now.stamp != self.stamp
@@ -74,6 +78,19 @@ class RowState:
         if config["forgotten"]:
             return []
         return [self._row(pending.seq, now) for pending in life.pending]
+
+    def _take_receipt(self, text: str) -> None:
+        """Keep the root's certificate of a row of this edge."""
+        if not text:
+            return
+        said, life = json.loads(text), self.standing.life
+        own = {name_of_life(epoch) for epoch in (life.epoch, *life.replaces)}
+        row = said["row"]
+        if said["life"] in own and row in self.entries:
+            receipt = {key: said[key] for key in ("before", "after", "when")}
+            receipt |= {"level": "root", "row": row, "entries": self.entries[row]}
+            others = [one for one in self.receipts if one["row"] != row]
+            self.receipts = [*others, receipt][-KEPT:]
 
     def to_text(self) -> str:
         """All of it, for :meth:`read`."""

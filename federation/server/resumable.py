@@ -148,6 +148,18 @@ class KeepsBooks(LastingStrategy):
         """Rows of the ledger on disk, certificates included; 0 without books."""
         return self._books.entries if self._books is not None and self._begun else 0
 
+    @property
+    def certificates(self) -> list[dict[str, Any]]:
+        """What was forgotten, by the books, oldest first; none without books."""
+        return self._books.certificates() if self._books is not None and self._begun else []
+
+    def take_receipts(self, receipts: Iterable[dict[str, Any]]) -> None:
+        """Write certificates of the level above into the books, each once."""
+        known = {one["row"] for one in self.certificates if "level" in one}
+        self.merged.receipts += [one for one in receipts if one["row"] not in known]
+        if self.merged.receipts and self._begun:
+            self._save_round()
+
     def writing(self) -> AbstractContextManager[None]:
         """Keep others from writing the books meanwhile."""
         return nullcontext() if self._books is None else self._books.held()

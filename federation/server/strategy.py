@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -137,6 +138,7 @@ class FederatedPrototypes(KeepsBooks):
         reader = MessageReader(self.empty, self.options.limits, ("delta", "full"), means, rows=rows)
         verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
         self._intake = Intake(self.merged, reader, verdicts, self.seconds, door)
+        self._taken: dict[str, str] = {}
         self._place = {} if door is None else {"edge": door.name}
         self._backbone = None if backbone is None else backbone_record(backbone)
 
@@ -176,6 +178,8 @@ class FederatedPrototypes(KeepsBooks):
         if self.requests is not None:
             self.heed()
         number = self.round
+        if self.rows:
+            self._taken = {c["client"]: json.dumps(c) for c in self.certificates if "row" in c}
         # Before asking: a client whose late answer is merged now need not repeat it.
         self._intake.take(collect_late(grid), number)
         nodes = self._choose(grid, number, self.options.participation)
@@ -261,12 +265,18 @@ class FederatedPrototypes(KeepsBooks):
                 "round": number,
                 **self.merged.known.terms_for(str(node)),
                 **self._place,
+                **self._certified(str(node)),
             }
         )
         content = RecordDict({"config": request})
         if self._backbone is not None and node not in self._intake.equipped:
             content["backbone"] = self._backbone
         return content
+
+    def _certified(self, node: str) -> dict[str, str]:
+        """The certificate of what the last row of an edge took away, where one did."""
+        taken = self._taken.get(self.merged.known.client_at(node) or "")
+        return {"taken": taken} if taken else {}
 
     # -- books ------------------------------------------------------------------------------
 

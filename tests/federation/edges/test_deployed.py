@@ -28,8 +28,10 @@ from protocl.federation.config.compose import settle_short
 from protocl.federation.deploy.apps import Task, build_strategy, client_app
 from protocl.federation.deploy.scaffold import write_deployment
 from protocl.federation.deploy.server_loop import serve
+from protocl.federation.edges.audit import audit_tree
+from protocl.federation.edges.certificates import certificates
 from protocl.federation.edges.door import own_key, read_roster
-from protocl.federation.edges.files import load_holding
+from protocl.federation.edges.files import load_holding, save_holding
 from protocl.federation.exactly_once.server import name_of_life
 from protocl.federation.server.state import same_statistics
 from protocl.federation.wire.grid import InProcessGrid
@@ -208,6 +210,70 @@ def test_whichever_door_a_client_is_forgotten_by_the_root_is_without_it(tmp_path
     assert PrototypeMemory.load(root / "memory.safetensors").total == 60
     merged = tree.root()
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
+
+
+def found_of(tree: Tree) -> dict[str, tuple[str, bool]]:
+    found = audit_tree(tree.output("root"), [tree.output(name) for name in tree.places])
+    return {one.name: ("; ".join(one.faults) or one.text, one.compared) for one in found}
+
+
+def test_the_root_s_audit_takes_the_folders_of_the_edges(tmp_path: Path, capsys):
+    tree = Tree(tmp_path / "tree", "method.head=lda")
+    tree.round()
+    tree.edge("edge-0")  # goes on, and the root has what it had
+    root, folders = str(tree.output("root")), [str(tree.output(name)) for name in tree.places]
+    assert main(["federate", "audit", root, *folders]) == 0
+    said = capsys.readouterr().out
+    assert "edge-1: row 1 (client 1001 of the root) is, bit for bit, what its books" in said
+    assert "2 of 2 edges are at the root what their books sum to" in said
+    assert main(["federate", "audit", root, folders[0]]) == 3
+    assert "client 1001 of the root: no folder was given of the edge" in capsys.readouterr().err
+    assert main(["federate", "audit", folders[0], folders[1]]) == 2  # no root
+
+    client = tree.name_of(3, "edge-1")
+    forget(tree.output("edge-1"), f"client={client}")
+    assert [compared for _, compared in found_of(tree).values()] == [True, False]
+    assert "pending at: root" in found_of(tree)["edge-1"][0]
+    (pending,) = certificates(tree.output("edge-1"))
+    assert (pending.what, list(pending.levels), pending.pending) == (
+        f"client {client}", ["edge-1"], ("root",)
+    )  # fmt: skip
+    tree.root()
+    assert next(certificates(tree.output("edge-1"))).pending == ("root",)  # it has not heard
+    tree.root()
+    for _ in range(2):  # of what its node heard, then of what is in its books
+        (done,) = certificates(tree.output("edge-1"))
+        assert (list(done.levels), done.pending) == (["edge-1", "root"], ())
+        (of_root,) = certificates(tree.output("root"))
+        assert of_root.levels["server"]["after"] == done.levels["root"]["after"]
+        tree.edge("edge-1")
+    (tree.output("edge-1") / "above.json").unlink()
+    assert next(certificates(tree.output("edge-1"))).pending == ()
+    assert audit(tree.output("edge-1")).certificates == 2
+    assert main(["federate", "certificates", folders[1]]) == 0
+    assert f"client {client}: complete\n  edge-1: " in capsys.readouterr().out
+    Requests(tree.output("edge-1") / "checkpoint").leave(Wanted("class", "2"))
+    asked = list(certificates(tree.output("edge-1")))[-1]
+    assert (asked.what, asked.pending) == ("asked to forget class 2", ("edge-1", "root"))
+
+
+def test_an_edge_that_sends_another_row_than_its_books_is_named(tmp_path: Path, capsys):
+    tree = Tree(tmp_path / "tree")
+    for name in tree.places:
+        tree.edge(name)
+    row = tree.output("edge-1") / "row.safetensors"
+    held, values = load_holding(row)
+    held.memory.update(torch.ones(1, 4), torch.tensor([2]))
+    save_holding(row, held.memory, held.names, **values)
+    tree.root()
+    words = [str(tree.output(name)) for name in ("root", "edge-0", "edge-1")]
+    assert main(["federate", "audit", *words]) == 3
+    found = " ".join(capsys.readouterr().err.split())
+    assert (
+        "edge-1: row 1 (client 1001 of the root) is not what its books sum to: count of classes 2;"
+        in found
+    )
+    assert "edge-0" not in found
 
 
 def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):
