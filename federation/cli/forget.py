@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,10 +10,10 @@ from protocl.errors import ConfigError, DataError
 from protocl.federation.books.backup import back_up, folder_of_books, restore
 from protocl.federation.books.books import Books, InUseError
 from protocl.federation.books.requests import Requests, Wanted
+from protocl.federation.cli.written import merged_by, rule_of, write_outputs
 from protocl.federation.edges.door import ROSTER, read_roster
-from protocl.federation.edges.files import EdgeFolder, leave_anew
+from protocl.federation.edges.files import EdgeFolder
 from protocl.federation.server.strategy import FederatedPrototypes
-from protocl.io.names import MODEL_FOLDER
 from protocl.memory import PrototypeMemory
 
 _PATIENCE = 60.0
@@ -117,11 +116,12 @@ def catch_up(folder: Path) -> list[str]:
             strategy.resume()
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return _write_outputs(strategy, place.parent)
+        return write_outputs(strategy, place.parent)
 
 
 def _forget_here(strategy: FederatedPrototypes, place: Path, wanted: Wanted) -> list[str]:
     strategy.resume()
+    before = merged_by(strategy)
     strategy.heed()  # what a server was asked for that is not at work any more
     try:
         said = strategy.forget(wanted)
@@ -129,7 +129,7 @@ def _forget_here(strategy: FederatedPrototypes, place: Path, wanted: Wanted) -> 
         if isinstance(error, ConfigError | DataError):
             raise
         raise ConfigError(str(error.args[0])) from error
-    return [said, *_write_outputs(strategy, place.parent)]
+    return [said, *write_outputs(strategy, place.parent, before)]
 
 
 def _ask(place: Path, wanted: Wanted, seconds: float) -> str:
@@ -151,28 +151,5 @@ def _opened(place: Path) -> FederatedPrototypes:
     )
     strategy.merged.means = said["means"]
     if not said["plain"]:
-        strategy.merge = _unknown_rule
+        strategy.merge = rule_of(place.parent)
     return strategy
-
-
-def _unknown_rule(memories: Sequence[PrototypeMemory]) -> PrototypeMemory:
-    raise ConfigError("the rule by which clients were merged is not in the books")
-
-
-def _write_outputs(strategy: FederatedPrototypes, run: Path) -> list[str]:
-    """Write anew what was written of the books; what cannot be is removed, or named."""
-    said, memory, ledger = [], run / "memory.safetensors", run / "ledger.jsonl"
-    if ledger.exists():
-        strategy.merged.ledger.save(ledger)
-    if memory.exists() and strategy.merge is None:
-        strategy.memory.save(memory)
-    elif memory.exists():
-        memory.unlink()
-        said.append(f"{memory} was of before and is removed; the run writes it anew as it goes on")
-    said += leave_anew(run, strategy)
-    if (run / MODEL_FOLDER).exists():
-        said.append(
-            f"{run / MODEL_FOLDER} was written before and still holds it: remove it, or where it "
-            "is a class take that out by protocl forget"
-        )
-    return said

@@ -125,7 +125,6 @@ class KeepsBooks(LastingStrategy):
         failed_evaluations: round -> whose evaluations do not count, and why.
         withdrawn: who was forgotten or left, in the order in which it happened.
         requests: of operators, where the books are on disk.
-        heeded: how often something was forgotten by name.
         rows: whether this is a root, whose clients are edges.
     """
 
@@ -140,7 +139,6 @@ class KeepsBooks(LastingStrategy):
         self._books = None if folder is None else Books(folder, merged.empty)
         self.requests = None if folder is None else Requests(folder)
         self._begun = False
-        self.heeded = 0
         self.rows = False
 
     @property
@@ -224,7 +222,6 @@ class KeepsBooks(LastingStrategy):
             self.release_client(wanted.name, wanted.to)
         else:
             self.forget_client(wanted.name)
-        self.heeded += 1
         gone = before - self.merged.memory.total
         done = f"let client {wanted.name} go to {wanted.to}"
         done = done if wanted.to else f"forgot {wanted.kind} {wanted.name}"

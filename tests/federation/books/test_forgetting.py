@@ -23,6 +23,7 @@ from protocl.federation.client.state import StatesOnDisk
 from protocl.federation.server.sampling import Options
 from protocl.federation.server.state import MergedMemory, same_statistics
 from protocl.federation.wire.messages import Contribution
+from protocl.model.folder import load_model, read_memory, save_model
 
 DIM, CLIENTS = 64, 3
 LEVELS = ["mean", "diagonal", "shared", "full"]
@@ -276,3 +277,45 @@ def test_the_command(tmp_path, capsys):
     entries = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     assert [e["outcome"] for e in entries] == ["merged", "forgotten", "merged"]
     assert main(["federate", "forget", str(tmp_path), "client=1001"]) == 2
+
+
+def model_rows(run: Path) -> dict[int, list[bytes]]:
+    """Class -> what the model on disk holds of it, as bytes."""
+    memory, _ = read_memory(run / "model")
+    arrays = [memory.get_buffer("sum").numpy(), memory.sums.numpy()]
+    return {c: [a[i].tobytes() for a in arrays] for i, c in enumerate(memory.classes.tolist())}
+
+
+@pytest.mark.parametrize("method", ["prototypes method.head=lda", "fedcof"])
+def test_the_model_of_a_run_is_without_what_was_forgotten(tmp_path, capsys, method):
+    words = f"federation=digits clients=5 rounds=1 method={method}".split()
+    assert main(["federate", *words, f"output={tmp_path / 'runs of digits'}"]) == 0
+    (run,) = [path.parent for path in tmp_path.rglob("config.yaml")]
+    before = model_rows(run)
+    assert main(["federate", "forget", str(run), "client=1002"]) == 0
+    assert "model is written anew" in " ".join(capsys.readouterr().out.split())
+    after = model_rows(run)
+    gone = [b for c, rows in before.items() for b in rows if rows != after.get(c)]
+    assert len(gone) >= 4
+    assert found_in(run, gone) == []
+    assert all(rows == before[c] for c, rows in after.items() if rows[0] in before[c])
+    model = load_model(run)
+    assert model.memory_.total < 1347
+    if method == "fedcof":  # of an estimate nothing can be learned
+        return
+    model.partial_fit(torch.rand(2, 1, 8, 8).numpy(), model.classes_[:2])
+    save_model(model, run / "model")  # taught since: nobody knows what of it is to stay
+    assert main(["federate", "forget", str(run), "client=1001"]) == 0
+    assert "for it was changed since: remove it" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_of_which_all_is_forgotten_has_no_model(tmp_path, capsys):
+    words = ["federation=digits", "clients=2", "rounds=1", "min_clients=1", "partition=iid"]
+    assert main(["federate", *words, f"output={tmp_path}"]) == 0
+    (run,) = [path.parent for path in tmp_path.rglob("config.yaml")]
+    for client in ("client=1000", "client=1001"):
+        assert main(["federate", "forget", str(run), client]) == 0
+    assert "model is removed, for nothing is left of it" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert not (run / "model").exists()
