@@ -10,7 +10,7 @@ from protocl.errors import ConfigError, DataError
 from protocl.federation.books.backup import back_up, folder_of_books, restore
 from protocl.federation.books.books import Books, InUseError
 from protocl.federation.books.requests import Requests, Wanted
-from protocl.federation.cli.written import merged_by, rule_of, write_outputs
+from protocl.federation.cli.written import merged_by, take_rule, write_outputs
 from protocl.federation.edges.door import ROSTER, read_roster
 from protocl.federation.edges.files import EdgeFolder
 from protocl.federation.server.strategy import FederatedPrototypes
@@ -151,5 +151,5 @@ def _opened(place: Path) -> FederatedPrototypes:
     )
     strategy.merged.means = said["means"]
     if not said["plain"]:
-        strategy.merge = rule_of(place.parent)
+        take_rule(strategy, place.parent)
     return strategy

@@ -13,6 +13,7 @@ from protocl.errors import ConfigError, ProtoclError
 from protocl.federation.books.audit import same_sums
 from protocl.federation.config.compose import load
 from protocl.federation.edges.files import leave_anew
+from protocl.federation.methods.group_means.fedcof import GroupMerge
 from protocl.federation.methods.prototypes import ExchangeConfig
 from protocl.federation.server.strategy import FederatedPrototypes, Merge
 from protocl.io.names import MODEL_FOLDER
@@ -22,7 +23,18 @@ from protocl.report.result import CONFIG_FILE
 logger = logging.getLogger(__name__)
 
 
-def rule_of(run: Path) -> Merge:
+def take_rule(strategy: FederatedPrototypes, run: Path) -> None:
+    """Let a strategy merge as its run did, or fail where nobody knows how."""
+    rule = _rule_of(run)
+    if not strategy.rows:
+        strategy.merge = rule
+    elif isinstance(rule, GroupMerge):
+        strategy.estimate = rule.of_sums
+    else:
+        strategy.merge = unknown_rule
+
+
+def _rule_of(run: Path) -> Merge:
     """The rule by which a run merged its clients, by its settings; one that fails without them."""
     if not (run / CONFIG_FILE).exists():
         return unknown_rule
@@ -69,7 +81,7 @@ def write_outputs(
     elif memory.exists():
         memory.unlink()
         said.append(f"{memory} was of before and is removed; the run writes it anew as it goes on")
-    said += leave_anew(run, strategy)
+    said += leave_anew(run, strategy, known=now is not None)
     if (run / MODEL_FOLDER).exists():
         said += _write_model(run / MODEL_FOLDER, before, now)
     return said

@@ -71,9 +71,9 @@ class EdgeFolder:
         strategy.take_receipts(told_above(self.above).receipts)
         withdrawn = [tombstone._asdict() for tombstone in strategy.withdrawn]
         save_holding(
-            self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn, edge=self.name,
+            self.row, strategy.row, strategy.merged.names, withdrawn=withdrawn, edge=self.name,
             erasures=strategy.merged.erasures, entries=strategy.entries,
-            stamp=self._stamp_of(strategy.memory),
+            stamp=self._stamp_of(strategy.row),
         )  # fmt: skip
 
     def _stamp_of(self, memory: PrototypeMemory) -> str:
@@ -89,12 +89,23 @@ class EdgeFolder:
         return self.path / "releases" / f"{quote(client, safe='')}.release.json"
 
 
-def leave_anew(folder: Path, strategy: FederatedPrototypes) -> list[str]:
-    """Write the row of an edge anew whose server is not at work; what else to know, in words."""
+def leave_anew(folder: Path, strategy: FederatedPrototypes, *, known: bool) -> list[str]:
+    """Write the row of an edge anew whose server is not at work; what else to know, in words.
+
+    Args:
+        folder: of the server.
+        strategy: whose books they are.
+        known: whether it can make the row; else that is removed.
+    """
     edge = EdgeFolder(folder)
     if not edge.row.exists():
         return []
     _, values = load_holding(edge.row)
+    if not known:
+        edge.row.unlink()
+        return [
+            f"{edge.row} is removed; start the server, which writes it anew, and tells the root"
+        ]
     EdgeFolder(folder, values["edge"]).leave(strategy)
     return ["the root is as before until it asks this edge again"]
 

@@ -55,10 +55,10 @@ class SimulatedEdge:
         self.strategy.round = number - 1  # rounds are the root's
         self.strategy.start(self.grid, ArrayRecord(), num_rounds=1, timeout=self._timeout)
         self._note_traffic(number, str(message.metadata.dst_node_id))
-        memory, merged = self.strategy.memory, self.strategy.merged
+        row, merged = self.strategy.row, self.strategy.merged
         withdrawals = len(self.strategy.withdrawn)
         holding = Holding(
-            memory, dict(merged.names), withdrawals, merged.erasures, memory.revision
+            row, dict(merged.names), withdrawals, merged.erasures, merged.memory.revision
         )  # fmt: skip
         return answer(message, context, self.state, holding)
 

@@ -327,6 +327,6 @@ class KeepsBooks(LastingStrategy):
         account = self.merged.account({
             "evaluations": self.evaluations, "failed_evaluations": self.failed_evaluations,
         })  # fmt: skip
-        plain = getattr(self, "merge", None) is None
+        plain = getattr(self, "merge", None) is None and getattr(self, "estimate", None) is None
         meta = {"round": finished, "plain": plain, "rows": self.rows}
         books.write(account, self.traffic, meta, self.merged.without_forgotten)

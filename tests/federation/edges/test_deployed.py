@@ -317,8 +317,21 @@ def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):
         tree.root()
 
 
-@pytest.mark.parametrize("method", ["protected", "fedcof"])
-def test_what_cannot_be_a_tree_is_not_deployed(tmp_path: Path, method: str):
-    with pytest.raises(ConfigError, match=f"method={method} has no sums"):
-        write_deployment(tmp_path / "app", settle_short(["edges=2", f"method={method}"])[0])
+def test_an_edge_whose_rule_is_not_in_its_books_forgets_and_leaves_no_row(tmp_path: Path, capsys):
+    tree = Tree(tmp_path / "tree", "method=fedcof")
+    before = tree.round()
+    output, client = tree.output("edge-1"), tree.name_of(3, "edge-1")
+    assert main(["federate", "forget", str(output), f"client={client}"]) == 0
+    assert "row.safetensors is removed; start the server" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert same_statistics(tree.root(), before)
+    tree.edge("edge-1")
+    assert (rest := tree.root()).total == before.total - len(chunk(3, 0)[1])
+    assert rest.estimated == before.estimated != ""
+
+
+def test_what_cannot_be_a_tree_is_not_deployed(tmp_path: Path):
+    with pytest.raises(ConfigError, match="method=protected has no sums"):
+        write_deployment(tmp_path / "app", settle_short(["edges=2", "method=protected"])[0])
     assert not (tmp_path / "app").exists()
