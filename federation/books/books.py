@@ -300,9 +300,9 @@ class Books:
 
     def _connect(self) -> None:
         if self._db is None:
-            self._db = connect(self.path, BOOKS)
-            self._keys = KeyFile(self.folder / KEY_FILE)
-            self._sums = Sums(self._db, self._empty)
+            db = connect(self.path, BOOKS)
+            self._keys = KeyFile(self.folder / KEY_FILE)  # on a full disk it fails
+            self._db, self._sums = db, Sums(db, self._empty)
 
     def _is_blank(self) -> bool:
         """Whether neither rows nor keys were ever written."""

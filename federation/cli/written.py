@@ -95,7 +95,11 @@ def _write_model(
     if before is None or now is None:
         return [f"{stays}: remove it, or take a class out of it by protocl forget"]
     try:
-        return [_replace(folder, before, now) or f"{stays}, for it was changed since: remove it"]
+        return [
+            _replace(folder, before, now)
+            or f"{stays}: it is not of the memory as that was, since it was changed, or forgetting "
+            "was stopped on the way: remove it"
+        ]
     except (ProtoclError, ValueError, OSError) as error:
         return [f"{stays}, and cannot be written anew ({error}): remove it"]
 
