@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from protocl.errors import ConfigError, DataError
+from protocl.errors import ConfigError
 from protocl.federation.books.audit import audit, same_sums
 from protocl.federation.books.backup import folder_of_books
-from protocl.federation.books.books import FILE, KEY_FILE
-from protocl.federation.books.database import BOOKS, connect, named
-from protocl.federation.books.keys import KeyFile
-from protocl.federation.books.shelves import CERTIFICATE, DATA, packed_of_bytes
+from protocl.federation.books.reading import ChangedSinceError, NotKeptError, opened
 from protocl.federation.edges.files import EdgeFolder, load_holding, told_above
 from protocl.federation.exactly_once.client import name_of_life
-from protocl.federation.wire.statistics import PackedForm
 from protocl.memory import PrototypeMemory
-
-
-class NotKeptError(DataError):
-    """What books were the sum of cannot be added up any more."""
 
 
 class Checked(NamedTuple):
@@ -47,6 +37,9 @@ class _Row(NamedTuple):
     client: str
     number: int
     memory: PrototypeMemory
+
+    def __str__(self) -> str:
+        return f"row {self.number} (client {self.client} of the root)"
 
 
 def audit_tree(root: Path, edges: Sequence[Path]) -> Iterator[Checked]:
@@ -73,7 +66,7 @@ def audit_tree(root: Path, edges: Sequence[Path]) -> Iterator[Checked]:
 
 def _rows_of(root: Path) -> tuple[dict[str, _Row], frozenset[int]]:
     """Name of a life -> the row that the root has of it, and the classes that it has forgotten."""
-    with _opened(root) as books:
+    with opened(root) as books:
         if not books.meta.get("rows"):
             raise ConfigError(f"{root} has no rows of edges: give the folder of a root first")
         rows: dict[str, _Row] = {}
@@ -99,23 +92,30 @@ def _check(folder: Path, rows: dict[str, _Row], forgotten: frozenset[int]) -> Ch
     if row is None:
         text = "the root has no row of it"
         return Checked(name, text, (*faults, text) if life.acknowledged else faults)
-    label = f"row {row.number} (client {row.client} of the root)"
     if row.number not in told.entries:
-        text = f"{label} is of before, or not of, what {edge.above.name} knows"
+        text = f"{row} is of before, or not of, what {edge.above.name} knows"
         return Checked(name, f"{text}; have the root ask this edge again", faults)
+    return _compare(Checked(name, "", faults), folder, row, told.entries[row.number], forgotten)
+
+
+def _compare(
+    found: Checked, folder: Path, row: _Row, entries: int, forgotten: frozenset[int]
+) -> Checked:
+    """Compare a row with what the first ``entries`` rows of an edge's ledger sum up to."""
     try:
-        with _opened(folder) as books:
-            sums = books.sum_of(told.entries[row.number])
+        with opened(folder) as books:
+            sums = books.sum_of(entries)
     except NotKeptError as error:
-        return Checked(name, f"{label} is not compared: {error}; pending at: root", faults)
+        pending = "; pending at: root" if isinstance(error, ChangedSinceError) else ""
+        return found._replace(text=f"{row} is not compared: {error}{pending}")
     if gone := forgotten.intersection(sums.classes.tolist()):
         sums.forget(sorted(gone))
     if others := differences(sums, row.memory):
-        faults = (*faults, f"{label} is not what its books sum to: {'; '.join(others)} differ")
+        fault = f"{row} is not what its books sum to: {'; '.join(others)} differ"
+        return found._replace(faults=(*found.faults, fault), compared=True)
     how = "bit for bit" if sums.exact else "up to rounding"
-    return Checked(
-        name, f"{label} is, {how}, what its books sum to: {sums.total} samples", faults, True
-    )
+    text = f"{row} is, {how}, what its books sum to: {sums.total} samples"
+    return found._replace(text=text, compared=True)
 
 
 def differences(a: PrototypeMemory, b: PrototypeMemory) -> list[str]:
@@ -125,11 +125,12 @@ def differences(a: PrototypeMemory, b: PrototypeMemory) -> list[str]:
     mine, theirs = set(a.classes.tolist()), set(b.classes.tolist())
     if mine != theirs:
         return [f"classes {', '.join(map(str, sorted(mine ^ theirs)))}"]
-    parts = zip(sorted(a.parts().items()), sorted(b.parts().items()), strict=True)
+    left, right, nothing = a.parts(), b.parts(), torch.zeros(0)
+    pairs = {name: (left.get(name, nothing), right.get(name, nothing)) for name in left | right}
     return [
-        f"{name} of classes {_places(left, right, a.classes.tolist())}"
-        for (name, left), (_, right) in parts
-        if not torch.equal(left, right)
+        f"{name} of classes {_places(*pair, a.classes.tolist())}"
+        for name, pair in pairs.items()
+        if not torch.equal(*pair)
     ]
 
 
@@ -139,73 +140,3 @@ def _places(a: torch.Tensor, b: torch.Tensor, classes: list[int]) -> str:
         return "all"
     rows = (a != b).reshape(len(a), -1).any(1).tolist()
     return ", ".join(str(c) for c, differs in zip(classes, rows, strict=True) if differs)
-
-
-class _OpenBooks:
-    """Books that are read and not changed."""
-
-    def __init__(self, db: Any, keys: KeyFile) -> None:
-        self.db, self._keys = db, keys
-        self.meta = {n: json.loads(v) for n, v in db.execute("SELECT name, value FROM meta")}
-        self._form = PackedForm(PrototypeMemory.described(self.meta["statistics"]))
-
-    def memory(self, key: bytes, data: bytes) -> PrototypeMemory:
-        """A contribution."""
-        return self._form.memory(packed_of_bytes(self._keys[key].open(data, DATA)))
-
-    def sum_of(self, entries: int) -> PrototypeMemory:
-        """What the first ``entries`` rows of the ledger summed up to when there were no more.
-
-        Raises:
-            NotKeptError: something of it was forgotten or replaced since.
-        """
-        if not self.meta["plain"]:
-            raise NotKeptError("a rule merged its clients, which is not in its books")
-        if not self.meta["keep_contributions"]:
-            raise NotKeptError("its contributions are not kept")
-        total = self._form.empty.empty_like()
-        for number in self._counting(entries):
-            query = "SELECT key, data FROM contributions WHERE number = ?"
-            total.merge(self.memory(*self.db.execute(query, (number,)).fetchone()))
-        return total
-
-    def _counting(self, entries: int) -> list[int]:
-        """Numbers of the rows that counted after the first ``entries``."""
-        of_client: dict[str, list[tuple[int, bool, bool]]] = {}
-        query = (
-            "SELECT number, client, kind, outcome, first, reason, mark != seal FROM ledger "
-            "WHERE number < ? AND first IN ('merged', ?) ORDER BY number"
-        )
-        rows = self.db.execute(query, (entries, CERTIFICATE))
-        for number, client, kind, outcome, first, reason, rewritten in rows:
-            if first == CERTIFICATE:  # of a client that was forgotten before
-                what = json.loads(reason).get("forgotten", "")
-                if what.startswith("client "):
-                    of_client.pop(what.removeprefix("client "), None)
-                continue
-            if kind == "full":
-                of_client[client] = []
-            of_client.setdefault(client, []).append((number, outcome == "merged", rewritten))
-        counting = [row for own in of_client.values() for row in own]
-        if any(not kept for _, kept, _ in counting):
-            raise NotKeptError("it has forgotten or replaced something of it since")
-        if any(rewritten for *_, rewritten in counting) and self._forgot_classes_since(entries):
-            raise NotKeptError("it has forgotten a class of it since")
-        return [number for number, *_ in counting]
-
-    def _forgot_classes_since(self, entries: int) -> bool:
-        query = "SELECT reason FROM ledger WHERE number >= ? AND outcome = ?"
-        rows = self.db.execute(query, (entries, CERTIFICATE))
-        return any(json.loads(text).get("forgotten", "").startswith("classes") for (text,) in rows)
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[_OpenBooks]:
-    """The books of a folder, as they are between two rounds."""
-    place = folder_of_books(folder)
-    with ExitStack() as stack:
-        db = stack.enter_context(closing(connect(place / FILE, BOOKS)))
-        keys = stack.enter_context(closing(KeyFile(place / KEY_FILE)))
-        stack.enter_context(named(place / FILE))
-        db.execute("BEGIN")
-        yield _OpenBooks(db, keys)
