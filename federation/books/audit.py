@@ -166,11 +166,12 @@ class _Auditor:
         counts = dict(zip(memory.classes.tolist(), memory.counts.tolist(), strict=True))
         if counts != {class_id: n for class_id, n in self._counts.items() if n}:
             found.faults.append("the counts of the ledger are not those of the merged memory")
-        if self._meta["keep_contributions"] and not _same(self._total, memory):
+        if self._meta["keep_contributions"] and not same_sums(self._total, memory):
             found.faults.append("the contributions do not add up to the merged memory")
 
 
-def _same(a: PrototypeMemory, b: PrototypeMemory) -> bool:
+def same_sums(a: PrototypeMemory, b: PrototypeMemory) -> bool:
+    """Whether two memories hold the same sums: the same bits, or in floating point up to 1e-12."""
     if a.exact:
         return digest_of(a) == digest_of(b)
     if not torch.equal(a.classes, b.classes):

@@ -21,7 +21,7 @@ from protocl.federation.books.database import (
     transaction,
 )
 from protocl.federation.books.keys import KeyFile
-from protocl.federation.books.shelves import CERTIFICATE, ContributionShelf, EntryShelf
+from protocl.federation.books.shelves import ContributionShelf, EntryShelf, certificates_of
 from protocl.federation.books.sums import Sums
 from protocl.federation.books.writing import Account, Writing
 from protocl.federation.wire.statistics import Packed
@@ -147,10 +147,14 @@ class Books:
         """Every message, oldest first."""
         return iter(self.db.execute("SELECT * FROM traffic ORDER BY rowid"))
 
-    def certificates(self) -> list[dict[str, str]]:
-        """What was forgotten, oldest first."""
-        query = "SELECT reason FROM ledger WHERE outcome = ? ORDER BY number"
-        return [json.loads(text) for (text,) in self.db.execute(query, (CERTIFICATE,))]
+    @property
+    def entries(self) -> int:
+        """Rows of the ledger, certificates included."""
+        return int(self.db.execute("SELECT ifnull(max(number), -1) + 1 FROM ledger").fetchone()[0])
+
+    def certificates(self) -> list[dict[str, Any]]:
+        """What was forgotten, oldest first, with the numbers of the rows that say it."""
+        return certificates_of(self.db)
 
     def attach(self, account: Account) -> None:
         """Let an account read from the books what is in them."""
@@ -224,6 +228,8 @@ class Books:
                 writing.rewrite(self._keys.__getitem__, kept)
             sums = self._sums.write(account.memory, writing.new_key, self._keys, renew=forgets)
             state = self._certify(writing, account)
+            for receipt in account.receipts:
+                writing.keep_certificate(receipt)
             self._write_tables(account.tables)
             self._write_traffic(traffic)
             self._write_meta(account, meta, state, forgets or self._overdue)
@@ -245,6 +251,7 @@ class Books:
         account.ledger.saved()
         traffic.saved(self.messages)
         account.forgettings.clear()
+        account.receipts.clear()
         for table in account.tables.values():
             table.changed.clear()
 
@@ -293,9 +300,9 @@ class Books:
 
     def _connect(self) -> None:
         if self._db is None:
-            self._db = connect(self.path, BOOKS)
-            self._keys = KeyFile(self.folder / KEY_FILE)
-            self._sums = Sums(self._db, self._empty)
+            db = connect(self.path, BOOKS)
+            self._keys = KeyFile(self.folder / KEY_FILE)  # on a full disk it fails
+            self._db, self._sums = db, Sums(db, self._empty)
 
     def _is_blank(self) -> bool:
         """Whether neither rows nor keys were ever written."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from protocl.errors import ConfigError, DataError
 from protocl.io.provenance import installed_version
 
-VERSION = 1
+VERSION = 2
 """Of the tables below."""
 
 BOOKS = """
@@ -102,7 +102,8 @@ def named(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written to
         raise DataError(
-            f"{path} cannot be read or written: {error}; nothing was changed"
+            f"{path} cannot be read or written: {error}; nothing was changed in it. It needs room, "
+            "and a folder that may be written to, for reading too: give it, or work on a copy"
         ) from error
     except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is damaged: {error}; restore a backup") from error

@@ -1,4 +1,4 @@
-"""Requests to forget, left beside the books for the server that is writing them."""
+"""Requests of operators, left beside the books for the server that is writing them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,29 @@ logger = logging.getLogger(__name__)
 
 _POLL = 0.2
 
-Kind = Literal["client", "edge", "class"]
+Kind = Literal["client", "edge", "class", "move"]
 
 
 class Wanted(NamedTuple):
-    """What shall be forgotten.
+    """What shall be forgotten, or who shall be let go.
 
     Attributes:
-        kind: ``client``, ``edge`` (of a root, with all its clients) or ``class``.
+        kind: ``client``, ``edge`` (of a root, with all its clients) or ``class``; ``move`` for a
+            client that goes to another edge.
         name: as the ledger, or the class list, has it.
+        to: name of the other edge, where it is a move.
     """
 
     kind: Kind
     name: str
+    to: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"move client {self.name} to {self.to}"
+            if self.to
+            else f"forget {self.kind} {self.name}"
+        )
 
     @classmethod
     def of(cls, word: str) -> Wanted:
@@ -45,6 +55,21 @@ class Wanted(NamedTuple):
         if not (equals and name) or kind not in ("client", "edge", "class"):
             raise ConfigError(f"{word}: expected client=NAME, edge=NAME or class=NAME")
         return cls(cast(Kind, kind), name)
+
+    @classmethod
+    def read(cls, text: str) -> Wanted:
+        """What a file of :class:`Requests` holds.
+
+        Raises:
+            ValueError, KeyError, TypeError, ConfigError: it is no request.
+        """
+        values = json.loads(text)
+        name, to = values["name"], values.get("to", "")
+        if values["kind"] != "move":
+            return cls.of(f"{values['kind']}={name}")
+        if not all(isinstance(word, str) and word for word in (name, to)):
+            raise ValueError("a move needs the names of a client and of an edge")
+        return cls("move", name, to)
 
 
 class Requests:
@@ -67,10 +92,9 @@ class Requests:
         """Requests without an answer, by name; what is none is put aside as ``*.refused``."""
         for file in sorted(self._folder.glob("*.json")):
             try:
-                values = json.loads(file.read_text(encoding="utf-8"))
-                wanted = Wanted.of(f"{values['kind']}={values['name']}")
+                wanted = Wanted.read(file.read_text(encoding="utf-8"))
             except (ValueError, KeyError, TypeError, ConfigError) as error:
-                logger.warning("%s is no request to forget: %s", file, error)
+                logger.warning("%s is no request: %s", file, error)
                 file.rename(file.with_suffix(".refused"))
                 continue
             yield file.stem, wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,13 @@ DATA, LABELS, SUMS = "contribution", "labels", "sums"
 """What is sealed under keys."""
 
 _ENTRY = "round, client, outcome, bytes, epoch, seq, kind, reason, key, labels"
+
+
+def certificates_of(books: sqlite3.Connection) -> list[dict[str, Any]]:
+    """What was forgotten, oldest first, each with the ``number`` of its row."""
+    query = "SELECT number, reason FROM ledger WHERE round = 0 AND outcome = ? ORDER BY number"
+    rows = books.execute(query, (CERTIFICATE,))
+    return [{"number": number, **json.loads(text)} for number, text in rows]
 
 
 class Outline(NamedTuple):

@@ -20,6 +20,11 @@ _SHARED = -1
 """In place of a class id: what classes share."""
 
 
+def _purpose(class_id: int) -> str:
+    """What a sum is sealed for, so that none takes the place of another."""
+    return f"{SUMS} {class_id}"
+
+
 class Sums:
     """The rows of the merged memory.
 
@@ -55,7 +60,7 @@ class Sums:
                 key = keys.find(name) if name and not renew else None
                 key = key or new_key()
                 name = key.name
-                row = class_id, name, key.seal(content, SUMS)
+                row = class_id, name, key.seal(content, _purpose(class_id))
                 self._books.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?)", row)
             now[class_id] = digest, name
         gone = ((class_id,) for class_id in self._written.keys() - now.keys())
@@ -78,7 +83,7 @@ class Sums:
                 rows_there = self._books.execute("SELECT class_id, key FROM sums")
                 self._written = {there: (b"", known) for there, known in rows_there}
                 return None
-            content = key.open(data, SUMS)
+            content = key.open(data, _purpose(class_id))
             arrays, _ = from_bytes(content)
             written[class_id] = hashlib.blake2b(content, digest_size=16).digest(), name
             if class_id == _SHARED:

@@ -32,11 +32,18 @@ BEGINNING = bytes(32)
 
 
 class Forgetting(NamedTuple):
-    """What was forgotten, and digests of the merged memory before and after."""
+    """What was forgotten, and digests of the merged memory before and after.
+
+    Attributes:
+        client, life, row: of an edge whose row has taken it away, by which the edge knows it.
+    """
 
     what: str
     before: bytes
     after: bytes
+    client: str = ""
+    life: str = ""
+    row: int = 0
 
 
 class Kept(Protocol):
@@ -59,6 +66,7 @@ class Account:
         forgettings: since the books were last written.
         keeps: whether contributions are kept.
         means: groups of each class, which have ids of their own.
+        receipts: certificates of the level above, since the books were last written.
     """
 
     memory: PrototypeMemory
@@ -69,6 +77,7 @@ class Account:
     forgettings: list[Forgetting] = field(default_factory=list)
     keeps: bool = True
     means: int = 1
+    receipts: list[dict[str, Any]] = field(default_factory=list)
 
 
 def digest_of(memory: PrototypeMemory) -> bytes:
@@ -128,6 +137,12 @@ class Writing:
             "after": after.mark(forgetting.after).hex(),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        if forgetting.row:
+            certificate |= {key: getattr(forgetting, key) for key in ("client", "life", "row")}
+        self.keep_certificate(certificate)
+
+    def keep_certificate(self, certificate: Mapping[str, Any]) -> None:
+        """Append a certificate as it is."""
         entry = Entry(0, "", "forgotten", reason=json.dumps(certificate))
         self._append(iter([self._row(entry, CERTIFICATE, None)]))
 

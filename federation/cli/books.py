@@ -1,4 +1,4 @@
-"""Commands for the books of a federation: audit, backup, restore, forget."""
+"""Commands for the books of a federation: audit, certificates, backup, restore, forget."""
 
 from __future__ import annotations
 
@@ -9,23 +9,48 @@ from protocl.errors import ConfigError, DataError
 
 
 def audit(words: list[str]) -> int:
-    """``audit FOLDER [head=DIGITS]``."""
+    """``audit FOLDER [head=DIGITS]``, or ``audit ROOT EDGE ... [head=DIGITS]``."""
     from protocl.federation.books.audit import audit as audit_books
 
-    folder, *more = _words(words, "audit FOLDER [head=DIGITS]", 1, 2)
-    if more and not more[0].startswith("head="):
-        raise ConfigError(f"{more[0]}: expected head=DIGITS, as an earlier audit printed it")
-    found = audit_books(Path(folder), more[0].removeprefix("head=") if more else "")
+    heads = [word.removeprefix("head=") for word in words if word.startswith("head=")]
+    words = [word for word in words if not word.startswith("head=")]
+    folder, *edges = _words(words, "audit FOLDER [EDGE ...] [head=DIGITS]", 1, 10**6)
+    if len(heads) > 1:
+        raise ConfigError("head= was given more than once")
+    found = audit_books(Path(folder), *heads)
     _say(
         f"{found.entries} rows in the ledger, {found.contributions} contributions, "
         f"{found.samples} samples; {found.forgotten} rows forgotten, {found.certificates} "
         f"certificates, {found.rewritten} rows rewritten when classes were forgotten"
     )
     _say(f"head={found.head}")
-    if found.faults:
-        more_of_them = f" (and {len(found.faults) - 10} more)" if len(found.faults) > 10 else ""
-        raise DataError("; ".join(found.faults[:10]) + more_of_them)
+    faults = [*found.faults, *(_audit_edges(Path(folder), edges) if edges else ())]
+    if faults:
+        more_of_them = f" (and {len(faults) - 10} more)" if len(faults) > 10 else ""
+        raise DataError("; ".join(faults[:10]) + more_of_them)
     _say("chain, marks and sum are as they should be")
+    return 0
+
+
+def _audit_edges(root: Path, edges: list[str]) -> list[str]:
+    """Say what was found of each edge; the faults."""
+    from protocl.federation.edges.audit import audit_tree
+
+    found = list(audit_tree(root, [Path(edge) for edge in edges]))
+    for edge in found:
+        _say(f"{edge.name}: {'; '.join(edge.faults) or edge.text}")
+    compared = sum(edge.compared and not edge.faults for edge in found)
+    _say(f"{compared} of {len(found)} edges are at the root what their books sum to")
+    return [f"{edge.name}: {fault}" for edge in found for fault in edge.faults]
+
+
+def certificates(words: list[str]) -> int:
+    """``certificates FOLDER``."""
+    from protocl.federation.edges.certificates import certificates as certificates_in
+
+    (folder,) = _words(words, "certificates FOLDER", 1, 1)
+    for certificate in certificates_in(Path(folder)):
+        _say(str(certificate))
     return 0
 
 
@@ -67,6 +92,7 @@ def forget(words: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "audit": audit,
+    "certificates": certificates,
     "backup": backup,
     "restore": restore,
     "forget": forget,

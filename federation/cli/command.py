@@ -41,6 +41,8 @@ examples:
   protocl federate block output node=7                 ask a node no more, and read nothing of it
   protocl federate forget my-federation/output client=NAME   or class=NAME, also while it runs
   protocl federate audit my-federation/output          recompute the ledger's chain and the sum
+  protocl federate audit root/output edge-0/output edge-1/output     and what the edges sum to
+  protocl federate certificates edge-0/output          what was forgotten, and what is pending where
   protocl federate backup my-federation/output FILE    while the server runs; restore brings it back
 
 Each run writes OUTPUT/NAME/TIME-SEED/: config.yaml, result.json, TensorBoard events, plots, the
@@ -60,7 +62,7 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         examples=_EXAMPLES,
         settings="see above; or: deploy FOLDER [KEY=VALUE ...]; or: identity FOLDER NAME; "
         "or: release FOLDER client=NAME to=EDGE; or: block|unblock FOLDER node=NAME; "
-        "or: audit, backup, restore, forget FOLDER ...",
+        "or: audit, certificates, backup, restore, forget FOLDER ...",
     )
 
 
@@ -98,7 +100,7 @@ def _release(words: list[str]) -> int:
     from rich.console import Console
 
     from protocl.errors import ConfigError
-    from protocl.federation.edges.files import EdgeFolder, ask
+    from protocl.federation.cli.forget import let_go
 
     given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
     if len(words) != 3 or given.keys() != {"client", "to"} or not all(given.values()):
@@ -106,12 +108,8 @@ def _release(words: list[str]) -> int:
             f"protocl federate release {' '.join(words)}: give the folder output of the edge, "
             "client=NAME as its ledger.jsonl has it, and to=EDGE"
         )
-    folder = Path(words[0])
-    ask(folder, given["client"], given["to"])
-    path = EdgeFolder(folder).release(given["client"])
-    Console().print(
-        f"asked for; once the root is without it, here: {path}", soft_wrap=True, markup=False
-    )
+    for line in let_go(Path(words[0]), given["client"], given["to"]):
+        Console().print(line, soft_wrap=True, markup=False)
     return 0
 
 

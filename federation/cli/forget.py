@@ -1,8 +1,7 @@
-"""The command that forgets a client or a class of a federation."""
+"""The commands that take a client or a class out of a federation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,9 +10,10 @@ from protocl.errors import ConfigError, DataError
 from protocl.federation.books.backup import back_up, folder_of_books, restore
 from protocl.federation.books.books import Books, InUseError
 from protocl.federation.books.requests import Requests, Wanted
-from protocl.federation.edges.files import leave_anew
+from protocl.federation.cli.written import merged_by, take_rule, write_outputs
+from protocl.federation.edges.door import ROSTER, read_roster
+from protocl.federation.edges.files import EdgeFolder
 from protocl.federation.server.strategy import FederatedPrototypes
-from protocl.io.names import MODEL_FOLDER
 from protocl.memory import PrototypeMemory
 
 _PATIENCE = 60.0
@@ -34,7 +34,35 @@ def forget(folder: Path, word: str, seconds: float = _PATIENCE) -> list[str]:
     Raises:
         ConfigError: there are no books, or nothing of that name, or it cannot be forgotten.
     """
-    place, wanted = folder_of_books(folder), Wanted.of(word)
+    return _carry_out(folder_of_books(folder), Wanted.of(word), seconds)
+
+
+def let_go(folder: Path, client: str, to: str, seconds: float = _PATIENCE) -> list[str]:
+    """Let a client go to another edge, whether the server of this one is at work or not.
+
+    Args:
+        folder: of the deployed server of an edge.
+        client: as its ledger names it.
+        to: name of the other edge, as ``edges.json`` has it.
+        seconds: see :func:`forget`.
+
+    Returns:
+        See :func:`forget`.
+
+    Raises:
+        ConfigError: there are no books, or no such client or edge, or it was forgotten.
+    """
+    place = folder_of_books(folder)
+    edges = read_roster(place.parent / ROSTER)
+    if to not in edges:
+        listed = ", ".join(sorted(edges)) or "no edges"
+        raise ConfigError(f"to={to}: {place.parent / ROSTER} has {listed}")
+    said = _carry_out(place, Wanted("move", client, to), seconds)
+    release = EdgeFolder(place.parent).release(client)
+    return [*said, f"once the root is without it, its release is here: {release}"]
+
+
+def _carry_out(place: Path, wanted: Wanted, seconds: float) -> list[str]:
     strategy = _opened(place)
     try:
         with strategy.writing():
@@ -88,11 +116,12 @@ def catch_up(folder: Path) -> list[str]:
             strategy.resume()
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return _write_outputs(strategy, place.parent)
+        return write_outputs(strategy, place.parent)
 
 
 def _forget_here(strategy: FederatedPrototypes, place: Path, wanted: Wanted) -> list[str]:
     strategy.resume()
+    before = merged_by(strategy)
     strategy.heed()  # what a server was asked for that is not at work any more
     try:
         said = strategy.forget(wanted)
@@ -100,7 +129,7 @@ def _forget_here(strategy: FederatedPrototypes, place: Path, wanted: Wanted) -> 
         if isinstance(error, ConfigError | DataError):
             raise
         raise ConfigError(str(error.args[0])) from error
-    return [said, *_write_outputs(strategy, place.parent)]
+    return [said, *write_outputs(strategy, place.parent, before)]
 
 
 def _ask(place: Path, wanted: Wanted, seconds: float) -> str:
@@ -122,28 +151,5 @@ def _opened(place: Path) -> FederatedPrototypes:
     )
     strategy.merged.means = said["means"]
     if not said["plain"]:
-        strategy.merge = _unknown_rule
+        take_rule(strategy, place.parent)
     return strategy
-
-
-def _unknown_rule(memories: Sequence[PrototypeMemory]) -> PrototypeMemory:
-    raise ConfigError("the rule by which clients were merged is not in the books")
-
-
-def _write_outputs(strategy: FederatedPrototypes, run: Path) -> list[str]:
-    """Write anew what was written of the books; what cannot be is removed, or named."""
-    said, memory, ledger = [], run / "memory.safetensors", run / "ledger.jsonl"
-    if ledger.exists():
-        strategy.merged.ledger.save(ledger)
-    if memory.exists() and strategy.merge is None:
-        strategy.memory.save(memory)
-    elif memory.exists():
-        memory.unlink()
-        said.append(f"{memory} was of before and is removed; the run writes it anew as it goes on")
-    said += leave_anew(run, strategy)
-    if (run / MODEL_FOLDER).exists():
-        said.append(
-            f"{run / MODEL_FOLDER} was written before and still holds it: remove it, or where it "
-            "is a class take that out by protocl forget"
-        )
-    return said

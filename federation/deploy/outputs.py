@@ -16,8 +16,8 @@ class Outputs:
     """The files of a server's folder: ``memory.safetensors`` and ``rounds.json`` after each round.
 
     ``traffic.csv`` and, where there is one, ``ledger.jsonl`` grow with all rounds, and are written
-    when a run begins and when it ends; until then the books have them. What became of earlier
-    contributions since (``replaced``) is in ``rounds.json`` from then on, too.
+    when a run begins, when something is forgotten and when it ends; until then the books have them.
+    What became of earlier contributions since (``replaced``) is in ``rounds.json`` from then on.
 
     Args:
         folder: in which they are.
@@ -27,11 +27,11 @@ class Outputs:
     def __init__(self, folder: Path, strategy: LastingStrategy) -> None:
         self._folder, self._strategy = folder, strategy
         self._rounds = folder / "rounds.json"
-        self._heeded = 0
+        self._erasures = self._erased()
 
     def write_all(self) -> None:
         """Write all files anew."""
-        strategy = self._strategy
+        strategy, self._erasures = self._strategy, self._erased()
         rows = ["\n" + json.dumps(self._row(number)) for number in range(1, strategy.round + 1)]
         atomic_write(self._rounds, "[" + ",".join(rows) + _END.decode())
         strategy.memory.save(self._folder / "memory.safetensors")
@@ -42,9 +42,7 @@ class Outputs:
 
     def write_round(self) -> None:
         """Write the memory, and what the round that has just ended brought."""
-        heeded = getattr(self._strategy, "heeded", 0)
-        if heeded != self._heeded:  # what was forgotten is to be in no file
-            self._heeded = heeded
+        if self._erasures != self._erased():  # what was forgotten is to be in no file
             self.write_all()
             return
         self._strategy.memory.save(self._folder / "memory.safetensors")
@@ -55,6 +53,11 @@ class Outputs:
             file.seek(end)
             between = b"" if end == 1 else b","
             file.write(between + b"\n" + row + _END)
+
+    def _erased(self) -> int:
+        """How often something was forgotten, by an operator or by its client."""
+        merged = getattr(self._strategy, "merged", None)
+        return 0 if merged is None else int(merged.erasures)
 
     def _row(self, number: int) -> dict[str, Any]:
         return {

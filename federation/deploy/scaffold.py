@@ -225,7 +225,7 @@ nothing.
 - An edge that dies is left out; what it sent stays in the root's sum. It goes on with its folder.
 - An edge that is restored from a backup leaves out who was forgotten or left since, as long as it
   has its `output/checkpoint/forgotten.jsonl`.
-- Without `output/above.safetensors` an edge is known to the root by its node's key.
+- Without `output/above.json` an edge is known to the root by its node's key.
 """
 
 _PROTECTED = """

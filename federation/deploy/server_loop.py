@@ -104,7 +104,7 @@ def _serve(
         if isinstance(strategy, KeepsBooks):
             with strategy.writing():
                 strategy.heed()
-        _tend(strategy, values, output)
+        _leave_row(strategy, values, output)
         outputs.write_all()
         return
 
@@ -113,7 +113,7 @@ def _serve(
     def save(number: int, arrays: ArrayRecord) -> MetricRecord | None:
         if number:  # it is called once before the first round
             outputs.write_round()
-        _tend(strategy, values, output)
+        _leave_row(strategy, values, output)
         metrics.update(strategy, quorum.missing)
         fields = {"round": strategy.round, **strategy.outcome(strategy.round)}
         logger.info("round %d is saved", strategy.round, extra={"fields": fields})
@@ -128,15 +128,15 @@ def _serve(
             timeout=float(values["deadline"]),
             evaluate_fn=save,
         )
-        _tend(strategy, values, output)  # for what was asked for since the last round
+        _leave_row(strategy, values, output)  # without what was asked for since the last round
     finally:
         outputs.write_all()
 
 
-def _tend(strategy: LastingStrategy, values: Mapping[str, Any], output: Path) -> None:
-    """Where this is an edge, do what its operator asked for, and leave its row for the root."""
+def _leave_row(strategy: LastingStrategy, values: Mapping[str, Any], output: Path) -> None:
+    """Where this is an edge, leave its row for the root."""
     if values["edge"] != NO_EDGE and isinstance(strategy, FederatedPrototypes):
-        EdgeFolder(output, str(values["edge"])).tend(strategy)
+        EdgeFolder(output, str(values["edge"])).leave(strategy)
 
 
 def output_folder(run_config: Mapping[str, Any]) -> Path:

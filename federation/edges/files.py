@@ -1,14 +1,14 @@
 """The folder of an edge: what its server leaves there for the node that speaks to the root.
 
 The server of an edge and its node at the root are processes of their own. The server writes
-``row.safetensors`` after each round; the node numbers it and sends it. An operator asks for
-withdrawals by files in ``asked``, which the server takes up after its round.
+``row.safetensors`` after each round; the node numbers it and sends it, and notes the numbers in
+``above.json``.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,17 @@ from urllib.parse import quote
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from protocl.errors import ConfigError, DataError
-from protocl.federation.books.backup import folder_of_books
-from protocl.federation.books.books import Books
+from protocl.errors import DataError
 from protocl.federation.edges.door import ROSTER, EdgeDoor, own_key, read_roster
-from protocl.federation.edges.row import Holding
+from protocl.federation.edges.row import Holding, RowState
 from protocl.federation.exactly_once.server import Tombstone
 from protocl.federation.secure.protocol.identity import public_key
+from protocl.federation.server.state import same_statistics
 from protocl.federation.server.strategy import FederatedPrototypes
 from protocl.federation.wire.messages import Received
 from protocl.io.atomic import atomic_path, atomic_write
 from protocl.memory import PrototypeMemory
 from protocl.memory.file import arrays_of, description_of
-
-logger = logging.getLogger(__name__)
 
 _ROW = "protocl-row-1"
 
@@ -66,88 +63,51 @@ class EdgeFolder:
 
     @property
     def above(self) -> Path:
-        """Of what the edge's node told the root."""
-        return self.path / "above.safetensors"
-
-    def tend(self, strategy: FederatedPrototypes) -> None:
-        """Withdraw who is asked for, and leave what the edge has for the root."""
-        for file in sorted((self.path / "asked").glob("*.json")):
-            try:
-                asked = json.loads(file.read_text(encoding="utf-8"))
-                if asked["target"]:
-                    strategy.release_client(asked["client"], asked["target"])
-                else:
-                    strategy.forget_client(asked["client"])
-            except (KeyError, ValueError, TypeError) as error:
-                logger.warning("%s: %s", file.name, error)
-                file.rename(file.with_suffix(".refused"))
-                continue
-            file.unlink()
-        self.leave(strategy)
+        """Of what the edge's node told the root, without any statistics."""
+        return self.path / "above.json"
 
     def leave(self, strategy: FederatedPrototypes) -> None:
-        """Leave what the edge has for the root."""
+        """Leave what the edge has for the root, and take the root's certificates into the books."""
+        strategy.take_receipts(told_above(self.above).receipts)
         withdrawn = [tombstone._asdict() for tombstone in strategy.withdrawn]
         save_holding(
-            self.row, strategy.memory, strategy.merged.names, withdrawn=withdrawn, edge=self.name,
-            erasures=strategy.merged.erasures,
+            self.row, strategy.row, strategy.merged.names, withdrawn=withdrawn, edge=self.name,
+            erasures=strategy.merged.erasures, entries=strategy.entries,
+            stamp=self._stamp_of(strategy.row),
         )  # fmt: skip
+
+    def _stamp_of(self, memory: PrototypeMemory) -> str:
+        """The stamp of the row that is there where it holds the same bits; else another one."""
+        try:
+            last, _ = load_holding(self.row)
+        except DataError:  # absent, or damaged, and written anew
+            return secrets.token_hex(8)
+        return last.stamp if same_statistics(last.memory, memory) else secrets.token_hex(8)
 
     def release(self, client: str) -> Path:
         """Where the release of a client that left is written, and overwritten by the next one."""
         return self.path / "releases" / f"{quote(client, safe='')}.release.json"
 
 
-def leave_anew(folder: Path, strategy: FederatedPrototypes) -> list[str]:
-    """Write the row of an edge anew whose server is not at work; what else to know, in words."""
+def leave_anew(folder: Path, strategy: FederatedPrototypes, *, known: bool) -> list[str]:
+    """Write the row of an edge anew whose server is not at work; what else to know, in words.
+
+    Args:
+        folder: of the server.
+        strategy: whose books they are.
+        known: whether it can make the row; else that is removed.
+    """
     edge = EdgeFolder(folder)
     if not edge.row.exists():
         return []
     _, values = load_holding(edge.row)
+    if not known:
+        edge.row.unlink()
+        return [
+            f"{edge.row} is removed; start the server, which writes it anew, and tells the root"
+        ]
     EdgeFolder(folder, values["edge"]).leave(strategy)
-    if not edge.above.exists():
-        return []
-    return [f"{edge.above} and the root are as before until the root asks this edge again"]
-
-
-def ask(folder: Path, client: str, target: str) -> Path:
-    """Ask the server of an edge to let a client go, or to forget it, after its round.
-
-    Args:
-        folder: the server's ``output``.
-        client: as the ledger names it.
-        target: name of the edge to which it goes; "" to forget it.
-
-    Returns:
-        The file, which is gone once it is done.
-
-    Raises:
-        ConfigError: there are no books, no such client contributed, or the edge is not listed.
-    """
-    known = _contributors(folder_of_books(folder))
-    if client not in known:
-        raise ConfigError(f"client={client} contributed nothing; clients are {', '.join(known)}")
-    edges = read_roster(folder / ROSTER)
-    if target and target not in edges:
-        raise ConfigError(
-            f"to={target}: {folder / ROSTER} has {', '.join(sorted(edges)) or 'no edges'}"
-        )
-    file = folder / "asked" / f"{quote(client, safe='')}.json"
-    atomic_write(file, json.dumps({"client": client, "target": target}))
-    return file
-
-
-def _contributors(place: Path) -> list[str]:
-    """Clients of which something counts, of the books in a folder."""
-    books = Books(place, PrototypeMemory(1))
-    try:
-        books.open()
-        heard, gone = (
-            {client for client, _ in books.table(name)} for name in ("contributors", "forgotten")
-        )
-        return sorted(heard - gone)
-    finally:
-        books.close()
+    return ["the root is as before until it asks this edge again"]
 
 
 def save_holding(
@@ -183,8 +143,27 @@ def load_holding(path: Path) -> tuple[Holding, dict[str, Any]]:
     values = {key: json.loads(text) for key, text in header.items() if key != "format"}
     memory = PrototypeMemory.from_parts(PrototypeMemory.described(values.pop("memory")), tensors)
     names = {int(key): name for key, name in values.pop("names").items()}
-    withdrawals, erasures = len(values.get("withdrawn", ())), values.get("erasures", 0)
-    return Holding(memory, names, withdrawals, erasures), values
+    try:
+        marks = len(values["withdrawn"]), *(values[key] for key in ("erasures", "stamp", "entries"))
+    except KeyError as error:
+        raise DataError(f"{path} has no {error}; it is written anew after a round") from error
+    return Holding(memory, names, *marks), values
+
+
+def told_above(path: Path) -> RowState:
+    """What an edge's node told the root, of ``above.json``; nothing where there is no file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not path.exists():
+        return RowState()
+    try:
+        return RowState.read(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged: {error!r:.200}; remove it, and the next row replaces all before"
+        ) from error
 
 
 def tombstones_of(values: dict[str, Any]) -> list[Tombstone]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-
 from filelock import FileLock
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 
 from protocl.federation.edges.door import sign_release
-from protocl.federation.edges.files import EdgeFolder, load_holding, save_holding, tombstones_of
-from protocl.federation.edges.row import RowState, answer
-from protocl.federation.exactly_once.client import Life, Pending
-from protocl.federation.exactly_once.edge import Standing
+from protocl.federation.edges.files import (
+    EdgeFolder,
+    load_holding,
+    told_above,
+    tombstones_of,
+)
+from protocl.federation.edges.row import answer
 from protocl.federation.exactly_once.server import Tombstone
-from protocl.federation.server.state import same_statistics
 from protocl.federation.wire.replies import confusion_content
 from protocl.io.atomic import atomic_write
 from protocl.metrics.confusion import Confusion
@@ -22,7 +22,7 @@ from protocl.metrics.confusion import Confusion
 class EdgeNode:
     """Answers the root for an edge, with what the edge's server left in its folder.
 
-    What it must not lose, the numbers of its rows, is beside it in ``above.safetensors``. Without
+    What it must not lose, the numbers of its rows, is beside it in ``above.json``. Without
     that file the edge is known to the root by its node, and its next row replaces all before.
 
     Args:
@@ -42,11 +42,9 @@ class EdgeNode:
             return Message(RecordDict({"metrics": metrics}), reply_to=message)
         with FileLock(f"{self._path}.lock"):
             now, values = load_holding(self.folder.row)
-            state = self._load()
-            last = state.last
-            changed = last is None or not same_statistics(last.memory, now.memory)
-            reply = answer(message, context, state, now, changed=changed)
-            self._save(state)
+            state = told_above(self._path)
+            reply = answer(message, context, state, now)
+            atomic_write(self._path, state.to_text())
             withdrawn = tombstones_of(values)[: state.standing.withdrawn]
             self._give_releases(withdrawn, values["edge"])
         return reply
@@ -60,24 +58,3 @@ class EdgeNode:
             if not path.exists() or path.read_text(encoding="utf-8") != signed:
                 path.parent.mkdir(exist_ok=True)
                 atomic_write(path, signed)
-
-    def _load(self) -> RowState:
-        if not self._path.exists():
-            return RowState()
-        last, values = load_holding(self._path)
-        standing = values["standing"]
-        life = standing.pop("life")
-        life["pending"] = [Pending(*pending) for pending in life["pending"]]
-        life |= {key: tuple(life[key]) for key in ("replaces", "shares")}
-        standing["included"] = {int(key): n for key, n in standing["included"].items()}
-        last = replace(last, withdrawals=standing["stated"])
-        return RowState(Standing(Life(**life), **standing), last, values.get("erased", False))
-
-    def _save(self, state: RowState) -> None:
-        assert state.last is not None
-        life = {**asdict(state.standing.life), "pending": list(state.standing.life.pending)}
-        standing = {**asdict(state.standing), "life": life}
-        save_holding(
-            self._path, state.last.memory, state.last.names, standing=standing,
-            erasures=state.last.erasures, erased=state.erased,
-        )  # fmt: skip

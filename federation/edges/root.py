@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from protocl.errors import ConfigError
 from protocl.federation.config import MethodConfig
-from protocl.federation.methods.group_means.fedcof import GroupMeansConfig
+from protocl.federation.methods.group_means.fedcof import GroupMerge
 from protocl.federation.methods.prototypes import PrototypesConfig
 from protocl.federation.server.sampling import Options
 from protocl.federation.server.strategy import FederatedPrototypes
@@ -18,10 +19,10 @@ def require_addable(config: MethodConfig, edges: int) -> PrototypesConfig:
     Raises:
         ConfigError: those of another method.
     """
-    if not isinstance(config, PrototypesConfig) or isinstance(config, GroupMeansConfig):
+    if not isinstance(config, PrototypesConfig):
         raise ConfigError(
             f"edges={edges}: method={config.name} has no sums that edges could add up; use "
-            "method=prototypes or robust, or edges=0"
+            "method=prototypes, robust or fedcof, or edges=0"
         )
     return config
 
@@ -32,8 +33,16 @@ def root_strategy(
     """The root's strategy.
 
     Args:
-        edge: the strategy of an edge; what looks at clients side by side stays there.
+        edge: the strategy of a server of the method; what looks at clients side by side stays
+            at the edges.
         options: of the root, with the limits of edges.
         checkpoints: see :class:`.FederatedPrototypes`.
     """
-    return FederatedPrototypes(edge.empty, options, checkpoints=checkpoints, rows=True)
+    if not isinstance(edge.merge, GroupMerge):
+        return FederatedPrototypes(edge.empty, options, checkpoints=checkpoints, rows=True)
+    sums, most = edge.merge.sums, options.limits.max_classes_in_all
+    twice = min(sums.means * options.limits.max_classes, most)  # ids
+    return FederatedPrototypes(
+        sums.kind(edge.empty), replace(options, limits=replace(options.limits, max_classes=twice)),
+        checkpoints=checkpoints, rows=True, estimate=edge.merge.of_sums, means=sums.means,
+    )  # fmt: skip

@@ -48,7 +48,6 @@ class SimulatedEdge:
         self.strategy, self.grid = strategy, grid
         self.state = RowState()
         self._traffic, self._timeout = traffic, timeout
-        self._sent = ""
 
     def train(self, message: Message, context: Context) -> Message:
         """Run a round of its clients, and send what it has then."""
@@ -56,11 +55,12 @@ class SimulatedEdge:
         self.strategy.round = number - 1  # rounds are the root's
         self.strategy.start(self.grid, ArrayRecord(), num_rounds=1, timeout=self._timeout)
         self._note_traffic(number, str(message.metadata.dst_node_id))
-        memory, merged = self.strategy.memory, self.strategy.merged
+        row, merged = self.strategy.row, self.strategy.merged
         withdrawals = len(self.strategy.withdrawn)
-        holding = Holding(memory, dict(merged.names), withdrawals, merged.erasures)
-        changed, self._sent = memory.revision != self._sent, memory.revision
-        return answer(message, context, self.state, holding, changed=changed)
+        holding = Holding(
+            row, dict(merged.names), withdrawals, merged.erasures, merged.memory.revision
+        )  # fmt: skip
+        return answer(message, context, self.state, holding)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Have its clients classify with the root's memory, and add up what they say."""

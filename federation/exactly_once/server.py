@@ -84,7 +84,7 @@ class KnownClients(Departures):
             "forgotten": self.is_forgotten(node),
             # Of a client never heard of, which may be known to an earlier server.
             "full": not settled.epoch or node in self.wants_full,
-            "prove": self._client_at(node) not in self._locks,
+            "prove": self.client_at(node) not in self._locks,
         }
 
     def settled_of(self, node: str) -> Settled:
@@ -94,7 +94,7 @@ class KnownClients(Departures):
 
     def is_forgotten(self, node: str) -> bool:
         """Whether nothing more is accepted from the client that a node is."""
-        client = self._client_at(node) or node
+        client = self.client_at(node) or node
         return client in self.forgotten and client not in self.left
 
     def client_of(self, label: Label, node: str) -> str:
@@ -105,12 +105,12 @@ class KnownClients(Departures):
         """
         lives = (label.epoch, *reversed(label.replaces))
         known = next((self._owners[life] for life in lives if life in self._owners), None)
-        client = known or self._client_at(node) or node
+        client = known or self.client_at(node) or node
         if known is None and self._homes.get(client, node) != node:
             return f"{node}-{label.epoch[:8]}"
         return client
 
-    def _client_at(self, node: str) -> str | None:
+    def client_at(self, node: str) -> str | None:
         """The client that was last heard at a node, unless it was heard elsewhere since."""
         client = self._owners.get(self._heard.get(node, ""))
         return client if client is not None and self._homes.get(client) == node else None
@@ -269,7 +269,7 @@ class KnownClients(Departures):
 
     def answered(self, node: str, now: int) -> None:
         """Note that a node answered, with something new or without."""
-        client = self._client_at(node)
+        client = self.client_at(node)
         if client is not None:
             self._answered[client] = now
 

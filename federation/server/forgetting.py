@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -158,6 +159,6 @@ class Forgets(KeptState):
             )
         return self._sum.without(alone)
 
-    def _note_forgetting(self, what: str, before: bytes) -> None:
+    def _note_forgetting(self, what: str, before: bytes, *row: Any) -> None:
         self.erasures += 1
-        self._forgettings.append(Forgetting(what, before, digest_of(self.memory)))
+        self._forgettings.append(Forgetting(what, before, digest_of(self.memory), *row))

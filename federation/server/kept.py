@@ -123,6 +123,7 @@ class KeptState:
         names: class id -> name, where classes are known by name.
         keep_contributions: see above.
         erasures: how often something was forgotten or withdrawn.
+        receipts: certificates of the level above that are not in the books yet.
     """
 
     def __init__(self, empty: PrototypeMemory, *, keep: bool, means: int = 1) -> None:
@@ -135,6 +136,7 @@ class KeptState:
         self._forgotten_classes: frozenset[int] = frozenset()
         self._kept = Contributions(self._form, self.without_forgotten)
         self._forgettings: list[Forgetting] = []
+        self.receipts: list[dict[str, Any]] = []
         self.erasures = 0
 
     @property
@@ -248,7 +250,7 @@ class KeptState:
                 other statistics, to another protocl, or cannot be read.
         """
         said = books.open()
-        self.erasures = len(books.certificates())
+        self.erasures = sum("level" not in one for one in books.certificates())
         self._form.empty.require_compatible(
             PrototypeMemory.described(said["statistics"], feature_map=self._form.empty.feature_map)
         )
@@ -288,7 +290,7 @@ class KeptState:
         tables = {**self.known.state(), "names": self.names, **more}
         return Account(
             self.memory, self.ledger, self._kept, tables, self._forgotten_classes,
-            self._forgettings, self.keep_contributions, self.means,
+            self._forgettings, self.keep_contributions, self.means, self.receipts,
         )  # fmt: skip
 
 

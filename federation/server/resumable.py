@@ -125,7 +125,6 @@ class KeepsBooks(LastingStrategy):
         failed_evaluations: round -> whose evaluations do not count, and why.
         withdrawn: who was forgotten or left, in the order in which it happened.
         requests: of operators, where the books are on disk.
-        heeded: how often something was forgotten by name.
         rows: whether this is a root, whose clients are edges.
     """
 
@@ -140,8 +139,24 @@ class KeepsBooks(LastingStrategy):
         self._books = None if folder is None else Books(folder, merged.empty)
         self.requests = None if folder is None else Requests(folder)
         self._begun = False
-        self.heeded = 0
         self.rows = False
+
+    @property
+    def entries(self) -> int:
+        """Rows of the ledger on disk, certificates included; 0 without books."""
+        return self._books.entries if self._books is not None and self._begun else 0
+
+    @property
+    def certificates(self) -> list[dict[str, Any]]:
+        """What was forgotten, by the books, oldest first; none without books."""
+        return self._books.certificates() if self._books is not None and self._begun else []
+
+    def take_receipts(self, receipts: Iterable[dict[str, Any]]) -> None:
+        """Write certificates of the level above into the books, each once."""
+        known = {one["row"] for one in self.certificates if "level" in one}
+        self.merged.receipts += [one for one in receipts if one["row"] not in known]
+        if self.merged.receipts and self._begun:
+            self._save_round()
 
     def writing(self) -> AbstractContextManager[None]:
         """Keep others from writing the books meanwhile."""
@@ -187,7 +202,7 @@ class KeepsBooks(LastingStrategy):
         self._save(self.round)
 
     def forget(self, wanted: Wanted) -> str:
-        """Forget a client, an edge or a class by name; what was done, in words.
+        """Forget a client, an edge or a class, or let a client go; what was done, in words.
 
         Raises:
             KeyError: there is none of that name.
@@ -201,13 +216,16 @@ class KeepsBooks(LastingStrategy):
             why = why if self.rows else "these books are of clients; give client=NAME"
             raise ValueError(f"{wanted.kind}={wanted.name}: {why}")
         before = self.merged.memory.total  # of all, whatever a rule makes of them
-        if wanted.kind != "class":
-            self.forget_client(wanted.name)
-        else:
+        if wanted.kind == "class":
             self.forget_classes(self.merged.class_of(wanted.name))
-        self.heeded += 1
+        elif wanted.kind == "move":
+            self.release_client(wanted.name, wanted.to)
+        else:
+            self.forget_client(wanted.name)
         gone = before - self.merged.memory.total
-        return f"forgot {wanted.kind} {wanted.name}: {gone} samples less, {before - gone} remain"
+        done = f"let client {wanted.name} go to {wanted.to}"
+        done = done if wanted.to else f"forgot {wanted.kind} {wanted.name}"
+        return f"{done}: {gone} samples less, {before - gone} remain"
 
     def heed(self) -> None:
         """Do what operators asked for meanwhile (:class:`.Requests`)."""
@@ -218,7 +236,7 @@ class KeepsBooks(LastingStrategy):
                 text, done = self.forget(wanted), True
             except (KeyError, ValueError, StillReadError) as error:
                 text, done = str(error.args[0]), False
-            logger.info("asked to forget %s %s: %s", *wanted, text)
+            logger.info("asked to %s: %s", wanted, text)
             self.requests.answer(name, text, done=done)
 
     # -- books ------------------------------------------------------------------------------
@@ -309,6 +327,6 @@ class KeepsBooks(LastingStrategy):
         account = self.merged.account({
             "evaluations": self.evaluations, "failed_evaluations": self.failed_evaluations,
         })  # fmt: skip
-        plain = getattr(self, "merge", None) is None
+        plain = getattr(self, "merge", None) is None and getattr(self, "estimate", None) is None
         meta = {"round": finished, "plain": plain, "rows": self.rows}
         books.write(account, self.traffic, meta, self.merged.without_forgotten)

@@ -113,7 +113,10 @@ class MergedMemory(Forgets):
             entry = Entry(round_number, client, "merged", *merged, *labels)
             self._enter(entry, lost, withdraws=contribution.withdraws)
             if contribution.withdraws:
-                self._note_forgetting(f"what client {client} withdrew", before)
+                row: tuple[str | int, ...] = ()
+                if contribution.row:
+                    row = (client, name_of_life(contribution.epoch), contribution.seq)
+                self._note_forgetting(f"what client {client} withdrew", before, *row)
         except BaseException:
             undo()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from protocl.federation.wire.messages import Contribution, MessageReader, encode
 from protocl.federation.wire.received_backbone import backbone_record
 from protocl.federation.wire.replies import content_of, describe, read_confusion, sender
 from protocl.memory import PrototypeMemory
+from protocl.memory.estimates.group_sums import GroupSums
 from protocl.memory.estimates.subsamples import SubSamples
 from protocl.metrics.confusion import Confusion
 
@@ -53,6 +55,15 @@ class MergesGroups(Protocol):
     @property
     def subsamples(self) -> SubSamples:
         """How they do."""
+
+
+@runtime_checkable
+class MergesSums(Protocol):
+    """A rule that looks at clients one by one, in place of which edges of a tree send sums."""
+
+    @property
+    def sums(self) -> GroupSums:
+        """What they send."""
 
 
 class FederatedPrototypes(KeepsBooks):
@@ -82,6 +93,8 @@ class FederatedPrototypes(KeepsBooks):
             be that of ``empty``. None where clients have it.
         door: makes this server an edge; it meets clients that come from others.
         rows: this is a root: its clients are edges, each of which sends all that it merged.
+        estimate: of a root, makes the merged memory of the sum of rows.
+        means: ids of each class in the rows of a root.
 
     Attributes: see :class:`protocl.federation.server.resumable.KeepsBooks`.
 
@@ -113,6 +126,8 @@ class FederatedPrototypes(KeepsBooks):
         backbone: nn.Module | None = None,
         door: Door | None = None,
         rows: bool = False,
+        estimate: Callable[[PrototypeMemory], PrototypeMemory] | None = None,
+        means: int = 1,
     ) -> None:
         if rows and (merge is not None or screen is not None):
             raise ValueError(
@@ -125,31 +140,54 @@ class FederatedPrototypes(KeepsBooks):
             raise ValueError("backbone: its fingerprint is not that of the statistics to merge")
         self.options = options or Options()
         self.empty = empty.empty_like()
-        means = merge.subsamples.number if isinstance(merge, MergesGroups) else 1
+        means = merge.subsamples.number if isinstance(merge, MergesGroups) else means
         merged = MergedMemory(
             empty, keep_contributions=keep_contributions, limits=self.options.limits,
             means=means,
         )  # fmt: skip
         super().__init__(merged, checkpoints)
         self.rows = rows
-        self.merge = merge
+        self.merge, self.estimate = merge, estimate
         self._merged: tuple[str, PrototypeMemory] | None = None
+        self._row: tuple[str, PrototypeMemory] | None = None
         reader = MessageReader(self.empty, self.options.limits, ("delta", "full"), means, rows=rows)
         verdicts = None if screen is None else (lambda sent: screen(sent, self.memory))
         self._intake = Intake(self.merged, reader, verdicts, self.seconds, door)
+        self._taken: dict[str, str] = {}
         self._place = {} if door is None else {"edge": door.name}
         self._backbone = None if backbone is None else backbone_record(backbone)
 
     @property
     def memory(self) -> PrototypeMemory:
         """The merged memory; read it, do not change it."""
-        exact, clients = self.merged.memory, self.merged.clients
-        if self.merge is None or not len(exact):
+        exact = self.merged.memory
+        if (self.merge is None and self.estimate is None) or not len(exact):
             return exact
         if self._merged is None or self._merged[0] != exact.revision:
-            parts = [self.merged.contribution_of(client) for client in clients]
-            self._merged = exact.revision, self.merge([part for part in parts if len(part)])
+            self._merged = exact.revision, self._made_of(exact)
         return self._merged[1]
+
+    def _made_of(self, exact: PrototypeMemory) -> PrototypeMemory:
+        if self.merge is None:
+            return exact if self.estimate is None else self.estimate(exact)
+        return self.merge(self._parts())
+
+    def _parts(self) -> list[PrototypeMemory]:
+        """What each client contributed, in their order."""
+        parts = [self.merged.contribution_of(client) for client in self.merged.clients]
+        return [part for part in parts if len(part)]
+
+    @property
+    def row(self) -> PrototypeMemory:
+        """What this server sends as an edge; read it, do not change it."""
+        if not isinstance(self.merge, MergesSums):
+            return self.memory
+        exact = self.merged.memory
+        if self._row is None or self._row[0] != exact.revision:
+            sums = self.merge.sums
+            made = sums(self._parts()) if len(exact) else sums.kind(self.empty)
+            self._row = exact.revision, made
+        return self._row[1]
 
     def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
         """See :class:`protocl.federation.server.resumable.LastingStrategy`.
@@ -176,6 +214,8 @@ class FederatedPrototypes(KeepsBooks):
         if self.requests is not None:
             self.heed()
         number = self.round
+        if self.rows:
+            self._taken = {c["client"]: json.dumps(c) for c in self.certificates if "row" in c}
         # Before asking: a client whose late answer is merged now need not repeat it.
         self._intake.take(collect_late(grid), number)
         nodes = self._choose(grid, number, self.options.participation)
@@ -261,12 +301,18 @@ class FederatedPrototypes(KeepsBooks):
                 "round": number,
                 **self.merged.known.terms_for(str(node)),
                 **self._place,
+                **self._certified(str(node)),
             }
         )
         content = RecordDict({"config": request})
         if self._backbone is not None and node not in self._intake.equipped:
             content["backbone"] = self._backbone
         return content
+
+    def _certified(self, node: str) -> dict[str, str]:
+        """The certificate of what the last row of an edge took away, where one did."""
+        taken = self._taken.get(self.merged.known.client_at(node) or "")
+        return {"taken": taken} if taken else {}
 
     # -- books ------------------------------------------------------------------------------
 

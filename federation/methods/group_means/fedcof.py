@@ -12,6 +12,7 @@ from protocl.errors import ConfigError
 from protocl.federation.config import FederationSetup, MethodInfo
 from protocl.federation.methods.prototypes import ExchangeConfig, PrototypesConfig, PrototypesMethod
 from protocl.memory.estimates.group_moments import GroupMoments
+from protocl.memory.estimates.group_sums import GroupSums
 from protocl.memory.estimates.subsamples import SubSamples
 from protocl.memory.estimates.variance import kind_with_variance, with_variance
 
@@ -44,6 +45,15 @@ class GroupMerge:
         """The merged memory of what each client sent, in the order of clients."""
         estimated = GroupMoments(memories, self.subsamples).memory(self.weights)
         return with_variance(estimated, self.gamma)
+
+    @property
+    def sums(self) -> GroupSums:
+        """What edges of a tree merge in its place, which adds up."""
+        return GroupSums(self.subsamples, self.weights)
+
+    def of_sums(self, sums: PrototypeMemory) -> PrototypeMemory:
+        """The merged memory of what edges summed up."""
+        return with_variance(self.sums.memory(sums), self.gamma)
 
     def kind(self, empty: PrototypeMemory) -> PrototypeMemory:
         """A memory without samples of the kind that is merged from those like ``empty``."""

@@ -97,6 +97,13 @@ class GroupMoments:
         """``sum s_g s_g^T / n_g`` over all groups, ``(W, W)`` float64."""
         return self._sums.T @ (self._sums / self._counts[:, None])
 
+    def class_moments(self) -> Tensor:
+        """``sum s_g s_g^T / n_g`` over the groups of each class, ``(C, W, W)`` float64."""
+        width = self._sums.shape[1]
+        empty = self._sums.new_zeros(len(self.classes), width, width)
+        products = self._sums[:, :, None] * self._sums[:, None, :] / self._counts[:, None, None]
+        return empty.index_add_(0, self.rows, products)
+
     def __add__(self, other: Self) -> GroupMoments:
         """The groups of both."""
         self._require_dealt_alike(other)
@@ -136,7 +143,7 @@ class GroupMoments:
         if weights not in get_args(Weights):
             raise ValueError(f"weights={weights!r}: expected {', '.join(get_args(Weights))}")
         if not self.degrees_of_freedom:
-            _warn_of_single_groups()
+            warn_of_single_groups()
         counts, sums = self.counts, self.sums
         shares = self._shares(weights, counts)
         second = self._spread(shares, counts, sums)
@@ -190,7 +197,8 @@ def _equal(a: PrototypeMemory, b: PrototypeMemory) -> bool:
     )
 
 
-def _warn_of_single_groups() -> None:
+def warn_of_single_groups() -> None:
+    """Say that an estimate tells nothing."""
     warnings.warn(
         "no class has two groups whose means could differ, so nothing tells a covariance: wait "
         "for more clients, or send several means a class",

@@ -6,6 +6,7 @@ import itertools
 import re
 import shutil
 import sqlite3
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,7 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path):
     with sqlite3.connect(tmp_path / "books.sqlite") as books:
         books.execute("PRAGMA user_version=7")
     books.close()
-    with pytest.raises(ConfigError, match=r"is of format 7; protocl .* reads format 1: continue"):
+    with pytest.raises(ConfigError, match=r"is of format 7; protocl .* reads format 2: continue"):
         server(tmp_path, like).resume()
     (tmp_path / "books.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(DataError, match=r"books\.sqlite is damaged.*restore a backup"):
@@ -377,3 +378,29 @@ def test_the_commands(tmp_path, capsys):
     assert "is not in the chain" in capsys.readouterr().err
     for words in (["audit"], ["backup", run], ["restore", run, backup, "x"], ["audit", run, "y"]):
         assert main(["federate", *words]) == 2
+
+
+def test_a_sum_in_the_place_of_another_is_found(tmp_path):
+    strategy = FederatedPrototypes(
+        empty(), checkpoints=tmp_path / "checkpoint", keep_contributions=False
+    )
+    play(strategy, 1)
+    del strategy
+    with closing(sqlite3.connect(tmp_path / "checkpoint/books.sqlite")) as books, books:
+        (a, b) = books.execute("SELECT class_id, key, data FROM sums LIMIT 2").fetchall()
+        for (class_id, *_), (_, key, data) in ((a, b), (b, a)):
+            query = "UPDATE sums SET key = ?, data = ? WHERE class_id = ?"
+            books.execute(query, (key, data, class_id))
+    with pytest.raises(DataError, match="is not what was sealed"):
+        audit(tmp_path)
+
+
+def test_books_whose_keys_cannot_be_opened_are_closed_all_the_same(tmp_path, monkeypatch):
+    def full(path: Path) -> None:
+        raise DataError(f"{path} cannot be written: the disk is full")
+
+    monkeypatch.setattr("protocl.federation.books.books.KeyFile", full)
+    books = Books(tmp_path, empty())
+    with pytest.raises(DataError, match="the disk is full"):
+        books._connect()
+    books.close()  # as when it is thrown away

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from protocl.federation.client.state import StatesOnDisk
 from protocl.federation.server.sampling import Options
 from protocl.federation.server.state import MergedMemory, same_statistics
 from protocl.federation.wire.messages import Contribution
+from protocl.model.folder import load_model, read_memory, save_model
 
 DIM, CLIENTS = 64, 3
 LEVELS = ["mean", "diagonal", "shared", "full"]
@@ -225,6 +229,76 @@ def test_what_remains_must_be_what_samples_can_have(tmp_path):
     assert same_statistics(server.memory, memory_of(like, (0, 0)))
 
 
+class Disturbed(InProcessGrid):
+    """Something happens while replies are on their way."""
+
+    def __init__(self, grid: InProcessGrid, happens: Callable[[], object]) -> None:
+        vars(self).update(vars(grid))
+        self.happens = happens
+
+    def send_and_receive(self, *arguments: Any, **options: Any) -> Any:
+        replies = super().send_and_receive(*arguments, **options)
+        self.happens()
+        return replies
+
+
+def test_a_client_that_is_forgotten_during_a_round_is_out_with_what_it_sends(tmp_path):
+    federation = Federation(tmp_path, empty("shared"))
+    federation.rounds(1)
+    strategy = federation.strategy()
+    grid = federation.grid
+    federation.grid = Disturbed(grid, lambda: strategy.forget_client("1001"))
+    assert same_statistics(federation.rounds(1, strategy), federation.expected({0: 2, 2: 2}))
+    assert "client '1001' was forgotten" in [e.reason for e in strategy.merged.ledger][-2]
+    federation.grid = grid
+    assert same_statistics(federation.rounds(1), federation.expected({0: 3, 2: 3}))
+    again = federation.strategy()
+    again.forget_client("1001")  # twice changes nothing
+    assert (len(again.certificates), len(again.withdrawn)) == (1, 1)
+
+
+def test_a_forgotten_client_stays_so_at_another_node_and_without_its_state(tmp_path):
+    federation = Federation(tmp_path, empty())
+    federation.rounds(1)
+    forget(federation.server, "client=1001")
+    for change in ("another node", "no state"):
+        if change == "another node":
+            contexts = federation.grid._contexts
+            contexts[1009] = contexts.pop(1001)
+            federation.grid.online = {1000, 1002, 1009}
+        else:  # its first node, where it is known
+            contexts[1001] = contexts.pop(1009)
+            federation.grid.online = {1000, 1001, 1002}
+            for file in federation.states.folder.glob("partition-1*"):
+                file.unlink()
+        strategy = federation.strategy()
+        rounds = strategy.round + 1
+        memory = federation.rounds(1, strategy)
+        assert same_statistics(memory, federation.expected({0: rounds, 2: rounds})), change
+
+
+def test_a_clock_that_is_set_back_changes_no_order(tmp_path, monkeypatch):
+    class Backwards(datetime):
+        year_now = 2031
+
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            cls.year_now -= 1
+            return datetime(cls.year_now, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("protocl.federation.books.writing.datetime", Backwards)
+    federation = Federation(tmp_path, empty())
+    federation.rounds(1)
+    forget(federation.server, "client=1001")
+    federation.rounds(1)
+    forget(federation.server, "client=1002")
+    said = federation.strategy().certificates
+    assert [one["forgotten"] for one in said] == ["client 1001", "client 1002"]
+    assert [one["when"][:4] for one in said] == ["2030", "2029"]  # what the clock said
+    assert said[0]["number"] < said[1]["number"]
+    assert same_statistics(federation.rounds(1), federation.expected({0: 3}))
+
+
 # -- operators ----------------------------------------------------------------------------------
 
 
@@ -276,3 +350,47 @@ def test_the_command(tmp_path, capsys):
     entries = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     assert [e["outcome"] for e in entries] == ["merged", "forgotten", "merged"]
     assert main(["federate", "forget", str(tmp_path), "client=1001"]) == 2
+
+
+def model_rows(run: Path) -> dict[int, list[bytes]]:
+    """Class -> what the model on disk holds of it, as bytes."""
+    memory, _ = read_memory(run / "model")
+    arrays = [memory.get_buffer("sum").numpy(), memory.sums.numpy()]
+    return {c: [a[i].tobytes() for a in arrays] for i, c in enumerate(memory.classes.tolist())}
+
+
+@pytest.mark.parametrize("method", ["prototypes method.head=lda", "fedcof"])
+def test_the_model_of_a_run_is_without_what_was_forgotten(tmp_path, capsys, method):
+    words = f"federation=digits clients=5 rounds=1 method={method}".split()
+    assert main(["federate", *words, f"output={tmp_path / 'runs of digits'}"]) == 0
+    (run,) = [path.parent for path in tmp_path.rglob("config.yaml")]
+    before = model_rows(run)
+    assert main(["federate", "forget", str(run), "client=1002"]) == 0
+    assert "model is written anew" in " ".join(capsys.readouterr().out.split())
+    after = model_rows(run)
+    gone = [b for c, rows in before.items() for b in rows if rows != after.get(c)]
+    assert len(gone) >= 4
+    assert found_in(run, gone) == []
+    assert all(rows == before[c] for c, rows in after.items() if rows[0] in before[c])
+    model = load_model(run)
+    assert model.memory_.total < 1347
+    if method == "fedcof":  # of an estimate nothing can be learned
+        return
+    model.partial_fit(torch.rand(2, 1, 8, 8).numpy(), model.classes_[:2])
+    save_model(model, run / "model")  # taught since: nobody knows what of it is to stay
+    assert main(["federate", "forget", str(run), "client=1001"]) == 0
+    assert "since it was changed, or forgetting was stopped on the way: remove it" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_run_of_which_all_is_forgotten_has_no_model(tmp_path, capsys):
+    words = ["federation=digits", "clients=2", "rounds=1", "min_clients=1", "partition=iid"]
+    assert main(["federate", *words, f"output={tmp_path}"]) == 0
+    (run,) = [path.parent for path in tmp_path.rglob("config.yaml")]
+    for client in ("client=1000", "client=1001"):
+        assert main(["federate", "forget", str(run), client]) == 0
+    assert "model is removed, for nothing is left of it" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert not (run / "model").exists()

@@ -140,7 +140,7 @@ def test_a_request_that_is_none_is_put_aside_and_the_server_goes_on(tmp_path, ca
         (folder / f"{name}.json").write_text(text)
     strategy.heed()
     assert sorted(file.name for file in folder.iterdir()) == ["a.refused", "b.refused", "c.refused"]
-    assert caplog.text.count("is no request to forget") == 3
+    assert caplog.text.count("is no request: ") == 3
 
 
 def test_a_reason_that_quotes_half_a_character_stops_no_round(tmp_path):

@@ -10,6 +10,7 @@ from protocl import PrototypeMemory
 from protocl.federation import FederatedPrototypes
 from protocl.federation.deploy.outputs import Outputs
 from protocl.federation.server.state import same_statistics
+from protocl.federation.wire.messages import Contribution
 from protocl.federation.wire.traffic import Ledger
 from tests.federation.books.test_books import empty, play
 
@@ -49,3 +50,15 @@ def test_what_is_forgotten_leaves_the_files_with_the_round(tmp_path):
     entries = [entry for entry in Ledger.load(tmp_path / "ledger.jsonl") if entry.client == "Ä 1"]
     assert [(entry.outcome, entry.counts) for entry in entries] == [("forgotten", ())]
     assert same_statistics(PrototypeMemory.load(tmp_path / "memory.safetensors"), strategy.memory)
+
+
+def test_what_a_client_withdraws_leaves_the_files_with_the_round(tmp_path):
+    strategy = FederatedPrototypes(empty(), checkpoints=tmp_path / "checkpoint")
+    play(strategy, 1)
+    outputs = Outputs(tmp_path, strategy)
+    outputs.write_all()
+    left = Contribution(empty(), "another", 1, "full", withdraws=True)
+    strategy.merged.accept(left, client="Ä 1", round_number=1)
+    outputs.write_round()
+    entries = [entry for entry in Ledger.load(tmp_path / "ledger.jsonl") if entry.client == "Ä 1"]
+    assert next((entry.outcome, entry.counts) for entry in entries) == ("forgotten", ())

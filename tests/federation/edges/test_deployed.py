@@ -22,13 +22,16 @@ from protocl.errors import AllFailedError, ConfigError, DataError
 from protocl.federation.books.audit import audit
 from protocl.federation.books.backup import back_up
 from protocl.federation.books.requests import Requests, Wanted
+from protocl.federation.cli.forget import forget, let_go
 from protocl.federation.client.client import ClientData
 from protocl.federation.config.compose import settle_short
 from protocl.federation.deploy.apps import Task, build_strategy, client_app
 from protocl.federation.deploy.scaffold import write_deployment
 from protocl.federation.deploy.server_loop import serve
+from protocl.federation.edges.audit import audit_tree
+from protocl.federation.edges.certificates import certificates
 from protocl.federation.edges.door import own_key, read_roster
-from protocl.federation.edges.files import ask, load_holding
+from protocl.federation.edges.files import load_holding, save_holding
 from protocl.federation.exactly_once.server import name_of_life
 from protocl.federation.server.state import same_statistics
 from protocl.federation.wire.grid import InProcessGrid
@@ -159,7 +162,7 @@ def test_an_edge_loses_what_it_told_the_root_and_a_withdrawal_passes_both_levels
     output = tree.output("edge-1")
     kept = tmp_path / "backup"
     shutil.copytree(output, kept)
-    ask(output, tree.name_of(3, "edge-1"), "")
+    forget(output, f"client={tree.name_of(3, 'edge-1')}")
     merged = tree.round()
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
     for file in kept.glob("*"):  # a backup of all but the list of the forgotten, which stays
@@ -167,7 +170,7 @@ def test_an_edge_loses_what_it_told_the_root_and_a_withdrawal_passes_both_levels
             shutil.copy(file, output / file.name)
     merged = tree.round()
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
-    (output / "above.safetensors").unlink()
+    (output / "above.json").unlink()
     merged = tree.round()
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
     lost = [e for e in Ledger.load(tree.output("root") / "ledger.jsonl") if "lost" in e.reason]
@@ -188,8 +191,10 @@ def test_whichever_door_a_client_is_forgotten_by_the_root_is_without_it(tmp_path
         Requests(output / "checkpoint").leave(Wanted("client", client))
         tree.rounds["edge-1"] -= door != "request"
         tree.edge("edge-1")
-    for name in ("row.safetensors", "memory.safetensors", "checkpoint/books.sqlite"):
-        assert needle not in (output / name).read_bytes()
+    # Before the root asks again: not in what the edge told it either.
+    files = [file for file in output.rglob("*") if file.is_file()]
+    assert {"row.safetensors", "above.json", "books.sqlite"} <= {file.name for file in files}
+    assert [file for file in files if needle in file.read_bytes()] == []
     assert json.loads((output / "ledger.jsonl").read_text().splitlines()[1])["classes"] == []
     root = tree.output("root")
     back_up(root, tmp_path / "b")
@@ -205,7 +210,70 @@ def test_whichever_door_a_client_is_forgotten_by_the_root_is_without_it(tmp_path
     assert PrototypeMemory.load(root / "memory.safetensors").total == 60
     merged = tree.root()
     assert same_statistics(merged, expected(merged, [0, 1, 2, 4]))
-    assert needle not in (output / "above.safetensors").read_bytes()
+
+
+def found_of(tree: Tree) -> dict[str, tuple[str, bool]]:
+    found = audit_tree(tree.output("root"), [tree.output(name) for name in tree.places])
+    return {one.name: ("; ".join(one.faults) or one.text, one.compared) for one in found}
+
+
+def test_the_root_s_audit_takes_the_folders_of_the_edges(tmp_path: Path, capsys):
+    tree = Tree(tmp_path / "tree", "method.head=lda")
+    tree.round()
+    tree.edge("edge-0")  # goes on, and the root has what it had
+    root, folders = str(tree.output("root")), [str(tree.output(name)) for name in tree.places]
+    assert main(["federate", "audit", root, *folders]) == 0
+    said = capsys.readouterr().out
+    assert "edge-1: row 1 (client 1001 of the root) is, bit for bit, what its books" in said
+    assert "2 of 2 edges are at the root what their books sum to" in said
+    assert main(["federate", "audit", root, folders[0]]) == 3
+    assert "client 1001 of the root: no folder was given of the edge" in capsys.readouterr().err
+    assert main(["federate", "audit", folders[0], folders[1]]) == 2  # no root
+
+    client = tree.name_of(3, "edge-1")
+    forget(tree.output("edge-1"), f"client={client}")
+    assert [compared for _, compared in found_of(tree).values()] == [True, False]
+    assert "pending at: root" in found_of(tree)["edge-1"][0]
+    (pending,) = certificates(tree.output("edge-1"))
+    assert (pending.what, list(pending.levels), pending.pending) == (
+        f"client {client}", ["edge-1"], ("root",)
+    )  # fmt: skip
+    tree.root()
+    assert next(certificates(tree.output("edge-1"))).pending == ("root",)  # it has not heard
+    tree.root()
+    for _ in range(2):  # of what its node heard, then of what is in its books
+        (done,) = certificates(tree.output("edge-1"))
+        assert (list(done.levels), done.pending) == (["edge-1", "root"], ())
+        (of_root,) = certificates(tree.output("root"))
+        assert of_root.levels["server"]["after"] == done.levels["root"]["after"]
+        tree.edge("edge-1")
+    (tree.output("edge-1") / "above.json").unlink()
+    assert next(certificates(tree.output("edge-1"))).pending == ()
+    assert audit(tree.output("edge-1")).certificates == 2
+    assert main(["federate", "certificates", folders[1]]) == 0
+    assert f"client {client}: complete\n  edge-1: " in capsys.readouterr().out
+    Requests(tree.output("edge-1") / "checkpoint").leave(Wanted("class", "2"))
+    asked = list(certificates(tree.output("edge-1")))[-1]
+    assert (asked.what, asked.pending) == ("asked to forget class 2", ("edge-1", "root"))
+
+
+def test_an_edge_that_sends_another_row_than_its_books_is_named(tmp_path: Path, capsys):
+    tree = Tree(tmp_path / "tree")
+    for name in tree.places:
+        tree.edge(name)
+    row = tree.output("edge-1") / "row.safetensors"
+    held, values = load_holding(row)
+    held.memory.update(torch.ones(1, 4), torch.tensor([2]))
+    save_holding(row, held.memory, held.names, **values)
+    tree.root()
+    words = [str(tree.output(name)) for name in ("root", "edge-0", "edge-1")]
+    assert main(["federate", "audit", *words]) == 3
+    found = " ".join(capsys.readouterr().err.split())
+    assert (
+        "edge-1: row 1 (client 1001 of the root) is not what its books sum to: count of classes 2;"
+        in found
+    )
+    assert "edge-0" not in found
 
 
 def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):
@@ -213,22 +281,25 @@ def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):
     tree.round()
     output = tree.output("edge-0")
     client = tree.name_of(0, "edge-0")
-    with pytest.raises(ConfigError, match=r"client=nobody contributed nothing; clients are 100"):
-        ask(output, "nobody", "")
     with pytest.raises(ConfigError, match=r"to=edge-1: .*has no edges"):
-        ask(output, client, "edge-1")
+        let_go(output, client, "edge-1")
     with pytest.raises(ConfigError, match="has no books"):
-        ask(tmp_path, client, "")
+        let_go(tmp_path, client, "edge-1")
+    tree.write_rosters()
+    with pytest.raises(ConfigError, match=r"'nobody' contributed nothing; clients are 100"):
+        let_go(output, "nobody", "edge-1")
     for wrong in ([], [str(output)], [str(output), "client=1"], [str(output), "client=1", "to="]):
         assert main(["federate", "release", *wrong]) == 2
-    ask(output, client, "")
-    for name, content in (("cut", "{"), ("empty", "{}"), ("list", "[1]")):
-        (output / "asked" / f"{name}.json").write_text(content)
+    asked = output / "checkpoint/requests"
+    request = Requests(asked.parent).leave(Wanted("client", client))
+    wrong = {"cut": "{", "empty": "{}", "list": "[1]", "move": '{"kind": "move", "name": "1"}'}
+    for name, content in wrong.items():
+        (asked / f"{name}.json").write_text(content)
     tree.edge("edge-0")
-    refused = sorted(path.name for path in (output / "asked").iterdir())
-    assert refused == ["cut.refused", "empty.refused", "list.refused"]
-    with pytest.raises(ConfigError, match="contributed nothing"):
-        ask(output, client, "")
+    found = sorted(path.name for path in asked.iterdir())
+    assert found == sorted([*(f"{name}.refused" for name in wrong), f"{request}.answer"])
+    with pytest.raises(ConfigError, match="was forgotten, and can go nowhere"):
+        let_go(output, client, "edge-1")
     (output / "edges.json").write_text('{"edge-1": "00"}')
     with pytest.raises(ConfigError, match="the keys of edge-1 have not 32 bytes"):
         read_roster(output / "edges.json")
@@ -246,8 +317,21 @@ def test_what_is_damaged_or_asked_for_wrongly_is_said(tmp_path: Path):
         tree.root()
 
 
-@pytest.mark.parametrize("method", ["protected", "fedcof"])
-def test_what_cannot_be_a_tree_is_not_deployed(tmp_path: Path, method: str):
-    with pytest.raises(ConfigError, match=f"method={method} has no sums"):
-        write_deployment(tmp_path / "app", settle_short(["edges=2", f"method={method}"])[0])
+def test_an_edge_whose_rule_is_not_in_its_books_forgets_and_leaves_no_row(tmp_path: Path, capsys):
+    tree = Tree(tmp_path / "tree", "method=fedcof")
+    before = tree.round()
+    output, client = tree.output("edge-1"), tree.name_of(3, "edge-1")
+    assert main(["federate", "forget", str(output), f"client={client}"]) == 0
+    assert "row.safetensors is removed; start the server" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert same_statistics(tree.root(), before)
+    tree.edge("edge-1")
+    assert (rest := tree.root()).total == before.total - len(chunk(3, 0)[1])
+    assert rest.estimated == before.estimated != ""
+
+
+def test_what_cannot_be_a_tree_is_not_deployed(tmp_path: Path):
+    with pytest.raises(ConfigError, match="method=protected has no sums"):
+        write_deployment(tmp_path / "app", settle_short(["edges=2", "method=protected"])[0])
     assert not (tmp_path / "app").exists()

@@ -16,11 +16,11 @@ from protocl.cli.main import main
 from protocl.data import BenchmarkConfig, load_data
 from protocl.federation.books.books import FILE
 from protocl.federation.books.database import BOOKS, connect
+from protocl.federation.cli.forget import forget
 from protocl.federation.client.benchmark_clients import BenchmarkClients
 from protocl.federation.client.partition import PartitionConfig
 from protocl.federation.config.compose import settle_short
 from protocl.federation.deploy.scaffold import write_deployment
-from protocl.federation.edges.files import ask
 from protocl.federation.server.state import same_statistics
 from tests.federation.deploy.test_deployment import Network, command_of, epochs, network, wait
 
@@ -123,7 +123,7 @@ def test_a_killed_edge_a_client_that_moves_and_a_withdrawal_that_passes_both_lev
         wait("the move", lambda: root.total() == everything.total, PATIENCE)
         edge = tiers["edge-1"]
         wait("the new edge", lambda: edge.total() == expected(memory, [1, 2, 3]).total, PATIENCE)
-        ask(edge.folder / "output", client_of(edge, edge.folder, 3), "")
+        forget(edge.folder / "output", f"client={client_of(edge, edge.folder, 3)}", PATIENCE)
         rest = expected(memory, [0, 1, 2])
         wait("the withdrawal", lambda: root.total() == rest.total, PATIENCE)
         merged = PrototypeMemory.load(root.folder / "output/memory.safetensors")

@@ -22,6 +22,7 @@ from protocl.federation.config.compose import load
 from protocl.federation.edges.door import EdgeDoor, sign_release
 from protocl.federation.edges.limits import limits_of_edge, share_of
 from protocl.federation.edges.simulated import SimulatedEdge, SimulatedEdges
+from protocl.federation.methods.group_means.fedcof import GroupMerge
 from protocl.federation.robust.rules import ConsistencyScreen, RobustMerge
 from protocl.federation.runner.run import FederatedRun
 from protocl.federation.secure.protocol.identity import new_private_key, public_key
@@ -31,6 +32,8 @@ from protocl.federation.wire.limits import WIDEST, Limits
 from protocl.federation.wire.messages import Contribution, MessageReader, RejectedError, encode
 from protocl.federation.wire.traffic import Traffic
 from protocl.memory.batch import Level
+from protocl.memory.estimates.subsamples import SubSamples
+from protocl.model.folder import read_memory
 from protocl.runner.context import RunContext
 from protocl.runner.folders import open_run
 
@@ -346,7 +349,7 @@ def test_edges_on_digits_are_one_place_bit_for_bit(tmp_path: Path, words: tuple[
     ("words", "message"),
     [
         ("method=fedavg edges=2", "method=fedavg has no sums that edges could add up"),
-        ("method=fedcof edges=2", "method=fedcof has no sums"),
+        ("method=stsa_e method.training_rounds=1 edges=2", "method=stsa_e has no sums"),
         ("method=protected edges=2", "method=protected has no sums"),
         ("clients=2 edges=3 partition=iid", "edges=3: expected at most as many as clients=2"),
         ("edges=-1", "edges=-1"),
@@ -376,3 +379,50 @@ def test_a_tree_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytes
     assert main(["federate", *words, "resume=true"]) == 0
     result = json.loads((folder / "result.json").read_text())
     assert result["federation"]["one_place"]["identical"]
+
+
+@pytest.mark.parametrize("more", ["method.means=2", "method.weights=groups"])
+def test_a_tree_estimates_what_one_server_does_from_group_means(tmp_path: Path, more: str):
+    words = ("federation=digits", "clients=6", "rounds=2", "method=fedcof", more, "evaluate=1")
+    flat, tree = (run(tmp_path / n, *words, f"edges={n}") for n in ("0", "3"))
+    server, root = flat.method.strategy, tree.method.strategy
+    assert isinstance(server, FederatedPrototypes)
+    assert isinstance(root, FederatedPrototypes)
+    assert root.evaluations[2].total == server.evaluations[2].total > 0
+    assert tree.reports[-1].accuracy == flat.reports[-1].accuracy
+    alike(root.memory, server.memory)
+    folder = tree.run.folder
+    assert main(["federate", "forget", str(folder), "edge=1001"]) == 0
+    model, _ = read_memory(folder / "model")
+    assert model.total < root.memory.total
+
+
+def alike(a: PrototypeMemory, b: PrototypeMemory) -> None:
+    assert torch.equal(a.counts, b.counts)
+    assert torch.equal(a.sums, b.sums)
+    torch.testing.assert_close(a.second_moment, b.second_moment, rtol=1e-9, atol=1e-4)
+
+
+def test_a_client_that_its_edge_forgets_is_out_of_the_estimate():
+    means = PrototypeMemory(DIM, exact=True)
+    rule = GroupMerge(SubSamples(2))
+    sums = rule.sums
+    tree = Tree(
+        means, [range(3), range(3, 7)],
+        strategy=lambda number: FederatedPrototypes(means, QUIET, merge=rule),
+    )  # fmt: skip
+    tree.client.sanitise = rule.subsamples
+    tree.root = FederatedPrototypes(
+        sums.kind(means), Options(evaluate=0.0, limits=limits_of_edge(Limits(), 100)), rows=True,
+        estimate=rule.of_sums, means=2,
+    )  # fmt: skip
+    tree.rounds(3)
+    tree.edge(1).strategy.forget_client("1005")
+    merged = tree.rounds(1)
+    parts = [tree.edge(n).strategy for n in range(2)]
+    never = sums([part.merged.contribution_of(c) for part in parts for c in part.merged.clients])
+    assert same_statistics(tree.root.merged.memory, never)
+    assert same_statistics(merged, rule.of_sums(never))
+    tree.root.forget_classes(1)
+    assert 1 in merged
+    assert 1 not in tree.root.memory

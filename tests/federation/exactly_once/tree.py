@@ -55,7 +55,7 @@ class Edge:
         heard = Settled(terms["epoch"], terms["settled"], terms["samples"])
         self.standing.hear(terms["server"], heard, terms["prove"])
         now, gone = self.samples(), len(self.server.tombstones)
-        if self.standing.state(len(now), gone, changed=now != self.row):
+        if self.standing.state(len(now), gone, changed=bool(life.pending) or now != self.row):
             self.row = now
         self.known = (life.epoch, life.seq)
         secret = life.secret if life.proves else ""
