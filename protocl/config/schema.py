@@ -335,6 +335,9 @@ class ExperimentConfig(RunConfig):
             ``"fixed"`` where sums are exact, else ``"tuned"``.
         unknown: also measure after each experience how well test samples of classes to come are
             told from those known, by every score that the memory allows.
+        unknown_parts: with more than 1, ``unknown=true`` divides each class into so many parts when
+            it is first learned, and gives every score by the nearest part as well, as
+            ``parts_NAME``. Parts are sums; no sample is stored.
     """
 
     name: str = "${benchmark.name}-${strategy.name}"
@@ -342,6 +345,7 @@ class ExperimentConfig(RunConfig):
     cache: str = "~/.cache/protocl/features"
     encoding_batch: int | Literal["fixed", "tuned"] | None = ranged(None, _IMAGES)
     unknown: bool = False
+    unknown_parts: int = ranged(1, AT_LEAST_1)
 
     @property
     def settled_batch(self) -> int | None:
