@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from protocl import PrototypeMemory
 from protocl.memory.rows import class_id_of
+from protocl.metrics.clusters import clustering_accuracy
+from protocl.metrics.confusion import Confusion
+from protocl.open_world.agglomeration import agglomerate
 from protocl.open_world.evidence import TwoCovariance
 from protocl.open_world.federated import (
     Aliases,
@@ -16,6 +19,7 @@ from protocl.open_world.federated import (
     OffsetTable,
     agree,
     group,
+    provisional,
     provisional_rows,
 )
 
@@ -239,3 +243,28 @@ def test_rows_of_another_backbone_are_not_compared(known):
         agree(TwoCovariance(), ours, theirs, offset=OFFSET)
     plain = PrototypeMemory(known.width, "mean").update(x, labels + 90)
     assert len(agree(TwoCovariance(), ours, plain, offset=OFFSET).category) == len(plain)
+
+
+def test_composed_and_decomposed_letters_make_the_same_name():
+    composed, decomposed = "h\u00e9ron", "he\u0301ron"
+    both = Namings.of({7: composed}) | Namings.of({7: decomposed, 9: decomposed})
+    assert both.disputed == {}
+    assert both.class_ids == {7: class_id_of(composed), 9: class_id_of(composed)}
+    assert both.without([(7, decomposed)]) == Namings.of({9: composed})
+
+
+def test_many_samples_are_put_together_before_they_are_compared(known, monkeypatch):
+    x, labels = samples(5, classes=6, each=30)
+    evidence = TwoCovariance().fit(known)
+    plain = group(evidence, x, OFFSET)
+    compared = []
+    monkeypatch.setattr(provisional, "ONE_BY_ONE", 100)
+    monkeypatch.setattr(
+        provisional,
+        "agglomerate",
+        lambda e, rows, **options: compared.append(len(rows)) or agglomerate(e, rows, **options),
+    )
+    fewer = group(evidence, x, OFFSET)
+    assert compared[0] <= 36
+    assert fewer.tolist() == plain.tolist()
+    assert clustering_accuracy(Confusion.from_predictions(labels, fewer)) == 1
