@@ -333,11 +333,8 @@ class ExperimentConfig(RunConfig):
             machine; ``"tuned"`` for the quickest here, measured once, where there are so many
             images that measuring pays, and written to the run's ``config.yaml``. None is
             ``"fixed"`` where sums are exact, else ``"tuned"``.
-        unknown: also measure after each experience how well test samples of classes to come are
-            told from those known, by every score that the memory allows.
-        unknown_parts: with more than 1, ``unknown=true`` divides each class into so many parts when
-            it is first learned, and gives every score by the nearest part as well, as
-            ``parts_NAME``. Parts are sums; no sample is stored.
+        unknown: also measure after each experience how well scores tell samples of later classes.
+        unknown_parts: above 1, every score by so many parts of each class, too (``parts_NAME``).
     """
 
     name: str = "${benchmark.name}-${strategy.name}"

@@ -21,6 +21,7 @@ from protocl.open_world.federated import (
     group,
     provisional,
     provisional_rows,
+    refined,
 )
 
 OFFSET = -30.0
@@ -268,3 +269,33 @@ def test_many_samples_are_put_together_before_they_are_compared(known, monkeypat
     assert compared[0] <= 36
     assert fewer.tolist() == plain.tolist()
     assert clustering_accuracy(Confusion.from_predictions(labels, fewer)) == 1
+
+
+def test_samples_in_the_wrong_group_go_where_they_belong(known):
+    x, labels = samples(8, classes=5, each=20)
+    evidence = TwoCovariance().fit(known)
+    assert refined(evidence, x, labels).equal(labels)
+    wrong = labels.clone()
+    wrong[::7] = (wrong[::7] + 1) % 5
+    assert refined(evidence, x, wrong).equal(labels)
+    assert refined(evidence, x, wrong, 0).equal(wrong)
+    mixed = labels.clone()
+    mixed[[0, 20]] = 5  # of two categories; both leave, and no gap is left
+    assert refined(evidence, x, mixed).equal(labels)
+    more, six = (part[:101] for part in samples(8, classes=6, each=20))
+    assert refined(evidence, more, six).equal(six)  # the last is alone
+    assert refined(evidence, x[:0], labels[:0]).tolist() == []
+    with pytest.raises(ValueError, match="passes=-1"):
+        refined(evidence, x, labels, -1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_what_is_refined_does_not_depend_on_the_numbers_of_groups(known, seed):
+    rng = torch.Generator().manual_seed(seed)
+    x, labels = samples(seed, classes=4, each=6)
+    order = torch.randperm(4, generator=rng)
+    evidence = TwoCovariance().fit(known)
+    wrong = torch.where(torch.rand(24, generator=rng) < 0.2, (labels + 1) % 4, labels)
+    here, there = refined(evidence, x, wrong), refined(evidence, x, order[wrong])
+    assert clustering_accuracy(Confusion.from_predictions(here, there)) == 1
