@@ -137,9 +137,10 @@ class Discoveries:
         shares = split_accuracy(table, known)
         strange = self.met - known
         flagged, clustered = self._flagged(known), self._clustered(learner, judge)
+        named, after_naming, labelled = self._beside_twin(learner, judge, x, y)
         return DiscoveryReport(
             len(strange), categories, *flagged, clustered, shares.all, shares.old, shares.new,
-            *self._beside_twin(learner, judge, x, y),
+            named, after_naming, labelled,
         )  # fmt: skip
 
     def _beside_twin(
