@@ -46,6 +46,13 @@ class Learner(ABC):
     def predict(self, node: int, features: Tensor) -> Tensor:
         """Class ids ``(N,)`` among all classes that ``node`` knows."""
 
+    def predict_openly(self, node: int, features: Tensor) -> Tensor:
+        """As :meth:`predict`, by the rule for classes and categories, though there be no category.
+
+        What was named later and what was taught by name are so compared by one rule.
+        """
+        return self.predict(node, features)
+
     def discover(self, node: int, features: Tensor) -> Tensor:
         """A mission's samples ``(N, D)`` without labels arrive at ``node``.
 

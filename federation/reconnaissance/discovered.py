@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,10 @@ class DiscoveryReport:
             those with too few others are in none.
         all, old, new: of the test samples of known and of such classes, with one assignment over
             all (:func:`.split_accuracy`, form v2).
+        named: classes that came without labels and have a name by now; None where none is given.
+        after_naming: of the test samples of these, those that are answered right.
+        labelled: the same by who was told the labels of all these missions from the start, met
+            the same nodes, and answers by the same rule.
     """
 
     classes: int
@@ -61,6 +66,9 @@ class DiscoveryReport:
     all: float
     old: float | None
     new: float | None
+    named: int | None = None
+    after_naming: float | None = None
+    labelled: float | None = None
 
     def __str__(self) -> str:
         new = "" if self.new is None else f", new {self.new:.4f}"
@@ -70,19 +78,32 @@ class DiscoveryReport:
 class Discoveries:
     """All findings of a run.
 
+    Args:
+        twin: to be told at once what the others find out and are told later; None without names.
+
     Attributes:
         findings: in their order.
         met: classes that came without labels.
+        named: those of them that clients have been told of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, twin: Learner | None = None) -> None:
+        self.twin = twin
         self.findings: list[Finding] = []
         self.met: set[int] = set()
+        self.named: set[int] = set()
 
-    def note(self, finding: Finding) -> None:
-        """Keep what a client found."""
+    def note(self, finding: Finding, features: Tensor) -> None:
+        """Keep what a client found among samples ``(N, D)``."""
         self.findings.append(finding)
         self.met |= set(finding.labels.tolist())
+        if self.twin is not None:
+            self.twin.learn(finding.client, features, finding.labels)
+
+    def merge(self, meetings: Sequence[tuple[int, int]]) -> None:
+        """The twin's nodes meet as the others do."""
+        if self.twin is not None:
+            self.twin.merge(meetings)
 
     def tell(self, learner: Learner, step: int) -> set[int]:
         """Tell clients what they found in ``step``; the classes that have a name by it."""
@@ -91,6 +112,7 @@ class Discoveries:
             if finding.step == step and (names := finding.names()):
                 learner.name(finding.client, names)
                 told |= set(names.values())
+        self.named |= told & self.met
         return told
 
     def report(
@@ -115,9 +137,24 @@ class Discoveries:
         shares = split_accuracy(table, known)
         strange = self.met - known
         flagged, clustered = self._flagged(known), self._clustered(learner, judge)
+        named, after_naming, labelled = self._beside_twin(learner, judge, x, y)
         return DiscoveryReport(
-            len(strange), categories, *flagged, clustered, shares.all, shares.old, shares.new
+            len(strange), categories, *flagged, clustered, shares.all, shares.old, shares.new,
+            named, after_naming, labelled,
+        )  # fmt: skip
+
+    def _beside_twin(
+        self, learner: Learner, judge: int, x: Tensor, y: Tensor
+    ) -> tuple[int | None, float | None, float | None]:
+        """Classes with a name, and how right their test samples are answered, by both."""
+        if self.twin is None:
+            return None, None, None
+        asked = torch.isin(y, torch.tensor(sorted(self.named), dtype=torch.int64))
+        mine, theirs = (
+            _share(each.predict_openly(judge, x[asked]) == y[asked]) if bool(asked.any()) else None
+            for each in (learner, self.twin)
         )
+        return len(self.named), mine, theirs
 
     def _flagged(self, known: set[int]) -> tuple[float | None, float | None]:
         last = [f for f in self.findings if f.step == self.findings[-1].step]

@@ -110,7 +110,8 @@ class Reconnaissance:
         self.history = History()
         self.own: dict[int, set[int]] = {client: set() for client in self.clients}
         self.setup_bytes = 0
-        self.discoveries = Discoveries()
+        named = self.config.scenario.named_after is not None
+        self.discoveries = Discoveries(self._build() if named else None)
 
     def finish(self) -> dict[str, Any]:
         """Run the steps that remain and write what was learned."""
@@ -217,6 +218,7 @@ class Reconnaissance:
         began = time.perf_counter()
         up, down = self.learner.merge(step.meetings)
         merge_seconds = time.perf_counter() - began
+        self.discoveries.merge(step.meetings)
         merged = bool(step.meetings)
         return self._evaluate(new, before, merged, (up, down), (learn_seconds, merge_seconds))
 
@@ -227,10 +229,10 @@ class Reconnaissance:
                 self.learner.learn(mission.client, *self._at(mission.rows))
             self._discover(mission)
         seconds = time.perf_counter() - began
-        if self.hermits is not None:
+        for other in self._learners()[1:]:
             for mission in step.missions:
                 if mission.rows:
-                    self.hermits.learn(mission.client, *self._at(mission.rows))
+                    other.learn(mission.client, *self._at(mission.rows))
         return seconds
 
     def _discover(self, mission: Mission) -> None:
@@ -238,7 +240,7 @@ class Reconnaissance:
             x, labels = self._at(mission.unlabelled)
             rows = self.learner.discover(mission.client, x)
             step = len(self.reports) + 1
-            self.discoveries.note(Finding(step, mission.client, rows, labels))
+            self.discoveries.note(Finding(step, mission.client, rows, labels), x)
 
     def _told(self) -> set[int]:
         """Classes of which clients are told the names in this step."""
@@ -319,7 +321,8 @@ class Reconnaissance:
     # -- parts ------------------------------------------------------------------------------
 
     def _learners(self) -> list[Learner]:
-        return [self.learner, *([] if self.hermits is None else [self.hermits])]
+        """What answers, then those beside it: clients on their own, and who is told at once."""
+        return [x for x in (self.learner, self.hermits, self.discoveries.twin) if x is not None]
 
     def _judges(self) -> list[int]:
         """Who is evaluated after a merge: the server, or all clients where there is none."""

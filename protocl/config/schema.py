@@ -333,8 +333,8 @@ class ExperimentConfig(RunConfig):
             machine; ``"tuned"`` for the quickest here, measured once, where there are so many
             images that measuring pays, and written to the run's ``config.yaml``. None is
             ``"fixed"`` where sums are exact, else ``"tuned"``.
-        unknown: also measure after each experience how well test samples of classes to come are
-            told from those known, by every score that the memory allows.
+        unknown: also measure after each experience how well scores tell samples of later classes.
+        unknown_parts: above 1, every score by so many parts of each class, too (``parts_NAME``).
     """
 
     name: str = "${benchmark.name}-${strategy.name}"
@@ -342,6 +342,7 @@ class ExperimentConfig(RunConfig):
     cache: str = "~/.cache/protocl/features"
     encoding_batch: int | Literal["fixed", "tuned"] | None = ranged(None, _IMAGES)
     unknown: bool = False
+    unknown_parts: int = ranged(1, AT_LEAST_1)
 
     @property
     def settled_batch(self) -> int | None:

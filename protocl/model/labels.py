@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocl.memory.rows import class_id_of
+from protocl.open_world.federated.provisional import require_no_prefix
 
 Labels = NDArray[Any]
 """``(C,)`` or ``(N,)`` texts, whole numbers, or truth values; floats that scikit-learn takes for
@@ -62,6 +63,9 @@ def ids_of(labels: Labels) -> NDArray[np.int64]:
     """Class ids ``(C,)`` of labels ``(C,)``, the same wherever and whenever they are made.
 
     Whole numbers from 0 on are their own ids; others, and texts, are known by a digest.
+
+    Raises:
+        ValueError: a text begins as the names of rows without a name of their own do.
     """
     return np.array([_id_of(label) for label in labels.tolist()], dtype=np.int64)
 
@@ -69,8 +73,7 @@ def ids_of(labels: Labels) -> NDArray[np.int64]:
 def ids_beside(labels: Labels, known: Labels, known_ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Class ids ``(C,)`` of labels: those that known ones have, else those of :func:`ids_of`."""
     given = dict(zip(known.tolist(), known_ids.tolist(), strict=True))
-    anywhere = ids_of(labels).tolist()
-    ids = [given.get(label, id_) for label, id_ in zip(labels.tolist(), anywhere, strict=True)]
+    ids = [given[label] if label in given else _id_of(label) for label in labels.tolist()]
     return np.array(ids, dtype=np.int64)
 
 
@@ -94,6 +97,7 @@ def named(known: Labels, name: str) -> Any:
 
 def _id_of(label: str | float | bool) -> int:
     if isinstance(label, str):
+        require_no_prefix(label)
         try:
             return class_id_of(label)
         except UnicodeEncodeError as error:

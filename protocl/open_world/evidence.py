@@ -150,6 +150,12 @@ class TwoCovariance(Fitted):
         return Rows(memory.classes, counts, sums @ self._axes)
 
     @property
+    def between(self) -> Tensor:
+        """Variances ``(d,)`` of the categories' means in the directions of :meth:`rows`."""
+        assert self.revision
+        return self._between
+
+    @property
     def known_rows(self) -> Rows:
         """Those of the memory that this is fitted to."""
         assert self.revision

@@ -54,6 +54,11 @@ class ExperimentKind(Kind[ExperimentConfig]):
 
     def execute(self, run: RunContext[ExperimentConfig]) -> dict[str, Any]:
         """See :class:`protocl.runner.kind.Kind`."""
+        if run.config.unknown_parts > 1 and not run.config.unknown:
+            raise ConfigError(
+                f"unknown_parts={run.config.unknown_parts}: parts serve scores of unknown inputs; "
+                "give unknown=true as well"
+            )
         seed_generators(run.config.seed)
         prepared = prepare(run)
         with as_config_error(f"strategy={run.config.strategy.name}: "):

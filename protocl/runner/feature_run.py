@@ -18,9 +18,11 @@ from torch import Tensor
 from protocl.config import ExperimentConfig
 from protocl.config.schema import FeatureLearner
 from protocl.data.experiences import ClassStream, Samples
+from protocl.memory import PrototypeMemory
 from protocl.metrics.detection import Detection
 from protocl.metrics.history import Evaluation, History
 from protocl.metrics.recorder import EvaluationRecorder
+from protocl.open_world.parts.beside import PartsBeside
 from protocl.open_world.scores import known_scores, reported_scores
 from protocl.runner.context import RunContext
 from protocl.runner.model import write_model
@@ -47,6 +49,8 @@ class FeatureRun:
         self.history = History()
         self.recorder = EvaluationRecorder()
         self.detection: list[dict[str, Detection]] = []
+        wanted = run.config.unknown_parts if run.config.unknown else 1
+        self.parts = PartsBeside(wanted, run.config.seed) if wanted > 1 else None
         state = run.take_up()
         if state is not None:
             self._continue(state)
@@ -81,13 +85,18 @@ class FeatureRun:
     def _continue(self, state: dict[str, Any]) -> None:
         self.learner = state["learner"]
         self.history = History.from_dict(json.loads(state["history"]))
-        self.detection = state["detection"]
+        self.detection, self.parts = state["detection"], state["parts"]
 
     @torch.no_grad()
     def _learn(self, t: int) -> None:
         self._tell("train")
         with self.run.phases.phase("train", t):
             self.learner.learn(self._features(self.prepared.stream.train(t)))
+            if self.parts is not None:
+                features, labels, _ = zip(
+                    *self._features(self.prepared.stream.train(t)), strict=True
+                )
+                self.parts.learn(self._memory(), torch.cat(features).cpu(), torch.cat(labels).cpu())
 
     @torch.no_grad()
     def _evaluate(self, t: int) -> None:
@@ -114,11 +123,18 @@ class FeatureRun:
             for i in range(len(stream))
             for features, *_ in self._features(stream.test(i))
         ]
-        memory = self.learner.memory
-        assert memory is not None  # an experience has been learned
-        scores = known_scores(memory.copy().cpu(), torch.cat([f for f, _ in batches]))
+        features = torch.cat([f for f, _ in batches])
+        scores = known_scores(self._memory(), features)
+        if self.parts is not None:
+            scores |= self.parts.scores(features)
         known = torch.cat([torch.full((len(f),), seen) for f, seen in batches])
         self.detection.append(reported_scores(scores, known))
+
+    def _memory(self) -> PrototypeMemory:
+        """The statistics so far, on the host."""
+        memory = self.learner.memory
+        assert memory is not None  # an experience has been learned
+        return memory.copy().cpu()
 
     def _features(self, samples: Samples) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Features, labels and task labels in the mini-batches of an evaluation."""
@@ -136,6 +152,7 @@ class FeatureRun:
             "learner": self.learner,
             "history": json.dumps(self.history.to_dict()),
             "detection": self.detection,
+            "parts": self.parts,
         }
         self.run.save(len(self.history.evaluations), state)
 

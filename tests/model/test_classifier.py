@@ -379,3 +379,13 @@ class TestLittleKnown:
     def test_labels_of_several_types_in_a_list(self, mixed: list[Any]) -> None:
         with pytest.raises(TypeError, match="of one type"):
             PrototypeClassifier().fit(np.eye(2), mixed)
+
+
+def test_names_of_rows_without_a_name_are_no_labels():
+    x = [[0.0], [1.0]]
+    with pytest.raises(ValueError, match=r"'new:x' begins with 'new:'"):
+        PrototypeClassifier().fit(x, ["new:x", "old"])
+    taught = PrototypeClassifier().fit(x, ["newt", "old"])
+    with pytest.raises(ValueError, match="choose another name"):
+        taught.partial_fit([[2.0]], ["new:x"])
+    assert taught.classes_.tolist() == ["newt", "old"]

@@ -8,13 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protocl.config.validation import AT_LEAST_1, POSITIVE_SHARE, SHARE, ranged
+from protocl.config.validation import AT_LEAST_0, AT_LEAST_1, POSITIVE_SHARE, SHARE, ranged
 from protocl.errors import ConfigError
 from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.memory import PrototypeMemory
 from protocl.open_world.categories import Rows
 from protocl.open_world.evidence import TwoCovariance
-from protocl.open_world.federated import Aliases, Found, OffsetTable, agree, group, provisional_rows
+from protocl.open_world.federated import (
+    Aliases,
+    Found,
+    OffsetTable,
+    agree,
+    group,
+    provisional_rows,
+    refined,
+)
 from protocl.open_world.scores.evidence import Evidence
 from protocl.open_world.thresholds import ScoreHistogram
 
@@ -36,6 +44,7 @@ class DiscoverySettings:
         offset: log odds ratio above which rows join; None to choose it by clustering classes known
             from the start, which are left out of the covariances for it.
         calibration_classes: how many of these.
+        passes: see :func:`.refined`; 0 leaves groups as they were joined.
         absorb: log odds ratio above which a category without a name is a known class.
         least, most: see :func:`.provisional_rows`.
     """
@@ -45,6 +54,7 @@ class DiscoverySettings:
     shrinkage: float = ranged(0.3, SHARE)
     offset: float | None = None
     calibration_classes: int = ranged(100, AT_LEAST_1)
+    passes: int = ranged(0, AT_LEAST_0)
     absorb: float = 0.0
     least: int = ranged(5, AT_LEAST_1)
     most: int = ranged(500, AT_LEAST_1)
@@ -111,6 +121,7 @@ class Discoverer:
             default = self.thresholds.get(SERVER, 0.0)
             new = evidence.known(features) < self.thresholds.get(node, default)
         groups = group(evidence, features[new], self.offset)
+        groups = refined(evidence, features[new], groups, self.settings.passes)
         most, least = self.settings.most, self.settings.least
         rows = provisional_rows(
             memory, features[new], groups, epoch=epoch, seq=seq, least=least, most=most

@@ -244,11 +244,16 @@ class PrototypeLearner(Learner):
 
     def predict(self, node: int, features: Tensor) -> Tensor:
         """See :class:`Learner`."""
-        strange = self.strange[node].merged.memory
-        if self.discoverer is not None and len(strange):
-            aliases = self.aliases(node)
-            return self.discoverer.predict(self.memory(node), strange, aliases, features)
+        if self.discoverer is not None and len(self.strange[node].merged.memory):
+            return self.predict_openly(node, features)
         return self.head.fit(self.memory(node)).predict(features)
+
+    def predict_openly(self, node: int, features: Tensor) -> Tensor:
+        """See :class:`Learner`; by evidence."""
+        if self.discoverer is None:
+            return super().predict_openly(node, features)
+        memory, strange = self.memory(node), self.strange[node].merged.memory
+        return self.discoverer.predict(memory, strange, self.aliases(node), features)
 
     def known_scores(self, node: int, features: Tensor) -> dict[str, Tensor]:
         """All scores that the memory allows, and what a Bayesian head says."""

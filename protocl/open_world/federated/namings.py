@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Namings:
 
     @classmethod
     def of(cls, names: Mapping[int, str]) -> Namings:
-        """One name for each of some rows.
+        """One name for each of some rows; composed and decomposed letters make the same name.
 
         Raises:
             TypeError: a row is no whole number, or a name no text.
@@ -40,14 +41,14 @@ class Namings:
             if not name.strip():
                 raise ValueError(f"row {row} cannot be called {name!r}: expected a name")
             require_no_prefix(name)
-        return cls(frozenset(names.items()))
+        return cls(frozenset(map(_composed, names.items())))
 
     def __or__(self, other: Namings) -> Namings:
         return Namings(self.facts | other.facts)
 
     def without(self, facts: Iterable[tuple[int, str]]) -> Namings:
         """What is left when some facts are taken back."""
-        return Namings(self.facts - frozenset(facts))
+        return Namings(self.facts - frozenset(map(_composed, facts)))
 
     @property
     def names(self) -> dict[int, str]:
@@ -70,3 +71,7 @@ class Namings:
         for row, name in sorted(self.facts):
             found[row].append(name)
         return dict(found)
+
+
+def _composed(fact: tuple[int, str]) -> tuple[int, str]:
+    return fact[0], unicodedata.normalize("NFC", fact[1])

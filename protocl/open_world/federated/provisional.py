@@ -11,6 +11,7 @@ from torch import Tensor
 from protocl.memory import PrototypeMemory
 from protocl.memory.rows import class_id_of
 from protocl.open_world.agglomeration import agglomerate
+from protocl.open_world.discovery.k_means import SemiSupervisedKMeans
 from protocl.open_world.evidence import TwoCovariance
 
 PREFIX = "new:"
@@ -18,6 +19,9 @@ PREFIX = "new:"
 
 LEAST = 5
 """Samples of a row that is sent: of a row of one, the sum is the sample."""
+
+ONE_BY_ONE = 3000
+"""Samples of one client that are all compared with each other; more are put together first."""
 
 MOST = 500
 """Rows of one contribution, against floods; the largest are kept."""
@@ -65,12 +69,28 @@ def require_no_prefix(name: str) -> None:
 def group(evidence: TwoCovariance, features: Tensor, offset: float) -> Tensor:
     """The group ``(N,)`` int64 of each sample ``(N, D)`` of one client, numbered from 0.
 
+    Comparing all pairs takes memory and time that grow with ``N^2``; of more than
+    :data:`ONE_BY_ONE` samples, those that k-means puts into one of ``N / 5`` clusters begin joined.
+
     Args:
         evidence: fitted to the known classes.
         features: of samples that no class explains.
         offset: log odds ratio above which groups join (:class:`.OffsetTable` chooses it).
     """
-    return agglomerate(evidence, evidence.of_samples(features), lowest=offset).groups(offset)
+    rows = evidence.of_samples(features)
+    near = _near(rows.coordinates) if len(rows) > ONE_BY_ONE else torch.arange(len(rows))
+    joins = agglomerate(evidence, rows.grouped(near), lowest=offset)
+    return joins.groups(offset)[near]
+
+
+def _near(coordinates: Tensor) -> Tensor:
+    """The cluster ``(N,)`` of each row ``(N, d)``, numbered in the order of their first rows."""
+    means = SemiSupervisedKMeans(len(coordinates) // 5, restarts=1, iterations=10)
+    centres = means.fit(PrototypeMemory(coordinates.shape[1]), coordinates).centres
+    cluster = centres.nearest(coordinates)[0]
+    first = torch.full((len(centres.ids),), len(cluster))
+    first.scatter_reduce_(0, cluster, torch.arange(len(cluster)), "amin")
+    return first.argsort().argsort()[cluster]
 
 
 def provisional_rows(

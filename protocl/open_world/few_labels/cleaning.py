@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from protocl.config.validation import is_number
+from protocl.errors import PrecisionWarning
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
 from protocl.memory.feature_maps import unit
@@ -64,6 +66,10 @@ def clean(
     Raises:
         ValueError: a label is of no trusted class, or a setting is out of range.
 
+    Warns:
+        PrecisionWarning: all prototypes have the same direction but for a hundredth of
+            ``temperature``, as where features are far from the origin: cosines tell nothing.
+
     Example:
         >>> trusted = PrototypeMemory(2).update(torch.eye(2), torch.tensor([4, 9]))
         >>> web = torch.tensor([[1.0, 0.1], [0.1, 1.0], [1.0, 0.2]])
@@ -74,6 +80,7 @@ def clean(
     _require(temperature, share, sure)
     rows = find_rows(trusted.classes, labels)
     prototypes = unit(trusted.means)
+    _warn_of_one_direction(prototypes, temperature)
     cosines = unit(trusted.feature_map(features).double()) @ prototypes.T
     targets = _targets(features, cosines, trusted, head, temperature, share)
     largest, best = targets.max(1)
@@ -104,6 +111,18 @@ def _require(temperature: float, share: float, sure: float) -> None:
     for name, value in (("share", share), ("sure", sure)):
         if not (is_number(value) and 0 <= value <= 1):
             raise ValueError(f"{name}={value!r}: expected a number from 0 to 1")
+
+
+def _warn_of_one_direction(prototypes: Tensor, temperature: float) -> None:
+    apart = 1 - float((prototypes @ prototypes.T).amin())
+    if len(prototypes) > 1 and apart < temperature / 100:
+        warnings.warn(
+            f"trusted prototypes have cosines of {1 - apart:.6f} or more to each other: next to "
+            f"temperature={temperature:g} they tell no class from another; subtract the mean of "
+            "the features first, or give a lower temperature",
+            PrecisionWarning,
+            stacklevel=4,
+        )
 
 
 def _targets(

@@ -55,6 +55,22 @@ class Codebook:
             found[rows] = self.ids[own][gaps.argmin(1)]
         return found
 
+    def beside(self, other: Codebook) -> Codebook:
+        """The parts of both, which are of different classes.
+
+        Raises:
+            ValueError: some class has parts in both, or they number parts differently.
+        """
+        if shared := set(self.classes.tolist()) & set(other.classes.tolist()):
+            raise ValueError(f"classes {sorted(shared)} have parts in both codebooks")
+        if self.groups.number != other.groups.number:
+            raise ValueError(
+                f"codebooks of {self.groups.number} and {other.groups.number} parts a class "
+                "number them differently: make both with one number"
+            )
+        ids, order = torch.cat([self.ids, other.ids]).sort()
+        return Codebook(self.groups, ids, torch.cat([self.centres, other.centres])[order])
+
     def update(self, memory: PrototypeMemory, features: Tensor, labels: Tensor) -> PrototypeMemory:
         """Add samples ``(N, D)`` of classes ``(N,)`` to the rows of their parts."""
         return memory.update(features, self.parts_of(memory.feature_map(features), labels))

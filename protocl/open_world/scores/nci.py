@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from protocl.config.validation import is_number
+from protocl.errors import PrecisionWarning
+from protocl.memory import PrototypeMemory
 from protocl.open_world.scores.base import Shrinkage
 from protocl.open_world.scores.discriminant import DiscriminantScore
 
@@ -37,6 +41,9 @@ class NCI(DiscriminantScore):
             far above 1, the norm outweighs the rest; 0 leaves it out.
         shrinkage: see :class:`.CovarianceScore`.
 
+    Warns:
+        PrecisionWarning: at a fit, where the norm outweighs the rest a hundredfold.
+
     Source: Liu and Qin, "Detecting out-of-distribution through the lens of neural collapse", 2023,
     with the weights of linear discriminant analysis.
 
@@ -55,6 +62,23 @@ class NCI(DiscriminantScore):
             raise ValueError(f"alpha={alpha!r}: expected a number of 0 or more")
         self.alpha = alpha
 
+    def _fit(self, memory: PrototypeMemory) -> None:
+        super()._fit(memory)
+        norm = self.alpha * memory.means.abs().sum(1).median()
+        along = torch.linalg.vector_norm(self._weights, dim=1).median()
+        if norm > _OUTWEIGHED * along:
+            warnings.warn(
+                f"nci: {self.alpha:g} times the norm of a class mean is {norm:.2g}, and what it is "
+                f"added to at most {along:.2g}: the score says how long a sample is, not how well "
+                "known; scale the features to a standard deviation near 1, or take alpha=0",
+                PrecisionWarning,
+                stacklevel=4,
+            )
+
     def _known(self, mapped: Tensor) -> Tensor:
         best = self._weights[self._logits(mapped).argmax(1)]
         return collapse(mapped, best, self._centre, self.alpha)
+
+
+_OUTWEIGHED = 100
+"""How many times the norm may be what it is added to, before the score is one of length alone."""

@@ -17,6 +17,9 @@ DISCOVER = (
 )  # fmt: skip
 
 
+BESIDE = ("named", "after_naming", "labelled")
+
+
 def last(result):
     return result["reconnaissance"]["steps"][-1]
 
@@ -67,6 +70,19 @@ def test_names_told_later_are_known_to_all(tmp_path):
     assert steps[-1]["classes"] > 8
     assert steps[-1]["field"] > 0.6
     assert run.learner.namings[SERVER].names
+    assert [steps[0]["discovery"][key] for key in BESIDE] == [0, None, None]
+    found = steps[-1]["discovery"]
+    asked = torch.isin(run.y_test, torch.tensor(sorted(run.discoveries.named)))
+    x, y = run.x_test[asked], run.y_test[asked]
+    for learner, key in ((run.learner, "after_naming"), (run.discoveries.twin, "labelled")):
+        right = (learner.predict_openly(SERVER, x) == y).double().mean()
+        assert found[key] == pytest.approx(float(right))
+    assert found["named"] == len(y.unique()) >= 3
+    assert found["labelled"] > 0.85  # its memory has the labels of all that came without
+    unlabelled = sum(len(mission.unlabelled) for mission in run.scenario.missions)
+    base = len(run.scenario.base_rows)
+    assert run.discoveries.twin.memory(SERVER).total == base + unlabelled
+    assert run.learner.memory(SERVER).total == base
 
 
 def test_a_run_goes_on_with_what_was_found(tmp_path):
@@ -112,5 +128,5 @@ def test_a_row_is_called_as_most_of_its_samples():
     finding = Finding(1, 0, torch.tensor([7, 7, 7, 9, 9, KNOWN]), torch.tensor([3, 3, 1, 5, 4, 8]))
     assert finding.names() == {7: 3, 9: 4}
     discoveries = Discoveries()
-    discoveries.note(finding)
+    discoveries.note(finding, torch.zeros(len(finding.labels), 1))
     assert discoveries.met == {1, 3, 4, 5, 8}

@@ -26,6 +26,7 @@ from protocl.memory.maps.joint import Joint
 from protocl.memory.maps.random_fourier import RandomFourier
 from protocl.memory.maps.relu_linear import ReluLinear
 from protocl.memory.maps.top_k import TopKProjection
+from protocl.memory.maps.tukey_unit import TukeyUnit
 from protocl.registry import MAPS
 from tests import third_party
 
@@ -40,6 +41,7 @@ MADE = DRAWN | {
     "identity": FeatureMap,
     "unit": UnitNorm,
     "tukey": lambda: Tukey(0.5),
+    "tukey_unit": lambda: TukeyUnit(0.5),
     "joint": lambda: Joint([UnitNorm(), ReluLinear(6, 4, seed=3)]),
 }
 HEADS = {
@@ -294,3 +296,9 @@ def test_queries_are_mapped_a_few_rows_at_a_time():
         assert sum(seen) == 600
         head.chunk_bytes = 2**20
         torch.testing.assert_close(head(features), logits)
+
+
+@pytest.mark.parametrize("power", [0, -1.0])
+def test_lengths_are_of_positive_powers(power):
+    with pytest.raises(ValueError, match="above 0"):
+        TukeyUnit(power)

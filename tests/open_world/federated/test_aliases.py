@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from protocl import PrototypeMemory
 from protocl.memory.rows import class_id_of
+from protocl.metrics.clusters import clustering_accuracy
+from protocl.metrics.confusion import Confusion
+from protocl.open_world.agglomeration import agglomerate
 from protocl.open_world.evidence import TwoCovariance
 from protocl.open_world.federated import (
     Aliases,
@@ -16,7 +19,9 @@ from protocl.open_world.federated import (
     OffsetTable,
     agree,
     group,
+    provisional,
     provisional_rows,
+    refined,
 )
 
 OFFSET = -30.0
@@ -239,3 +244,58 @@ def test_rows_of_another_backbone_are_not_compared(known):
         agree(TwoCovariance(), ours, theirs, offset=OFFSET)
     plain = PrototypeMemory(known.width, "mean").update(x, labels + 90)
     assert len(agree(TwoCovariance(), ours, plain, offset=OFFSET).category) == len(plain)
+
+
+def test_composed_and_decomposed_letters_make_the_same_name():
+    composed, decomposed = "h\u00e9ron", "he\u0301ron"
+    both = Namings.of({7: composed}) | Namings.of({7: decomposed, 9: decomposed})
+    assert both.disputed == {}
+    assert both.class_ids == {7: class_id_of(composed), 9: class_id_of(composed)}
+    assert both.without([(7, decomposed)]) == Namings.of({9: composed})
+
+
+def test_many_samples_are_put_together_before_they_are_compared(known, monkeypatch):
+    x, labels = samples(5, classes=6, each=30)
+    evidence = TwoCovariance().fit(known)
+    plain = group(evidence, x, OFFSET)
+    compared = []
+    monkeypatch.setattr(provisional, "ONE_BY_ONE", 100)
+    monkeypatch.setattr(
+        provisional,
+        "agglomerate",
+        lambda e, rows, **options: compared.append(len(rows)) or agglomerate(e, rows, **options),
+    )
+    fewer = group(evidence, x, OFFSET)
+    assert compared[0] <= 36
+    assert fewer.tolist() == plain.tolist()
+    assert clustering_accuracy(Confusion.from_predictions(labels, fewer)) == 1
+
+
+def test_samples_in_the_wrong_group_go_where_they_belong(known):
+    x, labels = samples(8, classes=5, each=20)
+    evidence = TwoCovariance().fit(known)
+    assert refined(evidence, x, labels).equal(labels)
+    wrong = labels.clone()
+    wrong[::7] = (wrong[::7] + 1) % 5
+    assert refined(evidence, x, wrong).equal(labels)
+    assert refined(evidence, x, wrong, 0).equal(wrong)
+    mixed = labels.clone()
+    mixed[[0, 20]] = 5  # of two categories; both leave, and no gap is left
+    assert refined(evidence, x, mixed).equal(labels)
+    more, six = (part[:101] for part in samples(8, classes=6, each=20))
+    assert refined(evidence, more, six).equal(six)  # the last is alone
+    assert refined(evidence, x[:0], labels[:0]).tolist() == []
+    with pytest.raises(ValueError, match="passes=-1"):
+        refined(evidence, x, labels, -1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_what_is_refined_does_not_depend_on_the_numbers_of_groups(known, seed):
+    rng = torch.Generator().manual_seed(seed)
+    x, labels = samples(seed, classes=4, each=6)
+    order = torch.randperm(4, generator=rng)
+    evidence = TwoCovariance().fit(known)
+    wrong = torch.where(torch.rand(24, generator=rng) < 0.2, (labels + 1) % 4, labels)
+    here, there = refined(evidence, x, wrong), refined(evidence, x, order[wrong])
+    assert clustering_accuracy(Confusion.from_predictions(here, there)) == 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from protocl.errors import PrecisionWarning
 from protocl.heads import NearestMean, Ridge
 from protocl.heads.base import Head
 from protocl.memory import PrototypeMemory
@@ -95,3 +98,17 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match="expected a number"):
             clean(torch.eye(2), torch.tensor([4, 9]), trusted, **setting)
     assert clean(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), trusted).keep.shape == (0,)
+
+
+def test_cosines_that_tell_nothing_are_warned_of():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double()
+    y = torch.arange(40) % 2
+    x[y == 1] += 5
+    near = clean(x, y, PrototypeMemory(3).update(x, y))
+    assert bool(near.keep.any())
+    far = x + 1e5
+    with pytest.warns(PrecisionWarning, match="subtract the mean"):
+        clean(far, y, PrototypeMemory(3).update(far, y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clean(x[:3], y[:3] * 0, PrototypeMemory(3).update(x[:3], y[:3] * 0))  # one class

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -210,3 +211,15 @@ def test_scores_that_compare_classes_are_left_out_with_one_class():
     assert all(len(score.unique()) == 3 for score in scores.values())
     with pytest.raises(ValueError, match="1 classes, 2 or more are needed"):
         Energy().fit(memory)
+
+
+def test_nci_says_where_it_is_of_length_alone():
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)).double()
+    y = torch.arange(60) % 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NCI().fit(PrototypeMemory(5, level="shared").update(x, y))
+        large = PrototypeMemory(5, level="shared").update(1e6 * x, y)
+        NCI(alpha=0.0).fit(large)
+    with pytest.warns(PrecisionWarning, match=r"nci: .*alpha=0"):
+        NCI().fit(large)
