@@ -8,9 +8,9 @@ from importlib import import_module
 from protocl.registry import MAPS
 
 ROOMS = (
-    "protocl", "protocl.memory", "protocl.heads", "protocl.strategies", "protocl.federation",
-    "protocl.model", "protocl.backbones", "protocl.data", "protocl.metrics", "protocl.checks",
-    "protocl.report",
+    "protocl", "protocl.memory", "protocl.memory.pending", "protocl.heads", "protocl.strategies",
+    "protocl.federation", "protocl.model", "protocl.backbones", "protocl.data", "protocl.metrics",
+    "protocl.checks", "protocl.report", "protocl.streaming",
 )  # fmt: skip
 """Modules whose public names have a place in the reference, in this order."""
 
