@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -62,7 +63,7 @@ def completed_prototypes(memories: Sequence[PrototypeMemory]) -> tuple[Tensor, T
 def _require_nested(memories: Sequence[PrototypeMemory]) -> None:
     if not memories or any(len(memory) == 0 for memory in memories):
         raise ValueError("expected one memory or more, each with a class")
-    for place, (before, after) in enumerate(zip(memories, memories[1:], strict=False), start=1):
+    for place, (before, after) in enumerate(itertools.pairwise(memories), start=1):
         strange = after.classes[~torch.isin(after.classes, before.classes)].tolist()
         if strange:
             raise ValueError(
