@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from protocl.strategies.plugin.prototype_plugin import PrototypePlugin
     from protocl.strategies.prd import PRD, PRDPlugin
     from protocl.strategies.protocl import ProtoCL, ProtoCLPlugin
-    from protocl.strategies.ready_made.analytic import ACIL, AFL, AIR, Fed3R, FlyCL
+    from protocl.strategies.ready_made.analytic import ACIL, AFL, AIR, Fed3R, FlyCL, LoRanPAC
     from protocl.strategies.ready_made.recipes import SLDA, FeCAM, NearestMean, RanPAC, SimpleCIL
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "ICaRLPlugin",
     "IL2APlugin",
     "InMemory",
+    "LoRanPAC",
     "NAPAVQPlugin",
     "NearestMean",
     "PALMPlugin",
@@ -85,6 +86,7 @@ _HOMES = {
     "FeTrILPlugin": "fetril",
     "Fed3R": "ready_made.analytic",
     "FlyCL": "ready_made.analytic",
+    "LoRanPAC": "ready_made.analytic",
     "FrozenBackbone": "frozen.base",
     "GPC": "open_world.gpc",
     "GPCPlugin": "open_world.gpc",

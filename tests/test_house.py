@@ -24,7 +24,7 @@ RECIPES = {
     "slda": "linear_discriminant",
     "fecam": "mahalanobis",
     "ranpac": "ridge",
-    **dict.fromkeys(("fed3r", "afl", "acil", "air", "flycl"), "ridge"),
+    **dict.fromkeys(("fed3r", "afl", "acil", "air", "flycl", "loranpac"), "ridge"),
     "aper": "nearest_mean",
 }
 """Strategies whose equation is that of a head, in ``protocl/heads``."""

@@ -24,6 +24,20 @@ class HeadSettings:
 
     head: HeadChoice = head("nearest_mean")
 
+    def __post_init__(self) -> None:
+        """Refuse a head whose statistics depend on the order of samples.
+
+        Raises:
+            ConfigError: they do, so that those of clients do not add up.
+        """
+        for setting, summed in (("rank", None), ("streaming", False)):
+            value = getattr(self.head, setting, summed)
+            if value != summed:
+                raise ConfigError(
+                    f"method.head.{setting}={value} keeps what depends on the order of samples, "
+                    f"and does not add up over clients: leave method.head.{setting} out"
+                )
+
     @property
     def title(self) -> str:
         """The method's name, and its head's."""

@@ -1,8 +1,8 @@
-"""Ridge regression onto one-hot labels: RanPAC, Fed3R, AFL, ACIL, AIR, Fly-CL."""
+"""Ridge regression onto one-hot labels: RanPAC, Fed3R, AFL, ACIL, AIR, Fly-CL, LoRanPAC."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -10,6 +10,11 @@ from torch import Tensor
 from protocl.config.validation import is_number, require_choice
 from protocl.heads.centred import CentredHead
 from protocl.heads.covariance.directions import warn_of_lost_predictions
+from protocl.heads.regression.eigenpairs import (
+    low_rank_memory,
+    require_eigenpairs,
+    require_low_rank,
+)
 from protocl.heads.regression.equations import Balance, Equations, Form, Scatter
 from protocl.heads.regression.spectrum import Spectrum, decompose, rounding_error, solve
 from protocl.heads.regression.strength import (
@@ -42,6 +47,7 @@ class Ridge(CentredHead):
     ACIL                         relu_linear        0.001    no   no        none    float64
     AIR                          relu_linear        0.001    no   no        class   float64
     Fly-CL                       top_k              auto     no   no        none    float32
+    LoRanPAC (with ``rank``)     relu_projection    0        no   no        none    float32
     ============================ ================== ======== ==== ========= ======= ==============
 
     Args:
@@ -63,6 +69,11 @@ class Ridge(CentredHead):
             the exact moment of each class from level ``full``. ``"shared"``: the same under the
             assumption that classes scatter alike, from level ``shared``, a C-th of the memory.
             ``"none"``: every sample weighs alike.
+        rank: keep at most so many eigenpairs in place of ``A`` (:class:`.LowRankMemory`), and
+            solve in the directions that are kept; an estimate, which depends on the order of
+            batches, merges with nothing exact and forgets nothing. Of the settings above it goes
+            with ``normalize`` and a given ``regularization``, which may be 0.
+        share: of the number of samples so far, the most eigenpairs that are kept with ``rank``.
         map: see :class:`.Head`; in place of ``projection``.
         dtype: precision of the weights and logits.
 
@@ -95,6 +106,8 @@ class Ridge(CentredHead):
         bias: bool = False,
         normalize: bool = False,
         balance: Balance = "none",
+        rank: int | None = None,
+        share: float = 0.75,
         map: FeatureMap | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -103,7 +116,7 @@ class Ridge(CentredHead):
             _require_whole(projection)
         if projection is not None:
             self._require_no_map(f"projection={projection}", "projection=None")
-        _require_strength(regularization, scatter)
+        _require_strength(regularization, scatter, rank)
         require_choice("scatter", scatter, ("total", "within"))
         require_choice("balance", balance, ("none", "shared", "class"))
         self.projection = projection
@@ -111,7 +124,11 @@ class Ridge(CentredHead):
         self.regularization = regularization
         self.scatter, self.bias, self.balance = scatter, bias, balance
         self.normalize = normalize
+        self.rank, self.share = rank, share
         self.required_level = "full" if balance == "class" else "shared"
+        if rank is not None:
+            require_low_rank(rank, share, self.form)
+            self.required_level = "mean"
         self.chosen: float | None = None
         self._heldout: PrototypeMemory | None = None
         self._chosen_on: str | None = None
@@ -130,6 +147,11 @@ class Ridge(CentredHead):
         if self._drawn is None or len(self._drawn.weight) != feature_dim:
             self._drawn = ReluProjection(feature_dim, self.projection, seed=self.seed)
         return self._drawn
+
+    def new_memory(self, feature_dim: int, **options: Any) -> PrototypeMemory:
+        if self.rank is None:
+            return super().new_memory(feature_dim, **options)
+        return low_rank_memory(self, feature_dim, self.rank, self.share, options)
 
     def twin(self) -> Self:
         twin = super().twin()
@@ -159,7 +181,9 @@ class Ridge(CentredHead):
 
     def _require(self, memory: PrototypeMemory) -> None:
         super()._require(memory)
-        if memory.estimated and self.regularization == "auto":
+        if self.rank is not None:
+            require_eigenpairs(memory, self.rank, self.share)
+        elif memory.estimated and self.regularization == "auto":
             raise ValueError(
                 "regularization='auto' scores fits by exact sums, and this second moment is an "
                 f"estimate ({memory.estimated}): give a number, such as regularization=1000.0"
@@ -175,7 +199,8 @@ class Ridge(CentredHead):
             self.chosen = self.regularization
             weights, reach = solve(memory, self.chosen, form)
         self._move(memory.means)
-        warn_of_lost_predictions(rounding_error(Equations(memory, form), weights, reach))
+        if self.rank is None:  # eigenpairs come of the features themselves, not of their squares
+            warn_of_lost_predictions(rounding_error(Equations(memory, form), weights, reach))
         weights, biases = self._scaled(weights)
         self._set(_weights=weights, _biases=self._centre.to(weights) @ weights + biases)
 
@@ -197,7 +222,14 @@ class Ridge(CentredHead):
         torch.addmm(self._biases[chosen], queries, self._weights[:, chosen], out=out)
 
 
-def _require_strength(regularization: float | str, scatter: str) -> None:
+def _require_strength(regularization: float | str, scatter: str, rank: int | None) -> None:
+    if rank is not None:
+        if not (is_number(regularization) and float(regularization) >= 0):
+            raise ValueError(
+                f"regularization={regularization!r}: eigenpairs (rank={rank}) cannot choose it by "
+                "exact sums; expected a number >= 0, such as regularization=0"
+            )
+        return
     if regularization != "auto" and not (is_number(regularization) and float(regularization) > 0):
         raise ValueError(f"regularization={regularization!r}: expected 'auto' or a number > 0")
     if regularization == "auto" and scatter == "within":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Never, Self
+from typing import ClassVar, Never, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class StreamingMemory(PrototypeMemory):
     Args:
         feature_dim: ``D``.
     """
+
+    ordered: ClassVar[bool] = True
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__(feature_dim, "shared")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple, Self, cast
+from typing import ClassVar, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -220,6 +220,8 @@ class StatisticsKind(FollowsDevice):
     fingerprint: str | None
     estimated: str = ""
     """How the second moment was estimated; empty where it was summed from samples."""
+    ordered: ClassVar[bool] = False
+    """Whether new samples go on from all before, in their order, and are not summed apart."""
 
     def provides(self, level: Level) -> bool:
         """Whether the statistics of ``level`` follow from these."""
@@ -299,12 +301,16 @@ class StatisticsKind(FollowsDevice):
         if feature_map.spec != spec:
             raise DataError(f"the statistics were summed under '{spec}', not '{feature_map.spec}'")
         try:
+            if "rank" in description:
+                from protocl.memory.estimates.eigenpairs import LowRankMemory
+
+                return cast(Self, LowRankMemory.from_description(description, feature_map))
             return cls(
                 feature_dim, level, feature_map=feature_map, raw_means=raw_means, exact=exact,
                 step=step, moments=moments, fingerprint=description.get("fingerprint"),
                 estimated=description.get("estimated", ""),
             )  # fmt: skip
-        except ValueError as error:
+        except (KeyError, ValueError) as error:
             raise DataError(f"the description of the statistics is damaged: {error}") from error
 
     def require_compatible(self, other: StatisticsKind) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protocl.heads.streaming import StreamingMemory
 from protocl.memory import PrototypeMemory
 from protocl.memory.pending import PendingUpdates
 from protocl.strategies.plugin.feature_buffer import FeatureChunk
@@ -35,8 +34,7 @@ def class_statistics(
         if memory is None:
             memory = new_memory(features)
             # An accelerator is not asked for numbers in the middle of its work.
-            ordered = isinstance(memory, StreamingMemory)
-            direct = memory.device.type == "cpu" or memory.level == "full" or ordered
+            direct = memory.device.type == "cpu" or memory.level == "full" or memory.ordered
             add = memory if direct else PendingUpdates(memory)
         add.update(features, ids(labels, tasks))
     if isinstance(add, PendingUpdates):

@@ -55,8 +55,11 @@ class ExtraPass:
 
         Args:
             memory: to be added to; None for none yet.
-            part: the statistics.
+            part: the statistics; where the order of samples counts, those of before among them.
             moves: the backbone can have moved since the pass before.
+
+        Raises:
+            ValueError: what is to be replaced cannot be taken out.
         """
         if memory is not None and self._last is not None:
             before, contribution, revision = self._last
@@ -64,7 +67,9 @@ class ExtraPass:
                 if contribution is None:
                     return memory  # the backbone is frozen: the statistics are already there
                 memory -= contribution
-        if memory is not None:
+        if part.ordered:
+            memory = part
+        elif memory is not None:
             memory += part
         else:
             # Without a copy: statistics can be gigabytes. Only a moving backbone needs its own.

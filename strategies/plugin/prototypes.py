@@ -16,7 +16,6 @@ from torch import Tensor
 from protocl.errors import NotFittedError
 from protocl.heads import NearestMean
 from protocl.heads.base import Head
-from protocl.heads.streaming import StreamingMemory
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
 from protocl.memory.kind import Moments
@@ -98,7 +97,7 @@ class Prototypes:
         self._add(add_up(self._new_memory(first[0]) if part is None else part))
 
     def _add(self, part: PrototypeMemory) -> None:
-        if self.memory is None or isinstance(part, StreamingMemory):
+        if self.memory is None or part.ordered:
             self.memory = part  # without a copy: statistics can be gigabytes
         else:
             self.memory += part
@@ -108,7 +107,7 @@ class Prototypes:
 
     def _begin(self, features: Tensor) -> PrototypeMemory:
         """What samples are added to: none of before, or all where the order of samples counts."""
-        if isinstance(self.memory, StreamingMemory):
+        if self.memory is not None and self.memory.ordered:
             return self.memory.copy()
         return self._new_memory(features)
 

@@ -57,13 +57,15 @@ class Ensemble(Head):
         self.required_level = "shared" if "shared" in levels else "mean"
 
     def feature_map(self, feature_dim: int) -> FeatureMap:
-        return Joint([head.feature_map(feature_dim) for head in self._heads()])
+        return Joint([head.feature_map(feature_dim) for head in self.heads])
 
-    def _heads(self) -> list[Head]:
+    @property
+    def heads(self) -> list[Head]:
+        """The heads that vote, in the order of their blocks."""
         return [head for head in self.members if isinstance(head, Head)]
 
     def _fit(self, memory: PrototypeMemory) -> None:
-        for head, part in zip(self._heads(), member_memories(memory), strict=True):
+        for head, part in zip(self.heads, member_memories(memory), strict=True):
             head.fit(part)
         factor = torch.tensor(self._sharpness_for(memory), dtype=torch.float64)
         self._set(_factor=factor.to(memory.device))
@@ -76,7 +78,7 @@ class Ensemble(Head):
         blocks = self._under.blocks(self._feature_dim)
         scores = [
             (head.mapped_logits(features[:, block]) * self._factor).log_softmax(1)
-            for head, block in zip(self._heads(), blocks, strict=True)
+            for head, block in zip(self.heads, blocks, strict=True)
         ]
         total = torch.logsumexp(torch.stack(scores), 0) - math.log(len(scores))
         return total.to(self.dtype)
@@ -84,7 +86,7 @@ class Ensemble(Head):
     @property
     def nbytes(self) -> int:
         """Bytes that the fitted parameters of all members occupy."""
-        return super().nbytes + sum(head.nbytes for head in self._heads())
+        return super().nbytes + sum(head.nbytes for head in self.heads)
 
 
 class KLDAEnsemble(Ensemble):

@@ -12,6 +12,7 @@ from protocl.heads.covariance.directions import ROUNDING
 from protocl.heads.covariance.low_rank import FEW, eigenpairs
 from protocl.heads.regression.equations import PLAIN, Equations, Form
 from protocl.memory import PrototypeMemory
+from protocl.memory.estimates.eigenpairs import LowRankMemory
 
 _POWERS = range(-8, 10)
 
@@ -81,6 +82,8 @@ def grid_for(variance: float) -> tuple[float, ...]:
 
 def decompose(memory: PrototypeMemory, form: Form = PLAIN) -> Spectrum:
     """Decompose the matrix of the equations once, for every ``lambda``."""
+    if isinstance(memory, LowRankMemory):
+        return _of_eigenpairs(memory)
     equations = Equations(memory, form)
     values, vectors, error = eigenpairs(equations.matrix(), memory.total)
     return Spectrum(
@@ -93,6 +96,15 @@ def decompose(memory: PrototypeMemory, form: Form = PLAIN) -> Spectrum:
         equations.mass,
         grid_for(_variance(memory)),
     )
+
+
+def _of_eigenpairs(memory: LowRankMemory) -> Spectrum:
+    """The eigenpairs that are kept; weights then lie in their directions."""
+    vectors, samples = memory.vectors, memory.total
+    rotated, error = vectors.T @ memory.sums.T, memory.error[0]
+    return Spectrum(
+        memory.values, vectors, rotated, memory.classes, error, samples, samples, GRID
+    )  # fmt: skip
 
 
 def _variance(memory: PrototypeMemory) -> float:
@@ -108,10 +120,10 @@ def solve(
     """``(A + lambda I)^-1 S`` ``(V, C)`` and :meth:`Spectrum.reach` for a given ``lambda``.
 
     A Cholesky factor tells both, where no eigenvalue is so far below zero that it counts; those
-    are taken for zero otherwise.
+    are taken for zero otherwise. Eigenpairs are solved in their own directions.
     """
     equations = Equations(memory, form)
-    if memory.total > FEW * equations.width:
+    if not isinstance(memory, LowRankMemory) and memory.total > FEW * equations.width:
         matrix = equations.matrix()
         if _is_semidefinite(matrix, _NOTHING * regularization):
             matrix.diagonal().add_(regularization)

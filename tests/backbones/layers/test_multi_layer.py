@@ -23,7 +23,7 @@ from protocl.heads import NearestMean, Ridge
 from protocl.model import Network, export_onnx
 from protocl.model.export import largest_difference
 from tests.backbones.layers.networks import built
-from tests.golden import layup
+from tests.golden.statistics_methods import inputs, values
 
 
 def images(number: int = 6, size: int = 8) -> torch.Tensor:
@@ -165,15 +165,17 @@ def test_a_model_over_a_network_of_one_s_own(tmp_path: Path):
         load_model(tmp_path / "m", backbone=own(["0", "2"]))
 
 
-def test_layup_by_its_authors_code():
-    given = layup.inputs()
-    backbone = Backbone(_Two(given.weight), 40, architecture="two")
+@pytest.mark.parametrize("bias", [False, True])
+def test_layup_by_its_authors_code(bias: bool):
+    data, golden = inputs(), values("layup_ridge_two_layers_three_tasks")[f"bias_{bias}"]
+    backbone = Backbone(_Two(data["W"]), 40, architecture="two")
     read_layers(backbone, ["hidden", "first"], (12,))
     assert backbone.feature_dim == 52
-    head = Ridge(regularization=1.0, dtype=torch.float64)
-    head.fit(head.new_memory(52).update(backbone(given.train), given.labels))
-    found = head(backbone(given.test[:6]))
-    torch.testing.assert_close(found, layup.scores(), rtol=0, atol=1e-8)
+    strength = golden["lambda_by_task"][-1]  # that of the last task is used with all sums
+    head = Ridge(regularization=strength, bias=bias, dtype=torch.float64)
+    head.fit(head.new_memory(52).update(backbone(data["X"]), data["y"]))
+    expected = torch.tensor(golden["scores_first_6_test"], dtype=torch.float64)
+    torch.testing.assert_close(head(backbone(data["T"][:6])), expected, rtol=0, atol=1e-8)
 
 
 class _Two(nn.Module):

@@ -64,6 +64,8 @@ def test_stsa_es_gram_matrix_as_released(blocks):
     near(second.trace(), golden["gram_estimate_trace"])
     near(second.diagonal()[:8], golden["gram_estimate_diagonal_first_8"])
     near(torch.linalg.eigvalsh(second)[0], golden["least_eigenvalue"])
+    exact = PrototypeMemory(12, "shared", feature_map=map).update(inputs()["X"], inputs()["y"])
+    near(exact.second_moment.trace(), values("stsa_e")["exact_gram_trace"])
 
 
 def test_the_pooled_covariance():
