@@ -49,8 +49,9 @@ def certificates(words: list[str]) -> int:
     from protocl.federation.edges.certificates import certificates as certificates_in
 
     (folder,) = _words(words, "certificates FOLDER", 1, 1)
-    for certificate in certificates_in(Path(folder)):
-        _say(str(certificate))
+    found = [str(certificate) for certificate in certificates_in(Path(folder))]
+    for text in found or [f"{folder}: nothing was forgotten, and nothing is asked to be"]:
+        _say(text)
     return 0
 
 

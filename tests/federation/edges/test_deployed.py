@@ -230,6 +230,8 @@ def test_the_root_s_audit_takes_the_folders_of_the_edges(tmp_path: Path, capsys)
     assert "client 1001 of the root: no folder was given of the edge" in capsys.readouterr().err
     assert main(["federate", "audit", folders[0], folders[1]]) == 2  # no root
 
+    assert main(["federate", "certificates", folders[1]]) == 0
+    assert "nothing was forgotten" in capsys.readouterr().out
     client = tree.name_of(3, "edge-1")
     forget(tree.output("edge-1"), f"client={client}")
     assert [compared for _, compared in found_of(tree).values()] == [True, False]
