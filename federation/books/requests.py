@@ -48,8 +48,8 @@ class Wanted(NamedTuple):
         Raises:
             ConfigError: it is none of them.
 
-        >>> Wanted.of("class=red fox")
-        Wanted(kind='class', name='red fox')
+        >>> str(Wanted.of("class=red fox"))
+        'forget class red fox'
         """
         kind, equals, name = word.partition("=")
         if not (equals and name) or kind not in ("client", "edge", "class"):

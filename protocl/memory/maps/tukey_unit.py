@@ -8,10 +8,10 @@ from protocl.memory.feature_maps import Tukey, unit
 
 
 class TukeyUnit(Tukey):
-    """:class:`.Tukey`, and then each sample divided by its Euclidean norm; zero stays zero.
+    """Tukey's power of each feature, and then each sample at length one; zero stays zero.
 
     Args:
-        power: above 0, so that lengths are those of non-negative vectors.
+        power: as of :class:`.Tukey`, above 0, so that lengths are those of non-negative vectors.
 
     Raises:
         ValueError: a feature is negative, or the power is not above 0.
