@@ -8,12 +8,7 @@ from typing import ClassVar
 from protocl.config.sections import HeadChoice, head
 from protocl.errors import ConfigError
 from protocl.federation.config import MethodInfo
-from protocl.heads.base import Head
-from protocl.heads.linear_discriminant import LinearDiscriminant
 from protocl.heads.ridge import Ridge
-
-ORDERED: dict[str, type[Head]] = {"rank": Ridge, "streaming": LinearDiscriminant}
-"""Settings with which a head keeps what depends on the order of samples."""
 
 
 @dataclass
@@ -35,17 +30,12 @@ class HeadSettings:
         Raises:
             ConfigError: they do, so that those of clients do not add up.
         """
-        for setting in ORDERED:
-            if getattr(self.head, setting, None) and self._keeps_an_order(setting):
-                raise ConfigError(
-                    f"method.head.{setting}={getattr(self.head, setting)} keeps what depends on "
-                    f"the order of samples, and does not add up over clients: leave "
-                    f"method.head.{setting} out"
-                )
-
-    def _keeps_an_order(self, setting: str) -> bool:
-        """Whether ``setting`` is the one of that meaning, not another head's of the same name."""
-        return isinstance(self.head.build(), ORDERED[setting])
+        if setting := self.head.build().ordered_by:
+            raise ConfigError(
+                f"method.head.{setting}={getattr(self.head, setting)} keeps what depends on the "
+                f"order of samples, and does not add up over clients: leave method.head.{setting} "
+                "out"
+            )
 
     @property
     def title(self) -> str:

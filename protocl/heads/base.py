@@ -45,10 +45,13 @@ class Head(Settings, MappedQueries):
     Attributes:
         chunk_bytes: bound on the logits that :meth:`predict` and :meth:`topk` hold at once; may be
             set at any time. At least one logit (for a head of a third party: one row) is held.
+        ordered_by: the setting by which its statistics depend on the order of samples, and so do
+            not add up over clients; "" where they do.
     """
 
     required_level: Level = "mean"
     raw_means: bool = False
+    ordered_by: str = ""
 
     def __init__(
         self, *, dtype: torch.dtype = torch.float32, map: FeatureMap | str | None = None

@@ -92,6 +92,7 @@ class LinearDiscriminant(CentredHead):
             )
         self.normalize_input = normalize_input
         self.streaming = streaming
+        self.ordered_by = "streaming" if streaming else ""
 
     def feature_map(self, feature_dim: int) -> FeatureMap:
         return UnitNorm() if self.normalize_input else super().feature_map(feature_dim)

@@ -128,7 +128,7 @@ class Ridge(CentredHead):
         self.required_level = "full" if balance == "class" else "shared"
         if rank is not None:
             require_low_rank(rank, share, self.form)
-            self.required_level = "mean"
+            self.required_level, self.ordered_by = "mean", "rank"
         self.chosen: float | None = None
         self._heldout: PrototypeMemory | None = None
         self._chosen_on: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from protocl.memory import PrototypeMemory
@@ -63,6 +64,6 @@ class PartsBeside:
     def _strange(self, labels: Tensor) -> Tensor | None:
         """``(N,)`` whether a sample is of a class without parts; None where all have some."""
         if self.codebook is None:
-            return labels == labels if len(labels) else None
+            return torch.ones_like(labels, dtype=torch.bool) if len(labels) else None
         new = ~labels.unsqueeze(1).eq(self.codebook.classes.unique()).any(1)
         return new if bool(new.any()) else None
