@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hmac
-import json
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,12 @@ import torch
 
 from protocl.errors import DataError
 from protocl.federation.books.backup import folder_of_books
-from protocl.federation.books.books import FILE, KEY_FILE
-from protocl.federation.books.database import BOOKS, connect, named
-from protocl.federation.books.keys import KeyFile
+from protocl.federation.books.books import FILE
+from protocl.federation.books.reading import OpenBooks, opened
 from protocl.federation.books.sealing import Key, from_bytes
 from protocl.federation.books.shelves import CERTIFICATE, DATA, LABELS, packed_of_bytes
 from protocl.federation.books.sums import Sums
 from protocl.federation.books.writing import BEGINNING, digest_of, first_outcome, link
-from protocl.federation.wire.statistics import PackedForm
 from protocl.memory import PrototypeMemory
 
 _TOLERANCE = 1e-12
@@ -67,29 +63,19 @@ def audit(folder: Path, head: str = "") -> Audit:
         ConfigError: there are no books, or of another version.
         DataError: they are damaged, or the keys are not there.
     """
-    place = folder_of_books(folder)
-    if not (place / KEY_FILE).exists():
-        raise DataError(f"{place / KEY_FILE} is missing, without which nothing can be checked")
-    with (
-        closing(connect(place / FILE, BOOKS)) as books,
-        closing(KeyFile(place / KEY_FILE)) as keys,
-        named(place / FILE),
-    ):
-        books.execute("BEGIN")
-        if (state := books.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
-            raise DataError(
-                f"{place / FILE} is damaged: {' '.join(state.split())}; restore a backup"
-            )
-        return _Auditor(books, keys).audit(head)
+    with opened(folder) as books:
+        if (state := books.db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+            file = folder_of_books(folder) / FILE
+            raise DataError(f"{file} is damaged: {' '.join(state.split())}; restore a backup")
+        return _Auditor(books).audit(head)
 
 
 class _Auditor:
-    def __init__(self, books: Any, keys: KeyFile) -> None:
-        self._books, self._keys = books, keys
-        self._meta = {n: json.loads(v) for n, v in books.execute("SELECT name, value FROM meta")}
+    def __init__(self, books: OpenBooks) -> None:
+        self._books, self._keys, self._meta = books.db, books.keys, books.meta
         if not self._meta:
             raise DataError("the books are empty: no round was written to them")
-        self._form = PackedForm(PrototypeMemory.described(self._meta["statistics"]))
+        self._form = books.form
         self._total = self._form.empty.empty_like()
         self._counts: Counter[int] = Counter()
         self._found = Audit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,21 @@ class OpenBooks:
     """Books that are read and not changed."""
 
     def __init__(self, db: Any, keys: KeyFile) -> None:
-        self.db, self._keys = db, keys
-        self.meta = {n: json.loads(v) for n, v in db.execute("SELECT name, value FROM meta")}
-        self._form = PackedForm(PrototypeMemory.described(self.meta["statistics"]))
+        self.db, self.keys = db, keys
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What is true of all of the books."""
+        return {n: json.loads(v) for n, v in self.db.execute("SELECT name, value FROM meta")}
+
+    @cached_property
+    def form(self) -> PackedForm:
+        """Of the statistics that are in them."""
+        return PackedForm(PrototypeMemory.described(self.meta["statistics"]))
 
     def memory(self, key: bytes, data: bytes) -> PrototypeMemory:
         """A contribution."""
-        return self._form.memory(packed_of_bytes(self._keys[key].open(data, DATA)))
+        return self.form.memory(packed_of_bytes(self.keys[key].open(data, DATA)))
 
     def sum_of(self, entries: int) -> PrototypeMemory:
         """What the first ``entries`` rows of the ledger summed up to when there were no more.
@@ -48,7 +57,7 @@ class OpenBooks:
             raise NotKeptError("a rule merged its clients, which is not in its books")
         if not self.meta["keep_contributions"]:
             raise NotKeptError("its contributions are not kept")
-        total = self._form.empty.empty_like()
+        total = self.form.empty.empty_like()
         for number in self._counting(entries):
             query = "SELECT key, data FROM contributions WHERE number = ?"
             total.merge(self.memory(*self.db.execute(query, (number,)).fetchone()))
@@ -86,8 +95,15 @@ class OpenBooks:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[OpenBooks]:
-    """The books of a folder, as they are between two rounds."""
+    """The books of a folder, as they are between two rounds.
+
+    Raises:
+        ConfigError: there are no books, or of another version.
+        DataError: they are damaged, or the keys are not there.
+    """
     place = folder_of_books(folder)
+    if not (place / KEY_FILE).exists():
+        raise DataError(f"{place / KEY_FILE} is missing, without which nothing can be checked")
     with ExitStack() as stack:
         db = stack.enter_context(closing(connect(place / FILE, BOOKS)))
         keys = stack.enter_context(closing(KeyFile(place / KEY_FILE)))
