@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from protocl.errors import ProtoclError
 from protocl.federation.exactly_once.client import MAX_LIVES
 from protocl.federation.wire.limits import Limits
-from protocl.federation.wire.moments import check_scatter
+from protocl.federation.wire.moments import Moments
 from protocl.federation.wire.statistics import Packed, PackedForm, extremes
-from protocl.memory.symmetric import diagonal_places
 
 Reason = Literal[
     "format", "size", "fingerprint", "mismatch", "shape", "values", "bounds", "sequence", "names",
@@ -119,9 +118,7 @@ def check_values(packed: Packed, form: PackedForm, limits: Limits, error: float)
     for name in form.shapes:
         _check_magnitude(name, packed, form, feature)
     if "second" in packed.sums:
-        _check_moment(packed, form, error)
-    if form.level in ("shared", "full") and not check_scatter(packed, form, limits, error):
-        raise RejectedError("values", "the second moment is one that no samples could have")
+        _check_moment(packed, form, limits, error)
 
 
 def check_class_ids(ids: Ids, limits: Limits, allowed: Ids | None = None, means: int = 1) -> None:
@@ -183,18 +180,12 @@ def _check_magnitude(name: str, packed: Packed, form: PackedForm, feature: float
         )
 
 
-def _check_moment(packed: Packed, form: PackedForm, error: float) -> None:
-    """``n sum f^2 >= (sum f)^2`` in every dimension: no variance is negative."""
-    counts = packed.counts.astype(np.float64)[:, None]
-    second = form.values(packed, "second")
-    places = slice(None) if form.level == "diagonal" else diagonal_places(form.width).numpy()
-    diagonal = second[..., places]
-    explained = form.values(packed, "sum") ** 2 / counts
-    if form.level == "shared":
-        explained = explained.sum(axis=0)
-    largest = max(float(np.abs(second).max()), float(explained.max()))
-    if bool((diagonal < explained - (1e-9 + 4 * error) * largest).any()):
+def _check_moment(packed: Packed, form: PackedForm, limits: Limits, error: float) -> None:
+    moments = Moments(packed, form, error)
+    if not moments.variances_hold():
         raise RejectedError("values", "the second moment is less than the means allow")
+    if form.level in ("shared", "full") and not moments.scatter_holds(limits.max_width):
+        raise RejectedError("values", "the second moment is one that no samples could have")
 
 
 # -- beside what else is there -------------------------------------------------------------------

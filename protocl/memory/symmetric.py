@@ -11,6 +11,9 @@ from torch import Tensor
 _BLOCK = 128
 """Least width of the blocks of a symmetric product, of which one triangle is computed."""
 
+GATHERED = 128
+"""Largest width of matrices that are gathered from their triangles by one index."""
+
 _ASYMMETRY = 1e-9
 """Share of the largest entry by which rounding may tell a matrix from its transpose."""
 
@@ -57,8 +60,8 @@ def pack_triangles(matrices: Tensor) -> Tensor:
 
 def unpack_triangles(triangles: Tensor, width: int) -> Tensor:
     """Symmetric matrices ``(..., W, W)`` of their upper triangles ``(..., W (W + 1) / 2)``."""
-    if width <= _BLOCK and triangles.device.type == "cpu":
-        chosen = triangles.index_select(-1, _places(width))
+    if width <= GATHERED and triangles.device.type == "cpu":
+        chosen = triangles.index_select(-1, entry_places(width))
         return chosen.view(*triangles.shape[:-1], width, width)
     whole = triangles.new_empty(*triangles.shape[:-1], width, width)
     if triangles.device.type != "cpu":
@@ -76,8 +79,8 @@ def unpack_triangles(triangles: Tensor, width: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _places(width: int) -> Tensor:
-    """``(W * W,)`` where each entry of a small matrix lies in its upper triangle."""
+def entry_places(width: int) -> Tensor:
+    """``(W * W,)`` where each entry of a small matrix lies in its triangle; not to be changed."""
     places = torch.empty(width, width, dtype=torch.int64)
     for row, part in _rows(width):
         places[row, row:] = places[row:, row] = torch.arange(part.start, part.stop)

@@ -157,3 +157,73 @@ def test_a_single_sample_leaves_no_room():
 
     with pytest.raises(RejectedError, match="no samples could have"):
         read(memory, "exact", moved)
+
+
+# -- many matrices, wide ones, numbers that are none ---------------------------------------------
+
+
+def wide_memory(level: str, width: int, classes: int, exact: bool) -> PrototypeMemory:
+    x = torch.randn(2 * classes, width, generator=torch.Generator().manual_seed(1))
+    memory = PrototypeMemory(width, level, exact=exact)  # type: ignore[arg-type]
+    return memory.update(x, torch.arange(2 * classes) % classes)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("class_row", [0, 15, 16, 39])
+def test_one_bad_matrix_among_several_blocks_is_found(exact, class_row):
+    memory = wide_memory("full", 64, 40, exact)
+    arrays, header = encode(Contribution(memory, "e", 1, "full"))
+    reader = MessageReader(memory.empty_like())
+    reader.read(arrays, header)
+    sent = arrays["second"].numpy().copy()
+    of_class = sent[class_row] if exact else sent[0, class_row]
+    of_class[1] += 2 * int(of_class[0]) if exact else 2 * of_class[0]
+    arrays["second"] = array_of(sent)
+    with pytest.raises(RejectedError, match="no samples could have"):
+        reader.read(arrays, header)
+
+
+@pytest.mark.parametrize("width", [1, 127, 128, 129, 200])
+@pytest.mark.parametrize("exact", [True, False])
+def test_matrices_of_any_width_are_judged_whole_and_left_as_they_are(width, exact):
+    memory = wide_memory("shared", width, 3, exact)
+    arrays, header = encode(Contribution(memory, "e", 1, "full"))
+    before = {name: array.data for name, array in arrays.items()}
+    reader = MessageReader(memory.empty_like())
+    first, again = reader.read(arrays, header), reader.read(arrays, header)
+    assert {name: array.data for name, array in arrays.items()} == before
+    assert (first.statistics.sums["second"] == again.statistics.sums["second"]).all()
+    # A correlation above one between the first feature and the last.
+    sent = arrays["second"].numpy().copy()
+    sent[..., width - 1] = sent.max()
+    sent[..., width - 1] *= 2
+    if width > 1:
+        arrays["second"] = array_of(sent)
+        with pytest.raises(RejectedError, match="no samples could have"):
+            reader.read(arrays, header)
+
+
+@pytest.mark.parametrize("level", ["shared", "full"])
+@pytest.mark.parametrize("place", [0, 1, -1])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_numbers_that_are_none_pass_under_no_limit(level, place, value):
+    memory = filled(level, False)
+    arrays, header = encode(Contribution(memory, "e", 1, "full"))
+    sent = arrays["second"].numpy().copy()
+    sent[..., place] = value
+    arrays["second"] = array_of(sent)
+    with pytest.raises(RejectedError, match="NaN, infinite"):
+        MessageReader(memory.empty_like(), Limits(max_feature=1e150)).read(arrays, header)
+
+
+def test_means_whose_squares_overflow_together_are_refused():
+    """What they explain is infinite, so the scatter is NaN, at which no factor stops by itself."""
+    classes, count = 40, 10_000_000
+    memory = PrototypeMemory(2, "shared").update(torch.ones(classes, 2), torch.arange(classes))
+    arrays, header = encode(Contribution(memory, "e", 1, "full"))
+    ids = arrays["classes"].numpy()[0]
+    arrays["classes"] = array_of(np.stack([ids, np.full(classes, count)]))
+    arrays["sum"] = array_of(np.full((1, classes, 2), 1e157))
+    arrays["second"] = array_of(np.full((1, 3), 1e308))
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(RejectedError):
+        MessageReader(memory.empty_like(), Limits(max_feature=1e150)).read(arrays, header)
