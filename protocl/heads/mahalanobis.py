@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Literal, Self
 
 import torch
@@ -21,6 +22,7 @@ from protocl.heads.covariance.shrinkage import (
 )
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
+from protocl.memory.buffers import GrowingRows
 from protocl.memory.feature_maps import FeatureMap, Tukey, UnitNorm, unit
 from protocl.memory.limits.capacity import require_bytes
 
@@ -146,30 +148,50 @@ class Mahalanobis(CentredHead):
         self._require_bytes(len(memory), memory.width, memory.device)
         revisions = memory.class_revisions()
         known = self._known(revisions)
-        changed = [c for row, c in enumerate(revisions) if row not in known]
+        changed = [c for c in revisions if c not in known]
         matrices = self._matrices(memory, torch.tensor(changed, device=memory.device))
         means = self._move(self._class_means(memory))
-        parts = self._form.derive(means, matrices, self.dtype, known)
+        factors = [self._factors[row] for row in known.values()]
+        parts = self._form.derive(means, matrices, self.dtype, factors)
+        del factors  # rows that have a tensor of their own cannot be moved
+        if known:
+            self._put_among_known(parts.pop("factors"), list(revisions), changed)
         self._set(**{f"_{name}": value for name, value in parts.items()})
         self._fitted = revisions
         fit, before = uuid.uuid4().hex, self._derived
-        self._derived = {c: before[c] if row in known else fit for row, c in enumerate(revisions)}
+        self._derived = {c: before[c] if c in known else fit for c in revisions}
+
+    def _put_among_known(
+        self, factors: Tensor, classes: Sequence[int], changed: Sequence[int]
+    ) -> None:
+        """Put the factors of ``changed`` classes among those of all, without a copy of these."""
+        rows = {class_id: row for row, class_id in enumerate(classes)}
+        kept = [class_id in rows for class_id in self._fitted]
+        places = [rows[class_id] for class_id in self._fitted if class_id in rows]
+        self._fitted, self._revision = {}, None  # whoever is interrupted here has no classifier
+        if not all(kept):
+            self._factors = self._factors[kept]
+        self._growing.spread(self, "_factors", torch.tensor(places), len(classes))
+        self._factors[[rows[class_id] for class_id in changed]] = factors
+
+    @cached_property
+    def _growing(self) -> GrowingRows:
+        return GrowingRows()
 
     def keyed_rows(self) -> Iterator[tuple[Tensor, list[str]]]:
         """See :class:`protocl.io.pieces.KeyedRows`: each factor belongs to the fit it is from."""
         if self._form.keeps_classes and self._derived:
             yield self._factors, [f"{fit} {class_id}" for class_id, fit in self._derived.items()]
 
-    def _known(self, revisions: Mapping[int, str]) -> dict[int, Tensor]:
-        """Row -> factor of the classes that are as they were at the last fit."""
+    def _known(self, revisions: Mapping[int, str]) -> dict[int, int]:
+        """The classes that are as they were at the last fit, and the rows of their factors."""
         # Without correlations a class may be filled up with the variance of all.
         if not (self._fitted and self._form.keeps_classes and self.correlation):
             return {}
-        before = dict(zip(self._fitted, self._factors, strict=True))
         return {
-            row: before[class_id]
-            for row, (class_id, revision) in enumerate(revisions.items())
-            if self._fitted.get(class_id) == revision
+            class_id: row
+            for row, (class_id, revision) in enumerate(self._fitted.items())
+            if revisions.get(class_id) == revision
         }
 
     def _require_bytes(self, classes: int, width: int, device: torch.device) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from protocl.memory.batch import BatchStatistics
+from protocl.memory.buffers import LARGE, GrowingRows
 from protocl.memory.stored import StoredStatistics
 from protocl.memory.summation import (
     add_compensated_,
@@ -166,13 +168,26 @@ class AdditiveStatistics(StoredStatistics):
         if len(merged) > len(known):
             self._require_bytes(len(merged))
             places = torch.searchsorted(merged, known)
-            for name, buffer in self.named_buffers(recurse=False):
+            for name in list(self._buffers):
                 if name not in self._layout.shared:
-                    grown = buffer.new_zeros(len(merged), *buffer.shape[1:])
-                    grown[places] = buffer
-                    setattr(self, name, grown)
+                    self._grow(name, places, len(merged))
             self.class_ids = merged
         return torch.searchsorted(merged, ids)
+
+    def _grow(self, name: str, places: Tensor, rows: int) -> None:
+        """Give a buffer ``rows`` rows, those of before at ``places``."""
+        buffer = getattr(self, name)
+        if buffer.nbytes < LARGE:
+            grown = buffer.new_zeros(rows, *buffer.shape[1:])
+            grown[places] = buffer
+            setattr(self, name, grown)
+        else:
+            del buffer  # what has another name cannot be moved
+            self._growing.spread(self, name, places, rows)
+
+    @cached_property
+    def _growing(self) -> GrowingRows:
+        return GrowingRows()
 
     def _reduce_moments(self, other: AdditiveStatistics) -> None:
         """Take over the diagonals of ``other``, of level ``full``, or their sum over classes."""
@@ -193,7 +208,7 @@ class AdditiveStatistics(StoredStatistics):
 
     def _require_bytes(self, classes: int) -> None:
         """Refuse to grow to ``classes`` classes where the statistics would not fit in memory."""
-        # One buffer after the other is replaced by a longer one.
+        # One buffer after the other is replaced by a longer one, where it cannot grow in place.
         moved = max(buffer.nbytes for buffer in self.buffers(recurse=False))
         grown = self.bytes_for(classes) - self.bytes_for(len(self.class_ids))
         self._require(grown + moved, classes, self.count.device)

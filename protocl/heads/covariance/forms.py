@@ -14,7 +14,7 @@ form                    statistics (level)     numbers that it holds   products 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -63,7 +63,7 @@ class CovarianceForm(ABC):
         means: Tensor,
         matrices: Iterable[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
-        known: Mapping[int, Tensor],
+        known: Sequence[Tensor],
     ) -> dict[str, Tensor]:
         """Tensors by name, which the head casts and keeps; the rest gets them back as ``parts``.
 
@@ -73,8 +73,8 @@ class CovarianceForm(ABC):
                 the sums of squares behind them ``(G, W)`` in the same unit; for level ``shared``
                 the one matrix ``(1, W, W)``.
             dtype: what the head casts to; large tensors come in it.
-            known: row -> factor of classes that have not changed, and are not among ``matrices``;
-                only where :attr:`keeps_classes`.
+            known: factors of the classes that have not changed, and are neither among ``matrices``
+                nor in what is given back; only where :attr:`keeps_classes`.
         """
 
     def queries(self, parts: Parts, features: Tensor) -> Tensor:
@@ -102,22 +102,19 @@ class ClassFactors(CovarianceForm):
         means: Tensor,
         matrices: Iterable[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
-        known: Mapping[int, Tensor],
+        known: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        factors = means.new_empty(*means.shape, means.shape[1], dtype=dtype)
-        for row, factor in known.items():
-            factors[row] = factor
-        rows = iter(row for row in range(len(factors)) if row not in known)
+        classes, width = means.shape
+        factors = means.new_empty(classes - len(known), width, width, dtype=dtype)
         # A pseudo-inverse, for a singular matrix, has a factor that is not triangular.
-        triangular = self._triangular or all(map(_is_triangular, known.values()))
-        error = 0.0
+        triangular = self._triangular or all(map(_is_triangular, known))
+        error, rows = 0.0, iter(factors)
         for part, squares in matrices:
             halves = whitening(part)
             error = max(error, whitened_error(halves, part, squares))
-            for factor in halves:
-                row = next(rows)
-                factors[row] = factor
-                triangular &= _is_triangular(factors[row])
+            for factor, row in zip(halves, rows, strict=False):
+                row.copy_(factor)
+                triangular &= _is_triangular(row)
         warn_of_lost_scatter(error)
         self._triangular = triangular
         return {"means": means, "factors": factors}
@@ -160,7 +157,7 @@ class SharedFactor(CovarianceForm):
         means: Tensor,
         matrices: Iterable[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
-        known: Mapping[int, Tensor],
+        known: Sequence[Tensor],
     ) -> dict[str, Tensor]:
         ((matrix, squares),) = matrices
         factor = whitening(matrix)[0]
@@ -207,7 +204,7 @@ class LowRank(CovarianceForm):
         means: Tensor,
         matrices: Iterable[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
-        known: Mapping[int, Tensor],
+        known: Sequence[Tensor],
     ) -> dict[str, Tensor]:
         start = 0
         found: list[list[Tensor]] = []
