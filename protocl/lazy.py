@@ -1,8 +1,11 @@
-"""Names of a package that are imported when they are first asked for."""
+"""Names of a package that are imported when they are first asked for, and what that costs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import gc
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -28,3 +31,22 @@ def importer(
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return find
+
+
+@contextmanager
+def first_imports() -> Iterator[None]:
+    """Import torch and what needs it in the block, without looking for garbage among modules.
+
+    They are hundreds of thousands of objects that stay: to look through them while they are made,
+    whenever the process looks through all, and once more at its end takes a second. Where torch has
+    been imported before, there is other work whose garbage counts, and all is as it was.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()

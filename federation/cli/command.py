@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from protocl.cli.arguments import Commands, add_settings_command
+from protocl.lazy import first_imports
 
 _HELP = """\
 Federate: clients exchange statistics of their classes instead of gradients or samples.
@@ -74,8 +75,9 @@ def federate(args: argparse.Namespace) -> int:
     command = _COMMANDS.get(word) or books.COMMANDS.get(word)
     if command is not None:
         return command(more)
-    from protocl.cli.sweep import run_command
-    from protocl.federation.runner.run import FEDERATION
+    with first_imports():
+        from protocl.cli.sweep import run_command
+        from protocl.federation.runner.run import FEDERATION
 
     return run_command(FEDERATION, args)
 

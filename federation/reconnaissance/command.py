@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from protocl.cli.arguments import Commands, add_settings_command
+from protocl.lazy import first_imports
 
 _HELP = """\
 Federated reconnaissance: clients learn classes on missions, merge, and are asked about all.
@@ -43,7 +44,8 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what ``args.settings`` ask for; the exit code."""
-    from protocl.cli.sweep import run_command
-    from protocl.federation.reconnaissance.run import RECONNAISSANCE
+    with first_imports():
+        from protocl.cli.sweep import run_command
+        from protocl.federation.reconnaissance.run import RECONNAISSANCE
 
     return run_command(RECONNAISSANCE, args)

@@ -18,6 +18,7 @@ from protocl import __version__
 from protocl.cli.arguments import Commands, add_settings_command
 from protocl.cli.completion import answer, asked, shell_code, words_typed
 from protocl.errors import ConfigError, ProtoclError
+from protocl.lazy import first_imports
 from protocl.registry import COMMANDS
 from protocl.runner.host_warnings import hidden_host_notices
 
@@ -208,8 +209,9 @@ def _run(args: argparse.Namespace) -> int:
     from protocl.config.presets import require_readable
 
     require_readable(args.settings)
-    from protocl.cli.sweep import run_command
-    from protocl.runner.experiment import EXPERIMENT
+    with first_imports():
+        from protocl.cli.sweep import run_command
+        from protocl.runner.experiment import EXPERIMENT
 
     return run_command(EXPERIMENT, args)
 

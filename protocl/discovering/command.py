@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from protocl.cli.arguments import Commands, add_settings_command
+from protocl.lazy import first_imports
 
 _HELP = """\
 Discover categories among samples without labels, beside classes that are known.
@@ -39,7 +40,8 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Discover what ``args.settings`` ask for; the exit code."""
-    from protocl.cli.sweep import run_command
-    from protocl.discovering.run import DISCOVERY
+    with first_imports():
+        from protocl.cli.sweep import run_command
+        from protocl.discovering.run import DISCOVERY
 
     return run_command(DISCOVERY, args)

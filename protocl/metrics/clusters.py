@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from protocl.memory.rows import class_id_tensor
@@ -38,7 +37,7 @@ class SplitAccuracy(NamedTuple):
 def assignment(table: Confusion) -> dict[int, int]:
     """Cluster -> class, one to one, so that most samples match."""
     rows = _Rows(table)
-    clusters, classes = linear_sum_assignment(-rows.counts)
+    clusters, classes = rows.matched()
     return dict(zip(rows.clusters[clusters].tolist(), rows.classes[classes].tolist(), strict=True))
 
 
@@ -104,11 +103,18 @@ class _Rows:
         self.counts = np.zeros((len(self.clusters), len(self.classes)), dtype=np.int64)
         self.counts[row, column] = table.counts.cpu()
 
+    def matched(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns, one to one, whose counts have the largest sum."""
+        from scipy.optimize import linear_sum_assignment  # a third of a second to import
+
+        rows, columns = linear_sum_assignment(-self.counts)
+        return rows, columns
+
 
 def _matches(table: Confusion) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """By class: samples in its cluster, samples, and its id."""
     rows = _Rows(table)
-    clusters, classes = linear_sum_assignment(-rows.counts)
+    clusters, classes = rows.matched()
     matched = np.zeros(len(rows.classes), dtype=np.int64)
     matched[classes] = rows.counts[clusters, classes]
     return matched, rows.counts.sum(0), rows.classes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from protocl.cli.arguments import Commands, add_settings_command
+from protocl.lazy import first_imports
 
 _HELP = """\
 Train an embedding on base classes: the network that prototypes are means of.
@@ -41,7 +42,8 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train what ``args.settings`` ask for; the exit code."""
-    from protocl.cli.sweep import run_command
-    from protocl.pretraining.run import PRETRAINING
+    with first_imports():
+        from protocl.cli.sweep import run_command
+        from protocl.pretraining.run import PRETRAINING
 
     return run_command(PRETRAINING, args)

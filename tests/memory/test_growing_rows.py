@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,20 +155,26 @@ def test_a_head_interrupted_while_rows_move_has_no_answers(monkeypatch: pytest.M
 
 
 PEAK = """
+import sys
+from pathlib import Path
+
 import torch
 from protocl.bench.peak_memory import PeakMeter
 from protocl.heads import Mahalanobis
+from protocl.io.checkpoint import CheckpointFolder
 
 torch.set_num_threads(1)
-head = Mahalanobis.fecam()
+head, checkpoints = Mahalanobis.fecam(), CheckpointFolder(Path(sys.argv[1]))
 memory = head.new_memory(512)
 samples = torch.rand(20, 512, generator=torch.Generator().manual_seed(0))
 
 def learn(start, stop):
-    for class_id in range(start, stop):
-        memory.update(samples + class_id, torch.full((20,), class_id))
-        if class_id % 4 == 3:
-            head.fit(memory).predict(samples)
+    for first in range(start, stop, 4):
+        classes = torch.arange(first, first + 4)
+        part = head.new_memory(512).update(samples.repeat(4, 1), classes.repeat_interleave(20))
+        memory.merge(part)
+        head.fit(memory).predict(samples)
+        checkpoints.save(first, {"memory": memory, "head": head}, {})
 
 learn(0, 8)
 before = memory.nbytes + head.nbytes
@@ -179,9 +186,12 @@ print(meter.rise / (memory.nbytes + head.nbytes - before))
 
 @LINUX
 @pytest.mark.skipif(not _CLEAR.exists(), reason="the system does not tell the peak")
-def test_fecam_takes_what_it_holds_and_little_more() -> None:
-    """1.4 times, and 1.9 if what grows were copied."""
+def test_fecam_takes_what_it_holds_and_little_more(tmp_path: Path) -> None:
+    """1.5 times, and 2.0 if what grows were copied; checkpoints add nothing."""
     run = subprocess.run(
-        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", PEAK, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert float(run.stdout) < 1.65
+    assert float(run.stdout) < 1.75

@@ -217,15 +217,16 @@ def test_the_stream_is_avalanches(settings: dict[str, Any]) -> None:
 
 def test_what_a_frozen_run_imports(tmp_path: Path) -> None:
     script = (
-        "import sys, protocl.strategies\n"
+        "import gc, sys, protocl.strategies\n"
         "assert not {'torch', 'avalanche'} & set(sys.modules)\n"
         "from protocl.cli.main import main\n"
         "words = ['run', 'benchmark=digits', 'strategy=slda', 'benchmark.train_per_class=5']\n"
         "assert main([*words, '--show']) == 0\n"
-        "heavy = {'avalanche', 'torchvision', 'tensorboard', 'matplotlib', 'sklearn'}\n"
+        "heavy = {'avalanche', 'torchvision', 'tensorboard', 'matplotlib', 'sklearn', 'scipy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "assert main(words) == 0\n"
         "assert not {'avalanche', 'torchvision', 'wandb', 'flwr'} & set(sys.modules)\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1e5  # modules are no garbage\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
