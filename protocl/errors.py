@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class ProtoclError(Exception):
@@ -71,3 +72,22 @@ def as_config_error(prefix: str = "") -> Iterator[None]:
         yield
     except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from error
+
+
+@contextmanager
+def writing_to(place: Path, if_not: str) -> Iterator[None]:
+    """Say where the system lets nothing be written in the block: a full disk, a read-only folder.
+
+    Args:
+        place: a folder or a file.
+        if_not: what is true then, and what to do.
+
+    Raises:
+        DataError: in place of an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{place} cannot be written to: {error.strerror or error}; {if_not}"
+        ) from error

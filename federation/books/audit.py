@@ -73,8 +73,6 @@ def audit(folder: Path, head: str = "") -> Audit:
 class _Auditor:
     def __init__(self, books: OpenBooks) -> None:
         self._books, self._keys, self._meta = books.db, books.keys, books.meta
-        if not self._meta:
-            raise DataError("the books are empty: no round was written to them")
         self._form = books.form
         self._total = self._form.empty.empty_like()
         self._counts: Counter[int] = Counter()

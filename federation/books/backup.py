@@ -9,12 +9,23 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from protocl.errors import ConfigError, DataError
+from protocl.errors import ConfigError, DataError, writing_to
 from protocl.federation.books.books import FILE, KEY_FILE, LOCK_FILE
-from protocl.federation.books.database import BOOKS, VERSION, connect, leave_nothing_behind, named
+from protocl.federation.books.database import (
+    BOOKS,
+    VERSION,
+    NoPlaceError,
+    connect,
+    connect_written,
+    leave_nothing_behind,
+    named,
+)
 from protocl.io.atomic import atomic_path
 
 _CHECKPOINT = "checkpoint"  # the folder of the books within that of a run
+
+GIVE_ROOM = "nothing is restored; give it room, and rights to write, and restore once more"
+"""What to do where books are to be restored and cannot be."""
 
 
 def folder_of_books(folder: Path) -> Path:
@@ -38,12 +49,14 @@ def back_up(folder: Path, file: Path) -> None:
 
     Raises:
         ConfigError: there are no books, or there is such a file.
+        DataError: the books are damaged, or empty, or one of the places cannot be written to.
     """
     source = folder_of_books(folder) / FILE
     if file.exists():
         raise ConfigError(f"{file} is there already; name another file, or remove it")
     with (
-        closing(connect(source, BOOKS)) as books,
+        closing(connect_written(source)) as books,
+        writing_to(file, "give it room, and a folder that may be written to, or name another file"),
         atomic_path(file) as temporary,
         closing(sqlite3.connect(temporary)) as copy,
         named(source),
@@ -61,28 +74,39 @@ def restore(folder: Path, file: Path) -> None:
 
     Raises:
         ConfigError: somebody is writing the books, or the backup is of another version.
-        DataError: the backup is damaged, or the keys are not there.
+        DataError: the backup is damaged, the keys are not there, or nothing may be written.
     """
-    place = folder if (folder / KEY_FILE).exists() else folder / _CHECKPOINT
+    place = place_of_keys(folder)
     if (place / FILE).exists() and file.exists() and file.samefile(place / FILE):
         raise ConfigError(f"{file} is the books themselves; give a backup of them")
+    with writing_to(place, GIVE_ROOM):
+        lock = FileLock(place / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"{place} is in use by another process; end it first") from error
+        try:
+            _restore(place / FILE, file)
+        finally:
+            lock.release()
+
+
+def place_of_keys(folder: Path) -> Path:
+    """Where books of a run, or of a deployed server, belong, whether they are there or lost.
+
+    Raises:
+        DataError: their keys are not there.
+    """
+    place = folder if (folder / KEY_FILE).exists() else folder / _CHECKPOINT
     if not (place / KEY_FILE).exists():
         raise DataError(
             f"{folder} has no {KEY_FILE}, without which no backup can be read; put it there first"
         )
-    lock = FileLock(place / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(f"{place} is in use by another process; end it first") from error
-    try:
-        _restore(place / FILE, file)
-    finally:
-        lock.release()
+    return place
 
 
 def _restore(books: Path, file: Path) -> None:
-    with closing(_checked(file)) as source, closing(_opened(books)) as target:
+    with closing(_checked(file)) as source, closing(_opened(books)) as target, named(books):
         generation = _generation(target)
         source.backup(target)
         # Whoever read the books before cannot go on writing them.
@@ -94,11 +118,24 @@ def _restore(books: Path, file: Path) -> None:
 def _opened(path: Path) -> sqlite3.Connection:
     """The books that are to be replaced; new ones where they are lost or damaged."""
     try:
-        return connect(path, BOOKS)
+        return _readable(path)
+    except NoPlaceError:  # they may be well
+        raise
     except (DataError, ConfigError):
         for left in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
             left.unlink(missing_ok=True)
         return connect(path, BOOKS)
+
+
+def _readable(path: Path) -> sqlite3.Connection:
+    books = connect(path, BOOKS)
+    try:
+        with named(path):
+            _generation(books)
+    except DataError:
+        books.close()
+        raise
+    return books
 
 
 def _generation(books: sqlite3.Connection) -> int:

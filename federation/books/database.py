@@ -46,6 +46,10 @@ CREATE TABLE keys (name BLOB PRIMARY KEY, secret BLOB NOT NULL) WITHOUT ROWID;
 _CACHE = "cache_size=-16000"  # KiB
 
 
+class NoPlaceError(DataError):
+    """The system does not let a file be read or written, which may be well."""
+
+
 class StillReadError(DataError):
     """What was deleted is in a log until another process that reads it ends."""
 
@@ -62,10 +66,11 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
         ConfigError: another version of protocl wrote it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Ray's engine runs the server in a thread of its own; one thread at a time uses it.
-    connection = sqlite3.connect(
-        path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
-    )
+    with named(path):
+        # Ray's engine runs the server in a thread of its own; one thread at a time uses it.
+        connection = sqlite3.connect(
+            path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+        )
     try:
         with named(path):
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", _CACHE):
@@ -75,6 +80,29 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def connect_written(path: Path) -> sqlite3.Connection:
+    """Open books that are there, and in which a round was written.
+
+    Raises:
+        DataError: nothing was written to them; and see :func:`connect`.
+        ConfigError: see there.
+    """
+    if not path.stat().st_size:  # in which tables would be made
+        raise DataError(f"{path} is empty: {_NOTHING_WRITTEN}")
+    books = connect(path, BOOKS)
+    try:
+        with named(path):
+            if books.execute("SELECT 1 FROM meta").fetchone():
+                return books
+        raise DataError(f"{path} has no rows: {_NOTHING_WRITTEN}")
+    except DataError:
+        books.close()
+        raise
+
+
+_NOTHING_WRITTEN = "no round was written to it; restore a backup, or begin anew"
 
 
 def _require_version(connection: sqlite3.Connection, path: Path, schema: str) -> None:
@@ -96,12 +124,15 @@ def named(path: Path) -> Iterator[None]:
     """Say of which file it is where SQLite fails in the block.
 
     Raises:
-        DataError: the file is damaged, or cannot be read or written.
+        NoPlaceError: the file cannot be read or written.
+        DataError: it is damaged, or none of these.
     """
     try:
         yield
     except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written to
-        raise DataError(
+        if "no such " in str(error):
+            raise DataError(f"{path} is not what protocl writes: {error}") from error
+        raise NoPlaceError(
             f"{path} cannot be read or written: {error}; nothing was changed in it. It needs room, "
             "and a folder that may be written to, for reading too: give it, or work on a copy"
         ) from error

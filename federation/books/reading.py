@@ -12,7 +12,7 @@ from typing import Any
 from protocl.errors import DataError
 from protocl.federation.books.backup import folder_of_books
 from protocl.federation.books.books import FILE, KEY_FILE
-from protocl.federation.books.database import BOOKS, connect, named
+from protocl.federation.books.database import connect_written, named
 from protocl.federation.books.keys import KeyFile
 from protocl.federation.books.shelves import CERTIFICATE, DATA, packed_of_bytes
 from protocl.federation.wire.statistics import PackedForm
@@ -105,7 +105,7 @@ def opened(folder: Path) -> Iterator[OpenBooks]:
     if not (place / KEY_FILE).exists():
         raise DataError(f"{place / KEY_FILE} is missing, without which nothing can be checked")
     with ExitStack() as stack:
-        db = stack.enter_context(closing(connect(place / FILE, BOOKS)))
+        db = stack.enter_context(closing(connect_written(place / FILE)))
         keys = stack.enter_context(closing(KeyFile(place / KEY_FILE)))
         stack.enter_context(named(place / FILE))
         db.execute("BEGIN")

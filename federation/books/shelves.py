@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from protocl.errors import DataError
 from protocl.federation.books.keys import KeyFile
 from protocl.federation.books.sealing import from_bytes, to_bytes
 from protocl.federation.wire.statistics import Packed
@@ -26,10 +27,26 @@ _ENTRY = "round, client, outcome, bytes, epoch, seq, kind, reason, key, labels"
 
 
 def certificates_of(books: sqlite3.Connection) -> list[dict[str, Any]]:
-    """What was forgotten, oldest first, each with the ``number`` of its row."""
+    """What was forgotten, oldest first, each with the ``number`` of its row.
+
+    Raises:
+        DataError: a row says something else.
+    """
     query = "SELECT number, reason FROM ledger WHERE round = 0 AND outcome = ? ORDER BY number"
     rows = books.execute(query, (CERTIFICATE,))
-    return [{"number": number, **json.loads(text)} for number, text in rows]
+    return [{"number": number, **_certificate(number, text)} for number, text in rows]
+
+
+def _certificate(number: int, text: str) -> dict[str, Any]:
+    """What a row says was forgotten, or that a level is without it."""
+    said = json.loads(text)
+    wanted = {"before", "after", "when"}
+    if isinstance(said, dict) and said.keys() >= wanted and said.keys() & {"forgotten", "entries"}:
+        return said
+    raise DataError(
+        f"row {number} of the ledger is no certificate: {text:.80}; the books are damaged, or were "
+        "changed: restore a backup"
+    )
 
 
 class Outline(NamedTuple):

@@ -88,6 +88,11 @@ def forget(words: list[str]) -> int:
         raise ConfigError(f"{more[0]}: expected wait=SECONDS")
     for line in forget_in(Path(folder), what, float(seconds)):
         _say(line)
+    if what.startswith("client="):
+        _say(
+            "it is known by its node and its state; at another node, without that state, it would "
+            "be a new client: take its key from the SuperLink, too"
+        )
     return 0
 
 

@@ -6,8 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from protocl.errors import ConfigError, DataError
-from protocl.federation.books.backup import back_up, folder_of_books, restore
+from protocl.errors import ConfigError, DataError, writing_to
+from protocl.federation.books.backup import (
+    GIVE_ROOM,
+    back_up,
+    folder_of_books,
+    place_of_keys,
+    restore,
+)
 from protocl.federation.books.books import Books, InUseError
 from protocl.federation.books.requests import Requests, Wanted
 from protocl.federation.cli.written import merged_by, take_rule, write_outputs
@@ -84,14 +90,15 @@ def bring_back(folder: Path, file: Path) -> list[str]:
     Raises:
         ConfigError, DataError: see :func:`.backup.restore`, or nothing can be made of the backup.
     """
-    with TemporaryDirectory(dir=folder) as temporary:
+    place_of_keys(folder)
+    with writing_to(folder, GIVE_ROOM), TemporaryDirectory(dir=folder) as temporary:
         before = Path(temporary) / "before"
         with suppress(ConfigError, DataError):  # they may be lost or damaged
             back_up(folder, before)
         restore(folder, file)
         try:
             return catch_up(folder)
-        except (ConfigError, DataError):
+        except (ConfigError, DataError, OSError):
             if before.exists():
                 restore(folder, before)
             raise

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from protocl.federation.books.backup import folder_of_books
 from protocl.federation.books.books import FILE
-from protocl.federation.books.database import BOOKS, connect, named
+from protocl.federation.books.database import connect_written, named
 from protocl.federation.books.requests import Requests
 from protocl.federation.books.shelves import certificates_of
 from protocl.federation.edges.files import EdgeFolder, load_holding, told_above
@@ -49,10 +49,10 @@ def certificates(folder: Path) -> Iterator[Certificate]:
 
     Raises:
         ConfigError: there are no books.
-        DataError: a file is damaged.
+        DataError: a file is damaged, or nothing was written to the books.
     """
     place = folder_of_books(folder)
-    with closing(connect(place / FILE, BOOKS)) as books, named(place / FILE):
+    with closing(connect_written(place / FILE)) as books, named(place / FILE):
         rows = certificates_of(books)
     edge = EdgeFolder(place.parent)
     is_edge = edge.row.exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from protocl.errors import ConfigError
+from protocl.errors import ConfigError, writing_to
 from protocl.federation.wire.relayed_grids import GridWrapper
 from protocl.federation.wire.replies import sender
 from protocl.io.atomic import atomic_write
@@ -49,6 +49,7 @@ class BlockList:
 
         Raises:
             ConfigError: the node to lift is not blocked, or the server's folder is not there.
+            DataError: the list cannot be written.
         """
         if not self.path.parent.is_dir():
             raise ConfigError(f"{self.path.parent} is no folder; give the folder output of the run")
@@ -56,7 +57,9 @@ class BlockList:
         if not blocked and name not in names:
             raise ConfigError(f"node={name} is not blocked; blocked are {sorted(names) or 'none'}")
         names = names | {name} if blocked else names - {name}
-        atomic_write(self.path, json.dumps(sorted(names)))
+        if_not = "the same nodes are blocked as before; give it room, and rights to write"
+        with writing_to(self.path, if_not):
+            atomic_write(self.path, json.dumps(sorted(names)))
         return names
 
 

@@ -22,6 +22,9 @@ class Forgets(KeptState):
     def forget_client(self, client: str) -> Tombstone:
         """Remove all that ``client`` contributed and accept nothing more from it.
 
+        It is known by its node and by the lives of its state. Of a node never heard of, in a life
+        never heard of, nobody can tell that it was forgotten under another name.
+
         In fixed point the merged memory is, bit for bit, what it would be if the client had never
         been heard; in floating point up to the rounding of :data:`.accumulator.TERMS` additions.
 

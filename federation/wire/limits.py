@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protocl.config.validation import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, ranged, require_declared
+from protocl.config.validation import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    Range,
+    ranged,
+    require_declared,
+)
 from protocl.memory.rows import class_id_of
 
 if TYPE_CHECKING:
@@ -17,7 +23,11 @@ if TYPE_CHECKING:
 WIDEST = int(np.iinfo(np.int64).max)
 
 _LARGEST_FEATURE = 1e6  # unless 64 bits hold less
-_LARGEST_OF_SUM = 1e150  # squares are still finite
+_LARGEST = 1e150  # squares are still finite
+_FEATURE = Range(
+    f"a number > 0, and at most {_LARGEST:g}, since second moments hold its square",
+    lambda value: 0 < value <= _LARGEST,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Limits:
         max_text: letters of a class's name, and of any other text.
         max_count: samples of one class in one contribution.
         max_feature: magnitude of a (mapped) feature, hence of a mean. None for 1e6, or less where
-            64 bits of fixed point do not hold the square of it.
+            64 bits of fixed point do not hold the square of it; at most 1e150.
         max_clients: of sums of features in fixed point each client may take one part in so many of
             the 64 bits' range, so that so many cannot overflow together.
         max_width: of features up to which scatter matrices are factorised; wider ones are checked
@@ -61,7 +71,7 @@ class Limits:
     classes: list[Any] = field(default_factory=list)
     max_text: int = ranged(256, AT_LEAST_1)
     max_count: int = ranged(10_000_000, AT_LEAST_1)
-    max_feature: float | None = ranged(None, POSITIVE)
+    max_feature: float | None = ranged(None, _FEATURE)
     max_clients: int = ranged(1000, AT_LEAST_1)
     max_width: int = ranged(1024, NOT_NEGATIVE)
 
@@ -75,9 +85,9 @@ class Limits:
     def of_sum(cls) -> Limits:
         """What the merged memory of any number of clients stays within."""
         most = WIDEST
-        return cls(
+        return _OfSum(
             max_bytes=most, max_classes=most, max_classes_in_all=most, max_count=most,
-            max_text=most, max_feature=_LARGEST_OF_SUM, max_width=0,
+            max_text=most, max_width=0,
         )  # fmt: skip
 
     def feature_bound(self, form: PackedForm) -> float:
@@ -86,7 +96,7 @@ class Limits:
         Raises:
             ValueError: ``max_feature`` is more than 64 bits hold.
         """
-        if not form.exact or self.max_feature == _LARGEST_OF_SUM:
+        if not form.exact:
             return self.max_feature or _LARGEST_FEATURE
         power = 2 if "second" in form.shapes else 1
         held = float(2 ** (62 // power)) * form.empty.step
@@ -109,3 +119,12 @@ class Limits:
         """Largest magnitude of a sum of one client's contributions, in fixed point."""
         # Squares of one honest client may need more than a share.
         return WIDEST if name == "second" else WIDEST // self.max_clients
+
+
+@dataclass(frozen=True)
+class _OfSum(Limits):
+    """Of the features of a sum nothing is known but that it is finite."""
+
+    def feature_bound(self, form: PackedForm) -> float:
+        """See :class:`Limits`."""
+        return _LARGEST

@@ -394,3 +394,29 @@ def test_a_run_of_which_all_is_forgotten_has_no_model(tmp_path, capsys):
         capsys.readouterr().out.split()
     )
     assert not (run / "model").exists()
+
+
+def test_a_forgotten_client_is_known_by_its_node_or_its_state_and_by_nothing_else(tmp_path, capsys):
+    federation = Federation(tmp_path, empty())
+    federation.rounds(1)
+    assert main(["federate", "forget", str(federation.server), "client=1001"]) == 0
+    assert "at another node, without that state, it would be a new client" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    without = federation.expected({0: 1, 2: 1})
+
+    def merged_with(node: int, states: StatesOnDisk) -> PrototypeMemory:
+        """What is merged after a round in which the client is this node, with these states."""
+        data = ClientData([chunk(1, 0)])
+        client = PrototypeClient(lambda _: data, federation.like, states=states)
+        strategy = federation.strategy()
+        grid = InProcessGrid(client.app(), 1, first=node)
+        strategy.start(grid, ArrayRecord(), num_rounds=1)
+        return strategy.memory
+
+    states = tmp_path / "c"
+    shutil.copy(states / "partition-1.safetensors", states / "partition-7.safetensors")
+    assert same_statistics(merged_with(1, StatesOnDisk(tmp_path / "lost")), without)
+    assert same_statistics(merged_with(7, federation.states), without)
+    with_it = federation.expected({0: 1, 1: 1, 2: 1})
+    assert same_statistics(merged_with(8, StatesOnDisk(tmp_path / "new")), with_it)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import sqlite3
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from flwr.app import ArrayRecord
@@ -20,6 +23,7 @@ from protocl.federation.books.books import Books
 from protocl.federation.books.database import leave_nothing_behind
 from protocl.federation.books.requests import Requests, Wanted
 from protocl.federation.cli.forget import forget
+from protocl.federation.edges.certificates import certificates
 from protocl.federation.edges.door import EdgeDoor
 from protocl.federation.robust.rules import RobustMerge
 from protocl.federation.server.sampling import Options
@@ -244,3 +248,172 @@ def test_checkpoints_of_before_do_not_outlive_who_was_stopped_on_the_way_to_book
     assert again.resume()
     assert same_statistics(again.memory, plain.memory)
     assert not [*tmp_path.glob("*.ckpt"), *tmp_path.rglob("*.piece")]
+
+
+def refuse_to_write(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the system behave as on a read-only disk, whoever runs the tests."""
+    mkdir, opened = os.mkdir, os.open
+
+    def refused(path: str | os.PathLike[str]) -> None:
+        if os.fspath(path).startswith(os.fspath(folder)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+
+    def no_folder(path, *arguments, **more):
+        refused(path)
+        mkdir(path, *arguments, **more)
+
+    def no_file(path, flags, *arguments, **more):
+        if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            refused(path)
+        return opened(path, flags, *arguments, **more)
+
+    monkeypatch.setattr(os, "mkdir", no_folder)
+    monkeypatch.setattr(os, "open", no_file)
+
+
+def test_where_nothing_may_be_written_commands_say_where_and_what_to_do(
+    tmp_path, monkeypatch, capsys
+):
+    folder, backup = tmp_path / "s", tmp_path / "b"
+    play(server(folder, small()), 1)
+    back_up(folder, backup)
+    expected = audit(folder)
+    with monkeypatch.context() as patch:
+        refuse_to_write(patch, folder)
+        for words, then in (
+            (["restore", str(folder), str(backup)], "nothing is restored; give it room"),
+            (["block", str(folder), "node=1"], "the same nodes are blocked as before; give it"),
+            (["backup", str(folder), str(folder / "b")], "or name another file"),
+        ):
+            assert main(["federate", *words]) == 3
+            said = " ".join(capsys.readouterr().err.split())
+            assert re.search(rf"{folder}.* cannot be written to: Read-only file system; .*", said)
+            assert then in said
+        with pytest.raises(DataError, match="cannot be written to: Read-only"):
+            restore(folder, backup)
+    assert audit(folder) == expected
+
+
+def test_books_that_cannot_be_opened_now_are_not_removed_for_a_backup(tmp_path):
+    """They may be well, and the disk is full."""
+    play(server(tmp_path / "s", small()), 1)
+    back_up(tmp_path / "s", tmp_path / "b")
+    books = tmp_path / "s/books.sqlite"
+    books.rename(tmp_path / "kept")
+    books.mkdir()  # cannot be opened
+    with pytest.raises(DataError, match="cannot be read or written: unable to open"):
+        restore(tmp_path / "s", tmp_path / "b")
+    assert books.is_dir()
+
+
+def test_what_cannot_be_written_after_a_restore_brings_the_books_before_back(tmp_path, monkeypatch):
+    play(strategy := server(tmp_path / "s", small()), 1)
+    back_up(tmp_path / "s", tmp_path / "b")
+    play(strategy, 2)
+    expected = audit(tmp_path / "s")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_room(*_):
+        raise full
+
+    monkeypatch.setattr("protocl.federation.cli.forget.write_outputs", no_room)
+    assert main(["federate", "restore", str(tmp_path / "s"), str(tmp_path / "b")]) == 3
+    assert audit(tmp_path / "s") == expected
+
+
+@pytest.mark.parametrize("damage", ["first row", "all tables"])
+def test_books_that_open_and_cannot_be_read_are_replaced_by_a_backup(tmp_path, damage):
+    play(server(tmp_path, small()), 1)
+    back_up(tmp_path, tmp_path / "b")
+    with closing(sqlite3.connect(tmp_path / "books.sqlite")) as books:
+        if damage == "all tables":
+            books.execute("DROP TABLE meta")
+            books.commit()
+        else:
+            query = "SELECT rootpage FROM sqlite_master WHERE name = 'meta'"
+            (page,) = books.execute(query).fetchone()
+            books.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if damage == "first row":
+        content = bytearray((tmp_path / "books.sqlite").read_bytes())
+        content[(page - 1) * 4096 : page * 4096] = b"\xa5" * 4096
+        (tmp_path / "books.sqlite").write_bytes(content)
+    restore(tmp_path, tmp_path / "b")
+    assert not audit(tmp_path).faults
+
+
+# -- folders of every kind -----------------------------------------------------------------------
+
+
+def of_kind(kind: str, folder: Path) -> None:
+    """A folder of books of which nothing can be read."""
+    file = folder / "books.sqlite"
+    if kind in ("no run", "absent"):
+        (folder.mkdir if kind == "no run" else str)()
+        return
+    play(strategy := server(folder, small()), 1)
+    strategy._books.close()
+    if kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "no database":
+        file.write_bytes(b"\xa5" * 9000)
+    elif kind == "a folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        with closing(sqlite3.connect(file)) as books:
+            books.executescript(_CHANGES[kind])
+
+
+_ROW = (
+    "INSERT INTO ledger SELECT max(number) + 1, 0, '', 'certificate', 0, '', 0, '', '%s', NULL, "
+    "NULL, 'certificate', x'', x'', x'', 0 FROM ledger"
+)
+_CHANGES = {
+    "format 1": "PRAGMA user_version = 1",
+    "no rows": "DELETE FROM meta",
+    "other tables": "DROP TABLE meta",
+    "half a certificate": _ROW % '{"forgotten": "class 1"}',
+    "no certificate": _ROW % "[1]",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "text"),
+    [
+        ("no run", 2, "has no books"),
+        ("absent", 2, "has no books"),
+        ("format 1", 2, "is of format 1; protocl"),
+        ("empty", 3, "is empty: no round was written"),
+        ("no rows", 3, "has no rows: no round was written"),
+        ("no database", 3, "is damaged: file is not a database"),
+        ("a folder", 3, "cannot be read or written: unable to open"),
+        ("other tables", 3, "is not what protocl writes: no such table: meta"),
+        ("half a certificate", 3, "row 5 of the ledger is no certificate"),
+        ("no certificate", 3, "row 5 of the ledger is no certificate"),
+    ],
+)
+def test_certificates_and_backups_of_any_folder_end_with_a_sentence(
+    tmp_path, capsys, kind, status, text
+):
+    folder = tmp_path / "with a space, and ü"
+    of_kind(kind, folder)
+    files = {f: f.read_bytes() for f in folder.glob("books.sqlite") if f.is_file()}
+    words = [["certificates", str(folder)]]
+    if not kind.endswith("certificate"):  # of those a backup is whole, and says the same
+        words.append(["backup", str(folder), str(tmp_path / "b")])
+    for more in words:
+        assert main(["federate", *more]) == status
+        assert text in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "b").exists()
+    assert kind != "empty" or all(f.read_bytes() == was for f, was in files.items())
+
+
+def test_certificates_are_read_without_keys(tmp_path):
+    strategy = server(tmp_path, small())
+    play(strategy, 1)
+    strategy._books.close()
+    forget(tmp_path, "class=1")
+    (tmp_path / "keys.sqlite").unlink()
+    (done,) = certificates(tmp_path)
+    assert (done.what, done.pending) == ("classes 1", ())
+    assert not (tmp_path / "keys.sqlite").exists()

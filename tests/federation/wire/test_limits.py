@@ -95,6 +95,9 @@ def test_limits_that_64_bits_do_not_hold_are_refused_with_the_numbers():
     [
         {"max_bytes": 0},
         {"max_feature": float("nan")},
+        {"max_feature": float("inf")},
+        {"max_feature": 1e155},
+        {"max_feature": 1e300},
         {"classes": [1.5]},
         {"classes": [""]},
         {"classes": [True]},
@@ -105,6 +108,20 @@ def test_limits_that_64_bits_do_not_hold_are_refused_with_the_numbers():
 def test_limits_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
         Limits(**wrong)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("precision", ["exact", "float16", "int8"])
+def test_features_up_to_the_largest_setting_are_judged_and_none_beyond(level, precision):
+    memory = PrototypeMemory(DIM, level)
+    x = torch.randn(12, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    memory.update(x * 1e139, torch.arange(12) % 3)
+    reader = MessageReader(memory.empty_like(), Limits(max_feature=1e150))
+    reader.read(*encode(Contribution(memory, "e", 1, "full"), precision))
+    with pytest.raises(RejectedError, match="beyond 1e\\+138"):
+        MessageReader(memory.empty_like(), Limits(max_feature=1e138)).read(
+            *encode(Contribution(memory, "e", 1, "full"))
+        )
 
 
 # -- each limit ---------------------------------------------------------------------------------
@@ -277,3 +294,5 @@ def test_limits_are_settings_of_the_command():
         load_settings(["limits.max_clases=3"])
     with pytest.raises(ConfigError, match=r"limits\.max_text=0: expected at least 1"):
         load_settings(["limits.max_text=0"])
+    with pytest.raises(ConfigError, match=r"limits\.max_feature=1e\+200: .*at most 1e\+150"):
+        load_settings(["limits.max_feature=1e200"])
