@@ -47,6 +47,9 @@ class TestTheDeviceItself:
             lambda there: torch.rand(3, device=there, generator=torch.Generator()),
             lambda there: torch.ones(3, device=there).numpy(),
             lambda there: nn.Linear(3, 2)(torch.ones(1, 3, device=there)),
+            lambda there: torch.ones(2, 2, dtype=torch.int64, device=there).mm(
+                torch.ones(2, 2, dtype=torch.int64, device=there)
+            ),
         ],
     )
     def test_refuses_what_a_real_one_would(self, mix: Any) -> None:
