@@ -91,3 +91,25 @@ def writing_to(place: Path, if_not: str) -> Iterator[None]:
         raise DataError(
             f"{place} cannot be written to: {error.strerror or error}; {if_not}"
         ) from error
+
+
+@contextmanager
+def two_samples_a_batch(setting: str) -> Iterator[None]:
+    """Say of a training in the block what torch says of BatchNorm alone.
+
+    Args:
+        setting: the size of a mini-batch.
+
+    Raises:
+        ConfigError: a mini-batch of one sample came to a BatchNorm with one number a channel.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise ConfigError(
+            "a mini-batch of one sample, often what is left at the end of an epoch, cannot be "
+            f"normalised by BatchNorm ({error}): give another {setting}, or a backbone without "
+            "BatchNorm"
+        ) from error

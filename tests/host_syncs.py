@@ -28,6 +28,7 @@ _WAIT = {
     "_local_scalar_dense", "nonzero", "nonzero_numpy", "masked_select", "_unique", "_unique2",
     "unique_dim", "unique_consecutive", "unique_dim_consecutive", "equal", "is_nonzero", "bincount",
     "multinomial", "_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_lstsq", "histc",
+    "isin",  # of more than a few: it looks for unique values
 }  # fmt: skip
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
@@ -67,7 +68,7 @@ def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         return False
     if name == "repeat_interleave":
         return kwargs.get("output_size") is None
-    return name in _WAIT or (name in _INDEXING and _by_mask(name, args))
+    return name in _WAIT or (name in _INDEXING and (_by_mask(name, args) or _from_host(args)))
 
 
 def _copies_between(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
@@ -89,6 +90,13 @@ def _by_mask(name: str, args: Any) -> bool:
     return bool(masks) and not filled
 
 
+def _from_host(args: Any) -> bool:
+    """Whether positions of the host say what is taken: they are copied first."""
+    return isinstance(args[0], Far) and any(
+        i is not None and not isinstance(i, Far) for i in args[1]
+    )
+
+
 @contextmanager
 def host_syncs() -> Iterator[HostSyncs]:
     """Count within the block, which is inside one of :func:`tests.second_device.second_device`."""
@@ -104,7 +112,7 @@ def host_syncs() -> Iterator[HostSyncs]:
 
 
 class StepWatch(SupervisedPlugin[Any]):
-    """Keeps what is counted between the first and the last iteration of each epoch.
+    """Keeps what is counted from the first iteration of each epoch to its end.
 
     Give it to a strategy as its last plugin.
     """
@@ -125,7 +133,7 @@ class StepWatch(SupervisedPlugin[Any]):
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         self.steps += max(0, len(self._marks) - 1)
         if self._marks:
-            self.found += self.syncs.found[self._marks[0] : self._marks[-1]]
+            self.found += self.syncs.found[self._marks[0] :]
 
 
 def _place() -> str:

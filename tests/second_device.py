@@ -31,6 +31,14 @@ _INDEXING = {
 }
 
 
+_FLOATING = {
+    "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "convolution",
+    "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_bicubic2d",
+}  # fmt: skip
+"""Operators that CUDA has for floating point alone, and the CPU for whole numbers too."""
+
+
 class DeviceMixError(RuntimeError):
     """What a real second device would refuse."""
 
@@ -116,6 +124,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     )
     _require_one_device(func, args, tensors)
     far = _is_result_far(func, args, kwargs, tensors)
+    if far:
+        _require_known(func, tensors)
     if far and kwargs.get("generator") is not None:
         raise DeviceMixError(f"{func}: numbers elsewhere from a generator of the CPU")
     own, named = tree_map(_near, (args, kwargs))
@@ -146,6 +156,14 @@ def _require_one_device(func: Any, args: Any, tensors: list[Tensor]) -> None:
         tensors = [home, *(value for value in values if isinstance(value, Tensor))]
     if len({isinstance(tensor, Far) for tensor in tensors if tensor.ndim}) > 1:
         raise DeviceMixError(f"{func} of tensors on two devices: {[t.shape for t in tensors]}")
+
+
+def _require_known(func: Any, tensors: list[Tensor]) -> None:
+    name = func.__name__.split(".")[0].rstrip("_")
+    if name in _FLOATING and any(not t.is_floating_point() for t in tensors):
+        raise DeviceMixError(f"{func} of {tensors[0].dtype}: a GPU has it for floating point alone")
+    if name == "linalg_lstsq":
+        raise DeviceMixError(f"{func}: a GPU solves systems of full rank alone")
 
 
 def _is_result_far(func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> bool:

@@ -30,6 +30,8 @@ class TestTheCounter:
             lambda x: x.cpu(),
             lambda x: torch.ones(3).to(x.device),
             lambda x: torch.equal(x, x),
+            lambda x: x[torch.tensor([0, 2])],
+            lambda x: torch.isin(x, x),
             lambda x: torch.tensor(1.0, device=x.device),
         ],
     )

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from protocl import PrototypeMemory
 from protocl.backbones import BackboneConfig, Classifier, build_backbone
 from protocl.federation.reconnaissance import run
+from protocl.pretraining import run as pretraining
 from protocl.registry import HEADS, STRATEGIES
 from protocl.runner import context
 from protocl.runner.folders import create_run
 from protocl.strategies.exemplars.herding import herd
 from protocl.strategies.exemplars.medoids import medoids
+from protocl.streaming import StreamConfig, stream
+from protocl.streaming import run as streaming
+from tests.data.shards.written import pictures, write_tar
 from tests.second_device import DeviceMixError, Far, second_device
 from tests.strategies.frozen.test_base import configured, setup_of
 from tests.strategies.small import digits, outputs_at_eval
@@ -47,6 +51,9 @@ class TestTheDeviceItself:
             lambda there: torch.rand(3, device=there, generator=torch.Generator()),
             lambda there: torch.ones(3, device=there).numpy(),
             lambda there: nn.Linear(3, 2)(torch.ones(1, 3, device=there)),
+            lambda there: torch.ones(2, 2, dtype=torch.int64, device=there).mm(
+                torch.ones(2, 2, dtype=torch.int64, device=there)
+            ),
         ],
     )
     def test_refuses_what_a_real_one_would(self, mix: Any) -> None:
@@ -173,3 +180,37 @@ def test_reconnaissance(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     expected = accuracies_on(torch.device("cpu"))
     with second_device() as there:
         assert accuracies_on(there) == pytest.approx(expected, abs=0.01)
+
+
+class _Plain(torch.optim.AdamW):
+    """Without the fused kernel, which the borrowed name has not."""
+
+    def __init__(self, *args: Any, fused: bool, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+
+
+@pytest.mark.parametrize("objective", ["cosine", "episodes"])
+def test_pretraining(objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["benchmark=digits", "benchmark.train_per_class=9", "backbone=conv4", "epochs=1",
+             "backbone.width=4", f"objective={objective}", f"output={tmp_path}"]  # fmt: skip
+    words += ["objective.ways=3", "objective.queries=3"] if objective == "episodes" else []
+    (config,) = pretraining.PRETRAINING.load(words)
+    monkeypatch.setattr(torch.optim, "AdamW", _Plain)
+    with second_device() as there:
+        monkeypatch.setattr(context, "resolve_device", lambda name: there)
+        result = pretraining.pretrain(config, create_run(config))
+    assert result["status"] == "complete"
+
+
+def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar(tmp_path / "a.tar", pictures(range(20)))
+    config = StreamConfig(backbone=BackboneConfig(name="conv4", width=4), batch_size=8)
+    stream([str(tmp_path / "a.tar")], tmp_path / "expected", config)
+    with second_device() as there:
+        monkeypatch.setattr(streaming, "resolve_device", lambda name: there)
+        stream([str(tmp_path / "a.tar")], tmp_path / "found", config)
+    found, expected = (
+        PrototypeMemory.load(tmp_path / name / "memory.safetensors")
+        for name in ("found", "expected")
+    )
+    assert torch.equal(found.sums, expected.sums)

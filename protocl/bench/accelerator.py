@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import get_args
 
@@ -48,8 +49,23 @@ class _Limits:
         for kind in (torch.float32, torch.bfloat16, torch.float64):
             a = torch.ones(side, side, dtype=kind, device=device)
             out = torch.empty_like(a)
-            seconds = best(partial(torch.mm, a, a, out=out), device, size.repeats)
+            with _as_convolutions(device):
+                seconds = best(partial(torch.mm, a, a, out=out), device, size.repeats)
             self.product[kind] = seconds / side**3
+
+
+@contextmanager
+def _as_convolutions(device: torch.device) -> Iterator[None]:
+    """Let products of float32 on a GPU be in TF32, as those of convolutions are by default.
+
+    In full precision they would be several times slower than what they are to be a limit of.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _updates(size: Size, device: torch.device, limits: _Limits) -> Iterator[SpeedComparison]:

@@ -34,11 +34,11 @@ def follow(kind: Kind[Any], args: argparse.Namespace) -> int:
     except PeerError:
         raise
     except ProtoclError as error:
-        return _after_the_first(error.exit_code)
-    return _after_the_first(outcomes[-1].exit_code)
+        return after_the_first(error.exit_code)
+    return after_the_first(outcomes[-1].exit_code)
 
 
-def _after_the_first(code: int) -> int:
+def after_the_first(code: int) -> int:
     """The exit code, once the first process has had the time to report a failure of all.
 
     The launcher ends the others as soon as one has failed.

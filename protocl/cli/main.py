@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     try:
         with hidden_host_notices():
-            code: int = args.command(args)
+            alone = "TORCHELASTIC_RUN_ID" in os.environ and not hasattr(args, "settings")
+            code: int = _by_one_process(args, words[0]) if alone else args.command(args)
         sys.stdout.flush()
     except ProtoclError as error:
         if args.debug:
@@ -102,6 +103,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"protocl: {error} (where: add --debug)", file=sys.stderr)  # noqa: T201
         return 1
     return code
+
+
+def _by_one_process(args: argparse.Namespace, command: str) -> int:
+    """Carry out a command that ``torchrun`` must not have each of several processes repeat."""
+    from protocl.distributed.launched import is_launched, rank
+
+    if not is_launched():
+        code: int = args.command(args)
+        return code
+    if rank() > 0:
+        from protocl.cli.follower import after_the_first
+
+        return after_the_first(ConfigError.exit_code)
+    raise ConfigError(
+        f"protocl {command} is not distributed, and each process of torchrun would do all of it: "
+        "start it without torchrun (protocl stream has --workers and --part)"
+    )
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Never, Self
+from typing import Any, ClassVar, Never, Self
 
 import torch
 from torch import Tensor
@@ -113,6 +113,10 @@ class StreamingMemory(PrototypeMemory):
             "Deep SLDA's running covariance depends on the order of samples and cannot be merged "
             "or subtracted; use LinearDiscriminant() without streaming=True"
         )
+
+    def all_reduce(self, group: Any = None) -> Never:
+        """Refused, as a merge is."""
+        self._combine(self, 1)
 
     def at_level(self, level: Level) -> Never:
         raise ValueError(f"Deep SLDA's running statistics cannot be reduced to level '{level}'")

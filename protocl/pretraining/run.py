@@ -17,7 +17,7 @@ from protocl.config.arguments import Settings
 from protocl.config.compose import build
 from protocl.data.arrays import as_images
 from protocl.data.augmentation.distortion import Distortion
-from protocl.errors import DivergedError
+from protocl.errors import DivergedError, two_samples_a_batch
 from protocl.io.names import WEIGHTS_FILE
 from protocl.pretraining.base_classes import BaseClasses, base_classes, nearest_mean_accuracy
 from protocl.pretraining.config import OBJECTIVES, Objective, PretrainConfig
@@ -131,7 +131,10 @@ class Pretraining:
             while len(self.reports) < self.config.epochs:
                 done = len(self.reports)
                 self._tell(done)
-                with self.run.phases.phase("train", done):
+                with (
+                    self.run.phases.phase("train", done),
+                    two_samples_a_batch("objective.batch_size"),
+                ):
                     report = self._epoch(done + 1)
                 self.reports.append(report)
                 self._log(events, report)

@@ -12,7 +12,7 @@ from protocl.config.arguments import Argument, Settings, expand
 from protocl.config.compose import compose, load
 from protocl.config.presets import parse
 from protocl.data.augmentation.image_augmentation import TrainingAugmentation, named_augmentation
-from protocl.errors import ConfigError, as_config_error
+from protocl.errors import ConfigError, as_config_error, two_samples_a_batch
 from protocl.io.atomic import locked
 from protocl.io.checkpoint import CheckpointFolder
 from protocl.metrics.history import History
@@ -192,7 +192,7 @@ class _Run:
         benchmark = self.prepared.benchmark
         self._tell("train")
         adapts = t == 0 and self.config.strategy.adaptation is not None
-        with self.run.phases.phase("train", t):
+        with self.run.phases.phase("train", t), two_samples_a_batch("strategy.train_mb_size"):
             if adapts:
                 self._adapt()
             else:

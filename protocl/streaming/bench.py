@@ -7,7 +7,7 @@ import multiprocessing
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def measure(size: Size) -> Iterator[SpeedComparison]:
     """Rows of a Parquet file, ten times as many, and pictures through ``efficientnet_lite0``."""
     rows = _ROWS * size.samples
     with tempfile.TemporaryDirectory() as folder:
-        small, large = _peaks(Path(folder), (rows // 10, rows))
+        small, large = (_peak(Path(folder), count) for count in (rows // 10, rows))
         yield _limit(rows // 10, small)
         yield _limit(rows, large)
         yield _comparison(f"peak memory, {rows:,} rows", f"{rows // 10:,} rows", large, small)
@@ -66,26 +66,19 @@ def _comparison(case: str, peer: str, ours: float, theirs: float) -> SpeedCompar
     )  # fmt: skip
 
 
-def _peaks(folder: Path, counts: Sequence[int]) -> list[float]:
-    """MiB above a process that has imported everything and streamed a few rows."""
-    files = [str(_table(folder / f"{rows}.parquet", rows)) for rows in counts]
-    few = str(_table(folder / "few.parquet", 64))
+def _peak(folder: Path, rows: int) -> float:
+    """MiB that a stream of so many rows takes above a new process that has imported torch."""
+    file = str(_table(folder / f"{rows}.parquet", rows))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(rises, few, files, torch.get_num_threads()).result()
+        return pool.submit(rise, file, torch.get_num_threads()).result()
 
 
-def rises(few: str, files: Sequence[str], threads: int) -> list[float]:
-    """MiB by which this process grows with each of ``files``, once it has streamed ``few``."""
+def rise(file: str, threads: int) -> float:
+    """MiB by which this process grows at most while it streams ``file``."""
     torch.set_num_threads(threads)
-    config = StreamConfig(head="lda")
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        stream([few], Path(folder) / "few", config)
-        for number, file in enumerate(files):
-            with PeakMeter() as meter:
-                stream([file], Path(folder) / f"model {number}", config)
-            found.append(meter.rise / MIB)
-    return found
+    with tempfile.TemporaryDirectory() as folder, PeakMeter() as meter:
+        stream([file], Path(folder) / "model", StreamConfig(head="lda"))
+    return meter.rise / MIB
 
 
 def _table(file: Path, rows: int) -> Path:

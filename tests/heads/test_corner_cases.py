@@ -220,6 +220,8 @@ def test_streaming_statistics_cannot_be_merged():
     memory = LinearDiscriminant(streaming=True).new_memory(8).update(features, labels)
     with pytest.raises(ValueError, match="cannot be merged"):
         memory + memory
+    with pytest.raises(ValueError, match="cannot be merged"):
+        memory.all_reduce()
     with pytest.raises(ValueError, match="fit_base starts"):
         memory.fit_base(features, labels)
 

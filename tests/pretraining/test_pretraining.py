@@ -208,3 +208,9 @@ def test_a_training_that_diverges_writes_no_weights(tmp_path):
     with pytest.raises(DivergedError, match="lower lr"):
         pretrain(config, folder := open_run(config))
     assert not (folder / "backbone.safetensors").exists()
+
+
+def test_a_mini_batch_of_one_sample_is_told_in_terms_of_its_setting(tmp_path):
+    config = config_of(tmp_path, "epochs=1", "objective.batch_size=1")
+    with pytest.raises(ConfigError, match=r"one sample.*give another objective\.batch_size"):
+        pretrain(config, open_run(config))

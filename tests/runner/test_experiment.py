@@ -301,6 +301,12 @@ def test_a_strategys_complaint_becomes_a_configuration_error(tmp_path: Path):
         run(tmp_path, "strategy=acme_replay", "strategy.mem_size=0")
 
 
+def test_a_mini_batch_of_one_sample_is_told_in_terms_of_its_setting(tmp_path: Path):
+    words = ["strategy=naive", "backbone=conv4", "benchmark=digits", "benchmark.train_per_class=3"]
+    with pytest.raises(ConfigError, match=r"one sample.*give another strategy\.train_mb_size"):
+        run(tmp_path, *words, "strategy.train_mb_size=5")
+
+
 @pytest.mark.parametrize("name", ["cuda:99", "toaster"])
 def test_an_absent_device_is_named(name: str):
     with pytest.raises(ConfigError, match=f"device={name}: not available here"):

@@ -55,7 +55,7 @@ class AppendTokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``(N, T + 5, D)`` from ``(N, T, D)``."""
-        return torch.cat([x, self.tokens.expand(len(x), -1, -1)], dim=1)
+        return torch.cat([x, self.tokens.expand(x.shape[0], -1, -1)], dim=1)
 
 
 class CutTokens(nn.Module):

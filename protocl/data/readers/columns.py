@@ -92,7 +92,7 @@ def _parquet(path: Path) -> Table:
             f"{path}: to read Parquet takes pyarrow, which is not installed: pip install pyarrow"
         ) from error
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
         _require_distinct(path, file.schema_arrow.names)
         content = file.read()
     except (ArrowException, OSError) as error:

@@ -93,6 +93,8 @@ def hugging_face_shards(source: str, columns: ColumnsConfig) -> list[HuggingFace
     Raises:
         DataError: ``datasets`` is not installed, or the data are absent or unreachable.
     """
+    if not _cut(source)[0]:
+        raise DataError(f"{source} has no name; expected hf:NAME, hf:FOLDER or hf:NAME@SPLIT")
     parts = _opened(source).num_shards
     return [HuggingFaceShard(source, place, parts, columns) for place in range(parts)]
 
@@ -123,8 +125,14 @@ def _opened(source: str) -> Any:
 
 
 def _on_disk(saved: Any, split: str) -> Any:
-    part = saved[split or "train"] if isinstance(saved, dict) else saved
+    part = _split_of(saved, split or "train") if isinstance(saved, dict) else saved
     return part.to_iterable_dataset(num_shards=max(1, min(_MOST, len(part) // _ROWS)))
+
+
+def _split_of(saved: dict[str, Any], split: str) -> Any:
+    if split in saved:
+        return saved[split]
+    raise ValueError(f"no split '{split}': name one of {', '.join(saved)} after @")
 
 
 def _cut(source: str) -> tuple[str, str]:

@@ -26,8 +26,11 @@ from protocl.data.shards.shard import (
 from protocl.errors import DataError
 
 SUFFIXES = (".parquet", ".pq")
-_BUFFER = 1 << 20
-"""Bytes of a column that are read at a time, instead of all of its row group."""
+_OPENED: dict[str, Any] = {
+    "buffer_size": 1 << 20, "pre_buffer": False, "page_checksum_verification": True,
+}  # fmt: skip
+"""Bytes of a column that are read at a time, instead of all of its row group; and what a writer
+noted of them, if it did, is compared."""
 
 
 @dataclass(eq=False)
@@ -153,7 +156,7 @@ class ParquetShard(Shard):
             ) from error
         try:
             # One thread: after a fork those of the process before are not there.
-            with parquet.ParquetFile(self.file, buffer_size=_BUFFER, pre_buffer=False) as file:
+            with parquet.ParquetFile(self.file, **_OPENED) as file:
                 groups, skipped = _groups_from(file.metadata, start)
                 for batch in file.iter_batches(size, row_groups=groups, use_threads=False):
                     if skipped < len(batch):

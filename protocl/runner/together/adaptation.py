@@ -10,6 +10,7 @@ from protocl.backbones import Backbone
 from protocl.config import ExperimentConfig
 from protocl.data.augmentation.image_augmentation import TrainingAugmentation, named_augmentation
 from protocl.distributed.collectives import of_first
+from protocl.errors import two_samples_a_batch
 from protocl.io import checkpoint
 from protocl.io.checkpoint import CheckpointFolder
 from protocl.runner.adapted_cache import AdaptedBackbones
@@ -62,7 +63,8 @@ def _adapt(run: SharedContext[ExperimentConfig], prepared: Prepared) -> Backbone
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No loggers specified")
             setup = prepared.setup(run, plugins, EvaluationPlugin())
-        backbone: Backbone = run.config.strategy.adapt_together(setup, experience)
+        with two_samples_a_batch("strategy.train_mb_size"):
+            backbone: Backbone = run.config.strategy.adapt_together(setup, experience)
         return backbone
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from protocl.backbones import BackboneConfig, Classifier, build_backbone
 from protocl.config import ExperimentConfig
-from protocl.config.schema import FeatureLearner, SharedLearner
+from protocl.config.schema import SharedLearner
 from protocl.errors import ConfigError, as_config_error
 from protocl.runner.prepare import Prepared, prepare, seed_generators
 from protocl.runner.together.adaptation import adapted_backbone
@@ -27,11 +27,11 @@ def execute_together(run: SharedContext[ExperimentConfig]) -> dict[str, Any]:
     _require_distributed(config)
     seed_generators(config.seed)
     prepared = prepare(run)
+    learner = _learner(run, prepared)  # refused before anything is trained
     if config.strategy.adaptation is not None:
         prepared = _over_features(run, prepared)
-    with as_config_error(f"strategy={config.strategy.name}: "):
-        learner = config.strategy.feature_learner(prepared.setup(run))
-    return SharedFeatureRun(run, prepared, _shared(config, learner)).finish()
+        learner = _learner(run, prepared)
+    return SharedFeatureRun(run, prepared, learner).finish()
 
 
 def _require_distributed(config: ExperimentConfig) -> None:
@@ -50,10 +50,16 @@ def _require_distributed(config: ExperimentConfig) -> None:
         )
 
 
-def _shared(config: ExperimentConfig, learner: FeatureLearner | None) -> SharedLearner:
-    if isinstance(learner, SharedLearner):
-        return learner
-    raise _refusal(config, "does more than add up features")
+def _learner(run: SharedContext[ExperimentConfig], prepared: Prepared) -> SharedLearner:
+    config = run.config
+    with as_config_error(f"strategy={config.strategy.name}: "):
+        learner = config.strategy.feature_learner(prepared.setup(run))
+    if not isinstance(learner, SharedLearner):
+        raise _refusal(config, "does more than add up features")
+    ordered_by = getattr(getattr(learner, "head", None), "ordered_by", "")
+    if ordered_by:
+        raise _refusal(config, f"keeps what depends on the order of samples (head.{ordered_by})")
+    return learner
 
 
 def _refusal(config: ExperimentConfig, reason: str) -> ConfigError:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from protocl.data.config import ColumnsConfig
+from protocl.data.readers.columns import read_table
 from protocl.data.shards.decoding import Wanted, read_label
 from protocl.data.shards.parquet import ParquetShard
 from protocl.data.shards.shard import Portion, Shard
@@ -227,6 +228,20 @@ class TestParquetFiles:
         assert kind == ("empty shard" if content is None else "damaged shard")
         assert "a.parquet" in message
 
+    def test_numbers_that_changed_since_they_were_written(self, tmp_path: Path) -> None:
+        file = write_parquet(
+            tmp_path / "a.parquet", {"x": np.arange(1000.0), "label": [0] * 1000},
+            write_page_checksum=True, use_dictionary=False, compression="none",
+        )  # fmt: skip
+        content = bytearray(file.read_bytes())
+        content[content.index(np.float64(700).tobytes())] ^= 1
+        file.write_bytes(content)
+        ((kind, message),) = faults(ParquetShard(file, ColumnsConfig()), Wanted((1,)))
+        assert kind == "damaged shard"
+        assert "checksum" in message
+        with pytest.raises(DataError, match="checksum"):
+            read_table(file)
+
     def test_a_column_that_is_not_there(self, tmp_path: Path) -> None:
         file = write_parquet(tmp_path / "a.parquet", feature_columns(range(2)))
         ((_, message),) = faults(ParquetShard(file, ColumnsConfig(label="lable")))
@@ -262,6 +277,15 @@ class TestDataSetsOfHuggingFace:
         pytest.importorskip("datasets")
         with pytest.raises(DataError, match="cannot be opened by datasets"):
             shards_of([f"hf:{tmp_path}"], Fields())
+        with pytest.raises(DataError, match="has no name"):
+            shards_of(["hf:@train"], Fields())
+
+    def test_a_split_that_is_not_there(self, tmp_path: Path) -> None:
+        datasets = pytest.importorskip("datasets")
+        part = datasets.Dataset.from_dict({"x": [1.0], "label": [0]})
+        datasets.DatasetDict(train=part, valid=part).save_to_disk(str(tmp_path / "saved"))
+        with pytest.raises(DataError, match="no split 'test': name one of train, valid after @"):
+            shards_of([f"hf:{tmp_path / 'saved'}@test"], Fields())
 
 
 class TestSources:

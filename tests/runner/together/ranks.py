@@ -13,6 +13,7 @@ import sys
 
 import torch.distributed as dist
 
+from protocl.cli import follower
 from protocl.cli.main import main
 from protocl.runner.together.feature_run import SharedFeatureRun
 
@@ -26,6 +27,7 @@ def end(run: SharedFeatureRun, t: int) -> None:
     learn(run, t)
 
 
+follower._HEAD_START = 0.0  # nobody ends the others here
 codes = []
 learn = SharedFeatureRun._learn
 for command in json.load(sys.stdin):

@@ -24,6 +24,8 @@ RANKS = 2
 ROOT = Path(__file__).parents[3]
 TRAIN, TEST = 4099, 131
 """Two files of training features and one for the test, none of them of a round number."""
+LEFT = int((np.random.default_rng(0).integers(0, 6, TRAIN) < 2).sum()) - 1
+"""All training samples of classes 0 and 1 but one."""
 
 EXACT = ("strategy.sums.exact=true",)
 RUNS = {
@@ -36,8 +38,12 @@ RUNS = {
         *EXACT,
     ),
     "pixels": ("strategy=nearest_mean", "backbone=identity", "strategy.eval_mb_size=4099", *EXACT),
+    "few": (
+        "strategy=slda", "backbone=mlp", "strategy.first_experience_epochs=2",
+        "strategy.eval_mb_size=2", *EXACT,
+    ),
     "floating": ("strategy=slda",),
-}
+}  # fmt: skip
 ADAPTED = (
     "strategy=slda", "backbone=mlp", "strategy.first_experience_epochs=2", "strategy.lr=0.01",
     "strategy.train_mb_size=63", *EXACT,
@@ -55,6 +61,15 @@ REFUSED = {
     "jobs=2: under torchrun": ["run", "strategy=slda", "seed=1,2", "jobs=2"],
     "the processes differ in strategy.head.shrinkage: 0.01 on rank 0, 0.11 on rank 1":
         ["run", "strategy=slda", "strategy.head.shrinkage=0.{rank}1"],
+    "keeps what depends on the order of samples (head.rank)": ["run", "strategy=loranpac"],
+    "keeps what depends on the order of samples (head.streaming)":
+        ["run", "strategy=slda", "strategy.head.streaming=true", "strategy.eval_mb_size=64"],
+    "runs of kind 'reconnaissance' are not distributed":
+        ["reconnaissance", "reconnaissance=digits"],
+    "a mini-batch of one sample": ["run", "strategy=slda", "strategy.first_experience_epochs=1",
+        "backbone=conv4", "benchmark.class_order=[0,1,2,3,4,5]", f"strategy.train_mb_size={LEFT}"],
+    "protocl stream is not distributed": ["stream", "model", "nothing.tar"],
+    "protocl list is not distributed": ["list", "heads"],
     "unknown key strategy.typo": ["run", "strategy=slda", "strategy.typo=1"],
 }  # fmt: skip
 
@@ -85,12 +100,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         noisy = means[y] + draw.normal(size=(len(y), 1, 8, 8)) * 40
         arrays[f"x_{part}"] = np.clip(noisy, 0, 255).astype(np.uint8)
     np.savez(folder / "toy.npz", **arrays)
+    one_each = [int(np.flatnonzero(labels["train"] == y)[0]) for y in range(6)]
+    few = {key: value[one_each] if "train" in key else value for key, value in arrays.items()}
+    np.savez(folder / "few.npz", **few)
     return folder
 
 
 def settings(root: Path, output: str, *more: str) -> list[str]:
+    """Of a run on all samples, or on one of each class, and so of fewer than processes."""
+    data, experiences = ("few", 6) if output.endswith("few") else ("toy", 3)
     return [
-        "benchmark=npz", f"benchmark.path={root / 'toy.npz'}", "benchmark.n_experiences=3",
+        "benchmark=npz", f"benchmark.path={root / data}.npz",
+        f"benchmark.n_experiences={experiences}",
         "device=cpu", f"output={root / output}", *more,
     ]  # fmt: skip
 
@@ -119,7 +140,8 @@ def ended(root: Path) -> Ended:
     commands.append(["", *run(root, "two-adapted", *ADAPTED)])
     commands.append(["", *pretrain(root, "two-pretrained")])
     for command in REFUSED.values():
-        given = command[1:] if command[0] == "federate" else settings(root, "refused", *command[1:])
+        own = command[0] in ("federate", "reconnaissance", "stream", "list")
+        given = command[1:] if own else settings(root, "refused", *command[1:])
         commands.append(["", command[0], *given])
     commands.append(["killed", *run(root, "killed", *RUNS["slda"])])
     with socket.socket() as free:
