@@ -84,6 +84,8 @@ def bring_back(folder: Path, file: Path) -> list[str]:
     Raises:
         ConfigError, DataError: see :func:`.backup.restore`, or nothing can be made of the backup.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; give that of the run, or the server's output")
     with TemporaryDirectory(dir=folder) as temporary:
         before = Path(temporary) / "before"
         with suppress(ConfigError, DataError):  # they may be lost or damaged
