@@ -51,7 +51,7 @@ def test_classes_are_listed_once():
     with pytest.raises(KeyError, match="classes are none"):
         merged.class_of("cat")
     merged.accept(contribution([FOX, 7], names={FOX: "red fox"}), client="Ada")
-    with pytest.raises(KeyError, match="classes are red fox, 7.$"):
+    with pytest.raises(KeyError, match=r"classes are red fox, 7.$"):
         merged.class_of("cat")
 
 
