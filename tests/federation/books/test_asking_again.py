@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from protocl import PrototypeMemory
+from protocl.cli.main import main
 from protocl.errors import ConfigError
 from protocl.federation import FederatedPrototypes
 from protocl.federation.books.audit import audit
 from protocl.federation.books.backup import back_up
+from protocl.federation.books.writing import BEGINNING
 from protocl.federation.cli.forget import bring_back, forget
 from protocl.federation.edges.certificates import certificates
 from protocl.federation.server.state import MergedMemory
@@ -68,3 +70,32 @@ def test_what_was_forgotten_after_a_backup_has_a_certificate(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match="nowhere is no folder"):
         bring_back(tmp_path / "nowhere", tmp_path / "backup")
+
+
+def test_a_model_of_what_remains_is_not_to_be_removed(tmp_path, capsys):
+    words = ["federation=digits", "clients=3", "rounds=1", "partition=iid"]
+    assert main(["federate", *words, f"output={tmp_path / 'runs'}"]) == 0
+    (run,) = [path.parent for path in tmp_path.rglob("config.yaml")]
+    backup = tmp_path / "backup"
+    back_up(run, backup)
+    assert f"{run / 'model'} is of what remains already" in bring_back(run, backup)
+    forget(run, "client=1001")
+    assert f"{run / 'model'} is of what remains already" in bring_back(run, backup)
+    assert f"{run / 'model'} is of what remains already" in forget(run, "client=1001")
+    back_up(run, again := tmp_path / "again")
+    forget(run, "class=4")
+    (said,) = bring_back(run, again)
+    assert "a backup was restored" in said
+    capsys.readouterr()
+
+
+def test_a_head_is_that_of_an_audit(tmp_path, capsys):
+    server_in(tmp_path)
+    head = audit(tmp_path).head
+    assert not audit(tmp_path, head).faults
+    assert not audit(tmp_path, BEGINNING.hex()).faults  # of before anything was in the books
+    for unfit in ("", "abc", head[:8], head.upper()):
+        with pytest.raises(ConfigError, match="expected all 64 digits"):
+            audit(tmp_path, unfit)
+    assert main(["federate", "audit", str(tmp_path), "head="]) == 2
+    assert "head=: expected all 64 digits" in " ".join(capsys.readouterr().err.split())
