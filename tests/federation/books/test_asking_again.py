@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -99,3 +100,17 @@ def test_a_head_is_that_of_an_audit(tmp_path, capsys):
             audit(tmp_path, unfit)
     assert main(["federate", "audit", str(tmp_path), "head="]) == 2
     assert "head=: expected all 64 digits" in " ".join(capsys.readouterr().err.split())
+
+
+def test_who_asks_while_somebody_else_forgets_is_served_when_that_one_ends(tmp_path):
+    """Two commands at once: the other one is no server, which would do it after a round."""
+    other, said = server_in(tmp_path), []
+    with other.writing():
+        asking = threading.Thread(target=lambda: said.extend(forget(tmp_path, "class=5")))
+        asking.start()
+        while not list((tmp_path / "requests").glob("*.json")):
+            pass
+    asking.join()
+    assert said == ["forgot class 5: 1 samples less, 3 remain"]
+    assert not list((tmp_path / "requests").iterdir())
+    assert not audit(tmp_path).faults
