@@ -345,6 +345,17 @@ def test_the_solution_of_few_samples_is_that_of_the_equations(form, each):
     assert head.fit(memory).predict(x).tolist() == [0, 1, 2] * each
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_a_strength_that_leaves_nothing_of_the_features_is_said(recwarn, scale):
+    given = inputs()
+    head = Ridge(regularization=0.01, bias=True, normalize=True)
+    head.fit(head.new_memory(12).update(scale * given["X"], given["y"]))
+    said = [str(each.message) for each in recwarn]
+    assert [text.startswith("regularization=0.01 outweighs") for text in said] == [True] * (
+        scale < 1
+    )
+
+
 def test_a_bias_answers_far_from_the_origin():
     """Next to no penalty: then it takes the offset of all features upon itself."""
     given = inputs()
