@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from protocl.errors import DataError
+from protocl.errors import ConfigError, DataError
 from protocl.federation.books.backup import folder_of_books
 from protocl.federation.books.books import FILE
 from protocl.federation.books.reading import OpenBooks, opened
@@ -50,19 +51,23 @@ class Audit:
     faults: list[str] = field(default_factory=list)
 
 
-def audit(folder: Path, head: str = "") -> Audit:
+def audit(folder: Path, head: str | None = None) -> Audit:
     """Recompute the chain of the ledger, the mark of each contribution, and their sum.
 
     It can be done while a server writes: what it reads is as it was between two rounds.
 
     Args:
         folder: of the books, or of the run or server that they are of.
-        head: of an earlier audit, which must be in the chain; "" for none.
+        head: of an earlier audit, which must be in the chain; None for none.
 
     Raises:
-        ConfigError: there are no books, or of another version.
+        ConfigError: there are no books, or of another version; ``head`` is none of an audit.
         DataError: they are damaged, or the keys are not there.
     """
+    if head is not None and not re.fullmatch(f"[0-9a-f]{{{len(BEGINNING.hex())}}}", head):
+        raise ConfigError(
+            f"head={head}: expected all {len(BEGINNING.hex())} digits that an earlier audit printed"
+        )
     with opened(folder) as books:
         if (state := books.db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
             file = folder_of_books(folder) / FILE
@@ -78,8 +83,8 @@ class _Auditor:
         self._counts: Counter[int] = Counter()
         self._found = Audit()
 
-    def audit(self, head: str) -> Audit:
-        found, seen = self._found, not head
+    def audit(self, head: str | None) -> Audit:
+        found, seen = self._found, head in (None, self._found.head)
         query = (
             "SELECT ledger.number, round, ledger.client, bytes, epoch, seq, kind, reason, outcome, "
             "first, ledger.key, labels, seal, mark, chain, data FROM ledger "

@@ -105,6 +105,14 @@ class Requests:
         atomic_write(self._folder / f"{name}.answer", answer)
         (self._folder / f"{name}.json").unlink()
 
+    def take_back(self, name: str) -> bool:
+        """Ask no longer; False where it was answered. Nobody else may be writing the books."""
+        try:
+            (self._folder / f"{name}.json").unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
     def wait_for(self, name: str, seconds: float) -> str | None:
         """The answer to a request; None where none came in time, and the request still stands.
 

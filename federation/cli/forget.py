@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,9 @@ from protocl.memory import PrototypeMemory
 
 _PATIENCE = 60.0
 """Seconds to wait for a server that is at work between two rounds."""
+
+_PAUSE = 1.0
+"""Seconds after which one looks whether who was asked has ended."""
 
 
 def forget(folder: Path, word: str, seconds: float = _PATIENCE) -> list[str]:
@@ -74,7 +78,7 @@ def _carry_out(place: Path, wanted: Wanted, seconds: float) -> list[str]:
         with strategy.writing():
             return _forget_here(strategy, place, wanted)
     except InUseError:
-        return [_ask(place, wanted, seconds)]
+        return _ask(strategy, place, wanted, seconds)
 
 
 def bring_back(folder: Path, file: Path) -> list[str]:
@@ -90,6 +94,8 @@ def bring_back(folder: Path, file: Path) -> list[str]:
     Raises:
         ConfigError, DataError: see :func:`.backup.restore`, or nothing can be made of the backup.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; give that of the run, or the server's output")
     place_of_keys(folder)
     with writing_to(folder, GIVE_ROOM), TemporaryDirectory(dir=folder) as temporary:
         before = Path(temporary) / "before"
@@ -139,10 +145,19 @@ def _forget_here(strategy: FederatedPrototypes, place: Path, wanted: Wanted) -> 
     return [said, *write_outputs(strategy, place.parent, before)]
 
 
-def _ask(place: Path, wanted: Wanted, seconds: float) -> str:
-    requests = Requests(place)
-    answer = requests.wait_for(requests.leave(wanted), seconds)
-    return answer or "asked the server that is at work; it does so between two rounds"
+def _ask(
+    strategy: FederatedPrototypes, place: Path, wanted: Wanted, seconds: float
+) -> list[str]:  # fmt: skip
+    """Have it done by who writes the books, or do it as soon as nobody does any more."""
+    requests, end = Requests(place), time.monotonic() + seconds
+    name = requests.leave(wanted)
+    while (left := end - time.monotonic()) > 0:
+        if answer := requests.wait_for(name, min(left, _PAUSE)):
+            return [answer]
+        with suppress(InUseError), strategy.writing():
+            if requests.take_back(name):
+                return _forget_here(strategy, place, wanted)
+    return ["asked the server that is at work; it does so between two rounds"]
 
 
 def _opened(place: Path) -> FederatedPrototypes:

@@ -91,33 +91,36 @@ def _write_model(
     folder: Path, before: PrototypeMemory | None, now: PrototypeMemory | None
 ) -> list[str]:
     """Let a model know what the memory holds now, if it knew what that was before."""
-    stays = f"{folder} was written before and still holds it"
-    if before is None or now is None:
+    stays = f"{folder} is not of what remains"
+    if now is None:
         return [f"{stays}: remove it, or take a class out of it by protocl forget"]
     try:
-        return [
-            _replace(folder, before, now)
-            or f"{stays}: it is not of the memory as that was, since it was changed, or forgetting "
-            "was stopped on the way: remove it"
+        return _replace(folder, before, now) or [
+            f"{stays}: it is not of the memory as that was, since it was changed, a backup was "
+            "restored, or forgetting was stopped on the way: remove it"
         ]
     except (ProtoclError, ValueError, OSError) as error:
         return [f"{stays}, and cannot be written anew ({error}): remove it"]
 
 
-def _replace(folder: Path, before: PrototypeMemory, now: PrototypeMemory) -> str:
-    """What was done; "" where the model is not of ``before``."""
+def _replace(folder: Path, before: PrototypeMemory | None, now: PrototypeMemory) -> list[str]:
+    """What was done; nothing where the model is not of ``before``."""
     from protocl.model.changes.owner import alone
     from protocl.model.classifier import PrototypeClassifier
     from protocl.model.folder import load_model, save_model
 
     with alone(folder):
         model = load_model(folder)
-        if not isinstance(model, PrototypeClassifier) or not same_sums(model.memory_, before):
-            return ""
+        if not isinstance(model, PrototypeClassifier):
+            return []
+        if same_sums(model.memory_, now):
+            return [f"{folder} is of what remains already"]
+        if before is None or not same_sums(model.memory_, before):
+            return []
         if not len(now):
             shutil.rmtree(folder)
-            return f"{folder} is removed, for nothing is left of it"
+            return [f"{folder} is removed, for nothing is left of it"]
         labels = dict(zip(model.ids_.tolist(), model.classes_, strict=True))
         kept = np.array([labels[class_id] for class_id in now.classes.tolist()])
         save_model(model.hold(now, kept, getattr(model, "encoder_", None)), folder)
-    return f"{folder} is written anew"
+    return [f"{folder} is written anew"]

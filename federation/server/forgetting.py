@@ -13,7 +13,7 @@ from protocl.federation.exactly_once.server import Tombstone
 from protocl.federation.server.kept import KeptState
 from protocl.federation.wire.statistics import Packed
 from protocl.memory import PrototypeMemory
-from protocl.memory.rows import class_id_tensor, groups_of, present_groups
+from protocl.memory.rows import class_id_of, class_id_tensor, groups_of, present_groups
 
 
 class Forgets(KeptState):
@@ -43,7 +43,7 @@ class Forgets(KeptState):
         if client in self.known.forgotten:
             return self.known.forget(client)  # by whoever was stopped before it was written down
         if client not in self._kept:
-            known = ", ".join(sorted(self._kept)[:10])
+            known = _listed(sorted(self._kept))
             raise KeyError(f"client '{client}' contributed nothing; clients are {known}")
         self._remove(client)
         return self.known.forget(client)
@@ -63,9 +63,8 @@ class Forgets(KeptState):
             ValueError: they share a moment with others in contributions that were restored.
         """
         lacking = frozenset(classes) - self._forgotten_classes
-        if present := lacking.intersection(self.memory.classes.tolist()):
-            self._forget_groups(present)
-        self._forgotten_classes |= lacking
+        if lacking:
+            self._forget_groups(lacking, lacking.intersection(self.memory.classes.tolist()))
 
     def _remove(self, client: str) -> None:
         """Take all of a client away, and accept nothing more from it."""
@@ -104,6 +103,8 @@ class Forgets(KeptState):
     def class_of(self, name: str) -> int:
         """The id of a class by its name, or by its number where classes have none.
 
+        A class that was forgotten is still found, so that whoever was stopped asks again.
+
         Raises:
             KeyError: there is no such class.
         """
@@ -111,9 +112,12 @@ class Forgets(KeptState):
         present = set((self.memory.classes // self.means).tolist())
         if name in named:
             return named[name] // self.means
+        if (class_id := class_id_of(name)) in self._forgotten_classes:
+            return class_id
         if name.isdecimal() and int(name) in present | self._forgotten_classes:
             return int(name)
-        known = ", ".join([*named, *map(str, sorted(present))][:10])
+        without = sorted(present - {class_id // self.means for class_id in named.values()})
+        known = _listed([*named, *map(str, without)])
         raise KeyError(f"class '{name}' is not in the merged memory; classes are {known}")
 
     def _forget_groups(self, gone: frozenset[int], present: Iterable[int] | None = None) -> None:
@@ -154,14 +158,17 @@ class Forgets(KeptState):
                     mixed.add(client)
         if mixed:
             clients = sorted(mixed)
-            listed = ", ".join(clients[:10]) + (", ..." if len(clients) > 10 else "")
             raise ValueError(
                 f"classes {sorted(gone)} came among others, with which they share a moment at "
-                f"level shared, from {len(clients)} clients: {listed}; let them withdraw the "
-                "classes, or forget the clients"
+                f"level shared, from {len(clients)} clients: {_listed(clients)}; let them withdraw "
+                "the classes, or forget the clients"
             )
         return self._sum.without(alone)
 
     def _note_forgetting(self, what: str, before: bytes, *row: Any) -> None:
         self.erasures += 1
         self._forgettings.append(Forgetting(what, before, digest_of(self.memory), *row))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "none"

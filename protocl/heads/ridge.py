@@ -22,6 +22,7 @@ from protocl.heads.regression.strength import (
     chosen_strength,
     cross_validation_errors,
     heldout_errors,
+    warn_of_given_strength,
 )
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
@@ -197,6 +198,7 @@ class Ridge(CentredHead):
             weights, reach = spectrum.weights(self.chosen), spectrum.reach(self.chosen)
         else:
             self.chosen = self.regularization
+            warn_of_given_strength(self.chosen, memory)
             weights, reach = solve(memory, self.chosen, form)
         self._move(memory.means)
         if self.rank is None:  # eigenpairs come of the features themselves, not of their squares

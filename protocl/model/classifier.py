@@ -193,6 +193,11 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         check_is_fitted(self, "memory_")
         if (classes is None) == (X is None):
             raise ValueError("forget takes either X and y, or classes")
+        if self.memory_.estimated and self.memory_.level != "mean":
+            raise ValueError(
+                f"the second moment is an estimate ({self.memory_.estimated}): nothing can "
+                "be taken out of it; forget in the run that made it, by protocl federate forget"
+            )
         if classes is None:
             features, labels = self._checked(X, cast(ArrayLike, y), reset=False)
             gone = self.memory_.empty_like()
@@ -206,7 +211,7 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
             if self.memory_.level == "shared":
                 raise ValueError(
                     "one second moment is kept for all classes, so none can be forgotten by name: "
-                    "give the samples, forget(X, y), or learn anew with forgettable=True"
+                    "give the samples (X, y; --samples), or learn anew with forgettable=True"
                 )
             self.memory_.forget(self._ids_of(wanted).tolist())
         known = np.isin(self.ids_, self.memory_.classes.numpy())

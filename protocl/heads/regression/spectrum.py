@@ -85,7 +85,7 @@ def decompose(memory: PrototypeMemory, form: Form = PLAIN) -> Spectrum:
     if isinstance(memory, LowRankMemory):
         return _of_eigenpairs(memory)
     equations = Equations(memory, form)
-    values, vectors, error = eigenpairs(equations.matrix(), memory.total)
+    values, vectors, error = eigenpairs(equations.matrix(), _directions(equations))
     return Spectrum(
         values,
         vectors,
@@ -96,6 +96,12 @@ def decompose(memory: PrototypeMemory, form: Form = PLAIN) -> Spectrum:
         equations.mass,
         grid_for(_variance(memory)),
     )
+
+
+def _directions(equations: Equations) -> int:
+    """The most directions of the targets: as ``A`` has, but where it lacks the class means."""
+    within = equations.form.scatter == "within"
+    return equations.width if within else equations.memory.total
 
 
 def _of_eigenpairs(memory: LowRankMemory) -> Spectrum:
@@ -123,7 +129,7 @@ def solve(
     are taken for zero otherwise. Eigenpairs are solved in their own directions.
     """
     equations = Equations(memory, form)
-    if not isinstance(memory, LowRankMemory) and memory.total > FEW * equations.width:
+    if not isinstance(memory, LowRankMemory) and _directions(equations) > FEW * equations.width:
         matrix = equations.matrix()
         if _is_semidefinite(matrix, _NOTHING * regularization):
             matrix.diagonal().add_(regularization)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
+from protocl.errors import PrecisionWarning
 from protocl.heads.regression.equations import PLAIN, Equations, Form
 from protocl.heads.regression.spectrum import Spectrum
 from protocl.memory import PrototypeMemory
@@ -33,6 +36,20 @@ def chosen_strength(spectrum: Spectrum, errors: Tensor, near: float) -> float:
     sound = grid >= spectrum.error.cpu().clamp(max=grid[-1])
     errors = torch.where(sound, errors.cpu(), torch.inf)
     return spectrum.grid[int((errors <= errors.min() * (1 + near)).nonzero()[0])]
+
+
+def warn_of_given_strength(regularization: float, memory: PrototypeMemory) -> None:
+    """Say that a given strength leaves nothing of features that are small."""
+    size = float(memory.squares.sum())
+    if not 0 < size < regularization:
+        return
+    warnings.warn(
+        f"regularization={regularization:g} outweighs features whose squares sum to {size:.1g}: "
+        "scores are those of class sums, or of class sizes where there is a bias; use a smaller "
+        "one or 'auto', or scale the features up",
+        PrecisionWarning,
+        stacklevel=6,
+    )
 
 
 def cross_validation_errors(spectrum: Spectrum) -> Tensor:

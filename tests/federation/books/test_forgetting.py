@@ -375,11 +375,14 @@ def test_the_model_of_a_run_is_without_what_was_forgotten(tmp_path, capsys, meth
     model = load_model(run)
     assert model.memory_.total < 1347
     if method == "fedcof":  # of an estimate nothing can be learned
+        for what in ({"classes": [3]}, {"X": torch.rand(1, 1, 8, 8).numpy(), "y": [3]}):
+            with pytest.raises(ValueError, match=r"an estimate .* by protocl federate forget"):
+                model.forget(**what)
         return
     model.partial_fit(torch.rand(2, 1, 8, 8).numpy(), model.classes_[:2])
     save_model(model, run / "model")  # taught since: nobody knows what of it is to stay
     assert main(["federate", "forget", str(run), "client=1001"]) == 0
-    assert "since it was changed, or forgetting was stopped on the way: remove it" in " ".join(
+    assert "since it was changed, a backup was restored, or forgetting was stopped" in " ".join(
         capsys.readouterr().out.split()
     )
 

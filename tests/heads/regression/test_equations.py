@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from protocl import PrototypeMemory
 from protocl.heads import LinearDiscriminant, NearestMean, Ridge
 from protocl.heads.regression.equations import Equations
-from protocl.heads.regression.spectrum import GRID, decompose
+from protocl.heads.regression.spectrum import GRID, decompose, solve
 from protocl.heads.regression.strength import cross_validation_errors
 from protocl.memory.maps.random_fourier import RandomFourier
 from protocl.memory.maps.top_k import TopKProjection
@@ -327,6 +327,33 @@ def test_few_samples_and_constant_features(form, samples):
     logits = head.fit(memory)(x)
     assert bool(logits.isfinite().all())
     assert head.predict(torch.zeros(0, 30)).shape == (0,)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("each", [1, 2])
+def test_the_solution_of_few_samples_is_that_of_the_equations(form, each):
+    """Class means lie outside the scatter within classes, which one sample each leaves at zero."""
+    x = torch.randn(3 * each, 20, generator=torch.Generator().manual_seed(0), dtype=F64)
+    head = Ridge(regularization=0.1, dtype=F64, **form)
+    memory = head.new_memory(20).update(x, torch.arange(3 * each) % 3)
+    equations = Equations(memory, head.form)
+    matrix = equations.matrix()
+    expected = torch.linalg.solve(
+        matrix + 0.1 * torch.eye(len(matrix), dtype=F64), equations.targets
+    )
+    torch.testing.assert_close(solve(memory, 0.1, head.form)[0], expected, rtol=1e-8, atol=1e-8)
+    assert head.fit(memory).predict(x).tolist() == [0, 1, 2] * each
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_a_strength_that_leaves_nothing_of_the_features_is_said(recwarn, scale):
+    given = inputs()
+    head = Ridge(regularization=0.01, bias=True, normalize=True)
+    head.fit(head.new_memory(12).update(scale * given["X"], given["y"]))
+    said = [str(each.message) for each in recwarn]
+    assert [text.startswith("regularization=0.01 outweighs") for text in said] == [True] * (
+        scale < 1
+    )
 
 
 def test_a_bias_answers_far_from_the_origin():
