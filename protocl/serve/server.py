@@ -83,9 +83,9 @@ def serve(folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
         known = len(service.state.known.classes_)
         say(f"serving {folder} ({known} {'class' if known == 1 else 'classes'}); Ctrl-C stops it")
         # Whoever taught the server a token of their own has it, and logs are read by others.
+        say(f"page: {address}/" + ("" if settings.token else f"#token={token}"))
         if note := getattr(service.state.known, "unknown_note", ""):
             say(f"what is unknown: {note}")
-        say(f"page: {address}/" + ("" if settings.token else f"#token={token}"))
         # uvicorn raises the signal again when it has stopped; by default that ends the process
         # before the note that the model is served is taken away.
         signal.signal(signal.SIGTERM, _stop)
