@@ -65,6 +65,10 @@ class PrecisionWarning(UserWarning):
     """Numbers that the arithmetic at hand resolves badly, or not at all."""
 
 
+class CalibrationWarning(UserWarning):
+    """A threshold of few samples, or of a memory that has changed since."""
+
+
 @contextmanager
 def as_config_error(prefix: str = "") -> Iterator[None]:
     """Turn a ``ValueError`` in the block into a :class:`ConfigError` whose text begins so."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protocl.federation.reconnaissance.discovered import DiscoveryReport
 from protocl.metrics.confusion import Confusion
-from protocl.metrics.detection import Detection
+from protocl.metrics.detection import Detection, best_in_words
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,10 @@ class StepReport:
 
     def __str__(self) -> str:
         alone = "" if self.alone is None else f", alone {self.alone:.4f}"
-        best = max(self.unknown, key=self.unknown.__getitem__, default="")
-        unknown = f", AUROC at most {self.unknown[best]:.3f} ({best})" if best else ""
         discovery = "" if self.discovery is None else f", {self.discovery}"
         return (
-            f"accuracy {self.accuracy:.4f} on {self.classes} classes{alone}{unknown}{discovery}, "
+            f"accuracy {self.accuracy:.4f} on {self.classes} classes"
+            f"{alone}{best_in_words(self.unknown)}{discovery}, "
             f"{decimal(self.bytes_up)} up, {decimal(self.bytes_down)} down"
         )
 

@@ -14,7 +14,7 @@ from protocl.data.arrays import ArrayData
 from protocl.errors import AllFailedError, ConfigError
 from protocl.federation.config import Method, MethodConfig
 from protocl.metrics.confusion import Confusion
-from protocl.metrics.detection import Detection
+from protocl.metrics.detection import Detection, best_in_words
 from protocl.open_world.scores import known_scores, reported_scores
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ class RoundReport:
 
     def __str__(self) -> str:
         accuracy = "unknown" if self.accuracy is None else f"{self.accuracy:.4f}"
+        told = best_in_words({name: one.auroc for name, one in self.detection.items()})
         return (
-            f"accuracy {accuracy} on {self.evaluated} samples of {self.classes} classes, "
+            f"accuracy {accuracy} on {self.evaluated} samples of {self.classes} classes{told}, "
             f"{decimal(self.bytes_up)} up, {decimal(self.bytes_down)} down, {self.seconds:.2f} s"
         )
 

@@ -41,8 +41,9 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
         help="file with the token for changes (default: a new one at each start, printed)",
     )  # fmt: skip
     add(
-        "--unknown", type=_threshold, default=0.5, metavar="P",
-        help="mark samples that are unknown with at least this probability (default 0.5), or off",
+        "--unknown", type=_threshold, default="auto", metavar="P",
+        help="mark samples that are unknown by at least this much, or off (default: a probability "
+        "of 0.5, or what protocl calibrate was asked to keep)",
     )  # fmt: skip
     add("--undo", type=float, default=10.0, metavar="MINUTES", help="default 10")
     add("--thumbnails", action="store_true", help="keep and show small pictures of what is taught")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,19 @@ class Detection:
     fpr95: float
     fpr95_unknown: float
     aupr_unknown: float
+
+
+def best_in_words(aurocs: Mapping[str, float]) -> str:
+    """The score that tells best, behind a comma; empty without any.
+
+    Args:
+        aurocs: by name of the score.
+
+    >>> best_in_words({"distance": 0.8, "evidence": 0.91})
+    ', AUROC at most 0.910 (evidence)'
+    """
+    best = max(aurocs, key=aurocs.__getitem__, default="")
+    return f", AUROC at most {aurocs[best]:.3f} ({best})" if best else ""
 
 
 def detection(known: ArrayLike, unknown: ArrayLike) -> Detection:

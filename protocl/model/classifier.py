@@ -30,9 +30,6 @@ from protocl.model.encoder import Encoder, is_pictures, listed, on_host
 from protocl.model.head_parameters import HeadParameters, built
 from protocl.model.labels import Labels, as_given, ids_beside, kind_of, like
 from protocl.model.replies import Replies
-from protocl.registry import HEADS
-
-Scores = NDArray[np.float64]
 
 
 class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimator):
@@ -56,6 +53,9 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
             classes of the first samples take at most 200 MB.
         exact: sum in fixed point, so that any order and grouping gives the same bits.
         step: quantisation step of ``exact``.
+        unknown_score: name of a score (``protocl list scores``), such as ``"evidence"``, by which
+            samples count as unknown once :meth:`calibrate_unknown` has been asked; None: a
+            probability tells it.
 
     Attributes:
         classes_: ``(C,)`` labels of the classes with samples, sorted.
@@ -64,6 +64,7 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         encoder_: the :class:`.Encoder` of images, with ``backbone``.
         memory_: the :class:`protocl.PrototypeMemory`.
         head_: the head.
+        calibration_: of ``unknown_score``, a :class:`.ScoreCalibration`; None where there is none.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -84,6 +85,7 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         forgettable: bool | Literal["auto"] = "auto",
         exact: bool = False,
         step: float = 2.0**-16,
+        unknown_score: str | None = None,
     ) -> None:
         self.head = head
         self.head_options = head_options
@@ -91,6 +93,7 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         self.forgettable = forgettable
         self.exact = exact
         self.step = step
+        self.unknown_score = unknown_score
 
     # -- learning ---------------------------------------------------------------------------
 
@@ -214,6 +217,7 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
                     "give the samples (X, y; --samples), or learn anew with forgettable=True"
                 )
             self.memory_.forget(self._ids_of(wanted).tolist())
+        self.calibration_ = None  # made with what is forgotten
         known = np.isin(self.ids_, self.memory_.classes.numpy())
         self.classes_, self.ids_ = self.classes_[known], self.ids_[known]
         return self
@@ -232,7 +236,7 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         if apart == "auto":
             apart = memory.bytes_for(classes, "full") <= FORGETTABLE_BYTES
         self.memory_ = make(level="full") if apart else memory
-        self.head_ = head
+        self.head_, self.calibration_ = head, None
         self.classes_, self.ids_ = np.empty(0), np.empty(0, dtype=np.int64)
 
     @contextmanager
@@ -295,14 +299,6 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         checked = validate_data(self, self._encoded(X), reset=False, dtype=_DTYPES)
         return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        head: Any = self.head
-        if not isinstance(head, Head):
-            head = built(head, self.head_options or {}) if head in HEADS.names() else None
-        tags.input_tags.positive_only = getattr(head, "tukey", None) is not None
-        return tags
-
     # -- in and out -------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -337,6 +333,7 @@ class PrototypeClassifier(Replies, ClassifierMixin, HeadParameters, BaseEstimato
         """
         order = np.argsort(labels, kind="stable")
         self.memory_, self.head_ = memory, built(self.head, {})
+        self.calibration_ = None
         self.classes_, self.ids_ = labels[order], memory.classes.numpy()[order]
         self.n_features_in_ = memory.feature_dim
         if encoder is not None:

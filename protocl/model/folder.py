@@ -5,6 +5,7 @@ file                        content
 =========================== ===========================================================
 ``model.json``              backbone and inputs, head and its settings, versions
 ``memory.safetensors``      the statistics, and the labels of their classes
+``unknown.json``            score of unknown inputs and its calibration, where one is chosen
 ``answer.safetensors``      trained parameters in the place of a memory
 ``backbone.safetensors``    weights, unless a package brings them
 ``journal-*.jsonl``         changes by a server, which can still be undone
@@ -55,6 +56,8 @@ from protocl.model.encoder import Encoder
 from protocl.model.kept_backbone import KeptBackbone
 from protocl.model.labels import Labels
 from protocl.model.trained import TrainedClassifier
+from protocl.model.unknown.kept import read_unknown, write_unknown
+from protocl.open_world.calibration import ScoreCalibration
 from protocl.registry import ANSWERS, HEADS, Registry
 
 if TYPE_CHECKING:
@@ -73,11 +76,13 @@ class Parts(NamedTuple):
         answering: the head and its memory, or trained parameters.
         labels: ``(C,)`` of the classes, in the order of ids or of the answer's columns.
         encoder: of samples; None where they are features.
+        unknown: the score that tells what is unknown, and its calibration.
     """
 
     answering: Answering
     labels: Labels
     encoder: Encoder | None
+    unknown: tuple[str | None, ScoreCalibration | None] = (None, None)
 
 
 def save_model(
@@ -111,7 +116,8 @@ def parts_of(model: Model) -> Parts:
     if not hasattr(model, "memory_"):
         raise ValueError("the classifier has not learned yet: call fit or partial_fit first")
     labels = model.classes_[np.argsort(model.ids_)]
-    return Parts((model.head_, model.memory_), labels, encoder)
+    unknown = model.unknown_score, model.calibration_
+    return Parts((model.head_, model.memory_), labels, encoder, unknown)
 
 
 def write(parts: Parts, folder: Path, pending: Sequence[Change] = ()) -> None:
@@ -224,6 +230,8 @@ def _write_state(parts: Parts, folder: Path) -> None:
         labels = {_LABELS: json.dumps(parts.labels.tolist())}
         memory_file.write(folder / ANSWER, labels, parts.answering.state_dict(), kind=FORMAT)
         return
+    # First, so that no kill leaves the calibration of what is forgotten; of others it says so.
+    write_unknown(folder, *parts.unknown)
     memory_file.write(folder / MEMORY, *_state(parts))
 
 
@@ -282,7 +290,9 @@ def _load_memory(
         exact=memory.exact,
         step=memory.step,
     )
-    return made.hold(memory, labels, encoder), changes
+    made.hold(memory, labels, encoder)
+    made.unknown_score, made.calibration_ = read_unknown(folder)
+    return made, changes
 
 
 def _load_answer(folder: Path, answer: Named, encoder: Encoder) -> TrainedClassifier:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocl.model.labels import Labels
+from protocl.open_world.calibration import Verdict
 
 
 class Guess(NamedTuple):
@@ -29,11 +31,14 @@ class Guesses(NamedTuple):
 
     Attributes:
         best: classes, the best first.
-        unknown: probability that it belongs to none of those known; None where nothing tells.
+        unknown: probability that it belongs to none of those known, or, by a score, the share of
+            known samples that score higher; None where nothing tells.
+        verdict: by a score; None where the model uses none.
     """
 
     best: list[Guess]
     unknown: float | None
+    verdict: Verdict | None = None
 
 
 def ranked(
@@ -42,6 +47,8 @@ def ranked(
     chances: NDArray[np.float64] | None,
     unknown: NDArray[np.float64] | None,
     top: int,
+    *,
+    verdicts: Sequence[Verdict] | None = None,
 ) -> list[Guesses]:
     """The guesses of ``N`` samples.
 
@@ -51,6 +58,7 @@ def ranked(
         chances: ``(N, C)`` probabilities, if there are any.
         unknown: ``(N,)``, if it is known.
         top: classes a sample, at least 1.
+        verdicts: of each, where a score gives them.
 
     Raises:
         ValueError: ``top`` is less than 1.
@@ -66,6 +74,7 @@ def ranked(
                 for c in columns[n]
             ],
             None if unknown is None else float(unknown[n]),
+            None if verdicts is None else verdicts[n],
         )
         for n in range(len(scores))
     ]

@@ -42,6 +42,14 @@ class HeadParameters(BaseEstimator):
                 params["head_options"] = {**given, **options}
         return cast(Self, super().set_params(**params))
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        head: Any = self.head
+        if not isinstance(head, Head):
+            head = built(head, self.head_options or {}) if head in HEADS.names() else None
+        tags.input_tags.positive_only = getattr(head, "tukey", None) is not None
+        return tags
+
 
 def built(head: str | Head, options: dict[str, Any]) -> Head:
     """The head that a name and options mean; of a given head a twin.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -12,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocl.heads.base import Head
-from protocl.heads.bayesian.head import BayesianPrototypes
-from protocl.memory import PrototypeMemory
 from protocl.model.guesses import Guesses, ranked
 from protocl.model.labels import Labels
+from protocl.model.unknown.judging import Judging
 from protocl.open_world.explanation.explanation import (
     Explanation,
     NearPrototype,
@@ -23,12 +21,11 @@ from protocl.open_world.explanation.explanation import (
     PrototypeUncertainty,
     nearest_samples,
 )
-from protocl.open_world.scores import known_scores
 
 Scores = NDArray[np.float64]
 
 
-class Replies:
+class Replies(Judging):
     """Answers from a head over a memory.
 
     Attributes:
@@ -38,18 +35,10 @@ class Replies:
         head_: the head.
     """
 
-    classes_: Labels
     ids_: NDArray[np.int64]
-    memory_: PrototypeMemory
     head_: Head
-    _rival: tuple[str, BayesianPrototypes] | None = None
-    """Tells how unknown samples are: for the revision of the memory that it is fitted to."""
     _doubt: tuple[str, PrototypeUncertainty] | None = None
-    """Tells kinds of uncertainty, likewise."""
-
-    @abstractmethod
-    def _features(self, X: Any) -> Tensor:
-        """Features ``(N, D)`` of samples, checked."""
+    """Tells kinds of uncertainty: for the revision of the memory that it is fitted to."""
 
     def predict(self, X: Any) -> Labels:
         """Labels ``(N,)`` of samples ``(N, D)``; the first of ``classes_`` among equal scores."""
@@ -72,34 +61,6 @@ class Replies:
     def scores(self, X: Any) -> Scores:
         """What the head gives each class, ``(N, C)``, columns as ``classes_``."""
         return self._scores(self._features(X))
-
-    def unknown(self, X: Any) -> Scores:
-        """Probability ``(N,)`` that a sample belongs to a class never learned.
-
-        One more class, of which only the scatter and spread of the others is known, competes with
-        them (:meth:`.BayesianPrototypes.unknown_probability`), whatever the head, on features
-        under the head's map.
-
-        Raises:
-            ValueError: the memory keeps too little for it, or knows one class only.
-        """
-        features = self._features(X)
-        self._require_scatter()
-        if len(self.classes_) < 2:
-            raise ValueError(
-                "one class is known, so that nothing tells how classes lie apart, and what another "
-                "would look like: learn samples of a second one"
-            )
-        return self._strangeness(features)
-
-    def known_scores(self, X: Any) -> dict[str, Scores]:
-        """How well known samples look, ``(N,)`` by name of the score, high for known.
-
-        Every score (``protocl list scores``) that the memory allows. They are no probabilities:
-        on many classes they rank better than :meth:`unknown`, which says how sure it is.
-        """
-        found = known_scores(self.memory_, self._features(X))
-        return {name: score.double().numpy() for name, score in found.items()}
 
     def guesses(self, X: Any, top: int = 5) -> list[Guesses]:
         """The best classes of each sample, how sure each is, and how unknown the sample.
@@ -131,7 +92,13 @@ class Replies:
         found = zip(self._ranked(features, top), mapped, near, kinds, strict=True)
         return [
             Explanation(
-                self._prototypes(each, point), samples, total, aleatoric, epistemic, each.unknown
+                self._prototypes(each, point),
+                samples,
+                total,
+                aleatoric,
+                epistemic,
+                each.unknown,
+                each.verdict,
             )
             for each, point, samples, (total, aleatoric, epistemic) in found
         ]
@@ -142,13 +109,10 @@ class Replies:
         return self.memory_.provides("shared") and self.memory_.total > len(self.memory_)
 
     def _ranked(self, features: Tensor, top: int) -> list[Guesses]:
-        sure = self.says_how_sure
+        chances = self._chances(features) if self.says_how_sure else None
+        unknown, verdicts = self._judged(features)
         return ranked(
-            self.classes_,
-            self._scores(features),
-            self._chances(features) if sure else None,
-            self._strangeness(features) if sure and len(self.classes_) > 1 else None,
-            top,
+            self.classes_, self._scores(features), chances, unknown, top, verdicts=verdicts
         )
 
     def _prototypes(self, found: Guesses, mapped: Tensor) -> list[NearPrototype]:
@@ -199,19 +163,6 @@ class Replies:
                 "how classes scatter: learn more samples, with a memory of level shared or full"
             )
 
-    def _strangeness(self, features: Tensor) -> Scores:
-        if self._rival is None or self._rival[0] != self.memory_.revision:
-            self._rival = self.memory_.revision, _rival_of(self.memory_.at_level("shared"))
-        mapped = self.memory_.feature_map(features)
-        return cast(Scores, self._rival[1].unknown_probability(mapped).numpy())
-
     def _columns(self) -> NDArray[np.intp]:
         """The column of the head's logits that belongs to each of ``classes_``."""
         return np.searchsorted(self.memory_.classes.numpy(), self.ids_)
-
-
-def _rival_of(known: PrototypeMemory) -> BayesianPrototypes:
-    """The posterior predictive of mapped samples, fitted to statistics of level ``shared``."""
-    plain = PrototypeMemory(known.width, "shared", exact=known.exact, step=known.step)
-    rival = BayesianPrototypes(covariance="full", dtype=torch.float64)
-    return rival.fit(PrototypeMemory.from_parts(plain, known.parts()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,9 +13,15 @@ from torch import Tensor
 
 from protocl.config.validation import is_number
 from protocl.open_world.categories import Rows
-from protocl.open_world.evidence import TwoCovariance
 
 NAMELESS = -1
+
+
+class Comparison(Protocol):
+    """What says how alike rows are: :class:`.TwoCovariance`, or a plain linkage."""
+
+    def same(self, left: Rows, right: Rows) -> Tensor:
+        """``(R, Q)`` float64, high for alike, of ``R`` and ``Q`` rows; symmetric."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Joins:
 
 
 def agglomerate(
-    evidence: TwoCovariance,
+    evidence: Comparison,
     rows: Rows,
     *,
     names: Sequence[int] | Tensor | None = None,
@@ -64,7 +71,8 @@ def agglomerate(
     (:meth:`Joins.groups`). Of equal ratios the rows of the smallest ids join.
 
     Args:
-        evidence: fitted.
+        evidence: fitted; or another comparison (:mod:`.linkages`), whose values stand in the place
+            of ratios.
         rows: with ascending ids; memory and time grow with ``R^2``.
         names: ``(R,)`` the name that each row bears, as a number, or -1 for none; rows of two
             different names, and what has joined them, never join.
@@ -119,7 +127,7 @@ class _Run:
         partner, value: ``(R,)`` the best partner behind each place, and the ratio to it.
     """
 
-    def __init__(self, evidence: TwoCovariance, rows: Rows, names: NDArray[np.int64]) -> None:
+    def __init__(self, evidence: Comparison, rows: Rows, names: NDArray[np.int64]) -> None:
         self.evidence, self.names = evidence, names
         self.counts, self.coordinates = rows.counts.clone(), rows.coordinates.clone()
         self.alive = np.ones(len(rows), bool)

@@ -64,8 +64,23 @@ class ScoreHistogram:
         twin = type(score)(**score.get_params())
         counts = torch.zeros(BINS, dtype=torch.int64)
         for _, samples, rest in left_out_parts(memory, features, labels, parts):
-            counts += torch.bincount(_bins(twin.fit(rest)(samples)).cpu(), minlength=BINS)
+            counts += _counted(twin.fit(rest)(samples))
         return cls(origin_of(score, memory), counts)
+
+    @classmethod
+    def held_out(cls, score: Score, memory: PrototypeMemory, features: Tensor) -> ScoreHistogram:
+        """Score samples of known classes that ``memory`` has never seen.
+
+        Args:
+            score: settings of the score; a fitted one stays as it is.
+            memory: the merged statistics.
+            features: ``(N, D)``. Samples that are in the memory would score too high.
+
+        Raises:
+            ValueError: the features do not fit, or the memory lacks what the score needs.
+        """
+        twin = type(score)(**score.get_params()).fit(memory)
+        return cls(origin_of(score, memory), _counted(twin(features)))
 
     @property
     def samples(self) -> int:
@@ -113,6 +128,18 @@ class ScoreHistogram:
         """Share ``(N,)`` of the known samples that score below, of scores ``(N,)``."""
         below = self.counts.cumsum(0) - self.counts
         return below[_bins(scores)].double() / max(self.samples, 1)
+
+    def share_above(self, scores: Tensor) -> Tensor:
+        """Share ``(N,)`` of the known samples in higher bins than scores ``(N,)``.
+
+        It is ``keep`` or more for just the scores below ``threshold(keep)``.
+        """
+        above = self.counts.flip(0).cumsum(0).flip(0) - self.counts
+        return above[_bins(scores)].double() / max(self.samples, 1)
+
+    def fits(self, score: Score, memory: PrototypeMemory) -> bool:
+        """Whether it was made with this score by this very memory."""
+        return self.origin == origin_of(score, memory)
 
     def require(self, score: Score, memory: PrototypeMemory) -> None:
         """Refuse to serve another memory or score than that of the samples.
@@ -181,6 +208,11 @@ def edges() -> Tensor:
     found = lower.sinh() * _FINEST
     found[0] = -torch.inf
     return found
+
+
+def _counted(scores: Tensor) -> Tensor:
+    """How many scores ``(N,)`` lie in each bin, ``(BINS,)``."""
+    return torch.bincount(_bins(scores).cpu(), minlength=BINS)
 
 
 def _bins(scores: Tensor) -> Tensor:

@@ -39,6 +39,22 @@ class Neighbour(BaseModel):
     thumbnail: str | None
 
 
+class UnknownBy(BaseModel):
+    """The score by which a sample counts as unknown or not.
+
+    Attributes:
+        score: its name.
+        value: what it gives the sample, high for known; null where the model keeps too little.
+        is_unknown: by its calibration; null where there is none.
+        note: what is wrong with the calibration, and what to do; empty if nothing is.
+    """
+
+    score: str
+    value: float | None
+    is_unknown: bool | None
+    note: str
+
+
 class Prediction(BaseModel):
     """What the model makes of a sample.
 
@@ -46,7 +62,9 @@ class Prediction(BaseModel):
         name: of its file, or its number.
         label: the best class.
         is_unknown: ``unknown`` is at least the threshold of the server.
-        unknown: probability that it belongs to none of those known; null where nothing tells.
+        unknown: probability that it belongs to none of those known, or, by a score, the share of
+            known samples that score higher; null where nothing tells.
+        unknown_by: the score; null where it is a probability.
         best: the best classes, the best first.
         nearest: the nearest prototypes, the nearest first.
     """
@@ -55,6 +73,7 @@ class Prediction(BaseModel):
     label: Label
     is_unknown: bool
     unknown: float | None
+    unknown_by: UnknownBy | None
     best: list[ClassGuess]
     nearest: list[Neighbour]
 
@@ -87,7 +106,7 @@ class Explained(BaseModel):
         total: entropy of the answer in nats; null where nothing tells.
         aleatoric: the part that remains however many samples are taught: classes overlap.
         epistemic: the part that more samples would take away.
-        unknown: probability that it belongs to none of those known; null where nothing tells.
+        unknown, unknown_by: see :class:`Prediction`.
     """
 
     name: str
@@ -96,6 +115,7 @@ class Explained(BaseModel):
     aleatoric: float | None
     epistemic: float | None
     unknown: float | None
+    unknown_by: UnknownBy | None
 
 
 class Explanations(BaseModel):
@@ -167,6 +187,8 @@ class Known(BaseModel):
         learns: whether it can be taught.
         forgets_classes: whether it can forget whole classes, and not only samples.
         unknown_threshold: from which on a sample is marked; null where none is.
+        unknown_by: the score that tells it; null where it is a probability.
+        unknown_note: what is wrong with its calibration, and what to do; empty if nothing is.
         classes: sorted.
     """
 
@@ -176,6 +198,8 @@ class Known(BaseModel):
     learns: bool
     forgets_classes: bool
     unknown_threshold: float | None
+    unknown_by: str | None
+    unknown_note: str
     classes: list[KnownClass]
 
 

@@ -127,7 +127,9 @@ class Routes:
             width=service.width,
             learns=service.ledger is not None,
             forgets_classes=service.ledger is not None and service.ledger.forgets_classes,
-            unknown_threshold=service.unknown,
+            unknown_threshold=service.threshold,
+            unknown_by=getattr(known, "unknown_score", None),
+            unknown_note=getattr(known, "unknown_note", ""),
             classes=[
                 answers.KnownClass(label=label, samples=count)
                 for label, count in zip(known.classes_.tolist(), counts, strict=True)
@@ -305,16 +307,21 @@ def _prediction(
         for each in guesses.best
     ]
     return answers.Prediction(
-        name=name, label=best[0].label, is_unknown=is_unknown, unknown=guesses.unknown, best=best,
+        name=name, label=best[0].label, is_unknown=is_unknown, unknown=guesses.unknown,
+        unknown_by=_unknown_by(guesses), best=best,
         nearest=[answers.Neighbour(**vars(each)) for each in nearest],
     )  # fmt: skip
 
 
 def _explanation(name: str, found: Explanation) -> answers.Explained:
     reasons = [answers.Reason(**each._asdict()) for each in found.prototypes]
-    said = found._asdict() | {"prototypes": reasons}
-    del said["samples"]
+    said = found._asdict() | {"prototypes": reasons, "unknown_by": _unknown_by(found)}
+    del said["samples"], said["verdict"]
     return answers.Explained(name=name, **said)
+
+
+def _unknown_by(found: Guesses | Explanation) -> answers.UnknownBy | None:
+    return None if found.verdict is None else answers.UnknownBy(**found.verdict._asdict())
 
 
 async def _problem(request: Request, error: Exception) -> JSONResponse:

@@ -40,8 +40,9 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._unknown = Histogram(
-            "protocl_unknown_probability", "That a sample is of no class known", buckets=_CHANCES,
-            registry=registry,
+            "protocl_unknown_probability",
+            "That a sample is of no class known; by a score, share of known samples above it",
+            buckets=_CHANCES, registry=registry,
         )  # fmt: skip
         self._changes = Counter("protocl_changes", "Changes", ("kind",), registry=registry)
         self._classes = Gauge("protocl_classes", "Classes known", registry=registry)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 
@@ -36,7 +37,7 @@ class Settings:
         readers: requests that are computed at a time; None for one a core.
         undo_seconds: for how long a change can be undone.
         thumbnails: whether small pictures of what is taught are kept, and shown.
-        unknown: probability of being unknown from which on a sample is marked; None for never.
+        unknown: from which on a sample is marked as unknown: see :class:`.Service`.
     """
 
     host: str = "127.0.0.1"
@@ -46,7 +47,7 @@ class Settings:
     readers: int | None = None
     undo_seconds: float = 600.0
     thumbnails: bool = False
-    unknown: float | None = 0.5
+    unknown: float | Literal["auto"] | None = "auto"
 
 
 def serve(folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
@@ -83,6 +84,8 @@ def serve(folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
         say(f"serving {folder} ({known} {'class' if known == 1 else 'classes'}); Ctrl-C stops it")
         # Whoever taught the server a token of their own has it, and logs are read by others.
         say(f"page: {address}/" + ("" if settings.token else f"#token={token}"))
+        if note := getattr(service.state.known, "unknown_note", ""):
+            say(f"what is unknown: {note}")
         # uvicorn raises the signal again when it has stopped; by default that ends the process
         # before the note that the model is served is taken away.
         signal.signal(signal.SIGTERM, _stop)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 Learner = PrototypeClassifier | TrainedClassifier
 Samples = Sequence[Image] | np.ndarray[Any, Any]
 NEAREST = 5
+HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ class Service:
         folder: of the model, which is this process's to change.
         undo_seconds: for how long a change can be undone.
         thumbnails: whether small pictures of what is taught are kept, and shown.
-        unknown: probability of being unknown from which on a sample is marked; None for never.
+        unknown: from which on a sample is marked as unknown, by what the model tells it; None for
+            never; ``"auto"`` for a probability of a half, or for what a score is calibrated to
+            keep.
 
     Attributes:
         name: of the folder.
@@ -115,13 +118,13 @@ class Service:
         *,
         undo_seconds: float = 600.0,
         thumbnails: bool = False,
-        unknown: float | None = 0.5,
+        unknown: float | Literal["auto"] | None = "auto",
     ) -> None:
         model, changes = read_model(folder)
         self.encoder: Encoder | None = getattr(model, "encoder_", None)
         self.name = folder.resolve().name
         self.shows_thumbnails = thumbnails
-        self.unknown = unknown
+        self._unknown = unknown
         self.ledger: Ledger | None = None
         if isinstance(model, PrototypeClassifier):
             self.ledger = Ledger(folder, model, changes, undo_seconds=undo_seconds)
@@ -188,9 +191,22 @@ class Service:
             )
         return known.explain(self.features(samples).numpy(), top)
 
+    @property
+    def threshold(self) -> float | None:
+        """From which on a sample is marked as unknown; None for never."""
+        if self._unknown != "auto":
+            return self._unknown
+        known = self.state.known
+        if isinstance(known, TrainedClassifier) or known.unknown_score is None:
+            return HALF
+        return None if known.calibration_ is None else known.calibration_.keep
+
     def marked(self, guesses: Guesses) -> bool:
         """Whether a sample counts as unknown."""
-        return None not in (self.unknown, guesses.unknown) and guesses.unknown >= self.unknown  # type: ignore[operator]
+        if self._unknown == "auto" and guesses.verdict is not None:
+            return bool(guesses.verdict.is_unknown)
+        threshold, unknown = self.threshold, guesses.unknown
+        return threshold is not None and unknown is not None and unknown >= threshold
 
     def _nearest(self, state: State, features: Tensor) -> list[list[Neighbouring]]:
         since = self.ledger.forgotten_since() if self.ledger and self.shows_thumbnails else {}

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -260,3 +261,28 @@ def test_an_answer_says_why(browser: Any, tmp_path: Path) -> None:
         assert browser.title != "broken"
         assert not wider(page)
         page.keep("10-phone-why")
+
+
+def test_what_a_score_says_is_unknown_and_when_that_is_old(browser: Any, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(120, 6)) + 9 * np.eye(6)[np.arange(120) % 4]
+    y = np.array(["a", "b", "c", "d"] * 30)
+    model = PrototypeClassifier("lda", unknown_score="evidence", exact=True)
+    model.fit(x[:60], y[:60]).calibrate_unknown(x[60:], y[60:]).save(tmp_path / "m")
+    with served(tmp_path / "m", Settings(port=0)) as server:
+        page = opened(browser, server)
+        page.find("#vectors").send_keys("30 30 -30 -30 0 0")
+        page.find("#vectors-form button").click()
+        page.wait(lambda: page.texts(".mark") == ["unknown by evidence"])
+        assert page.find("#unknown-note").text == ""
+        page.find(".answer button").click()
+        page.wait(lambda: page.texts(".why li"))
+        assert page.texts(".why li")[-1] == (
+            "unknown by evidence: 100 % of known samples score higher"
+        )
+        page.find("#name").send_keys("e")
+        page.find("#teach-button").click()
+        page.wait(lambda: page.find("#unknown-note").text)
+        assert (
+            "calibrated before 1 sample (1 new class) was added" in page.find("#unknown-note").text
+        )
+        page.keep("9-calibrated")

@@ -45,6 +45,7 @@ class DiscoverySettings:
             from the start, which are left out of the covariances for it.
         calibration_classes: how many of these.
         passes: see :func:`.refined`; 0 leaves groups as they were joined.
+        dissolve: whether samples of groups that are too small to be sent go to larger ones.
         absorb: log odds ratio above which a category without a name is a known class.
         least, most: see :func:`.provisional_rows`.
     """
@@ -55,6 +56,7 @@ class DiscoverySettings:
     offset: float | None = None
     calibration_classes: int = ranged(100, AT_LEAST_1)
     passes: int = ranged(0, AT_LEAST_0)
+    dissolve: bool = False
     absorb: float = 0.0
     least: int = ranged(5, AT_LEAST_1)
     most: int = ranged(500, AT_LEAST_1)
@@ -121,8 +123,9 @@ class Discoverer:
             default = self.thresholds.get(SERVER, 0.0)
             new = evidence.known(features) < self.thresholds.get(node, default)
         groups = group(evidence, features[new], self.offset)
-        groups = refined(evidence, features[new], groups, self.settings.passes)
         most, least = self.settings.most, self.settings.least
+        smallest = least if self.settings.dissolve else 1
+        groups = refined(evidence, features[new], groups, self.settings.passes, least=smallest)
         rows = provisional_rows(
             memory, features[new], groups, epoch=epoch, seq=seq, least=least, most=most
         )

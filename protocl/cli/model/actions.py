@@ -5,24 +5,31 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocl.cli.model.reasons import show_explanations
 from protocl.cli.model.samples import batches
-from protocl.cli.model.show import describe, writer
+from protocl.cli.model.show import describe, note, unknown_by, writer
 from protocl.data.folder import classes_in
 from protocl.errors import ConfigError, DataError, ProtoclError, as_config_error
+from protocl.model.changes.change import of_features
 from protocl.model.changes.owner import alone
 from protocl.model.changes.thumbnails import Thumbnails
 from protocl.model.classifier import PrototypeClassifier
 from protocl.model.description import DESCRIPTION
 from protocl.model.folder import Model, load_model, model_folder, save_model
 from protocl.model.labels import ids_beside, named
+from protocl.model.unknown.kept import write_unknown
+from protocl.open_world.calibration import KEEP
 
+SCORE = "evidence"
+"""What tells unknown samples where none is chosen."""
 _WAYS: dict[str | None, Any] = {None: "auto", "auto": "auto", "yes": True, "no": False}
 
 
@@ -48,6 +55,8 @@ def explain(args: argparse.Namespace) -> int:
         with _as_our_errors():
             found = model.explain(samples, args.top, stored=stored, labels=labels)
         show_explanations(names, found, as_json=args.json)
+    if not args.json:
+        _warn(note(model))
     _complain(unread)
     return 3 if unread else 0
 
@@ -60,13 +69,16 @@ def teach(args: argparse.Namespace) -> int:
         model = _new(args, folder) if args.new else _learning(folder)
         before = 0 if args.new else model.memory_.total
         with _as_our_errors():
-            lessons = [(_label(model, name), files) for name, files in _lessons(args)]
+            lessons = [
+                (_label(model, name), files) for name, files in _lessons(args.files, args.label)
+            ]
             labels = [label for label, _ in lessons]
             for label, files in lessons:
                 for _, samples in batches(files, _refuse):
                     model.partial_fit(samples, [label] * len(samples), classes=labels)
         save_model(model, folder)
     _print(f"{folder}: {model.memory_.total - before} samples more; {describe(model)}")
+    _warn(note(model))
     return 0
 
 
@@ -86,6 +98,30 @@ def forget(args: argparse.Namespace) -> int:
         save_model(model, folder)
         Thumbnails(folder).forget(class_id)
     _print(f"{folder}: {before - model.memory_.total} samples less; {describe(model)}")
+    _warn(note(model))
+    return 0
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    """Find from which score on samples count as unknown, or go back to the probability."""
+    if args.off and (args.score, args.keep, args.label) != (None, None, None):
+        raise ConfigError("--off takes no other options: leave out --score, --keep and --class")
+    folder = model_folder(args.model)
+    with alone(folder):
+        model = _learning(folder)
+        if args.off:
+            model.unknown_score = model.calibration_ = None
+        else:
+            model.unknown_score = args.score or model.unknown_score or SCORE
+            with _as_our_errors(), _warnings_as_lines():
+                features, labels = _held_out(args, model)
+                known = of_features(model)
+                keep = KEEP if args.keep is None else args.keep
+                taught = args.taught is not None
+                known.calibrate_unknown(features, labels, keep=keep, taught=taught)
+            model.calibration_ = known.calibration_
+        write_unknown(folder, model.unknown_score, model.calibration_)
+    _print(f"{folder}: unknown by {unknown_by(model)}")
     return 0
 
 
@@ -99,11 +135,16 @@ def merge(args: argparse.Namespace) -> int:
             "another folder, or name it among them"
         )
     first, *others = [_learning(model_folder(path)) for path in args.models]
+    pairs = zip(args.models[1:], others, strict=True)
+    lost = [path for path, other in pairs if other.unknown_score]
     with _as_our_errors():
         for other in others:
             first.merge(other)
         save_model(first, args.output)
     _print(f"{args.output}: {describe(first)}")
+    for path in lost:
+        _warn(f"what counts as unknown is not merged: that of {path} is left out")
+    _warn(note(first))
     return 0
 
 
@@ -123,6 +164,20 @@ def info(args: argparse.Namespace) -> int:
     folder = model_folder(args.model)
     show_info(load_model(folder), folder)
     return 0
+
+
+def _held_out(
+    args: argparse.Namespace, model: PrototypeClassifier
+) -> tuple[NDArray[Any], list[Any]]:
+    """Features ``(N, D)`` of the files, and their labels."""
+    features, labels = [], []
+    for name, files in _lessons(args.taught or args.held_out, args.label):
+        label = _label(model, name)
+        for _, samples in batches(files, _refuse):
+            encoder = getattr(model, "encoder_", None)
+            features.append(samples if encoder is None else encoder(samples).numpy())
+            labels += [label] * len(samples)
+    return np.concatenate(features), labels
 
 
 def _require_new(args: argparse.Namespace) -> None:
@@ -184,12 +239,12 @@ def _label(model: PrototypeClassifier, name: str) -> Any:
         return named(getattr(model, "classes_", np.empty(0)), name)
 
 
-def _lessons(args: argparse.Namespace) -> Iterator[tuple[str, list[Path]]]:
+def _lessons(given: Sequence[Path], label: str | None) -> Iterator[tuple[str, list[Path]]]:
     """Classes and the files that show them."""
-    if args.label is not None:
-        yield args.label, args.files
+    if label is not None:
+        yield label, list(given)
         return
-    for folder in args.files:
+    for folder in given:
         if not folder.is_dir():
             raise ConfigError(
                 f"{folder} is no folder: without --class NAME give a folder that has one subfolder "
@@ -215,6 +270,16 @@ def _as_our_errors() -> Iterator[None]:
         raise DataError(str(error.args[0])) from error
 
 
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Warnings without the place in the code."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for line in dict.fromkeys(str(each.message) for each in told):
+        _warn(line)
+
+
 def _complain(errors: list[DataError]) -> None:
     for error in errors:
         print(f"protocl: {error}", file=sys.stderr)  # noqa: T201
@@ -222,3 +287,8 @@ def _complain(errors: list[DataError]) -> None:
 
 def _print(line: str) -> None:
     print(line)  # noqa: T201
+
+
+def _warn(line: str) -> None:
+    if line:
+        print(line, file=sys.stderr)  # noqa: T201

@@ -35,11 +35,21 @@ examples:
   protocl forget MODEL --class otter                whole class, as if it had never been taught
   protocl forget MODEL --class otter --samples otter2.jpg
 """
+_CALIBRATE = """\
+examples:
+  protocl calibrate MODEL --held-out held_out/       one subfolder a class, none of it taught
+  protocl calibrate MODEL --taught pictures/         what was taught, left out in turn
+  protocl calibrate MODEL --held-out held_out/ --score energy --keep 0.99
+  protocl calibrate MODEL --off                      the probability again
+
+From then on predict, explain and serve tell by the score what is unknown. A model that is taught
+more says that its calibration is older; one that forgets has none until it is calibrated again.
+"""
 
 
 def add_commands(commands: Commands, common: argparse.ArgumentParser) -> None:
     """Add the commands to the parser of ``protocl``."""
-    for add in (_predict, _explain, _teach, _forget, _merge, _export, _info):
+    for add in (_predict, _explain, _teach, _forget, _calibrate, _merge, _export, _info):
         add(commands, common)
 
 
@@ -118,6 +128,31 @@ def _forget(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=Path, nargs="+", metavar="FILES",
         help="samples of the class; without any the whole class",
+    )  # fmt: skip
+
+
+def _calibrate(commands: Commands, common: argparse.ArgumentParser) -> None:
+    parser = _add(
+        commands, common, "calibrate", "choose from which score on pictures count as unknown",
+        epilog=_CALIBRATE,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("model", type=Path, help=_MODEL)
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument(
+        "--held-out", type=Path, nargs="+", metavar="FILES",
+        help="as for teach, of known classes and not taught; nothing is learned from them",
+    )  # fmt: skip
+    one.add_argument(
+        "--taught", type=Path, nargs="+", metavar="FILES",
+        help="the same of what was taught: each twentieth is left out in turn",
+    )  # fmt: skip
+    one.add_argument("--off", action="store_true", help="tell by the probability again")
+    add("--class", dest="label", metavar="NAME", help="what all of them show")
+    add("--score", metavar="NAME", help="default: the model's, or evidence (protocl list scores)")
+    add(
+        "--keep", type=float, metavar="SHARE",
+        help="share of them that is to count as known (default 0.95)",
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from protocl.cli.model.show import oddness
 from protocl.open_world.explanation.explanation import Explanation
 
 
@@ -21,12 +22,14 @@ def show_explanations(names: Sequence[str], found: Sequence[Explanation], *, as_
 def as_object(name: str, one: Explanation) -> dict[str, Any]:
     """An explanation as JSON has it."""
     kinds = ("total", "aleatoric", "epistemic", "unknown")
+    by_score = {} if one.verdict is None else {"unknown_by": one.verdict._asdict()}
     return {
         "file": name,
         "label": one.prototypes[0].label,
         "prototypes": [each._asdict() for each in one.prototypes],
         "samples": [each._asdict() for each in one.samples],
         **{kind: getattr(one, kind) for kind in kinds},
+        **by_score,
     }
 
 
@@ -43,8 +46,8 @@ def _lines(one: Explanation) -> list[str]:
             f"  uncertain by {one.total:.3f} nats: {one.aleatoric:.3f} because classes overlap, "
             f"{one.epistemic:.3f} for want of samples"
         )
-    if one.unknown is not None:
-        lines.append(f"  unknown {100 * one.unknown:.0f} %")
+    if odd := oddness(one):
+        lines.append(f"  {odd}")
     return lines
 
 

@@ -14,6 +14,8 @@ from protocl.memory import PrototypeMemory
 from protocl.model.classifier import PrototypeClassifier
 from protocl.model.folder import Model
 from protocl.model.guesses import Guesses
+from protocl.open_world.calibration import Verdict
+from protocl.open_world.explanation.explanation import Explanation
 
 _SHOWN = 12
 """Classes that are named in one line."""
@@ -23,7 +25,7 @@ def writer(args: argparse.Namespace, model: Model) -> Writer:
     """What ``args`` ask for."""
     if args.json:
         return JsonLines()
-    return Csv() if args.csv else Lines(model)
+    return Csv(model) if args.csv else Lines(model)
 
 
 class Writer:
@@ -44,20 +46,24 @@ class JsonLines(Writer):
         for name, guesses in zip(names, found, strict=True):
             best = [guess._asdict() for guess in guesses.best]
             line = {"file": name, "label": best[0]["label"], "unknown": guesses.unknown}
+            if guesses.verdict is not None:
+                line["unknown_by"] = guesses.verdict._asdict()
             print(json.dumps(line | {"best": best}, ensure_ascii=False))  # noqa: T201
 
 
 class Csv(Writer):
     """One row for each of a sample's best classes."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Model) -> None:
         self._rows = csv.writer(sys.stdout, lineterminator="\n")
-        self._rows.writerow(["file", "rank", "label", "score", "probability", "unknown"])
+        by_score = getattr(model, "unknown_score", None) is not None
+        more = [f"unknown_by_{field}" for field in Verdict._fields] if by_score else []
+        self._rows.writerow(["file", "rank", "label", "score", "probability", "unknown", *more])
 
     def __call__(self, names: list[str], found: list[Guesses]) -> None:
         for name, guesses in zip(names, found, strict=True):
             for rank, guess in enumerate(guesses.best, start=1):
-                self._rows.writerow([name, rank, *guess, guesses.unknown])
+                self._rows.writerow([name, rank, *guess, guesses.unknown, *(guesses.verdict or ())])
 
 
 class Lines(Writer):
@@ -65,6 +71,7 @@ class Lines(Writer):
 
     def __init__(self, model: Model) -> None:
         self._unsure = not (isinstance(model, PrototypeClassifier) and model.says_how_sure)
+        self._note = note(model)
 
     def __call__(self, names: list[str], found: list[Guesses]) -> None:
         width = max(map(len, names))
@@ -75,13 +82,34 @@ class Lines(Writer):
                    else f"{100 * guess.probability:.1f} %")
                 for guess in guesses.best
             )  # fmt: skip
-            odd = "" if guesses.unknown is None else f"   unknown {100 * guesses.unknown:.0f} %"
-            print(f"{name:{width}}  {best}{odd}")  # noqa: T201
+            odd = oddness(guesses)
+            print(f"{name:{width}}  {best}" + (f"   {odd}" if odd else ""))  # noqa: T201
 
     def finish(self) -> None:
-        """Say what numbers in brackets are."""
+        """Say what numbers in brackets are, and what is wrong with the calibration."""
         if self._unsure:
             print("(scores: this model keeps nothing to say how sure it is)", file=sys.stderr)  # noqa: T201
+        if self._note:
+            print(f"({self._note})", file=sys.stderr)  # noqa: T201
+
+
+def oddness(found: Guesses | Explanation) -> str:
+    """How unknown a sample is, in words; empty where nothing tells."""
+    verdict = found.verdict
+    if found.unknown is None:
+        return ""
+    if verdict is None:
+        return f"unknown {100 * found.unknown:.0f} %"
+    word = "unknown" if verdict.is_unknown else "known"
+    share = f"{100 * found.unknown:.0f} % of known samples score higher"
+    return f"{word} by {verdict.score} ({share})"
+
+
+def note(model: Model) -> str:
+    """What is wrong with the calibration of a model's score of unknown inputs; often empty."""
+    if not isinstance(model, PrototypeClassifier) or not model.unknown_note:
+        return ""
+    return f"unknown by {model.unknown_score}: {model.unknown_note}"
 
 
 def describe(model: Model) -> str:
@@ -127,6 +155,7 @@ def _facts(model: Model, folder: Path) -> dict[str, str]:
         facts["statistics"] = f"level {memory.level}, {memory.total:,} samples, {sums}"
         facts["forgets"] = _forgettable(memory)
         facts["says how sure"] = "yes" if model.says_how_sure else "no"
+        facts["unknown by"] = unknown_by(model)
     else:
         facts["answers by"] = f"{type(model.answer).__name__}, trained; it learns no more"
         facts["knows"] = describe(model)
@@ -138,3 +167,14 @@ def _forgettable(memory: PrototypeMemory) -> str:
     if memory.estimated:
         return "nothing"
     return "samples" if memory.level == "shared" else "samples and whole classes"
+
+
+def unknown_by(model: PrototypeClassifier) -> str:
+    """What tells unknown samples, and with which calibration."""
+    if model.unknown_score is None:
+        return "the probability of one class more"
+    words, calibration = [model.unknown_score], model.calibration_
+    if calibration is not None:
+        samples = calibration.histogram.samples
+        words.append(f"keeps {100 * calibration.keep:g} % of {samples:,} known samples")
+    return "; ".join(filter(None, [*words, model.unknown_note]))

@@ -11,6 +11,7 @@ from torch import Tensor
 from protocl.heads.bayesian.head import BayesianPrototypes
 from protocl.memory import PrototypeMemory
 from protocl.memory.feature_maps import unit
+from protocl.open_world.calibration import Verdict
 from protocl.open_world.discovery.whitened import Whitened
 from protocl.open_world.explanation.uncertainty import (
     Uncertainty,
@@ -60,7 +61,9 @@ class Explanation(NamedTuple):
         samples: nearest stored ones; empty where none are stored.
         total, aleatoric, epistemic: entropies of the answer in nats
             (:class:`.Uncertainty`); None where nothing tells them.
-        unknown: probability that it belongs to no known class; None where nothing tells.
+        unknown: probability that it belongs to no known class, or, by a score, the share of known
+            samples that score higher; None where nothing tells.
+        verdict: by a score; None where the model uses none.
     """
 
     prototypes: list[NearPrototype]
@@ -69,6 +72,7 @@ class Explanation(NamedTuple):
     aleatoric: float | None
     epistemic: float | None
     unknown: float | None
+    verdict: Verdict | None = None
 
 
 def nearest_samples(

@@ -10,7 +10,9 @@ from protocl.open_world.categories import Rows
 from protocl.open_world.evidence import TwoCovariance, log_evidence
 
 
-def refined(evidence: TwoCovariance, features: Tensor, groups: Tensor, passes: int = 3) -> Tensor:
+def refined(
+    evidence: TwoCovariance, features: Tensor, groups: Tensor, passes: int = 3, *, least: int = 1
+) -> Tensor:
     """Move each sample to the group that it has most evidence for, itself left out of its own.
 
     Joining pair by pair cannot take back what was joined early. What k-means does after its start
@@ -21,9 +23,11 @@ def refined(evidence: TwoCovariance, features: Tensor, groups: Tensor, passes: i
         features: ``(N, D)``.
         groups: ``(N,)`` int64, from 0 without gaps (:func:`.group`).
         passes: over all samples at most, 0 or more; it ends before when nothing moves.
+        least: samples of a group; those of smaller ones go to the larger group that they have most
+            evidence for, once the passes have ended. Where no group is as large all stay.
 
     Returns:
-        Groups ``(N,)`` numbered from 0 without gaps; a sample alone stays alone.
+        Groups ``(N,)`` numbered from 0 without gaps; a sample alone stays alone with ``least`` 1.
 
     Raises:
         ValueError: ``passes`` is no whole number of 0 or more.
@@ -45,7 +49,18 @@ def refined(evidence: TwoCovariance, features: Tensor, groups: Tensor, passes: i
         if torch.equal(better, groups):
             break
         groups = better.unique(return_inverse=True)[1]
-    return groups
+    return _without_small(evidence, samples, groups, least)
+
+
+def _without_small(evidence: TwoCovariance, samples: Rows, groups: Tensor, least: int) -> Tensor:
+    """Groups ``(N,)`` of which none has fewer than ``least`` samples, if one has as many."""
+    large = groups.bincount() >= least
+    if bool(large.all()) or not bool(large.any()):
+        return groups
+    places, lost = large.nonzero()[:, 0], ~large[groups]
+    ratios = evidence.same(samples[lost], samples.grouped(groups)[places])
+    moved = groups.masked_scatter(lost, places[ratios.argmax(1)])
+    return moved.unique(return_inverse=True)[1]
 
 
 def _moved(evidence: TwoCovariance, samples: Rows, groups: Tensor) -> Tensor:

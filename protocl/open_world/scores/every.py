@@ -8,8 +8,19 @@ from torch import Tensor
 
 from protocl.memory import PrototypeMemory
 from protocl.metrics.detection import Detection, detection
+from protocl.open_world.scores.base import Score
 from protocl.open_world.scores.evidence import Evidence
 from protocl.registry import SCORES
+
+
+def registered(name: str) -> Score:
+    """The score of that name, with its own settings and not fitted.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    score: Score = SCORES.get(name)()
+    return score
 
 
 def known_scores(
@@ -30,7 +41,7 @@ def known_scores(
         >>> known_scores(memory, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))["distance"].tolist()
         [0.0, -1.0]
     """
-    made = {name: SCORES.get(name)() for name in SCORES.names()}
+    made = {name: registered(name) for name in SCORES.names()}
     if base is not None:
         made["evidence_base"] = Evidence(base=base)
     return {

@@ -96,6 +96,7 @@ function showClasses() {
   $("width").textContent = known.width ?? "";
   $("filter").hidden = known.classes.length < 13;
   $("teach").hidden = !(token && known.learns);
+  $("unknown-note").textContent = known.unknown_note && `What is unknown by ${known.unknown_by}: ${known.unknown_note}`;
   $("no-classes").hidden = known.classes.length > 0;
   $("no-token").hidden = Boolean(token) || !known.learns;
   $("names").replaceChildren(...known.classes.map((each) => new Option(each.label)));
@@ -199,7 +200,7 @@ function answerRow(n, before) {
   body.append(head);
   row.append(body);
   if (!found) return row;
-  if (found.is_unknown) head.append(element("span", "mark", `unknown ${percent(found.unknown)}`));
+  if (found.is_unknown) head.append(element("span", "mark", mark(found)));
   body.append(...found.best.map((guess, rank) => guessRow(guess, rank, found.best)));
   if (before[n]) body.append(element("p", "before", `before: ${inWords(before[n])}`));
   if (found.nearest.length) {
@@ -208,6 +209,9 @@ function answerRow(n, before) {
   }
   return row;
 }
+
+const mark = ({ unknown, unknown_by }) =>
+  unknown_by ? `unknown by ${unknown_by.score}` : `unknown ${percent(unknown)}`;
 
 function guessRow(guess, rank, best) {
   const row = element("div", rank ? "guess" : "guess first");
@@ -272,8 +276,14 @@ function reasons(why) {
     const parts = `${short(why.aleatoric)} because classes overlap, ${short(why.epistemic)} for want of samples`;
     list.append(element("li", "", `uncertain by ${short(why.total)} nats: ${parts}`));
   }
-  if (why.unknown !== null) list.append(element("li", "", `${percent(why.unknown)} unknown`));
+  if (why.unknown !== null) list.append(element("li", "", howUnknown(why)));
   return list;
+}
+
+function howUnknown({ unknown, unknown_by }) {
+  if (!unknown_by) return `${percent(unknown)} unknown`;
+  const word = unknown_by.is_unknown ? "unknown" : "known";
+  return `${word} by ${unknown_by.score}: ${percent(unknown)} of known samples score higher`;
 }
 
 const many = (n, one, more) => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;

@@ -289,6 +289,17 @@ def test_samples_in_the_wrong_group_go_where_they_belong(known):
         refined(evidence, x, labels, -1)
 
 
+def test_groups_that_are_too_small_are_dissolved_where_asked(known):
+    x, labels = samples(8, classes=5, each=20)
+    evidence = TwoCovariance().fit(known)
+    split = labels.clone()
+    split[[0, 20, 40]] = torch.tensor([5, 5, 6])  # two of two categories, and one alone
+    assert refined(evidence, x, split, 0, least=5).equal(labels)
+    assert refined(evidence, x, split, 0, least=1).equal(split)
+    assert refined(evidence, x, labels, 0, least=21).equal(labels)  # none is large enough
+    assert refined(evidence, x[:0], labels[:0], least=5).tolist() == []
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_what_is_refined_does_not_depend_on_the_numbers_of_groups(known, seed):

@@ -1,0 +1,1 @@
+"""What a classifier counts as unknown: by a probability, or by a calibrated score."""
