@@ -163,6 +163,16 @@ def test_scatters_of_classes_are_made_a_few_at_a_time(monkeypatch):
     torch.testing.assert_close(torch.cat([p for p in made if p.ndim == 3]), whole)
 
 
+def test_factors_that_are_not_kept_give_the_same_samples(monkeypatch):
+    def draws():
+        gaussians, generator = ClassGaussians(of_clients("full")), torch.Generator().manual_seed(2)
+        return torch.stack([gaussians.draw(5, generator) for _ in range(2)])
+
+    kept = draws()
+    monkeypatch.setattr("protocl.memory.estimates.gaussians._KEPT", 0)
+    assert torch.equal(draws(), kept)
+
+
 def test_samples_of_few_flat_and_single_ones():
     labels = torch.tensor([5, 2, 2, 9, 9, 9])
     flat = torch.tensor([[1.0, 7.0], [0.0, 7.0], [1.0, 7.0], [3.0, 7.0], [4.0, 7.0], [9.0, 7.0]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -19,6 +19,9 @@ Covariance = Literal["auto", "full", "shared", "diagonal"]
 
 _PIECE = 1 << 17
 """Elements of the scatters of classes that are made at once: of all they can be gigabytes."""
+
+_KEPT = 1 << 28
+"""Elements of all factors, 2 GiB, up to which they are kept for the next draw."""
 
 
 class ClassGaussians:
@@ -53,6 +56,7 @@ class ClassGaussians:
         counts = memory.counts.double()
         self._freedom = (counts - 1).sum() if kept == "shared" else counts - 1
         self._freedom = self._freedom.clamp(min=1)
+        self._kept: list[tuple[int, Tensor]] = []
         _warn_of_eps(self._variance(), eps)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -78,8 +82,13 @@ class ClassGaussians:
                 noise[row] = noise[row] @ factor.T
         return noise.add_(self.means[:, None])
 
-    def _factors(self) -> Iterator[tuple[int, Tensor]]:
+    def _factors(self) -> Iterable[tuple[int, Tensor]]:
         """Each class's row, and the factor ``(W, W)`` of its covariance."""
+        if not self._kept and len(self.classes) * self._memory.width**2 <= _KEPT:
+            self._kept = list(self._made())
+        return self._kept or self._made()
+
+    def _made(self) -> Iterator[tuple[int, Tensor]]:
         for rows in torch.arange(len(self.classes)).split(max(1, _PIECE // self._memory.width**2)):
             scatters = self._memory.subset(self.classes[rows]).scatter()
             for row, scatter in zip(rows.tolist(), scatters, strict=True):
