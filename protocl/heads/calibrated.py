@@ -132,7 +132,7 @@ class GaussianCalibrated(CentredHead):
         classes, device = len(drawn), drawn.device
         order = torch.randperm(classes * self.per_class, generator=generator).to(device)
         rows = torch.arange(classes, device=device).repeat_interleave(self.per_class)[order]
-        return drawn.flatten(0, 1)[order] - self._centre.double(), rows
+        return drawn.sub_(self._centre.double()).flatten(0, 1)[order], rows
 
     def _begin(self, memory: PrototypeMemory, size: float) -> tuple[Tensor, Tensor]:
         """Weight ``(C, W)`` of centred and scaled features, and bias ``(C,)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from protocl.memory.symmetric import diagonal_places, unpack_triangles
 
 if TYPE_CHECKING:
     from protocl.memory.estimates.gaussians import Covariance
+    from protocl.memory.memory import PrototypeMemory
 
 _PIECE = 1 << 17
 """Elements of a block of means: 1 MiB."""
@@ -148,7 +149,8 @@ class DerivedStatistics(AdditiveStatistics):
         """
         from protocl.memory.estimates.gaussians import ClassGaussians
 
-        drawn = ClassGaussians(self, covariance, eps).draw(n, torch.Generator().manual_seed(seed))
+        gaussians = ClassGaussians(cast("PrototypeMemory", self), covariance, eps)
+        drawn = gaussians.draw(n, torch.Generator().manual_seed(seed))
         return drawn.flatten(0, 1), self.classes.repeat_interleave(n)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -76,6 +77,19 @@ def unpack_triangles(triangles: Tensor, width: int) -> Tensor:
     mirror_(stack)
     _mirror_within_(stack)
     return whole
+
+
+def block_triangles(triangles: Tensor, width: int, block: slice) -> Tensor:
+    """Upper triangles ``(..., B (B + 1) / 2)`` of blocks ``[block, block]`` on the diagonal.
+
+    Args:
+        triangles: ``(..., W (W + 1) / 2)`` of the whole matrices.
+        width: ``W``.
+        block: which rows and columns, ``B`` of them.
+    """
+    rows = islice(_rows(width), block.start, block.stop)
+    parts = [triangles[..., part.start : part.start + block.stop - row] for row, part in rows]
+    return torch.cat(parts, -1)
 
 
 @lru_cache(maxsize=16)

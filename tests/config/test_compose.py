@@ -113,6 +113,21 @@ def test_errors_say_what_was_expected(arguments: list[str], message: str):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("recipe", "head", "settings"),
+    [
+        ("klda", "klda_ensemble", {"members": 1, "dim": 2000}),
+        ("anacp", "anacp", {}),
+    ],
+)
+def test_published_names_of_heads_are_strategies(recipe: str, head: str, settings: dict[str, int]):
+    config = one(f"strategy={recipe}")
+    assert config.strategy.head.name == head
+    assert settings.items() <= vars(config.strategy.head).items()
+    assert one(f"strategy={recipe}", "strategy.head.seed=3").strategy.head.seed == 3
+    assert one(f"strategy={recipe}", "strategy.head=lda").strategy.head.name == "lda"
+
+
 def test_a_strategy_must_be_named():
     with pytest.raises(ConfigError, match="strategy is not set: add strategy=NAME"):
         load(["seed=1"])

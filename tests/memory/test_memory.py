@@ -163,6 +163,20 @@ def test_unbalanced_classes_at_level_full_are_summed_in_pieces():
         torch.testing.assert_close(memory.second_moment[class_id], mine.T @ mine)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_products_of_more_features_than_a_piece_has_rows_for(exact):
+    labels = torch.arange(80) % 2
+    features = torch.randn(80, 2100, generator=torch.Generator().manual_seed(3))
+    features = (features * 2**10).round() / 2**10
+    memory = PrototypeMemory(2100, "shared", exact=exact).update(features, labels)
+    torch.testing.assert_close(memory.second_moment, features.double().T @ features.double())
+    again = memory.empty_like()
+    for rows in torch.arange(80).split(53):
+        again.update(features[rows], labels[rows])
+    assert not exact or torch.equal(again.second_moment, memory.second_moment)
+    torch.testing.assert_close(again.second_moment, memory.second_moment, rtol=1e-14, atol=1e-12)
+
+
 # -- fixed point ----------------------------------------------------------------------------
 
 

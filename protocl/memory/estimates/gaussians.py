@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -12,9 +13,15 @@ from protocl.errors import PrecisionWarning
 from protocl.memory.batch import Level
 
 if TYPE_CHECKING:
-    from protocl.memory.derived import DerivedStatistics
+    from protocl.memory.memory import PrototypeMemory
 
 Covariance = Literal["auto", "full", "shared", "diagonal"]
+
+_PIECE = 1 << 17
+"""Elements of the scatters of classes that are made at once: of all they can be gigabytes."""
+
+_KEPT = 1 << 28
+"""Elements of all factors, 2 GiB, up to which they are kept for the next draw."""
 
 
 class ClassGaussians:
@@ -37,7 +44,7 @@ class ClassGaussians:
     """
 
     def __init__(
-        self, memory: DerivedStatistics, covariance: Covariance = "auto", eps: float = 1e-4
+        self, memory: PrototypeMemory, covariance: Covariance = "auto", eps: float = 1e-4
     ) -> None:
         if not len(memory):
             raise ValueError("the memory is empty: there are no classes to draw samples of")
@@ -45,10 +52,11 @@ class ClassGaussians:
             raise ValueError(f"eps={eps}: expected a variance of 0 or more")
         kept = _kept(memory, covariance)
         self.classes, self.means, self._eps = memory.classes, memory.means, eps
-        self._scatter = _reduced(memory.scatter(), memory.level, kept)
+        self._memory = memory if memory.level == kept else memory.at_level(kept)
         counts = memory.counts.double()
         self._freedom = (counts - 1).sum() if kept == "shared" else counts - 1
         self._freedom = self._freedom.clamp(min=1)
+        self._kept: list[tuple[int, Tensor]] = []
         _warn_of_eps(self._variance(), eps)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -65,27 +73,40 @@ class ClassGaussians:
 
     def placed(self, noise: Tensor) -> Tensor:
         """Samples ``m_c + L_c z`` of standard normal ``noise`` ``(C, n, W)``, in its place."""
-        if self._scatter.ndim == 2 and self._freedom.ndim:
-            noise *= self._deviations()[:, None]
-        elif self._scatter.ndim == 2:
-            noise = noise @ _factor(self._scatter / self._freedom, self._eps).T
+        if self._memory.level == "diagonal":
+            noise *= (self._variances() + self._eps).sqrt()[:, None]
+        elif self._memory.level == "shared":
+            noise = noise @ _factor(self._memory.scatter() / self._freedom, self._eps).T
         else:
-            for row, block in enumerate(noise):
-                factor = _factor(self._scatter[row] / self._freedom[row], self._eps)
-                noise[row] = block @ factor.T
-        return noise + self.means[:, None]
+            for row, factor in self._factors():
+                noise[row] = noise[row] @ factor.T
+        return noise.add_(self.means[:, None])
 
-    def _deviations(self) -> Tensor:
-        return (self._scatter / self._freedom[:, None] + self._eps).sqrt()
+    def _factors(self) -> Iterable[tuple[int, Tensor]]:
+        """Each class's row, and the factor ``(W, W)`` of its covariance."""
+        if not self._kept and len(self.classes) * self._memory.width**2 <= _KEPT:
+            self._kept = list(self._made())
+        return self._kept or self._made()
+
+    def _made(self) -> Iterator[tuple[int, Tensor]]:
+        for rows in torch.arange(len(self.classes)).split(max(1, _PIECE // self._memory.width**2)):
+            scatters = self._memory.subset(self.classes[rows]).scatter()
+            for row, scatter in zip(rows.tolist(), scatters, strict=True):
+                yield row, _factor(scatter / self._freedom[row], self._eps)
+
+    def _variances(self) -> Tensor:
+        """``(C, W)`` variances of each class, or ``(W,)`` of all."""
+        if self._memory.level == "shared":
+            return self._memory.scatter().diagonal() / self._freedom
+        by_class = self._memory.at_level("diagonal")
+        return by_class.scatter() / self._freedom[:, None]
 
     def _variance(self) -> float:
         """Mean over features and classes of their variance."""
-        if self._scatter.ndim == 2 and self._freedom.ndim:
-            return float((self._scatter / self._freedom[:, None]).mean())
-        return float((self._scatter.diagonal(dim1=-2, dim2=-1).mean(-1) / self._freedom).mean())
+        return float(self._variances().mean())
 
 
-def _kept(memory: DerivedStatistics, covariance: Covariance) -> Level:
+def _kept(memory: PrototypeMemory, covariance: Covariance) -> Level:
     """The level of statistics that covariances of this kind come from."""
     if covariance not in get_args(Covariance):
         raise ValueError(f"covariance={covariance!r}: expected {', '.join(get_args(Covariance))}")
@@ -97,13 +118,6 @@ def _kept(memory: DerivedStatistics, covariance: Covariance) -> Level:
     wanted: Level = memory.level if covariance == "auto" else covariance
     memory.require_level(wanted)
     return wanted
-
-
-def _reduced(scatter: Tensor, level: Level, kept: Level) -> Tensor:
-    """The scatter of one level from that of another that has it."""
-    if level == kept:
-        return scatter
-    return scatter.sum(0) if kept == "shared" else scatter.diagonal(dim1=1, dim2=2)
 
 
 def _factor(covariance: Tensor, eps: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -144,14 +146,30 @@ def test_merged_statistics_give_the_head_of_one_place_and_files_load(make, exact
     assert torch.equal(found, expected) or not exact
 
 
-def test_members_hold_what_they_would_hold_alone():
+@pytest.mark.parametrize("level", ["mean", "diagonal", "shared", "full"])
+@pytest.mark.parametrize(
+    "how", [{}, {"moments": "single"}, {"exact": True}, {"exact": True, "step": 2.0**-22}]
+)
+def test_members_hold_what_they_would_hold_alone(level, how):
+    """Both halves of each number, in fixed point beyond one word as well."""
     data = inputs()
-    joint = Joint([UnitNorm(), GeluProjection(12, 5, seed=3)])
-    whole = PrototypeMemory(12, "full", feature_map=joint).update(data["X"], data["y"])
-    for part, map in zip(member_memories(whole), joint.maps, strict=True):
-        alone = PrototypeMemory(12, "shared", feature_map=map).update(data["X"], data["y"])
-        torch.testing.assert_close(part.sums, alone.sums, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(part.second_moment, alone.second_moment, rtol=1e-12, atol=1e-12)
+    joint = Joint([UnitNorm(), GeluProjection(12, 5, seed=3), FeatureMap()])
+    kept = "mean" if level in ("mean", "diagonal") else "shared"
+    whole = PrototypeMemory(12, level, feature_map=joint, **how)
+    alone = [PrototypeMemory(12, kept, feature_map=map, **how) for map in joint.members]
+    for rows in torch.arange(180).split(50):
+        for memory in (whole, *alone):
+            memory.update(data["X"][rows].double(), data["y"][rows])
+    for memory in 8 * (whole, *alone):
+        memory.merge(memory.copy())
+    for part, own in zip(member_memories(whole), alone, strict=True):
+        assert part.describe() == own.describe()
+        equal = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+        if "exact" in how:
+            equal = partial(torch.testing.assert_close, rtol=0, atol=0)
+        equal(part.sums, own.sums)
+        if kept == "shared":
+            equal(part.second_moment, own.second_moment)
     assert feature_map(joint.spec).spec == joint.spec
 
 
