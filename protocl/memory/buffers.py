@@ -143,8 +143,7 @@ def _lengthened(held: mmap.mmap, rows: int, before: int) -> bool:
 
 def _tensor_in(held: mmap.mmap, size: Sequence[int], kind: torch.dtype) -> Tensor:
     """The tensor that fills a map, and keeps it."""
-    content = torch.from_numpy(np.frombuffer(held, np.uint8))
-    return torch.empty(0, dtype=kind).set_(content.untyped_storage(), 0, size)
+    return torch.from_numpy(np.frombuffer(held, np.uint8)).view(kind).view(*size)
 
 
 def _move_rows_(buffer: Tensor, places: Sequence[int]) -> None:
