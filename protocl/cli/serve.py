@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Literal
 
 from protocl.cli.arguments import Commands
 from protocl.errors import ConfigError, DataError
@@ -42,8 +43,8 @@ def add_command(commands: Commands, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--unknown", type=_threshold, default="auto", metavar="P",
-        help="mark samples that are unknown by at least this much, or off (default: a probability "
-        "of 0.5, or what protocl calibrate was asked to keep)",
+        help="mark samples that are unknown by at least this much, or off (default auto: a "
+        "probability of 0.5, or what protocl calibrate was asked to keep)",
     )  # fmt: skip
     add("--undo", type=float, default=10.0, metavar="MINUTES", help="default 10")
     add("--thumbnails", action="store_true", help="keep and show small pictures of what is taught")
@@ -105,8 +106,10 @@ def _token(args: argparse.Namespace) -> str | None:
     return token
 
 
-def _threshold(text: str) -> float | None:
-    """A probability, or ``off``, as argparse asks for it."""
+def _threshold(text: str) -> float | Literal["auto"] | None:
+    """A number from 0 to 1, ``auto`` or ``off``, as argparse asks for it."""
+    if text == "auto":
+        return "auto"
     if text == "off":
         return None
     try:
@@ -114,7 +117,7 @@ def _threshold(text: str) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number in 0..1, or off")
+        raise argparse.ArgumentTypeError(f"{text}: expected a number in 0..1, auto or off")
     return value
 
 

@@ -83,6 +83,8 @@ def agglomerate(
             number.
 
     Example:
+        >>> from protocl.memory import PrototypeMemory
+        >>> from protocl.open_world.evidence import TwoCovariance
         >>> features = torch.tensor([[0.0, 1], [1, 0], [9, 0], [8, 1], [0, 8], [1, 9]])
         >>> memory = PrototypeMemory(2, level="shared").update(
         ...     features, torch.tensor([4, 4, 7, 7, 9, 9]))

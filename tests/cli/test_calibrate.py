@@ -147,6 +147,9 @@ def test_a_journal_that_can_be_undone_stays(arrays: Path, capsys: Any):
             3,
             "keep=95.0: expected a share",
         ),
+        (["--class", "3", "--held-out", "none.npy"], 3, "there is no sample in these files"),
+        (["--class", "3", "--held-out", "narrow.npy"], 3, "X has 63 features"),
+        (["--class", "3", "--held-out", "nan.npy"], 3, "contains NaN"),
         (["--held-out", "nowhere"], 2, "nowhere is no folder"),
     ],
 )
@@ -154,6 +157,9 @@ def test_what_it_refuses(
     arrays: Path, monkeypatch: Any, capsys: Any, words: list[str], code: int, message: str
 ):
     monkeypatch.chdir(arrays)
+    np.save("none.npy", X[:0])
+    np.save("narrow.npy", X[:30, 1:])
+    np.save("nan.npy", np.full((30, 64), np.nan))
     assert calibrate(arrays, *words) == code
     assert message in capsys.readouterr().err
     assert not (arrays / "six" / "unknown.json").exists()

@@ -65,7 +65,7 @@ def test_what_is_no_model(tmp_path: Path, capsys: Any) -> None:
 def test_a_threshold_is_a_probability(value: str, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["serve", str(tmp_path), f"--unknown={value}"])
-    assert "expected a number in 0..1, or off" in capsys.readouterr().err
+    assert "expected a number in 0..1, auto or off" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken(tmp_path: Path, capsys: Any) -> None:

@@ -29,7 +29,7 @@ from protocl.model.unknown.kept import write_unknown
 from protocl.open_world.calibration import KEEP
 
 SCORE = "evidence"
-"""What tells unknown samples where none is chosen."""
+"""Tells what is unknown where ``protocl calibrate`` is asked for no other score."""
 _WAYS: dict[str | None, Any] = {None: "auto", "auto": "auto", "yes": True, "no": False}
 
 
@@ -177,6 +177,8 @@ def _held_out(
             encoder = getattr(model, "encoder_", None)
             features.append(samples if encoder is None else encoder(samples).numpy())
             labels += [label] * len(samples)
+    if not labels:
+        raise DataError("there is no sample in these files, by which to calibrate")
     return np.concatenate(features), labels
 
 
@@ -275,9 +277,11 @@ def _warnings_as_lines() -> Iterator[None]:
     """Warnings without the place in the code."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        yield
-    for line in dict.fromkeys(str(each.message) for each in told):
-        _warn(line)
+        try:
+            yield
+        finally:
+            for line in dict.fromkeys(str(each.message) for each in told):
+                _warn(line)
 
 
 def _complain(errors: list[DataError]) -> None:

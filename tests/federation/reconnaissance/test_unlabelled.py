@@ -36,6 +36,17 @@ def test_star_and_gossip_end_at_the_same_categories(tmp_path):
     assert last(first)["discovery"] == last(second)["discovery"]
 
 
+def test_what_is_too_small_to_be_sent_can_go_to_larger_groups(tmp_path):
+    all_new = (*DISCOVER, "method.discovery.detect=false", "method.discovery.offset=0")
+    some, _ = finish(tmp_path / "some", *all_new)
+    every, _ = finish(tmp_path / "every", *all_new, "method.discovery.dissolve=true")
+    left_out = [
+        sum(int((finding.rows < 0).sum()) for finding in run.discoveries.findings)
+        for run in (some, every)
+    ]
+    assert left_out[0] > left_out[1] == 0
+
+
 def test_labels_are_taken_from_the_share_asked_for_and_nothing_else_is_drawn(tmp_path):
     words = ("benchmark.base_classes=4", "scenario.samples_per_class=20")
     whole = start(tmp_path, *words).scenario
