@@ -93,7 +93,7 @@ class ClientState:
     life: Life = field(default_factory=Life)
     names: Mapping[int, str] = field(default_factory=dict)
     withdraws: bool = False
-    _statistics: dict[int, PrototypeMemory | Resting] = field(default_factory=dict)
+    _statistics: Mapping[int, PrototypeMemory | Resting] = field(default_factory=dict)
     release: str = ""
 
     @property
