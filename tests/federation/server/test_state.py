@@ -485,7 +485,7 @@ def test_merging_does_not_change_what_was_sent():
 @pytest.mark.parametrize("level", ["mean", "diagonal", "shared", "full"])
 def test_a_state_in_this_process_comes_back_with_every_bit(level, exact):
     """Between two messages it is arrays alone."""
-    like, store = PrototypeMemory(4, level, exact=exact), StatesInProcess()
+    like, store = PrototypeMemory(4, level, exact=exact), StatesInProcess(awake=0)
     expected = ClientState(like.empty_like())
     for number, classes in enumerate((0, 3, 40)):  # none at first
         generator = torch.Generator().manual_seed(number)
@@ -515,8 +515,9 @@ def test_a_state_in_this_process_comes_back_with_every_bit(level, exact):
             assert (mine.seq, mine.kind) == (theirs.seq, theirs.kind)
 
 
-def test_what_a_block_did_that_raises_stays_in_this_process():
-    like, store = PrototypeMemory(2, exact=True), StatesInProcess()
+@pytest.mark.parametrize("awake", [0, 1])
+def test_what_a_block_did_that_raises_stays_in_this_process(awake):
+    like, store = PrototypeMemory(2, exact=True), StatesInProcess(awake)
     delta = like.empty_like().update(torch.ones(3, 2), torch.zeros(3).long())
     with contextlib.suppress(ZeroDivisionError), store.open("a", like) as state:
         state.contribute(delta, 1)
