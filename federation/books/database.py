@@ -82,6 +82,9 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
     return connection
 
 
+_NOTHING_WRITTEN = "no round was written to it; restore a backup, or begin anew"
+
+
 def connect_written(path: Path) -> sqlite3.Connection:
     """Open books that are there, and in which a round was written.
 
@@ -100,9 +103,6 @@ def connect_written(path: Path) -> sqlite3.Connection:
     except DataError:
         books.close()
         raise
-
-
-_NOTHING_WRITTEN = "no round was written to it; restore a backup, or begin anew"
 
 
 def _require_version(connection: sqlite3.Connection, path: Path, schema: str) -> None:

@@ -99,7 +99,7 @@ def opened(folder: Path) -> Iterator[OpenBooks]:
 
     Raises:
         ConfigError: there are no books, or of another version.
-        DataError: they are damaged, or the keys are not there.
+        DataError: they are damaged or empty, or the keys are not there.
     """
     place = folder_of_books(folder)
     if not (place / KEY_FILE).exists():

@@ -40,7 +40,9 @@ def _audit_edges(root: Path, edges: list[str]) -> list[str]:
     for edge in found:
         _say(f"{edge.name}: {'; '.join(edge.faults) or edge.text}")
     compared = sum(edge.compared and not edge.faults for edge in found)
-    _say(f"{compared} of {len(found)} edges are at the root what their books sum to")
+    without = sum(not edge.compared and not edge.faults for edge in found)
+    aside = f"; {without} were not compared, for the reasons above" if without else ""
+    _say(f"{compared} of {len(found)} edges are at the root what their books sum to{aside}")
     return [f"{edge.name}: {fault}" for edge in found for fault in edge.faults]
 
 

@@ -10,11 +10,14 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,6 +26,7 @@ from protocl.errors import ConfigError, DataError
 from protocl.federation.exactly_once.client import Life, Pending, Settled
 from protocl.federation.exactly_once.release import Release
 from protocl.federation.wire.messages import Contribution
+from protocl.federation.wire.statistics import extremes, narrowest
 from protocl.io.atomic import atomic_path
 from protocl.memory import PrototypeMemory
 from protocl.memory.file import arrays_of, description_of
@@ -31,6 +35,44 @@ RELEASE = ".release.json"
 """How the file beside a state ends that lets its client go to another edge."""
 
 _FORMATS = ("protocl-client-1", "protocl-client-2", "protocl-client-3")
+
+
+class Resting(NamedTuple):
+    """Statistics without the module around them, which takes as many bytes as ten small classes.
+
+    Attributes:
+        like: a memory of their kind, which many share.
+        parts: as :meth:`.PrototypeMemory.parts` gives them; of whole numbers the narrowest type.
+        fingerprint, rounded: of the memory.
+    """
+
+    like: PrototypeMemory
+    parts: dict[str, NDArray[Any]]
+    fingerprint: str | None
+    rounded: bool
+
+    @classmethod
+    def of(cls, memory: PrototypeMemory, like: PrototypeMemory) -> Resting:
+        """What a memory holds."""
+        parts = {name: _narrowed(part.cpu().numpy()) for name, part in memory.parts().items()}
+        return cls(like, parts, memory.fingerprint, memory.rounded)
+
+    def awake(self) -> PrototypeMemory:
+        """A memory of its own."""
+        wide = {
+            name: torch.from_numpy(part if part.dtype == np.float64 else part.astype(np.int64))
+            for name, part in self.parts.items()
+        }
+        memory = PrototypeMemory.from_parts(self.like, wide)
+        memory.fingerprint, memory.rounded = self.fingerprint, self.rounded
+        return memory
+
+
+def _narrowed(part: NDArray[Any]) -> NDArray[Any]:
+    """A copy."""
+    if part.dtype == np.float64:
+        return part.copy()
+    return part.astype(narrowest(*map(int, extremes(part))))
 
 
 @dataclass
@@ -51,7 +93,7 @@ class ClientState:
     life: Life = field(default_factory=Life)
     names: Mapping[int, str] = field(default_factory=dict)
     withdraws: bool = False
-    _statistics: dict[int, PrototypeMemory] = field(default_factory=dict)
+    _statistics: Mapping[int, PrototypeMemory | Resting] = field(default_factory=dict)
     release: str = ""
 
     @property
@@ -89,6 +131,8 @@ class ClientState:
             counted: number of chunks counted with them.
         """
         if len(delta):
+            if any(one is self.memory for one in self._statistics.values()):
+                self.memory = self.memory.copy()  # what is pending stays what it was
             self.memory.merge(delta)
             self.life.contribute(delta.total)
             self._keep_pending(delta)
@@ -124,11 +168,25 @@ class ClientState:
             if seq in self._statistics:
                 kept[seq] = self._statistics[seq]
             else:
-                kept[seq] = delta if delta is not None and kind == "delta" else self.memory.copy()
+                kept[seq] = delta if delta is not None and kind == "delta" else self.memory
         self._statistics = kept
+
+    def at_rest(self, empty: PrototypeMemory) -> tuple[ClientState, Resting]:
+        """The same state with ``empty`` for a memory, and that memory.
+
+        Statistics that are pending are mostly settled before anybody looks at them again.
+        """
+        memory = Resting.of(self.memory, empty)
+        pending = {
+            seq: one if isinstance(one, Resting)
+            else memory if one is self.memory else Resting.of(one, empty)
+            for seq, one in self._statistics.items()
+        }  # fmt: skip
+        return replace(self, memory=empty, _statistics=pending), memory
 
     def _labelled(self, pending: Pending) -> Contribution:
         memory, life = self._statistics[pending.seq], self.life
+        memory = memory.awake() if isinstance(memory, Resting) else memory
         names = {int(c): self.names[int(c)] for c in memory.classes} if self.names else {}
         return Contribution(
             memory, life.epoch, pending.seq, pending.kind, names, life.replaces, life.shares,
@@ -151,17 +209,33 @@ class StateStore(Protocol):
 
 
 class StatesInProcess:
-    """States of simulated clients, gone with the process."""
+    """States of simulated clients, gone with the process.
 
-    def __init__(self) -> None:
-        self._states: dict[str, ClientState] = {}
+    Args:
+        awake: how many are kept as they are; of those beyond, the statistics are arrays alone
+            between two messages, a third of the bytes for a sixth more of a round's time.
+    """
+
+    def __init__(self, awake: int = 1000) -> None:
+        self._awake = awake
+        self._states: dict[str, tuple[ClientState, Resting | None]] = {}
 
     @contextmanager
     def open(self, client: str, empty: PrototypeMemory) -> Iterator[ClientState]:
-        """See :class:`StateStore`."""
+        """See :class:`StateStore`; what a block did that raises is kept as well."""
         if client not in self._states:
-            self._states[client] = ClientState(empty.empty_like())
-        yield self._states[client]
+            rests = len(self._states) >= self._awake
+            new = ClientState(empty.empty_like())
+            self._states[client] = new.at_rest(empty) if rests else (new, None)
+        state, memory = self._states[client]
+        if memory is None:
+            yield state
+            return
+        state = replace(state, memory=memory.awake())
+        try:
+            yield state
+        finally:
+            self._states[client] = state.at_rest(empty)
 
 
 class NoStates:
@@ -203,7 +277,10 @@ class StatesOnDisk:
 
 
 def _save(path: Path, state: ClientState) -> None:
-    memories = {"memory": state.memory} | {f"{c.seq}": c.memory for c in state.pending}
+    # Safetensors writes no bytes under two names.
+    memories = {"memory": state.memory} | {
+        f"{c.seq}": c.memory.copy() if c.memory is state.memory else c.memory for c in state.pending
+    }
     tensors = {
         f"{key}/{name}": array.contiguous()
         for key, memory in memories.items()

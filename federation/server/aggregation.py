@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata
 
 from protocl.federation.server.state import MergedMemory
 from protocl.federation.wire.messages import Contribution, MessageReader, Received
@@ -54,6 +54,12 @@ class Seconds:
     measure: float = 0.0
 
 
+class _Asked(NamedTuple):
+    """A request without what was in it."""
+
+    metadata: Metadata
+
+
 class _Unread(NamedTuple):
     client: str
     arrays: ArrayRecord
@@ -92,7 +98,7 @@ class Intake:
         self._screen = screen
         self._seconds = seconds
         self._round = 0
-        self._asked: dict[int, Sequence[Message]] = {}
+        self._asked: dict[int, list[_Asked]] = {}
         self._heard: Counter[tuple[int, str]] = Counter()
         self.equipped: set[int] = set()
 
@@ -100,7 +106,7 @@ class Intake:
         """Be told of the requests of round ``number``."""
         # Asked no more than one round ago, a node may still be reported as gone.
         self._asked = {n: sent for n, sent in self._asked.items() if n >= number - 1}
-        self._asked[number] = requests
+        self._asked[number] = [_Asked(message.metadata) for message in requests]
         self._heard = Counter({key: n for key, n in self._heard.items() if key[0] >= number})
 
     def take(self, replies: Iterable[Message], number: int) -> None:

@@ -91,7 +91,7 @@ class LastingStrategy(Strategy):
         Raises:
             AllFailedError: all clients failed in all rounds.
         """
-        metered = MeteredGrid(grid, self.traffic)
+        metered = MeteredGrid(grid, self.traffic, lets_go=True)
         result = super().start(metered, *arguments, **options)
         self.measuring += metered.seconds
         metered.require_answers()

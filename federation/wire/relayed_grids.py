@@ -79,6 +79,8 @@ class MeteredGrid(GridWrapper):
     Args:
         grid: what does the sending.
         traffic: where they are noted.
+        lets_go: empty the list of replies when the next messages are sent; Flower keeps it until
+            they are answered, and the replies of two rounds at once.
 
     Attributes:
         seconds: time that the measuring took.
@@ -86,19 +88,21 @@ class MeteredGrid(GridWrapper):
         complaints: reason -> how many replies said that their client failed for it.
     """
 
-    def __init__(self, grid: Grid, traffic: Traffic) -> None:
+    def __init__(self, grid: Grid, traffic: Traffic, *, lets_go: bool = False) -> None:
         super().__init__(grid)
-        self.traffic = traffic
+        self.traffic, self._lets_go = traffic, lets_go
         self.seconds = 0.0
         self.answers = 0
         self.complaints: Counter[str] = Counter()
         self._rounds = 0
         self._asked: dict[tuple[int, str], int] = {}
+        self._last: list[Message] = []
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Send messages, wait for the replies, and note the bytes of both."""
+        self._last.clear()
         sent = list(messages)
         self._rounds += any(m.metadata.message_type == MessageType.TRAIN for m in sent)
         sizes: dict[int, int] = {}
@@ -111,6 +115,8 @@ class MeteredGrid(GridWrapper):
         replies = list(super().send_and_receive(sent, timeout=timeout))
         for reply in replies:
             self._note_reply(reply)
+        if self._lets_go:
+            self._last = replies
         return replies
 
     def collect_late(self) -> list[Message]:

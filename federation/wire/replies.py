@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
 
 from protocl.errors import DataError, ProtoclError
 from protocl.federation.wire.limits import Limits
@@ -65,7 +66,15 @@ def sender(reply: Message) -> str:
     return str(reply.metadata.src_node_id)
 
 
-def who_failed(reply: Message, asked: Iterable[Message]) -> int:
+class Addressed(Protocol):
+    """A request, or what is left of it."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """To whom it went, and by which name; it is named when it is sent."""
+
+
+def who_failed(reply: Message, asked: Iterable[Addressed]) -> int:
     """The node for which a reply says that it failed.
 
     Args:

@@ -337,3 +337,14 @@ def test_what_cannot_be_a_tree_is_not_deployed(tmp_path: Path):
     with pytest.raises(ConfigError, match="method=protected has no sums"):
         write_deployment(tmp_path / "app", settle_short(["edges=2", "method=protected"])[0])
     assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize("method", ["fedcof", "robust"])
+def test_an_audit_says_which_edges_it_could_not_compare_and_why(tmp_path: Path, capsys, method):
+    tree = Tree(tmp_path / "tree", f"method={method}")
+    tree.round()
+    folders = [str(tree.output(name)) for name in ("root", *tree.places)]
+    assert main(["federate", "audit", *folders]) == 0
+    said = capsys.readouterr().out
+    assert said.count("is not compared: a rule merged its clients, which is not in its books") == 2
+    assert "0 of 2 edges are at the root what their books sum to; 2 were not compared" in said

@@ -479,3 +479,48 @@ def test_merging_does_not_change_what_was_sent():
     deliver(server, client)
     for contribution, twin in zip(client.pending, before, strict=True):
         assert_same(contribution.memory, twin, "a contribution that was merged")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("level", ["mean", "diagonal", "shared", "full"])
+def test_a_state_in_this_process_comes_back_with_every_bit(level, exact):
+    """Between two messages it is arrays alone."""
+    like, store = PrototypeMemory(4, level, exact=exact), StatesInProcess(awake=0)
+    expected = ClientState(like.empty_like())
+    for number, classes in enumerate((0, 3, 40)):  # none at first
+        generator = torch.Generator().manual_seed(number)
+        x = torch.randn(classes, 4, generator=generator, dtype=torch.float64) * 100
+        delta = like.empty_like().update(x, torch.arange(classes))
+        delta.fingerprint = "b"
+        for state in (expected, None):
+            if state is not None:
+                state.contribute(delta, number)
+                continue
+            with store.open("a", like) as opened:
+                opened.contribute(delta, number)
+    huge = like.empty_like().update(torch.ones(1, 4), torch.tensor([2**62]))
+    if exact and level != "mean":
+        huge.get_buffer("second").fill_(2**62)  # the sum has two words
+    with store.open("a", like) as opened:
+        for _ in range(3):
+            opened.contribute(huge, 3)
+            expected.contribute(huge, 3)
+    with store.open("a", like) as opened:
+        assert same_statistics(opened.memory, expected.memory)
+        assert opened.memory.fingerprint == "b"
+        assert opened.memory.rounded == expected.memory.rounded
+        assert len(opened.pending) == len(expected.pending) == 5
+        for mine, theirs in zip(opened.pending, expected.pending, strict=True):
+            assert same_statistics(mine.memory, theirs.memory)
+            assert (mine.seq, mine.kind) == (theirs.seq, theirs.kind)
+
+
+@pytest.mark.parametrize("awake", [0, 1])
+def test_what_a_block_did_that_raises_stays_in_this_process(awake):
+    like, store = PrototypeMemory(2, exact=True), StatesInProcess(awake)
+    delta = like.empty_like().update(torch.ones(3, 2), torch.zeros(3).long())
+    with contextlib.suppress(ZeroDivisionError), store.open("a", like) as state:
+        state.contribute(delta, 1)
+        raise ZeroDivisionError
+    with store.open("a", like) as state:
+        assert (state.memory.total, state.counted, len(state.pending)) == (3, 1, 1)

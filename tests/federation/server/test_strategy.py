@@ -478,3 +478,24 @@ def test_a_state_file_set_back_to_an_older_one_loses_and_doubles_nothing(tmp_pat
     file.write_bytes(backup)
     strategy.start(grid, ArrayRecord(), num_rounds=1)
     assert same_statistics(strategy.memory, centralised(like, [0]))
+
+
+def test_replies_of_a_round_are_let_go_before_the_next_and_requests_when_they_are_sent():
+    """Flower keeps the list of replies until it has the next one."""
+    heard: list[list[Message]] = []
+
+    class Listening(FederatedPrototypes):
+        def aggregate_train(self, server_round, replies):
+            assert [len(before) for before in heard] == [0] * len(heard)
+            heard.append(replies)
+            result = super().aggregate_train(server_round, replies)
+            assert len(replies) == 2
+            return result
+
+    like = PrototypeMemory(2, exact=True)
+    chunk = torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)
+    client = PrototypeClient(lambda _: ClientData([chunk] * 3), like)
+    strategy = Listening(like, Options(evaluate=0.0))
+    simulate(strategy, client.app(), clients=2, rounds=3)
+    assert strategy.memory.total == 18
+    assert not any(hasattr(one, "content") for one in strategy._intake._asked[3])
