@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from protocl.heads.bayesian.priors import Beliefs, is_flat
+from protocl.heads.covariance.triangular import inverses
 from protocl.memory.precision import in_full_precision
 from protocl.tracing import exporting
 
@@ -73,10 +74,10 @@ def predictive(beliefs: Beliefs, noise: Tensor) -> Predictive:
     weights = weights - width / 2 * math.log(2 * math.pi)
     if beliefs.precision.ndim == 3:
         factor = torch.linalg.cholesky(noise + torch.linalg.inv(beliefs.precision))
-        identity = torch.eye(width, dtype=factor.dtype, device=factor.device)
-        scales = torch.linalg.solve_triangular(factor, identity, upper=False).mT
         return Predictive(
-            weights - factor.diagonal(dim1=1, dim2=2).log().sum(1), beliefs.mean, scales
+            weights - factor.diagonal(dim1=1, dim2=2).log().sum(1),
+            beliefs.mean,
+            inverses(factor).mT,
         )
     scales = (noise + 1 / beliefs.precision).rsqrt()
     return Predictive(weights + scales.log().expand(-1, width).sum(1), beliefs.mean, scales)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protocl.errors import PrecisionWarning
+from protocl.heads.covariance.triangular import inverses
 
 
 def shrink_towards_identity(covariance: Tensor, weight: float, *, scaled: bool) -> Tensor:
@@ -88,16 +89,15 @@ def whitening(matrices: Tensor) -> Tensor:
     Where a matrix is not positive definite ``A^T A`` is its pseudo-inverse.
     """
     factors, info = torch.linalg.cholesky_ex(matrices)
-    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    inverses = torch.linalg.solve_triangular(factors, identity, upper=False)
+    halves = inverses(factors)
     # A pivot is the variance that a feature has beyond what those before it explain. Where that is
     # rounding alone, Cholesky goes through by luck, and divides by noise. Eigenvalues decide then.
     pivots, variances = (m.diagonal(dim1=-2, dim2=-1) for m in (factors, matrices))
     sound = pivots.square() > variances * (256 * matrices.shape[-1] * torch.finfo(pivots.dtype).eps)
-    usable = (info == 0) & sound.all(-1) & torch.isfinite(inverses).all(-1).all(-1)
+    usable = (info == 0) & sound.all(-1) & torch.isfinite(halves).all(-1).all(-1)
     if not bool(usable.all()):
-        inverses[~usable] = _pseudo_whitening(matrices[~usable])
-    return inverses
+        halves[~usable] = _pseudo_whitening(matrices[~usable])
+    return halves
 
 
 def _pseudo_whitening(matrices: Tensor) -> Tensor:
