@@ -18,6 +18,10 @@ MOST_SAMPLES = 8192
 MOST_ELEMENTS = 1 << 21
 """Elements of the features of a chunk: 8 MiB in float32."""
 
+MOST_ELEMENTS_BY_CLASS = 1 << 24
+"""The same where each class has a second moment, which every chunk reads and writes whole: with few
+samples of a class in a chunk that takes longer than their products."""
+
 
 class FeatureBuffer:
     """Holds copies of mini-batches of features in memory that is allocated once.
@@ -25,9 +29,13 @@ class FeatureBuffer:
     To keep the mini-batches themselves would be slower: small tensors that outlive a training step
     lie between the large ones of the next, which the C library's allocator then returns to the
     system and asks back in every step (measured: 1,000 page faults and 2 ms a step).
+
+    Args:
+        most_elements: of the features that it holds; None for :data:`MOST_ELEMENTS`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_elements: int | None = None) -> None:
+        self._most = MOST_ELEMENTS if most_elements is None else most_elements
         self._columns: list[Tensor] = []
         self._kind: list[object] = []
         self._filled = 0
@@ -54,7 +62,7 @@ class FeatureBuffer:
         if self._filled:
             raise ValueError(f"{self._filled} samples wait, and the batch does not fit: take()")
         size, width = batch[0].shape
-        rows = max(size, min(MOST_SAMPLES, MOST_ELEMENTS // max(width, 1)))
+        rows = max(size, min(MOST_SAMPLES, self._most // max(width, 1)))
         given = (column for column in batch if column is not None)
         self._columns = [column.new_empty((rows, *column.shape[1:])) for column in given]
         self._kind = _kind(batch)
@@ -72,13 +80,19 @@ def _kind(batch: FeatureChunk) -> list[object]:
     return [features.shape[1], features.dtype, features.device, labels.dtype, tasks is None]
 
 
-def in_chunks(batches: Iterable[FeatureChunk]) -> Iterator[FeatureChunk]:
+def in_chunks(
+    batches: Iterable[FeatureChunk], most_elements: int | None = None
+) -> Iterator[FeatureChunk]:
     """Join successive mini-batches of features to chunks.
+
+    Args:
+        batches: features, labels and task labels.
+        most_elements: see :class:`FeatureBuffer`.
 
     Yields:
         Chunks in order. The next one overwrites the one before.
     """
-    buffer = FeatureBuffer()
+    buffer = FeatureBuffer(most_elements)
     for batch in batches:
         if buffer and not buffer.fits(batch):
             yield buffer.take()

@@ -21,7 +21,11 @@ from protocl.memory.batch import Level
 from protocl.memory.kind import Moments
 from protocl.model.answers import Answering
 from protocl.strategies.plugin.class_statistics import class_statistics, memory_from, memory_state
-from protocl.strategies.plugin.feature_buffer import FeatureChunk, in_chunks
+from protocl.strategies.plugin.feature_buffer import (
+    MOST_ELEMENTS_BY_CLASS,
+    FeatureChunk,
+    in_chunks,
+)
 from protocl.strategies.plugin.task_classes import TaskClasses
 
 
@@ -78,7 +82,7 @@ class Prototypes:
 
     def learn(self, batches: Iterable[FeatureChunk]) -> None:
         """Add the statistics of samples: features, labels and task labels, batch by batch."""
-        part = self._statistics(in_chunks(batches))
+        part = self._statistics(batches)
         if part is not None:
             self._add(part)
 
@@ -93,7 +97,7 @@ class Prototypes:
         self.tasks.note(classes, tasks)
         rest = iter(batches)
         first = next(rest)
-        part = self._statistics(in_chunks(chain([first], rest)))
+        part = self._statistics(chain([first], rest))
         self._add(add_up(self._new_memory(first[0]) if part is None else part))
 
     def _add(self, part: PrototypeMemory) -> None:
@@ -102,7 +106,9 @@ class Prototypes:
         else:
             self.memory += part
 
-    def _statistics(self, chunks: Iterable[FeatureChunk]) -> PrototypeMemory | None:
+    def _statistics(self, batches: Iterable[FeatureChunk]) -> PrototypeMemory | None:
+        by_class = (self.level or self.head.required_level) == "full"
+        chunks = in_chunks(batches, MOST_ELEMENTS_BY_CLASS if by_class else None)
         return class_statistics(chunks, self._begin, self.tasks.note)
 
     def _begin(self, features: Tensor) -> PrototypeMemory:

@@ -7,7 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocl.heads import LinearDiscriminant, Mahalanobis
+from protocl.memory import PrototypeMemory
 from protocl.strategies.plugin.feature_buffer import FeatureBuffer, in_chunks
+from protocl.strategies.plugin.prototypes import Prototypes
 
 
 def batches(sizes, tasks):
@@ -50,3 +53,23 @@ def test_another_kind_of_batch_does_not_fit():
     buffer.take()
     buffer.add((features.double(), labels, None))
     assert buffer.take()[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("head", "lengths"), [(LinearDiscriminant(), [4, 4, 4]), (Mahalanobis(), [12])]
+)
+def test_second_moments_of_classes_get_more_samples_at_once(monkeypatch, head, lengths):
+    monkeypatch.setattr("protocl.strategies.plugin.feature_buffer.MOST_ELEMENTS", 3 * 4)
+    monkeypatch.setattr("protocl.strategies.plugin.prototypes.MOST_ELEMENTS_BY_CLASS", 3 * 16)
+    update, seen = PrototypeMemory.update, []
+
+    def spy(memory, features, labels):
+        seen.append(len(labels))
+        return update(memory, features, labels)
+
+    monkeypatch.setattr(PrototypeMemory, "update", spy)
+    learner = Prototypes(head)
+    learner.learn((features, labels % 2, None) for features, labels, _ in batches([2] * 6, False))
+
+    assert seen == lengths
+    assert learner.memory.counts.tolist() == [6, 6]
