@@ -159,7 +159,7 @@ class Discovery:
             return samples.table(found.predict(mapped[samples.labelled[drawn]]), labelled)
 
         with self.run.phase("estimate"), as_config_error("categories=estimated: "):
-            most = int(config.most * len(samples.known))
+            most = min(int(config.most * len(samples.known)), len(drawn))
             if most <= len(samples.known):
                 raise ConfigError(
                     f"most={config.most:g} times {len(samples.known)} known classes leaves no "

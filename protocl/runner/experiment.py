@@ -61,6 +61,11 @@ class ExperimentKind(Kind[ExperimentConfig]):
             )
         seed_generators(run.config.seed)
         prepared = prepare(run)
+        if run.config.unknown and len(prepared.stream) < 2:
+            raise ConfigError(
+                "unknown=true: a single experience leaves no classes for later, which are the "
+                "unknown ones; give benchmark.n_experiences=2 or more"
+            )
         with as_config_error(f"strategy={run.config.strategy.name}: "):
             learner = run.config.strategy.learner(prepared.setup(run))
         if learner is not None:

@@ -82,6 +82,7 @@ def test_the_command_prints_its_table_and_goes_into_no_comparison(tmp_path, caps
         (("labelled=0",), "labelled=0.0 leaves a known class"),
         (("categories=5",), "categories=5: expected at least the 6 known"),
         (("categories=0",), "categories=0"),
+        (("categories=5000",), "categories=5000: expected at most"),
         (("map=pca",), "pca"),
         (("categories=estimated", "most=1"), "most=1 times 6 known classes"),
     ],

@@ -76,6 +76,11 @@ def test_methods_without_a_memory_are_refused(tmp_path):
         federation(tmp_path, "method=fedavg")
 
 
+def test_a_single_experience_has_no_unknown_classes(tmp_path):
+    with pytest.raises(ConfigError, match="n_experiences=2 or more"):
+        experiment(tmp_path, "strategy=nearest_mean", "benchmark.n_experiences=1")
+
+
 def test_a_classifier_gives_every_score_of_its_memory():
     from protocl import PrototypeClassifier
 

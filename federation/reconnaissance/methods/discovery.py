@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protocl.config.validation import AT_LEAST_0, AT_LEAST_1, POSITIVE_SHARE, SHARE, ranged
+from protocl.config.validation import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    NOT_NAN,
+    POSITIVE_SHARE,
+    SHARE,
+    ranged,
+)
 from protocl.errors import ConfigError
 from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.memory import PrototypeMemory
@@ -53,11 +60,11 @@ class DiscoverySettings:
     detect: bool = True
     keep: float = ranged(0.95, POSITIVE_SHARE)
     shrinkage: float = ranged(0.3, SHARE)
-    offset: float | None = None
+    offset: float | None = ranged(None, NOT_NAN)
     calibration_classes: int = ranged(100, AT_LEAST_1)
     passes: int = ranged(0, AT_LEAST_0)
     dissolve: bool = False
-    absorb: float = 0.0
+    absorb: float = ranged(0.0, NOT_NAN)
     least: int = ranged(5, AT_LEAST_1)
     most: int = ranged(500, AT_LEAST_1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any, ClassVar, Never, Self
 
 import torch
@@ -117,8 +118,8 @@ class LowRankMemory(PrototypeMemory):
         feature_map: FeatureMap | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        if rank < 1:
-            raise ValueError(f"rank={rank}: expected one eigenpair or more")
+        if not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1:
+            raise ValueError(f"rank={rank!r}: expected a whole number of eigenpairs, at least 1")
         if not 0 < share <= 1:
             raise ValueError(f"share={share}: expected a share of the samples, above 0 and up to 1")
         self.rank, self.share = rank, float(share)  # before the buffers, whose layout has them

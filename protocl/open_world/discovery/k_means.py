@@ -110,7 +110,8 @@ class SemiSupervisedKMeans:
                 who may not see them gives starts).
 
         Raises:
-            ValueError: there are fewer categories than known classes, or shapes do not fit.
+            ValueError: there are fewer categories than known classes, more new ones than samples,
+                or shapes do not fit.
             OverflowError: distances are not exact in fixed point.
         """
         new = self.categories - len(known)
@@ -119,6 +120,11 @@ class SemiSupervisedKMeans:
                 f"categories={self.categories}: expected at least the {len(known)} known classes"
             )
         plain, parts = _mapped(known, [samples] if isinstance(samples, Tensor) else samples)
+        if new > (most := sum(map(len, parts))):
+            raise ValueError(
+                f"categories={self.categories}: expected at most {len(known) + most}, the "
+                f"{len(known)} known classes and one category a sample without a label"
+            )
         if starts is not None:
             if starts.shape != (new, plain.width):
                 raise ValueError(

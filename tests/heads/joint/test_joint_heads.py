@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from protocl import PrototypeMemory
 from protocl.errors import ConfigError
@@ -186,3 +188,17 @@ def test_what_cannot_be_joined():
             attempt()
     with pytest.raises(ConfigError, match="unknown feature map"):
         feature_map("joint:unit|nothing")
+
+
+@pytest.mark.parametrize(("scale", "told"), [(1e-3, False), (1.0, False), (1e3, True)])
+def test_a_kernel_that_no_two_samples_share_is_said(scale: float, told: bool):
+    x, y = load_digits(return_X_y=True)
+    features, labels = scale * torch.from_numpy(x[:600]).float(), torch.from_numpy(y[:600])
+    head = KLDAEnsemble(2, dim=200, gamma=1e-4)
+    memory = head.new_memory(64).update(features, labels)
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        head.fit(memory)
+
+    assert any("nothing tells classes apart" in str(each.message) for each in found) == told

@@ -183,6 +183,8 @@ def test_features_of_any_precision_and_batches_that_are_refused(dtype: torch.dty
     ("settings", "message"),
     [
         ({"rank": 0}, "rank=0"),
+        ({"rank": 1.5}, "rank=1.5: expected a whole number"),
+        ({"rank": True}, "rank=True: expected a whole number"),
         ({"rank": 3, "share": 0.0}, "share=0.0"),
         ({"rank": 3, "share": 1.5}, "share=1.5"),
         ({"rank": 3, "bias": True}, "bias=True takes the whole second moment"),
