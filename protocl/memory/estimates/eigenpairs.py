@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 from typing import Any, ClassVar, Never, Self
 
 import torch
@@ -118,7 +117,7 @@ class LowRankMemory(PrototypeMemory):
         feature_map: FeatureMap | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        if not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1:
+        if isinstance(rank, bool) or not hasattr(rank, "__index__") or rank < 1:
             raise ValueError(f"rank={rank!r}: expected a whole number of eigenpairs, at least 1")
         if not 0 < share <= 1:
             raise ValueError(f"share={share}: expected a share of the samples, above 0 and up to 1")
