@@ -526,6 +526,19 @@ def test_what_a_block_did_that_raises_stays_in_this_process(awake):
         assert (state.memory.total, state.counted, len(state.pending)) == (3, 1, 1)
 
 
+@pytest.mark.parametrize("awake", [0, 1])
+def test_what_a_users_client_class_puts_into_a_state_stays_in_this_process(awake):
+    class Own(ClientState):
+        pass
+
+    like, store = PrototypeMemory(2, exact=True), StatesInProcess(awake)
+    with store.open("a", like) as state:
+        state.__class__, state.steps = Own, 7
+    with store.open("a", like) as state:
+        assert isinstance(state, Own)
+        assert state.steps == 7
+
+
 def test_a_refusal_is_short_whatever_it_quotes():
     # A shape of 3,000 numbers fits an array's header; 16 messages of it a round filled the ledger.
     server = MergedMemory(empty())
