@@ -141,7 +141,8 @@ def _round(
         return rounded, np.ones(len(rows))
     largest = np.abs(rows).max(axis=1, initial=0.0)
     if precision == "int8":
-        scale = np.where(largest > 0, largest / 127, 1.0)
+        # Of less, 1/127 has no bits left, or is zero: the squares of features below 1e-152.
+        scale = np.where(largest > 127 * np.finfo(np.float64).tiny, largest / 127, 1.0)
         return np.rint(rows / scale[:, None]).astype(np.int8), scale
     exponents = np.frexp(largest)[1]
     scale = np.ldexp(1.0, exponents)
