@@ -10,7 +10,8 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from copy import copy
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -182,7 +183,9 @@ class ClientState:
             else memory if one is self.memory else Resting.of(one, empty)
             for seq, one in self._statistics.items()
         }  # fmt: skip
-        return replace(self, memory=empty, _statistics=pending), memory
+        resting = copy(self)  # with what a user's client class may have put into it
+        resting.memory, resting._statistics = empty, pending
+        return resting, memory
 
     def _labelled(self, pending: Pending) -> Contribution:
         memory, life = self._statistics[pending.seq], self.life
@@ -231,7 +234,8 @@ class StatesInProcess:
         if memory is None:
             yield state
             return
-        state = replace(state, memory=memory.awake())
+        state = copy(state)
+        state.memory = memory.awake()
         try:
             yield state
         finally:

@@ -85,7 +85,7 @@ class Intake:
         door: what looks at releases; None for a server that is no edge.
 
     Attributes:
-        equipped: nodes that answered, and so have the backbone.
+        equipped: nodes that answered what they were asked here, and so have the backbone.
     """
 
     def __init__(
@@ -126,12 +126,15 @@ class Intake:
 
     def _contributions(self, replies: Iterable[Message]) -> Iterator[_Unread]:
         """What is in the replies of clients that did not fail; failures go into the ledger."""
+        # A late reply may be to what another strategy asked before this one began.
+        asked = {message.metadata.message_id for message in self._requests()}
         for reply in replies:
             if reply.has_error():
                 self.equipped.discard(reply.metadata.src_node_id)
                 self._note_failure(reply)
                 continue
-            self.equipped.add(reply.metadata.src_node_id)
+            if reply.metadata.reply_to_message_id in asked:
+                self.equipped.add(reply.metadata.src_node_id)
             client = sender(reply)
             self._merged.known.answered(client, self._round)
             try:
@@ -202,9 +205,11 @@ class Intake:
             error, client=client, round_number=self._round, size=size, epoch=epoch, seq=seq
         )
 
+    def _requests(self) -> Iterator[_Asked]:
+        return (message for sent in self._asked.values() for message in sent)
+
     def _note_failure(self, reply: Message) -> None:
-        asked = (message for sent in self._asked.values() for message in sent)
-        client = str(who_failed(reply, asked))
+        client = str(who_failed(reply, self._requests()))
         reason = storable(f"{reply.error.code}: {reply.error.reason}")
         logger.warning("client %s failed: %s", client, reason)
         self._merged.ledger.add(Entry(self._round, client, "failed", reason=reason))

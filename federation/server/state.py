@@ -18,6 +18,7 @@ from protocl.federation.server.forgetting import Forgets
 from protocl.federation.wire.codec import pack_exactly
 from protocl.federation.wire.limits import Limits
 from protocl.federation.wire.messages import Contribution, Received
+from protocl.federation.wire.replies import storable
 from protocl.federation.wire.statistics import Packed
 from protocl.federation.wire.traffic import Entry
 from protocl.federation.wire.validation import (
@@ -145,8 +146,8 @@ class MergedMemory(Forgets):
         It is not settled, for what is in the way may pass; its sender is told why, and until when
         it is in the way (:attr:`.KnownClients.refused`).
         """
-        # A text may quote what JSON can hold and neither messages nor books: half a character.
-        reason = f"{error.reason}: {error}".encode(errors="backslashreplace").decode()
+        # A text may quote what books and messages do not hold: half a letter, a shape of 3,000.
+        reason = storable(f"{error.reason}: {error}")
         client = self.known.refuse(client, epoch, f"{reason} ({until(error.reason)})")
         labels = (size, name_of_life(epoch), seq, "", reason)
         self.ledger.add(Entry(round_number, client, "rejected", (), (), *labels))

@@ -133,20 +133,20 @@ def _in_features(sums: NDArray[Any], half: NDArray[Any] | None, unit: float) -> 
 def _round(
     rows: NDArray[np.float64], precision: Precision
 ) -> tuple[NDArray[np.generic], NDArray[np.float64]]:
-    """Rows at ``precision`` and the factor that each must be multiplied by."""
-    flat = rows.reshape(len(rows), -1)
+    """Rows ``(R, N)``, maybe none, at ``precision``, and the factor of each ``(R,)``."""
     if precision == "float32":
         rounded = rows.astype(np.float32)
         if not np.isfinite(rounded).all():
             raise ValueError("a mean exceeds the range of float32; scale the features down")
         return rounded, np.ones(len(rows))
-    largest = np.abs(flat).max(axis=1, initial=0.0)
+    largest = np.abs(rows).max(axis=1, initial=0.0)
     if precision == "int8":
-        scale = np.where(largest > 0, largest / 127, 1.0)
-        return np.rint(flat / scale[:, None]).astype(np.int8).reshape(rows.shape), scale
+        # Of less, 1/127 has no bits left, or is zero: the squares of features below 1e-152.
+        scale = np.where(largest > 127 * np.finfo(np.float64).tiny, largest / 127, 1.0)
+        return np.rint(rows / scale[:, None]).astype(np.int8), scale
     exponents = np.frexp(largest)[1]
     scale = np.ldexp(1.0, exponents)
-    return (flat / scale[:, None]).astype(np.float16).reshape(rows.shape), scale
+    return (rows / scale[:, None]).astype(np.float16), scale
 
 
 def _weights(counts: NDArray[np.int64], shared: bool) -> NDArray[np.float64]:

@@ -23,6 +23,9 @@ _PIECE = 1 << 17
 _BLOCK = 1 << 16
 """Elements of the matrices that are made at once: 512 KiB, which stay near the processor."""
 
+_LEAST = 1e-300
+"""Of one sample's second moment: smaller numbers lose their bits."""
+
 Floats = NDArray[np.float64]
 
 
@@ -57,7 +60,7 @@ class Moments:
         if lacking <= 0:
             return True
         largest = max(*map(abs, extremes(self._second)), self._explained.max())
-        return bool(lacking <= (1e-9 + 4 * self._error) * largest)
+        return bool(lacking <= (1e-9 + 4 * self._error) * largest + self._counts.sum() * _LEAST)
 
     def scatter_holds(self, max_width: int) -> bool:
         """Whether samples could have such second moments, as far as rounding lets one tell.
@@ -91,7 +94,7 @@ class Moments:
         roundings = 2 * np.minimum(samples, _PIECE) + 2 * width + self._counts.shape[1] + 16
         # The explained part counts as well: of a class of one sample it is the whole.
         trace = diagonal.sum(axis=1) + self._explained.sum(axis=1)
-        slack = roundings * _ULP * trace + samples * width * 1e-300
+        slack = roundings * _ULP * trace + samples * width * _LEAST
         return slack + self._of_payload(diagonal) if self._error else slack
 
     def _of_payload(self, diagonal: Floats) -> Floats:

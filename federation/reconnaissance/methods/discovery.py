@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from protocl.config.validation import (
-    AT_LEAST_0,
-    AT_LEAST_1,
-    NOT_NAN,
-    POSITIVE_SHARE,
-    SHARE,
-    ranged,
-)
+from protocl.config.validation import AT_LEAST_0, AT_LEAST_1, POSITIVE_SHARE, SHARE, Range, ranged
 from protocl.errors import ConfigError
 from protocl.federation.reconnaissance.scenario import SERVER
 from protocl.memory import PrototypeMemory
@@ -40,6 +34,11 @@ _ENOUGH = 100
 """Samples behind a threshold: with fewer, a share of 5 % is a matter of chance."""
 
 
+_RATIO = Range(
+    "a log odds ratio, such as 0.0 or -100.0; inf for never", lambda value: not math.isnan(value)
+)
+
+
 @dataclass
 class DiscoverySettings:
     """What is taken for new, and what for one category.
@@ -60,11 +59,11 @@ class DiscoverySettings:
     detect: bool = True
     keep: float = ranged(0.95, POSITIVE_SHARE)
     shrinkage: float = ranged(0.3, SHARE)
-    offset: float | None = ranged(None, NOT_NAN)
+    offset: float | None = ranged(None, _RATIO)
     calibration_classes: int = ranged(100, AT_LEAST_1)
     passes: int = ranged(0, AT_LEAST_0)
     dissolve: bool = False
-    absorb: float = ranged(0.0, NOT_NAN)
+    absorb: float = ranged(0.0, _RATIO)
     least: int = ranged(5, AT_LEAST_1)
     most: int = ranged(500, AT_LEAST_1)
 

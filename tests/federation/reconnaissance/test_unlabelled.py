@@ -122,7 +122,8 @@ def test_a_run_goes_on_with_what_was_found(tmp_path):
         (("method=fedavg",), "learns nothing from samples without labels"),
         (("method.level=null",), "method.level=shared"),
         (("method.discovery.offset=null",), r"discovery.offset=-100"),
-        (("method.discovery.offset=nan",), "method.discovery.offset=nan: expected a number"),
+        (("method.discovery.offset=.nan",), "discovery.offset=nan: expected a log odds ratio"),
+        (("method.discovery.absorb=.nan",), "discovery.absorb=nan: expected a log odds ratio"),
         (("benchmark.base_classes=0",), "nobody has been taught|second moments|level=shared"),
     ],
 )

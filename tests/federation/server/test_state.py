@@ -524,3 +524,26 @@ def test_what_a_block_did_that_raises_stays_in_this_process(awake):
         raise ZeroDivisionError
     with store.open("a", like) as state:
         assert (state.memory.total, state.counted, len(state.pending)) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("awake", [0, 1])
+def test_what_a_users_client_class_puts_into_a_state_stays_in_this_process(awake):
+    class Own(ClientState):
+        pass
+
+    like, store = PrototypeMemory(2, exact=True), StatesInProcess(awake)
+    with store.open("a", like) as state:
+        state.__class__, state.steps = Own, 7
+    with store.open("a", like) as state:
+        assert isinstance(state, Own)
+        assert state.steps == 7
+
+
+def test_a_refusal_is_short_whatever_it_quotes():
+    # A shape of 3,000 numbers fits an array's header; 16 messages of it a round filled the ledger.
+    server = MergedMemory(empty())
+    server.refuse(RejectedError("shape", f"its shape is {(1,) * 3000}"), client="n", seq=1)
+    (entry,) = server.ledger
+    assert entry.reason.startswith("shape: its shape is (1, 1,")
+    assert len(entry.reason) <= 500
+    assert len(server.known.refused["n"]) < 600

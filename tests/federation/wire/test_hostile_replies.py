@@ -92,8 +92,12 @@ class Sum:
 
 
 def held(memory: PrototypeMemory) -> dict[int, list[int]]:
-    arrays = [memory.count[:, None], *(memory.parts()[n] for n in memory.forms)]
-    rows = torch.cat(arrays, dim=1).tolist()
+    parts = memory.parts()
+    rows = [[count] for count in memory.count.tolist()]
+    for name in memory.forms:
+        lower, upper = parts[name], parts.get(f"{name}_high", torch.zeros_like(parts[name]))
+        for row, low, high in zip(rows, lower.tolist(), upper.tolist(), strict=True):
+            row += [a + (b << 64) for a, b in zip(low, high, strict=True)]
     return dict(zip(memory.classes.tolist(), rows, strict=True))
 
 

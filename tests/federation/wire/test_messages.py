@@ -54,6 +54,17 @@ def test_exact_messages_arrive_bit_for_bit(level, exact, raw_means):
     assert arrived.fingerprint == memory.fingerprint
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("precision", ERROR_BOUNDS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_memories_without_samples_arrive_at_any_precision(level, precision, exact):
+    # What a client sends that took everything back, and a server before anybody answered.
+    empty = PrototypeMemory(DIM, level, exact=exact, raw_means=True, fingerprint="b")
+    arrived = sent(empty, precision).memory
+    assert len(arrived) == arrived.total == 0
+    assert arrived.describe() == empty.describe()
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_at_most_five_arrays_whatever_the_number_of_classes(level):
     memory = PrototypeMemory(DIM, level, raw_means=True)

@@ -63,6 +63,19 @@ def test_honest_clients_are_never_refused():
         honest(seed)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("precision", ERROR_BOUNDS)
+@pytest.mark.parametrize("level", ["diagonal", "shared", "full"])
+@pytest.mark.parametrize("size", [1e-152, 1e-160, 1e-161, 1e-162])
+def test_features_whose_squares_lose_their_bits_are_not_refused(size, level, precision):
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        memory = PrototypeMemory(2, level)  # type: ignore[arg-type]
+        memory.update(torch.from_numpy(size * random.standard_normal((3, 2))), torch.zeros(3).int())
+        arrays, header = encode(Contribution(memory, "e", 1, "full"), precision)  # type: ignore[arg-type]
+        MessageReader(memory.empty_like()).read(arrays, header)
+
+
 @pytest.mark.slow
 def test_none_of_many_honest_clients_is_refused():
     for seed in range(10_000):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
 from torch import nn
 
 from protocl import PrototypeMemory
@@ -23,6 +23,7 @@ from protocl.federation import (
 from protocl.federation.config.compose import load
 from protocl.federation.runner.run import run_federation
 from protocl.federation.server.state import same_statistics
+from protocl.federation.wire.compat import name_message
 from protocl.federation.wire.received_backbone import (
     ReceivedBackbone,
     backbone_record,
@@ -140,6 +141,23 @@ def test_a_client_that_lost_the_backbone_gets_it_again():
     simulate(strategy, client.app(), clients=5, rounds=1, grid=grid)
     assert strategy.merged.ledger.outcomes(3)["failed"] == 0
     assert strategy.memory.total == 100
+
+
+def test_who_answers_late_what_another_strategy_asked_gets_the_backbone():
+    module = backbone(7)
+    received = ReceivedBackbone(without_weights(module))
+    client = PrototypeClient(client_data, PrototypeMemory(8, exact=True), backbone=received)
+
+    class Late(InProcessGrid):
+        def collect_late(self):
+            return [Message(RecordDict(), reply_to=earlier)]
+
+    grid = Late(client.app(), 5, isolate=True)
+    earlier = Message(RecordDict(), min(grid.online), MessageType.TRAIN)
+    name_message(earlier, "asked before")
+    strategy = federate(module, client, grid, 1)
+    assert strategy.merged.ledger.outcomes(1)["failed"] == 0
+    assert strategy.memory.total == 50
 
 
 def test_the_servers_backbone_must_be_the_one_it_merges():
