@@ -145,5 +145,12 @@ class StreamingMemory(PrototypeMemory):
         """Refused, as a merge is."""
         self._combine(self, 1)
 
-    def at_level(self, level: Level) -> Never:
+    def at_level(self, level: Level) -> PrototypeMemory:
+        """A copy at its own level; others are refused.
+
+        Raises:
+            ValueError: ``level`` is not ``shared``.
+        """
+        if level == self.level:
+            return self.copy()
         raise ValueError(f"Deep SLDA's running statistics cannot be reduced to level '{level}'")
