@@ -21,11 +21,11 @@ from protocl.bench.synthetic import features, images
 from protocl.bench.timing import interleaved
 from protocl.heads import AnaCP, GaussianCalibrated, KLDAEnsemble, Ridge
 from protocl.heads.base import Head
-from protocl.heads.covariance.shrinkage import shrink_towards_identity
 from protocl.heads.joint.anacp import lifted_targets, projected, ridge, solved
 from protocl.memory import PrototypeMemory
 from protocl.memory.estimates.gaussians import ClassGaussians
 from protocl.memory.estimates.group_moments import GroupMoments
+from protocl.memory.estimates.shrinkage import shrink_towards_identity
 from protocl.memory.feature_maps import FeatureMap, UnitNorm
 from protocl.memory.maps.gelu_projection import GeluProjection
 from protocl.memory.maps.joint import Joint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -10,16 +10,11 @@ from torch import Tensor
 from protocl.config.validation import is_number, require_choice
 from protocl.heads.centred import CentredHead
 from protocl.heads.covariance.directions import squares_behind, warn_of_lost_scatter, whitened_error
-from protocl.heads.covariance.shrinkage import (
-    oas_shrinkage,
-    or_euclidean,
-    shrink_towards_identity,
-    warn_of_unit,
-    whitening,
-)
-from protocl.heads.streaming import StreamingMemory
+from protocl.heads.covariance.shrinkage import or_euclidean, warn_of_unit, whitening
 from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level
+from protocl.memory.estimates.shrinkage import oas_shrinkage, shrink_towards_identity
+from protocl.memory.estimates.streaming import StreamingMemory
 from protocl.memory.feature_maps import FeatureMap, UnitNorm
 
 
@@ -99,7 +94,7 @@ class LinearDiscriminant(CentredHead):
 
     def new_memory(self, feature_dim: int, **options: object) -> PrototypeMemory:
         if self.streaming:
-            return StreamingMemory(feature_dim)
+            return StreamingMemory(feature_dim, cast("str | None", options.get("fingerprint")))
         return super().new_memory(feature_dim, **options)  # type: ignore[arg-type]
 
     def _require(self, memory: PrototypeMemory) -> None:

@@ -36,7 +36,7 @@ _REDUCES_TO: dict[Level, tuple[Level, ...]] = {
 }
 """What follows from each level."""
 
-_USUAL = {"moments": "pairs", "estimated": ""}
+_USUAL = {"moments": "pairs", "estimated": "", "order_of_samples": "free"}
 """What a description leaves out."""
 
 
@@ -199,10 +199,10 @@ def differing(
         its name, what it is here, and there; None if there is none.
     """
     floating = {"False"} == {here["exact"], there["exact"]}
+    there = _USUAL | dict(there)
     for name, value in (_USUAL | dict(here)).items():
-        theirs = there[name] if name not in _USUAL else there.get(name, _USUAL[name])
-        if theirs != value and (stated or name != "step" or not floating):
-            return name, value, theirs
+        if there[name] != value and (stated or name != "step" or not floating):
+            return name, value, there[name]
     return None
 
 
@@ -305,6 +305,10 @@ class StatisticsKind(FollowsDevice):
                 from protocl.memory.estimates.eigenpairs import LowRankMemory
 
                 return cast(Self, LowRankMemory.from_description(description, feature_map))
+            if description.get("order_of_samples") == "kept":
+                from protocl.memory.estimates.streaming import StreamingMemory
+
+                return cast(Self, StreamingMemory.from_description(description))
             return cls(
                 feature_dim, level, feature_map=feature_map, raw_means=raw_means, exact=exact,
                 step=step, moments=moments, fingerprint=description.get("fingerprint"),

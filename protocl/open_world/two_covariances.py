@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from protocl.errors import PrecisionWarning
-from protocl.heads.covariance.shrinkage import shrink_towards_identity, whitening
+from protocl.heads.covariance.shrinkage import whitening
 from protocl.memory import PrototypeMemory
+from protocl.memory.estimates.shrinkage import shrink_towards_identity
 
 FLOOR = 1e-3
 """Least between-class variance, in units of the shrunk within-class one, of a kept direction."""

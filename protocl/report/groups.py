@@ -251,14 +251,23 @@ def _set_labels(groups: Sequence[Group]) -> None:
         group.label = group.first.title
         if several_backbones:
             group.label += f" · {group.first.backbone.name}"
-    for label, count in Counter(group.label for group in groups).items():
-        same = [group for group in groups if group.label == label]
-        if count > 1:
-            keys = {key for group in same for key in group.settings}
-            for key, values in differences(same).items():
-                shown = _shortened(values) if key == _WEIGHTS_KEY else values
-                for group, value in zip(same, shown, strict=True):
-                    group.label += f", {_short_key(key, keys)}={value}"
+    for of_all in (True, False):
+        for label in dict.fromkeys(group.label for group in groups):
+            _tell_apart([group for group in groups if group.label == label], of_all)
+
+
+def _tell_apart(same: Sequence[Group], of_all: bool) -> None:
+    """Add the settings in which groups of one label differ, or those that all of them have.
+
+    What another head does not know, say, is not in the label of its runs: its name is enough.
+    """
+    keys = {key for group in same for key in group.settings}
+    for key, values in differences(same).items():
+        if of_all and not all(key in group.settings for group in same):
+            continue
+        shown = _shortened(values) if key == _WEIGHTS_KEY else values
+        for group, value in zip(same, shown, strict=True):
+            group.label += f", {_short_key(key, keys)}={value}"
 
 
 def _short_key(key: str, keys: Iterable[str]) -> str:

@@ -34,6 +34,8 @@ def main() -> int:
         help="for all of it, then what runs is ended (default: 8; on a CPU as long as it takes)",
     )  # fmt: skip
     args = parser.parse_args()
+    if args.minutes is not None and not args.minutes > 0:
+        parser.error(f"--minutes {args.minutes}: expected more than 0")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args.output.mkdir(parents=True, exist_ok=True)
     report = args.output.resolve()
@@ -43,7 +45,7 @@ def main() -> int:
     bench = [sys.executable, "-m", "protocl", "bench", "accelerator", "steps", "--device", device,
              "--size", size, "--output", str(report / "bench.json")]  # fmt: skip
     steps = {"tests": tests} | ({} if args.skip_bench else {"bench": bench})
-    minutes = args.minutes or (8 if device == "cuda" else None)
+    minutes = args.minutes if args.minutes is not None else 8 if device == "cuda" else None
     end = None if minutes is None else time.monotonic() + 60 * minutes
     codes: dict[str, tuple[int, float]] = {}
     about = {"device": _named(device), "torch": torch.__version__, "python": sys.version}
@@ -76,6 +78,7 @@ def run(command: list[str], log: Path, end: float | None) -> tuple[int, float]:
             )
         except subprocess.TimeoutExpired:
             code = OVERRUN
+    code = code if code >= 0 else 128 - code  # a signal, as a shell has it: no step ended well
     _say("\n".join(log.read_text(errors="replace").splitlines()[-30:]))
     return code, round(time.monotonic() - start, 1)
 

@@ -173,6 +173,22 @@ def test_factors_that_are_not_kept_give_the_same_samples(monkeypatch):
     assert torch.equal(draws(), kept)
 
 
+@pytest.mark.parametrize("change", ["update", "merge", "forget"])
+def test_a_sampler_does_not_mix_statistics_of_before_and_after_a_change(change):
+    memory = of_clients("full")
+    gaussians, generator = ClassGaussians(memory), torch.Generator().manual_seed(2)
+    gaussians.draw(2, generator)
+    other = memory.copy()
+    change_of = {
+        "update": lambda: memory.update(other.means, other.classes),
+        "merge": lambda: memory.merge(other),
+        "forget": lambda: memory.forget(int(other.classes[0])),
+    }
+    change_of[change]()
+    with pytest.raises(ValueError, match="memory has changed"):
+        gaussians.draw(2, generator)
+
+
 def test_samples_of_few_flat_and_single_ones():
     labels = torch.tensor([5, 2, 2, 9, 9, 9])
     flat = torch.tensor([[1.0, 7.0], [0.0, 7.0], [1.0, 7.0], [3.0, 7.0], [4.0, 7.0], [9.0, 7.0]])

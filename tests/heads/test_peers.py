@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.neighbors import NearestCentroid
 
 from protocl.heads import LinearDiscriminant, Mahalanobis, NearestMean, Ridge
-from protocl.heads.covariance.shrinkage import oas_shrinkage
+from protocl.memory.estimates.shrinkage import oas_shrinkage
 
 F64 = torch.float64
 

@@ -52,6 +52,19 @@ def test_another_setting_makes_another_group_named_by_it(tmp_path: Path) -> None
     assert set(differences(groups)) == {"strategy.shrinkage"}
 
 
+def test_a_label_names_no_settings_of_heads_that_another_run_does_not_have(tmp_path: Path) -> None:
+    heads = (
+        {"name": "klda", "gamma": 1},
+        {"name": "klda", "gamma": 2},
+        {"name": "anacp", "dim": 5},
+    )
+    for second, head in enumerate(heads):
+        write_run(tmp_path, make_result("slda", 1), time=f"20260101-00000{second}", head=head)
+    groups = group_runs(load_runs([tmp_path])[0])[0][0].groups
+    labels = ["SLDA, head=anacp", "SLDA, head=klda, gamma=1", "SLDA, head=klda, gamma=2"]
+    assert sorted(group.label for group in groups) == labels
+
+
 FLAT = {
     "slda": {"shrinkage": 0.1, "priors": "uniform", "adapt": None, "adapt_classifier": "linear",
              "exact": False, "step": 2.0**-16, "milestones": None},

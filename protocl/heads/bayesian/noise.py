@@ -7,13 +7,9 @@ from torch import Tensor
 
 from protocl.heads.bayesian.priors import Covariance, SharedPrior
 from protocl.heads.covariance.directions import squares_behind, warn_of_lost_scatter, whitened_error
-from protocl.heads.covariance.shrinkage import (
-    oas_shrinkage,
-    shrink_towards_identity,
-    warn_of_no_scatter,
-    whitening,
-)
+from protocl.heads.covariance.shrinkage import warn_of_no_scatter, whitening
 from protocl.memory import PrototypeMemory
+from protocl.memory.estimates.shrinkage import oas_shrinkage, shrink_towards_identity
 
 _LEAST = 1e-6
 """Least variance, as a share of the variance of the class means."""

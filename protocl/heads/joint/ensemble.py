@@ -42,7 +42,7 @@ class Ensemble(Head):
         [0, 1]
 
     Raises:
-        ValueError: there are no heads, or one needs statistics of another level.
+        ValueError: there are no heads, or one needs statistics of another level or kind.
     """
 
     keeps_digits: ClassVar[bool] = True
@@ -56,6 +56,11 @@ class Ensemble(Head):
         if not levels or levels - {"mean", "shared"} or any(head.raw_means for head in heads):
             raise ValueError(
                 f"heads that need levels {sorted(levels)}: expected one or more of 'mean', 'shared'"
+            )
+        if ordered := [head.ordered_by for head in heads if head.ordered_by]:
+            raise ValueError(
+                f"a head with {ordered[0]}= keeps what depends on the order of samples, which no "
+                "sums under one map hold: leave it out"
             )
         self.members = nn.ModuleList(heads)
         self.sharpness = sharpness

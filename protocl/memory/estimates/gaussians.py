@@ -31,7 +31,8 @@ class ClassGaussians:
     the scatter ``B_c``. A class of one sample has none, and ``eps`` alone.
 
     Args:
-        memory: statistics; samples are drawn under its feature map.
+        memory: statistics, not to be changed while samples of them are drawn; samples are drawn
+            under its feature map.
         covariance: ``"full"``: one a class. ``"shared"``: one for all, ``B / (N - C)``.
             ``"diagonal"``: variances of each class. ``"auto"``: the most that the memory knows.
         eps: variance that each feature has more; in squared units of the features.
@@ -53,6 +54,7 @@ class ClassGaussians:
         kept = _kept(memory, covariance)
         self.classes, self.means, self._eps = memory.classes, memory.means, eps
         self._memory = memory if memory.level == kept else memory.at_level(kept)
+        self._revision = self._memory.revision
         counts = memory.counts.double()
         self._freedom = (counts - 1).sum() if kept == "shared" else counts - 1
         self._freedom = self._freedom.clamp(min=1)
@@ -63,7 +65,7 @@ class ClassGaussians:
         """``n`` samples of each class, ``(C, n, W)`` float64, by normal numbers of ``generator``.
 
         Raises:
-            ValueError: ``n`` is negative.
+            ValueError: ``n`` is negative, or the memory has changed since.
         """
         if n < 0:
             raise ValueError(f"n={n}: expected a number of samples of each class")
@@ -72,7 +74,13 @@ class ClassGaussians:
         return self.placed(noise.to(self.means.device))
 
     def placed(self, noise: Tensor) -> Tensor:
-        """Samples ``m_c + L_c z`` of standard normal ``noise`` ``(C, n, W)``, in its place."""
+        """Samples ``m_c + L_c z`` of standard normal ``noise`` ``(C, n, W)``, in its place.
+
+        Raises:
+            ValueError: the memory has changed: scatters would be of other samples than means.
+        """
+        if self._memory.revision != self._revision:
+            raise ValueError("the memory has changed: make ClassGaussians of it again")
         if self._memory.level == "diagonal":
             noise *= (self._variances() + self._eps).sqrt()[:, None]
         elif self._memory.level == "shared":

@@ -7,8 +7,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from protocl.heads.covariance.shrinkage import or_euclidean, shrink_towards_identity, whitening
+from protocl.heads.covariance.shrinkage import or_euclidean, whitening
 from protocl.memory import PrototypeMemory
+from protocl.memory.estimates.shrinkage import shrink_towards_identity
 from protocl.memory.feature_maps import FeatureMap, digest, unit
 from protocl.memory.precision import in_full_precision
 

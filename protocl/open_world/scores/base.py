@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from protocl.config.validation import is_number
-from protocl.heads.covariance.shrinkage import (
-    oas_shrinkage,
-    shrink_towards_identity,
-    whitening,
-)
+from protocl.heads.covariance.shrinkage import whitening
 from protocl.memory import PrototypeMemory
+from protocl.memory.estimates.shrinkage import oas_shrinkage, shrink_towards_identity
 from protocl.open_world.fitted import Fitted, as_shared
 
 Shrinkage = float | Literal["auto"]

@@ -180,6 +180,7 @@ def test_what_cannot_be_joined():
         (lambda: Joint([]), "expected one or more"),
         (lambda: Joint([Joint([FeatureMap()])]), "not joint"),
         (lambda: Ensemble([]), "expected one or more"),
+        (lambda: Ensemble([LinearDiscriminant(streaming=True)]), "head with streaming= keeps what"),
         (lambda: Ensemble([Mahalanobis()]), "full"),
         (lambda: KLDAEnsemble(0), "members=0"),
         (lambda: AnaCP(per_class=0), "per_class=0"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from protocl import PrototypeMemory
 from protocl.heads import LinearDiscriminant
-from protocl.heads.streaming import StreamingMemory
+from protocl.memory.estimates.streaming import StreamingMemory
 from protocl.strategies.plugin.prototypes import Prototypes
 
 
@@ -33,3 +34,26 @@ def test_experiences_go_on_where_the_last_one_ended_and_so_does_a_resumed_run():
         learner.learn([(x * float("nan"), y, None)])
     assert torch.equal(before.second_moment, seen.second_moment)
     assert learner.memory.total == 120
+
+
+def test_a_file_says_that_its_statistics_depend_on_the_order_of_samples(tmp_path):
+    y = torch.arange(4).repeat(5)
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    head, more = LinearDiscriminant(streaming=True), (x.flip(0), y.flip(0))
+    memory = head.new_memory(3, fingerprint="a backbone").update(x, y)
+    memory.save(tmp_path / "running.safetensors")
+    loaded = PrototypeMemory.load(tmp_path / "running.safetensors", fingerprint="a backbone")
+    assert torch.equal(head.fit(loaded)(x), head.fit(memory)(x))
+    assert torch.equal(loaded.update(*more).second_moment, memory.update(*more).second_moment)
+    exact = PrototypeMemory(3, "shared").update(x, y)
+    for refused in (
+        lambda: loaded + loaded, lambda: loaded - loaded, lambda: loaded.forget(0),
+        lambda: loaded + exact, lambda: loaded - exact, lambda: loaded.subset(0),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="depends on the order of samples"):
+            refused()
+    for refused in (lambda: exact + loaded, lambda: exact - loaded):
+        with pytest.raises(ValueError, match="order_of_samples is free here, kept in the other"):
+            refused()
+    with pytest.raises(ValueError, match="order_of_samples is free in this memory, kept in the"):
+        PrototypeMemory(3, "shared").load_state_dict(memory.state_dict())

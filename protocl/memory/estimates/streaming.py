@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Never, Self
 
 import torch
 from torch import Tensor
 
-from protocl.heads.covariance.shrinkage import oas_shrinkage, shrink_towards_identity
-from protocl.memory import PrototypeMemory
 from protocl.memory.batch import Level, check_batch
 from protocl.memory.buffers import outside_inference_mode
+from protocl.memory.estimates.shrinkage import oas_shrinkage, shrink_towards_identity
 from protocl.memory.limits.digits import check_wide
+from protocl.memory.memory import PrototypeMemory
 from protocl.memory.symmetric import pack_triangles
 
 _PIECE = 2048
@@ -28,19 +29,21 @@ class StreamingMemory(PrototypeMemory):
 
     so ``t S`` is a weighted sum of outer products, which is what is accumulated here. Each class's
     first sample adds its whole outer product, and the weights follow the order of arrival:
-    these statistics cannot be merged, subtracted or split. They serve to reproduce numbers.
+    these statistics cannot be merged, subtracted or split, nor with sums of samples, in a file or
+    out of one. They serve to reproduce numbers.
 
     Source: Hayes & Kanan 2020, "Lifelong machine learning with deep streaming linear discriminant
     analysis", and its code.
 
     Args:
         feature_dim: ``D``.
+        fingerprint: as for :class:`protocl.PrototypeMemory`.
     """
 
     ordered: ClassVar[bool] = True
 
-    def __init__(self, feature_dim: int) -> None:
-        super().__init__(feature_dim, "shared")
+    def __init__(self, feature_dim: int, fingerprint: str | None = None) -> None:
+        super().__init__(feature_dim, "shared", fingerprint=fingerprint)
 
     @outside_inference_mode
     @torch.no_grad()
@@ -98,7 +101,19 @@ class StreamingMemory(PrototypeMemory):
         self._add_all(ids, counts, {"sum": sums, "second": pack_triangles(second)}, {}, sign=1)
 
     def empty_like(self, level: Level | None = None) -> StreamingMemory:
-        return StreamingMemory(self.feature_dim).to(self.device)
+        return StreamingMemory(self.feature_dim, self.fingerprint).to(self.device)
+
+    def describe(self) -> dict[str, str]:
+        return {**super().describe(), "order_of_samples": "kept"}
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, str]) -> StreamingMemory:
+        """A memory without samples of the kind that :meth:`describe` tells of.
+
+        Raises:
+            ValueError, KeyError: the description is damaged.
+        """
+        return cls(int(description["feature_dim"]), description.get("fingerprint"))
 
     def scatter(self) -> Tensor:
         """Deep SLDA's ``t S``, ``(D, D)`` float64."""
@@ -110,13 +125,32 @@ class StreamingMemory(PrototypeMemory):
 
     def _combine(self, other: object, sign: int) -> Never:
         raise ValueError(
-            "Deep SLDA's running covariance depends on the order of samples and cannot be merged "
-            "or subtracted; use LinearDiscriminant() without streaming=True"
+            "Deep SLDA's running covariance depends on the order of samples and cannot be merged, "
+            "subtracted or split; use LinearDiscriminant() without streaming=True"
         )
+
+    def subtract(self, other: PrototypeMemory) -> Never:
+        """Refused, as a merge is."""
+        self._combine(other, -1)
+
+    def forget(self, classes: int | Iterable[int] | Tensor) -> Never:
+        """Refused, as a merge is."""
+        self._combine(self, -1)
+
+    def subset(self, classes: int | Iterable[int] | Tensor) -> Never:
+        """Refused, as a merge is."""
+        self._combine(self, -1)
 
     def all_reduce(self, group: Any = None) -> Never:
         """Refused, as a merge is."""
         self._combine(self, 1)
 
-    def at_level(self, level: Level) -> Never:
+    def at_level(self, level: Level) -> PrototypeMemory:
+        """A copy at its own level; others are refused.
+
+        Raises:
+            ValueError: ``level`` is not ``shared``.
+        """
+        if level == self.level:
+            return self.copy()
         raise ValueError(f"Deep SLDA's running statistics cannot be reduced to level '{level}'")
