@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from protocl.memory.batch import BatchStatistics
-from protocl.memory.buffers import LARGE, GrowingRows, require_whole
+from protocl.memory.buffers import LARGE, GrowingRows
 from protocl.memory.stored import StoredStatistics
 from protocl.memory.summation import (
     add_compensated_,
@@ -28,7 +28,6 @@ class AdditiveStatistics(StoredStatistics):
 
     def _combine(self, other: AdditiveStatistics, sign: int) -> None:
         self.require_compatible(other)
-        require_whole(other)
         terms = {
             name: buffer.to(self.device) for name, buffer in other.named_buffers(recurse=False)
         }
@@ -168,9 +167,8 @@ class AdditiveStatistics(StoredStatistics):
         merged = torch.unique(torch.cat([known, ids]))
         if len(merged) > len(known):
             self._require_bytes(len(merged))
-            self._buffers["class_ids"] = None  # whoever is interrupted has none, not a wrong one
             places = torch.searchsorted(merged, known)
-            for name in [name for name, buffer in self._buffers.items() if buffer is not None]:
+            for name in list(self._buffers):
                 if name not in self._layout.shared:
                     self._grow(name, places, len(merged))
             self.class_ids = merged

@@ -72,15 +72,6 @@ class FollowsDevice(nn.Module):
         return apply(move_only, recurse)
 
 
-def require_whole(memory: nn.Module) -> None:
-    """Refuse a memory of which an update was interrupted while it made room for new classes."""
-    if memory._buffers["class_ids"] is None:
-        raise RuntimeError(
-            "an update was interrupted while it made room for new classes, so that the statistics "
-            "are not whole: load the memory again, or begin a new one"
-        )
-
-
 class GrowingRows:
     """Buffers of a module that get more rows without a second copy of those they have.
 

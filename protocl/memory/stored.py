@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protocl.errors import DataError
 from protocl.memory.batch import LEVELS, Level
-from protocl.memory.buffers import outside_inference_mode, own_buffers, owned, require_whole
+from protocl.memory.buffers import outside_inference_mode, own_buffers, owned
 from protocl.memory.feature_maps import FeatureMap
 from protocl.memory.kind import (
     Layout,
@@ -110,7 +110,6 @@ class StoredStatistics(StatisticsKind):
         ``second_low`` and ``second_high`` are absent where all of them are zero. In fixed point a
         value is an integer times ``step``, or ``step ** 2`` for ``second``.
         """
-        require_whole(self)
         return {
             name: buffer
             for name, buffer in self.named_buffers(recurse=False)

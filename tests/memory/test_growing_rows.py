@@ -6,7 +6,6 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,43 +152,6 @@ def test_a_head_interrupted_while_rows_move_has_no_answers(monkeypatch: pytest.M
     with pytest.raises(NotFittedError):
         head(queries)
     assert torch.equal(head.fit(memory)(queries), Mahalanobis.fecam().fit(memory)(queries))
-
-
-@pytest.mark.parametrize("moved", [0, 1, 2])
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_memory_interrupted_while_it_grows_gives_nothing_wrong(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moved: int, when: str
-) -> None:
-    memory = PrototypeMemory(WIDTH, "full").update(*samples([4, 7]))
-    grow, so_far = memory._grow, []
-
-    def interrupted(*arguments: Any) -> None:
-        if when == "after":
-            grow(*arguments)
-        if len(so_far) == moved:
-            raise KeyboardInterrupt
-        so_far.append(arguments)
-        if when == "before":
-            grow(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(memory, "_grow", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            memory.update(*samples([5], seed=1))
-
-    with pytest.raises(RuntimeError, match="interrupted while it made room"):
-        memory.update(*samples([4], seed=2))
-    uses: list[Callable[[], object]] = [
-        lambda: memory.classes,
-        lambda: memory.save(tmp_path / "memory.safetensors"),
-        lambda: Mahalanobis().fit(memory),
-        lambda: PrototypeMemory(WIDTH, "full").merge(memory),
-        lambda: memory.copy().classes,
-    ]
-    for use in uses:
-        with pytest.raises((AttributeError, RuntimeError)):
-            use()
-    assert not list(tmp_path.iterdir())
 
 
 PEAK = """
