@@ -168,9 +168,13 @@ class AdditiveStatistics(StoredStatistics):
         if len(merged) > len(known):
             self._require_bytes(len(merged))
             places = torch.searchsorted(merged, known)
-            for name in list(self._buffers):
-                if name not in self._layout.shared:
-                    self._grow(name, places, len(merged))
+            try:
+                for name in list(self._buffers):
+                    if name not in self._layout.shared:
+                        self._grow(name, places, len(merged))
+            except Exception:  # such as no room for the largest, when others have grown already
+                self._shrink(places, len(merged))
+                raise
             self.class_ids = merged
         return torch.searchsorted(merged, ids)
 
@@ -184,6 +188,14 @@ class AdditiveStatistics(StoredStatistics):
         else:
             del buffer  # what has another name cannot be moved
             self._growing.spread(self, name, places, rows)
+
+    def _shrink(self, places: Tensor, rows: int) -> None:
+        """Take back what :meth:`_grow` did to some buffers, without asking for memory."""
+        for name, buffer in self.named_buffers(recurse=False):
+            if name not in self._layout.shared and len(buffer) == rows:
+                for row, place in enumerate(places.tolist()):
+                    buffer[row] = buffer[place]
+                setattr(self, name, buffer[: len(places)])
 
     @cached_property
     def _growing(self) -> GrowingRows:
