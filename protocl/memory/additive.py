@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,26 @@ from protocl.memory.symmetric import diagonal_places
 
 class AdditiveStatistics(StoredStatistics):
     """Statistics to which the sums of others are added."""
+
+    _broken = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self._broken and not name.startswith("_"):
+            raise RuntimeError(
+                "this memory was interrupted while samples were added: some of its sums have them, "
+                "others have not; load it again, or build it anew"
+            )
+        return super().__getattr__(name)
+
+    @contextmanager
+    def _wholly(self) -> Iterator[None]:
+        """Change sums in the block; who is interrupted there is left without any."""
+        try:
+            yield
+        except BaseException:
+            self._broken = True
+            self._buffers.clear()
+            raise
 
     def _combine(self, other: AdditiveStatistics, sign: int) -> None:
         self.require_compatible(other)
@@ -74,9 +96,10 @@ class AdditiveStatistics(StoredStatistics):
                     self._require_room(name, ids, term, known)
             self._require_reach(halves.get("second"))
         rows = self._rows_for(ids)
-        self.count.index_add_(0, rows, counts * sign)
-        for name, term in sums.items():
-            self._add(name, rows, term, halves.get(name))
+        with self._wholly():
+            self.count.index_add_(0, rows, counts * sign)
+            for name, term in sums.items():
+                self._add(name, rows, term, halves.get(name))
         return rows
 
     def _begin(self, ids: Tensor, counts: Tensor, sums: Mapping[str, Tensor]) -> Tensor:

@@ -130,6 +130,23 @@ def test_an_update_without_room_leaves_the_memory_as_it_was(
         assert torch.equal(one, other), name
 
 
+@pytest.mark.parametrize("stage", ["_add", "_add_moments"])
+def test_a_memory_interrupted_while_samples_are_added_says_so(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    memory = PrototypeMemory(WIDTH, "full").update(*samples([3, 5]))
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, stage, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            memory.update(*samples([3, 4]))
+    for use in (len, lambda m: m.means, lambda m: m.update(*samples([3])), Mahalanobis.fecam().fit):
+        with pytest.raises(RuntimeError, match="interrupted while samples were added"):
+            use(memory)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_grow_on_their_own(copied: Any) -> None:
     memory = PrototypeMemory(WIDTH, "full").update(*samples([3])).update(*samples([5]))
