@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,18 +25,20 @@ from protocl.memory.summation import (
 from protocl.memory.symmetric import diagonal_places
 
 
+class _Broken(dict[str, Any]):
+    """In place of the buffers of a memory some of whose sums have samples that others have not."""
+
+    def _refuse(self, *arguments: object) -> NoReturn:
+        raise RuntimeError(
+            "this memory was interrupted while samples were added: some of its sums have them, "
+            "others have not; load it again, or build it anew"
+        )
+
+    __contains__ = __getitem__ = __iter__ = __len__ = items = keys = values = _refuse
+
+
 class AdditiveStatistics(StoredStatistics):
     """Statistics to which the sums of others are added."""
-
-    _broken = False
-
-    def __getattr__(self, name: str) -> Any:
-        if self._broken and not name.startswith("_"):
-            raise RuntimeError(
-                "this memory was interrupted while samples were added: some of its sums have them, "
-                "others have not; load it again, or build it anew"
-            )
-        return super().__getattr__(name)
 
     @contextmanager
     def _wholly(self) -> Iterator[None]:
@@ -44,9 +46,11 @@ class AdditiveStatistics(StoredStatistics):
         try:
             yield
         except BaseException:
-            self._broken = True
-            self._buffers.clear()
+            self._break()
             raise
+
+    def _break(self) -> None:
+        self._buffers = _Broken()
 
     def _combine(self, other: AdditiveStatistics, sign: int) -> None:
         self.require_compatible(other)
@@ -197,6 +201,9 @@ class AdditiveStatistics(StoredStatistics):
                         self._grow(name, places, len(merged))
             except Exception:  # such as no room for the largest, when others have grown already
                 self._shrink(places, len(merged))
+                raise
+            except BaseException:  # rows may be under way
+                self._break()
                 raise
             self.class_ids = merged
         return torch.searchsorted(merged, ids)

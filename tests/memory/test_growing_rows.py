@@ -130,7 +130,18 @@ def test_an_update_without_room_leaves_the_memory_as_it_was(
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("stage", ["_add", "_add_moments"])
+@LINUX
+def test_rows_are_copied_where_the_system_gives_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    memory = PrototypeMemory(WIDTH, "full").update(*samples([3, 5]))
+    expected = copy.deepcopy(memory).update(*samples([4]))
+    monkeypatch.setattr(buffers.mmap, "mmap", refused)
+    assert torch.equal(memory.update(*samples([4])).second, expected.second)
+
+
+@pytest.mark.parametrize("stage", ["_grow", "_add", "_add_moments"])
 def test_a_memory_interrupted_while_samples_are_added_says_so(
     stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,10 +150,11 @@ def test_a_memory_interrupted_while_samples_are_added_says_so(
 
     memory = PrototypeMemory(WIDTH, "full").update(*samples([3, 5]))
     with monkeypatch.context() as patch:
-        patch.setattr(memory, stage, interrupted)
+        patch.setattr(PrototypeMemory, stage, interrupted)
         with pytest.raises(KeyboardInterrupt):
             memory.update(*samples([3, 4]))
-    for use in (len, lambda m: m.means, lambda m: m.update(*samples([3])), Mahalanobis.fecam().fit):
+    fit, again = Mahalanobis.fecam().fit, samples([3])
+    for use in (len, lambda m: m.means, lambda m: m.update(*again), fit, nn.Module.state_dict):
         with pytest.raises(RuntimeError, match="interrupted while samples were added"):
             use(memory)
 
