@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,8 +25,32 @@ from protocl.memory.summation import (
 from protocl.memory.symmetric import diagonal_places
 
 
+class _Broken(dict[str, Any]):
+    """In place of the buffers of a memory some of whose sums have samples that others have not."""
+
+    def _refuse(self, *arguments: object) -> NoReturn:
+        raise RuntimeError(
+            "this memory was interrupted while samples were added: some of its sums have them, "
+            "others have not; load it again, or build it anew"
+        )
+
+    __contains__ = __getitem__ = __iter__ = __len__ = items = keys = values = _refuse
+
+
 class AdditiveStatistics(StoredStatistics):
     """Statistics to which the sums of others are added."""
+
+    @contextmanager
+    def _wholly(self) -> Iterator[None]:
+        """Change sums in the block; who is interrupted there is left without any."""
+        try:
+            yield
+        except BaseException:
+            self._break()
+            raise
+
+    def _break(self) -> None:
+        self._buffers = _Broken()
 
     def _combine(self, other: AdditiveStatistics, sign: int) -> None:
         self.require_compatible(other)
@@ -74,9 +100,10 @@ class AdditiveStatistics(StoredStatistics):
                     self._require_room(name, ids, term, known)
             self._require_reach(halves.get("second"))
         rows = self._rows_for(ids)
-        self.count.index_add_(0, rows, counts * sign)
-        for name, term in sums.items():
-            self._add(name, rows, term, halves.get(name))
+        with self._wholly():
+            self.count.index_add_(0, rows, counts * sign)
+            for name, term in sums.items():
+                self._add(name, rows, term, halves.get(name))
         return rows
 
     def _begin(self, ids: Tensor, counts: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
@@ -168,9 +195,16 @@ class AdditiveStatistics(StoredStatistics):
         if len(merged) > len(known):
             self._require_bytes(len(merged))
             places = torch.searchsorted(merged, known)
-            for name in list(self._buffers):
-                if name not in self._layout.shared:
-                    self._grow(name, places, len(merged))
+            try:
+                for name in list(self._buffers):
+                    if name not in self._layout.shared:
+                        self._grow(name, places, len(merged))
+            except Exception:  # such as no room for the largest, when others have grown already
+                self._shrink(places, len(merged))
+                raise
+            except BaseException:  # rows may be under way
+                self._break()
+                raise
             self.class_ids = merged
         return torch.searchsorted(merged, ids)
 
@@ -184,6 +218,14 @@ class AdditiveStatistics(StoredStatistics):
         else:
             del buffer  # what has another name cannot be moved
             self._growing.spread(self, name, places, rows)
+
+    def _shrink(self, places: Tensor, rows: int) -> None:
+        """Take back what :meth:`_grow` did to some buffers, without asking for memory."""
+        for name, buffer in self.named_buffers(recurse=False):
+            if name not in self._layout.shared and len(buffer) == rows:
+                for row, place in enumerate(places.tolist()):
+                    buffer[row] = buffer[place]
+                setattr(self, name, buffer[: len(places)])
 
     @cached_property
     def _growing(self) -> GrowingRows:

@@ -127,7 +127,10 @@ class GrowingRows:
         if not movable or length < _LONG:
             return like.new_zeros(size)
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        held = mmap.mmap(-1, size[0] * length, flags=private)
+        try:
+            held = mmap.mmap(-1, size[0] * length, flags=private)
+        except OSError:  # no room, or too many maps: torch may find some, or says that it did not
+            return like.new_zeros(size)
         self._maps[name] = weakref.ref(held)
         return _tensor_in(held, size, like.dtype)
 

@@ -98,7 +98,8 @@ class PrototypeMemory(DerivedStatistics):
         else:
             rows = self._begin(batch.class_ids, batch.counts, sums)
         if self.level == "full":
-            self._add_moments(rows, batch)
+            with self._wholly():
+                self._add_moments(rows, batch)
         self._touch(batch.class_ids)
         return self
 

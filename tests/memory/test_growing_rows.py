@@ -102,6 +102,63 @@ def test_rows_that_were_replaced_by_others_grow_as_well() -> None:
     assert torch.equal(memory.second, expected.second)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_an_update_without_room_leaves_the_memory_as_it_was(
+    kind: dict[str, Any], fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = PrototypeMemory(WIDTH, "full", **kind).update(*samples([3, 5]))
+    memory.update(*samples([4]))
+    before, calls, grow = copy.deepcopy(memory), 0, memory._grow
+
+    def without_room(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
+            raise MemoryError
+        grow(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_grow", without_room)
+        with pytest.raises(MemoryError):
+            memory.update(*samples([1, 4, 9], seed=1))
+    for (name, one), other in zip(memory.named_buffers(), before.buffers(), strict=True):
+        assert torch.equal(one, other), name
+    memory.update(*samples([1, 4, 9], seed=1))
+    before.update(*samples([1, 4, 9], seed=1))
+    for (name, one), other in zip(memory.named_buffers(), before.buffers(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@LINUX
+def test_rows_are_copied_where_the_system_gives_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **options: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    memory = PrototypeMemory(WIDTH, "full").update(*samples([3, 5]))
+    expected = copy.deepcopy(memory).update(*samples([4]))
+    monkeypatch.setattr(buffers.mmap, "mmap", refused)
+    assert torch.equal(memory.update(*samples([4])).second, expected.second)
+
+
+@pytest.mark.parametrize("stage", ["_grow", "_add", "_add_moments"])
+def test_a_memory_interrupted_while_samples_are_added_says_so(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    memory = PrototypeMemory(WIDTH, "full").update(*samples([3, 5]))
+    with monkeypatch.context() as patch:
+        patch.setattr(PrototypeMemory, stage, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            memory.update(*samples([3, 4]))
+    fit, again = Mahalanobis.fecam().fit, samples([3])
+    for use in (len, lambda m: m.means, lambda m: m.update(*again), fit, nn.Module.state_dict):
+        with pytest.raises(RuntimeError, match="interrupted while samples were added"):
+            use(memory)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_grow_on_their_own(copied: Any) -> None:
     memory = PrototypeMemory(WIDTH, "full").update(*samples([3])).update(*samples([5]))
