@@ -11,6 +11,7 @@ take of the processor time, in the proportion of their seconds to all.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import resource
 import subprocess
@@ -160,6 +161,7 @@ def main() -> None:
     console = Console(soft_wrap=True)
     if args.case:
         quiet()
+        gc.freeze()  # what was imported, as the commands do
         with thread_count(1), without_round_reports():
             clients, edges, level = args.case
             console.print(row(int(clients), int(edges), level))

@@ -20,6 +20,9 @@ added if all go one way. The memory into which a block goes adds no error of its
 
 Rows = NDArray[np.intp] | slice
 
+_PLACES = 1024
+"""Lists of classes whose rows are remembered at most: clients repeat a few."""
+
 _NARROW = np.iinfo(np.int32).max
 _WIDE = np.iinfo(np.int64).max
 
@@ -107,6 +110,7 @@ class Block:
     def _reset(self, class_ids: NDArray[np.int64]) -> None:
         form, classes = self._form, len(class_ids)
         self._class_ids = class_ids
+        self._places: dict[bytes, Rows | None] = {}
         self._terms = 0
         self._counts = np.zeros(classes, dtype=np.int64)
         self._reach = dict.fromkeys(form.shapes, 0)
@@ -138,9 +142,17 @@ class Block:
 
     def _rows_for(self, ids: NDArray[np.int64]) -> Rows | None:
         """Rows of the classes ``ids``, made for those not seen before; None for all rows."""
-        known = self._class_ids
-        if ids is known:
+        if ids is self._class_ids:
             return None
+        if (key := ids.tobytes()) not in self._places:
+            rows = self._find_rows(ids)  # forgets all places where it makes new rows
+            if len(self._places) >= _PLACES:
+                self._places.clear()
+            self._places[key] = rows
+        return self._places[key]
+
+    def _find_rows(self, ids: NDArray[np.int64]) -> Rows | None:
+        known = self._class_ids
         if np.array_equal(ids, known):
             self._class_ids = ids
             return None
@@ -154,6 +166,7 @@ class Block:
 
     def _grow(self, class_ids: NDArray[np.int64], places: NDArray[np.intp]) -> None:
         self._class_ids = class_ids
+        self._places.clear()
         axis = 0 if self._form.exact else 1
         self._counts = _spread(self._counts, places, len(class_ids), 0)
         for name in self._form.shapes:

@@ -84,7 +84,7 @@ def pack(memory: PrototypeMemory, precision: Precision = "exact") -> Arrays:
         raise ValueError(f"precision='{precision}': expected one of {', '.join(ERROR_BOUNDS)}")
     parts = {name: part.cpu().numpy() for name, part in memory.parts().items()}
     counts = parts["count"]
-    arrays: Arrays = {"classes": np.stack([parts["class_ids"], counts])}
+    arrays: Arrays = {"classes": np.array((parts["class_ids"], counts))}
     scales = []
     for name, form in memory.forms.items():
         sums, half = parts[name], parts.get(f"{name}_low", parts.get(f"{name}_high"))

@@ -191,3 +191,19 @@ def test_messages_that_are_kept_survive_a_file_without_a_warning(tmp_path, exact
     server.forget_client("a")
     assert same_statistics(again.memory, server.memory)
     assert same_statistics(again.contribution_of("b"), filled(like, ord("b")))
+
+
+def test_rows_of_a_list_of_classes_move_when_a_class_comes_between() -> None:
+    like = empty()
+    lists = [(1, 5), (5, 9), (1, 5), (0, 3), (5, 9), (1, 5), (3, 9)]
+    parts = [
+        like.empty_like().update(torch.full((2, DIM), float(i + 1)), torch.tensor(classes))
+        for i, classes in enumerate(lists)
+    ]
+    form, merged, expected = PackedForm(like), like.empty_like(), like.empty_like()
+    block = Block(form)
+    for part in parts:
+        assert block.add(pack_exactly(part))
+        expected.merge(part)
+    block.empty_into(merged)
+    assert same_statistics(merged, expected)
