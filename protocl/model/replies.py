@@ -106,7 +106,8 @@ class Replies(Judging):
     @property
     def says_how_sure(self) -> bool:
         """Whether the memory keeps enough for probabilities."""
-        return self.memory_.provides("shared") and self.memory_.total > len(self.memory_)
+        known = self.memory_
+        return known.provides("shared") and not known.ordered and known.total > len(known)
 
     def _ranked(self, features: Tensor, top: int) -> list[Guesses]:
         chances = self._chances(features) if self.says_how_sure else None

@@ -164,7 +164,7 @@ def _facts(model: Model, folder: Path) -> dict[str, str]:
 
 
 def _forgettable(memory: PrototypeMemory) -> str:
-    if memory.estimated:
+    if memory.estimated or memory.ordered:
         return "nothing"
     return "samples" if memory.level == "shared" else "samples and whole classes"
 

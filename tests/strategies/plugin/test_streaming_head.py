@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
-from protocl import PrototypeMemory
+from protocl import PrototypeClassifier, PrototypeMemory
+from protocl.cli.main import main
 from protocl.heads import LinearDiscriminant
 from protocl.memory.estimates.streaming import StreamingMemory
 from protocl.strategies.plugin.prototypes import Prototypes
@@ -57,3 +60,15 @@ def test_a_file_says_that_its_statistics_depend_on_the_order_of_samples(tmp_path
             refused()
     with pytest.raises(ValueError, match="order_of_samples is free in this memory, kept in the"):
         PrototypeMemory(3, "shared").load_state_dict(memory.state_dict())
+
+
+def test_a_saved_model_of_running_statistics_answers_and_learns(tmp_path, capsys):
+    y = torch.arange(4).repeat(30)
+    x = torch.randn(120, 8, generator=torch.Generator().manual_seed(0)) + 3 * y[:, None]
+    x[:, 5] = 0  # a feature without variance has no scatter that sums would leave
+    PrototypeClassifier(LinearDiscriminant(streaming=True)).fit(x, y).save(tmp_path / "model")
+    model = PrototypeClassifier.load(tmp_path / "model").partial_fit(x, y)
+    assert not model.says_how_sure  # probabilities are those of sums, which these are not
+    assert len(model.guesses(x.numpy(), 1)) == 120
+    assert main(["info", str(tmp_path / "model")]) == 0
+    assert re.search(r"forgets +nothing", capsys.readouterr().out)
