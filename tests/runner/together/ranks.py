@@ -1,8 +1,9 @@
 """One of several processes, as ``torchrun`` starts them: carries out commands of ``protocl``.
 
-``python -m tests.runner.together.ranks`` with a JSON list of commands on standard input; writes
-their exit codes. ``{rank}`` in a command is the number of the process. A command that begins with
-``killed`` ends the last process in the middle.
+``python -m tests.runner.together.ranks`` with a JSON list of ports and commands on standard input;
+writes their exit codes. ``{rank}`` in a command is the number of the process. A command that begins
+with ``killed`` ends the last process in the middle. Each meets at a port of its own: who is done
+early would find the others of the command before at the same one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def end(run: SharedFeatureRun, t: int) -> None:
 follower._HEAD_START = 0.0  # nobody ends the others here
 codes = []
 learn = SharedFeatureRun._learn
-for command in json.load(sys.stdin):
+for port, command in json.load(sys.stdin):
+    os.environ["MASTER_PORT"] = str(port)
     if command[0] == "killed":
         SharedFeatureRun._learn = end
     codes.append(main([word.replace("{rank}", os.environ["RANK"]) for word in command[1:]]))

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,15 @@ def pretrain(root: Path, output: str) -> list[str]:
     ]
 
 
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens at, each another one."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 @pytest.fixture(scope="module")
 def ended(root: Path) -> Ended:
     """All commands, one after the other, in the same two processes."""
@@ -144,11 +154,8 @@ def ended(root: Path) -> Ended:
         given = command[1:] if own else settings(root, "refused", *command[1:])
         commands.append(["", command[0], *given])
     commands.append(["killed", *run(root, "killed", *RUNS["slda"])])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     environment = {
-        **os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        **os.environ, "MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": str(RANKS), "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
     processes = [
@@ -159,12 +166,17 @@ def ended(root: Path) -> Ended:
         )
         for rank in range(RANKS)
     ]  # fmt: skip
+    told = json.dumps(list(zip(free_ports(len(commands)), commands, strict=True)))
     for process in processes:
         assert process.stdin is not None
-        process.stdin.write(json.dumps(commands))
+        process.stdin.write(told)
         process.stdin.close()
         process.stdin = None
-    answers = [process.communicate(timeout=300) for process in processes]
+    try:
+        answers = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert "CODES" in answers[0][0], answers[0][1]
     assert not answers[1][0], "only the first process prints"
     codes = json.loads(answers[0][0].rpartition("CODES ")[2])
